@@ -1,0 +1,280 @@
+//! Every setting in one place: its name, its default, what it means, and how its text is read.
+//!
+//! A [`Config`] is read from `MAYPOLE_*` variables by [`Config::from_env`] or built in code. `maypole info` lists
+//! [`KNOBS`]. All ranks of a job should have the same settings; those that shape messages are compared when ranks meet.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Which transport carries bytes between two ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransportChoice {
+    /// Shared memory between ranks of one host, TCP between hosts.
+    #[default]
+    Auto,
+    /// Shared memory only; an error where two ranks do not share a host.
+    Shm,
+    /// TCP only, on one host too.
+    Tcp,
+}
+
+/// Which address family TCP uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Family {
+    /// Whatever both ends have; IPv4 first.
+    #[default]
+    Any,
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+}
+
+/// A communicator's settings. `Config::default()` has the documented defaults; see [`KNOBS`] for what each means.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// `MAYPOLE_ALGORITHM`: entries `algorithm` or `collective=algorithm`, comma-separated.
+    pub algorithm: String,
+    /// `MAYPOLE_TRANSPORT`.
+    pub transport: TransportChoice,
+    /// `MAYPOLE_SLICE`, bytes: the longest slice; 0 lets the tuner choose.
+    pub slice: usize,
+    /// `MAYPOLE_RING`, bytes: memory of one shared-memory link.
+    pub ring: usize,
+    /// `MAYPOLE_WINDOW`, bytes: one publication of a rank in shared memory.
+    pub window: usize,
+    /// `MAYPOLE_TIMEOUT`, seconds: the deadline of an operation.
+    pub timeout: Duration,
+    /// `MAYPOLE_CONNECT_TIMEOUT`, seconds: how long ranks wait for each other at the start.
+    pub connect_timeout: Duration,
+    /// `MAYPOLE_SPIN`, microseconds: how long a waiting rank spins before it sleeps; `None` lets the host's load decide.
+    pub spin: Option<Duration>,
+    /// `MAYPOLE_INTERFACE`: network interface (or address prefix) for TCP.
+    pub interface: Option<String>,
+    /// `MAYPOLE_FAMILY`.
+    pub family: Family,
+    /// `MAYPOLE_CONNECTIONS`: TCP connections per pair of ranks.
+    pub connections: usize,
+    /// `MAYPOLE_HOST`: what counts as this rank's host; ranks with different texts never share memory.
+    pub host: Option<String>,
+    /// `MAYPOLE_KEY`: the job's secret; needed where the launcher has no private way to hand one out.
+    pub key: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            algorithm: String::new(),
+            transport: TransportChoice::Auto,
+            slice: 0,
+            ring: 256 << 10,
+            window: 256 << 10,
+            timeout: Duration::from_secs(120),
+            connect_timeout: Duration::from_secs(60),
+            spin: None,
+            interface: None,
+            family: Family::Any,
+            connections: 1,
+            host: None,
+            key: None,
+        }
+    }
+}
+
+/// One setting as `maypole info` shows it.
+pub struct Knob {
+    /// The environment variable.
+    pub name: &'static str,
+    /// Its default, as text.
+    pub default: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+    read: fn(&mut Config, &str) -> std::result::Result<(), &'static str>,
+}
+
+/// Every setting that a communicator reads.
+pub const KNOBS: &[Knob] = &[
+    Knob {
+        name: "MAYPOLE_ALGORITHM",
+        default: "the tuner's choice",
+        meaning: "algorithm for every collective that has it, or entries like all_reduce=ring,broadcast=chain",
+        read: |c, v| {
+            c.algorithm = v.to_string();
+            crate::tuner::parse_overrides(v).map(|_| ()).map_err(|_| {
+                "expected algorithm names or collective=algorithm entries, comma-separated; `maypole verify --help` lists them"
+            })
+        },
+    },
+    Knob {
+        name: "MAYPOLE_TRANSPORT",
+        default: "auto",
+        meaning: "auto (shared memory on a host, TCP between hosts), shm or tcp",
+        read: |c, v| {
+            c.transport = match v {
+                "auto" => TransportChoice::Auto,
+                "shm" => TransportChoice::Shm,
+                "tcp" => TransportChoice::Tcp,
+                _ => return Err("expected auto, shm or tcp"),
+            };
+            Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_SLICE",
+        default: "the tuner's choice",
+        meaning: "longest slice that a round moves of each chunk, bytes (4K, 1M)",
+        read: |c, v| size(v, 64, 1 << 30).map(|n| c.slice = n),
+    },
+    Knob {
+        name: "MAYPOLE_RING",
+        default: "256K",
+        meaning: "memory of one shared-memory link (one direction between two ranks), bytes",
+        read: |c, v| size(v, 4096, 1 << 28).map(|n| c.ring = n),
+    },
+    Knob {
+        name: "MAYPOLE_WINDOW",
+        default: "256K",
+        meaning: "memory of one publication in shared memory, bytes; each rank has two",
+        read: |c, v| size(v, 4096, 1 << 28).map(|n| c.window = n),
+    },
+    Knob {
+        name: "MAYPOLE_TIMEOUT",
+        default: "120",
+        meaning: "deadline of an operation, seconds",
+        read: |c, v| seconds(v).map(|t| c.timeout = t),
+    },
+    Knob {
+        name: "MAYPOLE_CONNECT_TIMEOUT",
+        default: "60",
+        meaning: "how long ranks wait for each other when a world is made, seconds",
+        read: |c, v| seconds(v).map(|t| c.connect_timeout = t),
+    },
+    Knob {
+        name: "MAYPOLE_SPIN",
+        default: "by the host's load",
+        meaning: "how long a waiting rank spins before it sleeps, microseconds",
+        read: |c, v| {
+            let us: u64 = v.parse().map_err(|_| "expected a whole number of microseconds")?;
+            c.spin = Some(Duration::from_micros(us));
+            Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_INTERFACE",
+        default: "the route to the meeting point",
+        meaning: "network interface for TCP (eth0), or the address to bind",
+        read: |c, v| {
+            c.interface = Some(v.to_string());
+            Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_FAMILY",
+        default: "any",
+        meaning: "address family for TCP: any, 4 or 6",
+        read: |c, v| {
+            c.family = match v {
+                "any" => Family::Any,
+                "4" => Family::V4,
+                "6" => Family::V6,
+                _ => return Err("expected any, 4 or 6"),
+            };
+            Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_CONNECTIONS",
+        default: "1",
+        meaning: "TCP connections per pair of ranks, 1 to 16; more help where one stream cannot fill the link",
+        read: |c, v| match v.parse() {
+            Ok(n @ 1..=16) => {
+                c.connections = n;
+                Ok(())
+            }
+            _ => Err("expected a number from 1 to 16"),
+        },
+    },
+    Knob {
+        name: "MAYPOLE_HOST",
+        default: "the machine's own identity",
+        meaning: "what counts as this rank's host: ranks with different texts never share memory",
+        read: |c, v| {
+            c.host = Some(v.to_string());
+            Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_KEY",
+        default: "made and passed on by the launcher where it can",
+        meaning: "the job's secret: sockets whose other end does not know it are closed",
+        read: |c, v| {
+            c.key = Some(v.to_string());
+            Ok(())
+        },
+    },
+];
+
+impl Config {
+    /// Read every `MAYPOLE_*` variable of [`KNOBS`] from the environment; what is not set has its default.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a value that makes no sense, naming what was expected.
+    pub fn from_env() -> Result<Config> {
+        Config::from_lookup(&|name| std::env::var(name).ok())
+    }
+
+    /// [`Config::from_env`] with the environment given, for launchers and tests.
+    pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Config> {
+        let mut config = Config::default();
+        for knob in KNOBS {
+            if let Some(value) = lookup(knob.name) {
+                config.set(knob.name, &value)?;
+            }
+        }
+        Ok(config)
+    }
+
+    /// Set one knob by its name.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let setting = |expected: &str| Error::Setting {
+            name: name.to_string(),
+            value: value.to_string(),
+            expected: expected.to_string(),
+        };
+        let knob = KNOBS.iter().find(|k| k.name == name).ok_or_else(|| setting("no such setting; see `maypole info`"))?;
+        (knob.read)(self, value.trim()).map_err(setting)
+    }
+
+}
+
+/// A size in bytes: digits with an optional K, M or G (powers of 1024).
+pub fn parse_size(text: &str) -> Option<usize> {
+    let text = text.trim();
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 10),
+        b'm' | b'M' => (&text[..text.len() - 1], 20),
+        b'g' | b'G' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let n: usize = digits.parse().ok()?;
+    n.checked_mul(1 << shift)
+}
+
+fn size(text: &str, low: usize, high: usize) -> std::result::Result<usize, &'static str> {
+    match parse_size(text) {
+        Some(n) if (low..=high).contains(&n) => Ok(n.next_multiple_of(64)),
+        Some(_) => Err("out of range; see `maypole info`"),
+        None => Err("expected a size in bytes, such as 65536, 64K or 1M"),
+    }
+}
+
+fn seconds(text: &str) -> std::result::Result<Duration, &'static str> {
+    match text.parse::<f64>() {
+        Ok(s) if s > 0.0 && s < 1e9 => Ok(Duration::from_secs_f64(s)),
+        _ => Err("expected a positive number of seconds"),
+    }
+}

@@ -1,0 +1,157 @@
+//! What can go wrong, said so that the reader knows what happened, where, what was expected and what to do.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fingerprint::Fingerprint;
+
+/// Result of Maypole's calls.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Every error of this crate.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// An argument was refused before anything started: the buffers are untouched and the communicator stays usable. Ranks that wait for this
+    /// one in the same operation are told.
+    #[error("rank {rank}: {what}")]
+    Argument {
+        /// This rank.
+        rank: usize,
+        /// What was expected, what came and what to do.
+        what: String,
+    },
+    /// The communicator has failed, on every rank with the same verdict. It cannot be used again.
+    #[error("rank {rank}: {verdict}")]
+    Failed {
+        /// This rank.
+        rank: usize,
+        /// What all ranks were told.
+        verdict: Verdict,
+    },
+    /// The ranks could not be brought together.
+    #[error("{what}")]
+    Bootstrap {
+        /// What happened, which ranks are concerned and what to do.
+        what: String,
+    },
+    /// A setting (environment variable, flag) makes no sense.
+    #[error("{name}={value}: {expected}")]
+    Setting {
+        /// The setting's name.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// The operating system refused something that Maypole needs.
+    #[error("{doing}: {what}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// What the system said.
+        what: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::System`] from an I/O error.
+    pub(crate) fn system(doing: impl Into<String>, error: impl std::fmt::Display) -> Error {
+        Error::System { doing: doing.into(), what: error.to_string() }
+    }
+    /// An [`Error::Bootstrap`].
+    pub(crate) fn bootstrap(what: impl Into<String>) -> Error {
+        Error::Bootstrap { what: what.into() }
+    }
+}
+
+/// Why a communicator failed. One is declared per communicator, the first reported, and every rank gets the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// A rank's process ended, or left while others still needed it.
+    Died {
+        /// Who.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// How it was noticed.
+        how: String,
+    },
+    /// Two ranks called different things as the same operation.
+    Mismatch {
+        /// One side: rank and what it called.
+        one: (usize, Fingerprint),
+        /// The other side.
+        other: (usize, Fingerprint),
+    },
+    /// A rank refused the operation's arguments while others had started it.
+    Refused {
+        /// Who.
+        rank: usize,
+        /// The operation's number.
+        sequence: u64,
+        /// Its error.
+        why: String,
+    },
+    /// The deadline passed.
+    Stalled {
+        /// The operation that did not end, as the rank that reported saw it.
+        operation: Fingerprint,
+        /// Who reported.
+        reporter: usize,
+        /// How long it waited.
+        after: Duration,
+        /// Who had not entered the operation, or did not answer, each with its host and what is known of it.
+        culprits: Vec<(usize, String, String)>,
+    },
+    /// Somebody called `abort`.
+    Aborted {
+        /// Who.
+        rank: usize,
+        /// With what reason.
+        why: String,
+    },
+    /// A link failed in another way.
+    Link {
+        /// The rank that noticed.
+        rank: usize,
+        /// The peer.
+        peer: usize,
+        /// The peer's host.
+        host: String,
+        /// What the link said, and in which operation.
+        what: String,
+    },
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Verdict::Died { rank, host, how } => write!(f, "rank {rank} on host {host} is gone: {how}"),
+            Verdict::Mismatch { one: (a, what_a), other: (b, what_b) } => write!(
+                f,
+                "ranks disagree: rank {a} called {what_a}, but rank {b} called {what_b}; every rank must make the same \
+                 calls, with the same counts, types, operations and roots, in the same order"
+            ),
+            Verdict::Refused { rank, sequence, why } => {
+                write!(f, "rank {rank} refused operation #{sequence} that other ranks had started: {why}")
+            }
+            Verdict::Stalled { operation, reporter, after, culprits } => {
+                write!(f, "{operation} did not end within {after:?} (reported by rank {reporter}); ")?;
+                if culprits.is_empty() {
+                    return write!(f, "every rank has entered it: the network or a rank inside it is too slow");
+                }
+                write!(f, "missing: ")?;
+                for (i, (rank, host, state)) in culprits.iter().enumerate() {
+                    write!(f, "{}rank {rank} on host {host} ({state})", if i == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+            Verdict::Aborted { rank, why } => write!(f, "rank {rank} aborted the communicator: {why}"),
+            Verdict::Link { rank, peer, host, what } => {
+                write!(f, "rank {rank} lost its link to rank {peer} on host {host}: {what}")
+            }
+        }
+    }
+}

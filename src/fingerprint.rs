@@ -1,0 +1,126 @@
+//! What an operation is, in 32 bytes: each link's first message of an operation starts with it, so ranks that call
+//! different things find out before any data is used.
+
+use bytemuck::{Pod, Zeroable};
+use maypole_collectives::schedule::Collective;
+use maypole_collectives::{DataType, ReduceOp};
+use serde::{Deserialize, Serialize};
+
+/// The codes of point-to-point operations, after the collectives'.
+const POINT_TO_POINT: u8 = 100;
+
+/// An operation as ranks compare it. All ranks of a collective must have the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable, Serialize, Deserialize)]
+#[repr(C)]
+pub struct Fingerprint {
+    /// The operation's number on its communicator, from 1.
+    pub sequence: u64,
+    /// Elements per block.
+    pub count: u64,
+    /// The root; 0 where there is none.
+    pub root: u32,
+    /// A user-defined operation's id; 0 otherwise.
+    pub user: u32,
+    collective: u8,
+    dtype: u8,
+    op: u8,
+    reserved: u8,
+    reserved2: u32,
+}
+
+impl Fingerprint {
+    /// The fingerprint of a collective.
+    pub fn collective(
+        sequence: u64,
+        collective: Collective,
+        dtype: DataType,
+        op: Option<ReduceOp>,
+        root: usize,
+        count: usize,
+    ) -> Fingerprint {
+        let code = Collective::ALL.iter().position(|c| *c == collective).expect("listed") as u8;
+        let (op, user) = op.map_or((0, 0), op_code);
+        Fingerprint {
+            sequence,
+            count: count as u64,
+            root: root as u32,
+            user,
+            collective: code,
+            dtype: dtype as u8,
+            op,
+            reserved: 0,
+            reserved2: 0,
+        }
+    }
+
+    /// The fingerprint of a point-to-point message; `sequence` counts the messages from one rank to one other.
+    pub fn point_to_point(sequence: u64, dtype: DataType, count: usize) -> Fingerprint {
+        Fingerprint {
+            sequence,
+            count: count as u64,
+            root: 0,
+            user: 0,
+            collective: POINT_TO_POINT,
+            dtype: dtype as u8,
+            op: 0,
+            reserved: 0,
+            reserved2: 0,
+        }
+    }
+
+    /// A 32-bit digest, never 0, for flags that have no room for the whole.
+    pub fn digest(&self) -> u32 {
+        let mut h: u64 = 0x9e37_79b9_7f4a_7c15;
+        for word in bytemuck::bytes_of(self).chunks_exact(8) {
+            h ^= u64::from_le_bytes(word.try_into().expect("8 bytes"));
+            h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+            h ^= h >> 32;
+        }
+        (h as u32).max(1)
+    }
+}
+
+/// Code and user id of an operation; 0 is "none".
+fn op_code(op: ReduceOp) -> (u8, u32) {
+    match op {
+        ReduceOp::Sum => (1, 0),
+        ReduceOp::Prod => (2, 0),
+        ReduceOp::Min => (3, 0),
+        ReduceOp::Max => (4, 0),
+        ReduceOp::Avg => (5, 0),
+        ReduceOp::PreMulSum(_) => (6, 0),
+        ReduceOp::And => (7, 0),
+        ReduceOp::Or => (8, 0),
+        ReduceOp::Xor => (9, 0),
+        ReduceOp::User { id, .. } => (10, id),
+    }
+}
+
+const OP_NAMES: [&str; 11] = ["", "sum", "prod", "min", "max", "avg", "premulsum", "and", "or", "xor", "user"];
+
+impl std::fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let collective = Collective::ALL.get(self.collective as usize);
+        let name = match collective {
+            Some(c) => c.name(),
+            None if self.collective == POINT_TO_POINT => "send/recv",
+            None => "unknown",
+        };
+        write!(f, "{name} #{}", self.sequence)?;
+        if collective == Some(&Collective::Barrier) {
+            return Ok(());
+        }
+        let dtype = DataType::ALL.get(self.dtype as usize).map_or("?", |d| d.name());
+        write!(f, " ({} x {dtype}", self.count)?;
+        if self.op != 0 {
+            write!(f, ", {}", OP_NAMES.get(self.op as usize).unwrap_or(&"?"))?;
+        }
+        if self.op == 10 {
+            write!(f, " id {}", self.user)?;
+        }
+        if collective.is_some_and(|c| c.is_rooted()) {
+            write!(f, ", root {}", self.root)?;
+        }
+        write!(f, ")")
+    }
+}

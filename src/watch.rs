@@ -1,0 +1,144 @@
+//! How the ranks of a communicator learn of each other's misfortunes.
+//!
+//! Each rank of each communicator has a [`Watch`]: a flag that every wait polls, the verdict behind it, and the history of
+//! what the rank has called. A [`Jury`] connects the watches: threads of one process share memory (`local.rs`), processes talk
+//! through the hub (`node/`). Whoever notices something reports it to the jury; the first report becomes the verdict on every rank.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Verdict;
+use crate::fingerprint::Fingerprint;
+
+/// How many of the latest operations a rank remembers.
+const REMEMBERED: usize = 64;
+
+/// What a rank's history says of one operation number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// The rank has not come to it; its latest operation is given, if any.
+    NotYet(Option<Fingerprint>),
+    /// The rank called this.
+    Called(Fingerprint),
+    /// The rank refused its arguments.
+    Refused(String),
+    /// It was too long ago.
+    Forgotten,
+}
+
+/// One rank's state in one communicator, shared between the rank and whoever watches it.
+pub struct Watch {
+    raised: AtomicBool,
+    verdict: OnceLock<Verdict>,
+    wake: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
+    history: [[AtomicU64; 4]; REMEMBERED],
+    latest: AtomicU64,
+    refusals: Mutex<Vec<(u64, String)>>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Watch {
+            raised: AtomicBool::new(false),
+            verdict: OnceLock::new(),
+            wake: Mutex::default(),
+            history: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
+            latest: AtomicU64::new(0),
+            refusals: Mutex::default(),
+        }
+    }
+}
+
+impl Watch {
+    /// Whether a verdict has been declared. Polled in every wait: one relaxed load.
+    #[inline]
+    pub fn raised(&self) -> bool {
+        self.raised.load(Ordering::Relaxed)
+    }
+
+    /// The verdict, if one was declared.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.verdict.get().cloned()
+    }
+
+    /// Declare a verdict on this rank (the first counts) and wake whatever waits.
+    pub fn declare(&self, verdict: Verdict) {
+        let _ = self.verdict.set(verdict);
+        self.raised.store(true, Ordering::Release);
+        for wake in self.wake.lock().iter() {
+            wake();
+        }
+    }
+
+    /// Have `wake` called when a verdict is declared (at once if it already was). It must not block.
+    pub fn on_verdict(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        let mut list = self.wake.lock();
+        if self.raised.load(Ordering::Acquire) {
+            wake();
+        }
+        list.push(wake);
+    }
+
+    /// Remember that this rank enters `operation`. Only the rank itself calls this.
+    #[inline]
+    pub fn enter(&self, operation: &Fingerprint) {
+        let words: &[u64; 4] = bytemuck::cast_ref(operation);
+        let entry = &self.history[operation.sequence as usize % REMEMBERED];
+        for (to, from) in entry.iter().zip(words) {
+            to.store(*from, Ordering::Relaxed);
+        }
+        self.latest.store(operation.sequence, Ordering::Release);
+    }
+
+    /// Remember that this rank refuses operation `sequence`. Only the rank itself calls this.
+    pub fn refuse(&self, sequence: u64, why: String) {
+        let mut refusals = self.refusals.lock();
+        if refusals.len() == REMEMBERED {
+            refusals.remove(0);
+        }
+        refusals.push((sequence, why));
+        drop(refusals);
+        self.latest.store(sequence, Ordering::Release);
+    }
+
+    /// What this rank did as operation `sequence`. Called from other threads; an entry that is overwritten meanwhile reads as forgotten.
+    pub fn record(&self, sequence: u64) -> Record {
+        let latest = self.latest.load(Ordering::Acquire);
+        if sequence > latest {
+            return Record::NotYet(self.entry(latest));
+        }
+        if let Some((_, why)) = self.refusals.lock().iter().find(|(s, _)| *s == sequence) {
+            return Record::Refused(why.clone());
+        }
+        self.entry(sequence).map_or(Record::Forgotten, Record::Called)
+    }
+
+    fn entry(&self, sequence: u64) -> Option<Fingerprint> {
+        let words: [u64; 4] =
+            std::array::from_fn(|i| self.history[sequence as usize % REMEMBERED][i].load(Ordering::Acquire));
+        let operation: Fingerprint = bytemuck::cast(words);
+        let after = self.latest.load(Ordering::Acquire);
+        let intact = operation.sequence == sequence && sequence != 0 && after < sequence + REMEMBERED as u64;
+        intact.then_some(operation)
+    }
+}
+
+/// Who brings the ranks of a communicator to one verdict. All calls return at once; what comes of them arrives as a verdict on every rank's [`Watch`], or not at all.
+pub trait Jury: Send + Sync {
+    /// Declare `verdict` to every rank of the communicator `context`, unless one stands already.
+    fn report(&self, context: u64, verdict: Verdict);
+
+    /// Rank `asker` has waited in `operation` for rank `peer` longer than usual: compare with what `peer` did as that operation, and report a mismatch or a refusal if it
+    /// did something else. A peer that has not come yet is no fault.
+    fn inquire(&self, context: u64, asker: usize, operation: Fingerprint, peer: usize);
+
+    /// Rank `reporter`'s deadline has passed in `operation`: find out which ranks have not entered it and declare [`Verdict::Stalled`].
+    fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration);
+
+    /// Rank `rank` leaves the communicator in good order.
+    fn leave(&self, context: u64, rank: usize);
+}
