@@ -245,10 +245,10 @@ impl Config {
             value: value.to_string(),
             expected: expected.to_string(),
         };
-        let knob = KNOBS.iter().find(|k| k.name == name).ok_or_else(|| setting("no such setting; see `maypole info`"))?;
+        let knob =
+            KNOBS.iter().find(|k| k.name == name).ok_or_else(|| setting("no such setting; see `maypole info`"))?;
         (knob.read)(self, value.trim()).map_err(setting)
     }
-
 }
 
 /// A size in bytes: digits with an optional K, M or G (powers of 1024).

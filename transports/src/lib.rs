@@ -16,18 +16,21 @@
 //!   empty. What was sent need not be visible to the receiver before `end`. Links may align the start of messages.
 //! * **In place or handed over.** A sender may write straight into the link's memory ([`Sender::reserve`], [`Sender::commit`]) or hand a slice over ([`Sender::send`]);
 //!   a receiver may read in place ([`Receiver::peek`], [`Receiver::release`]) or take bytes into its own buffer ([`Receiver::recv`]). The forms mix freely.
-//! * **Room for an element.** While 64 or more bytes of a message are still to come, `peek` and `reserve` come to return at least 64, and while fewer, all of
-//!   them: an element is never split for good.
+//! * **Whole elements.** Elements are of a size that divides 64 and lie at multiples of it within their message. As long as the two ends move whole
+//!   elements, `peek` and `reserve` never go on returning a part of one.
 //! * **A peer that is gone** (its end dropped, its connection reset) is an error, [`LinkError::Gone`], once the bytes that did arrive are consumed; never a wait without end.
 //!
 //! A **window** is for ranks that share memory: one rank publishes, all the others read. See [`Window`].
 //!
 //! Every implementation passes the same suite, `tests/conformance.rs`:
 //!
-//! * `local`: ranks as threads of one process.
-//! * `shm`: ranks as processes of one host.
+//! * [`shm`]: ranks that share memory: processes of one host, or threads of one process over a private mapping.
 //! * `tcp`: anything that can reach each other, several connections per pair.
 //! * `fault`: wraps a link and delays, truncates or severs it, for tests.
+
+pub mod shm;
+mod sync;
+pub mod wait;
 
 use thiserror::Error;
 
@@ -133,4 +136,7 @@ pub trait Window: Send {
     fn fetch(&mut self, from: usize, number: u64) -> Result<Option<&[u8]>>;
     /// This rank has read what it wants of rank `from`'s publication `number` and of all before it.
     fn done(&mut self, from: usize, number: u64);
+    /// Wake the members that may sleep on what this rank has published or finished since the last call. To be called before this rank waits for long and
+    /// before it leaves the operation.
+    fn settle(&mut self);
 }

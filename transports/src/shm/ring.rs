@@ -1,0 +1,294 @@
+//! A link in shared memory: a ring of bytes with one writer and one reader.
+//!
+//! # The protocol
+//!
+//! Positions count bytes since the link was made; position `p` lies at `p mod capacity`. Two positions are shared, each in a cache line that only one side writes:
+//!
+//! * `tail`, written by the sender: all bytes before it are there.
+//! * `head`, written by the receiver: all bytes before it are consumed.
+//!
+//! Always `head <= tail <= head + capacity`. The sender writes only in `[tail, head + capacity)`, the receiver reads only in `[head, tail)`, so the two
+//! never touch the same byte at the same time. The sender stores `tail` with release after it has written, and the receiver loads
+//! it with acquire before it reads: the bytes are visible. The receiver stores `head` with release after it has read, and the
+//! sender loads it with acquire before it overwrites: no byte is overwritten while it is still read. Each side keeps a copy of the other's
+//! position and looks again only when the copy says there is nothing to do, so a stream of messages costs one transfer of a line per batch, not per byte.
+//!
+//! A message starts at a multiple of 64, so that elements are aligned, never cross the ring's edge, and two messages never share a line.
+//! Both sides know a message's length and skip the same padding; nothing is written into it.
+//!
+//! Bells (see [`crate::wait`]) are rung at the end of a message, after a large part of one, and before a side reports that it cannot go on. `tests/loom.rs` runs these cursors,
+//! over a ring of a few bytes, through every interleaving.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::segment::{Segment, Shared};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::wait::Bell;
+use crate::{LinkError, Receiver, Result, Sender};
+
+/// A number in a line of its own.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+struct Line<T>(T);
+
+/// The shared part of a ring: two positions, each written by one side, and who has closed the link. The positions are 128 bytes apart because
+/// processors fetch lines in pairs.
+#[repr(C, align(128))]
+#[derive(Debug, Default)]
+pub struct Cursors {
+    tail: Line<AtomicU64>,
+    sender_closed: Line<AtomicU32>,
+    head: Line<AtomicU64>,
+    receiver_closed: Line<AtomicU32>,
+}
+
+/// Whether a member of the group is still there.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Presence {
+    left: AtomicU32,
+}
+
+impl Presence {
+    pub(super) fn leave(&self) {
+        self.left.store(1, Ordering::Release);
+    }
+    pub(super) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire) == 1
+    }
+}
+
+const ALIGN: u64 = 64;
+/// Bytes after which a side rings the other's bell in the middle of a message.
+const RING_AFTER: u64 = 16 << 10;
+
+/// The sender's side of the protocol, without the bytes.
+pub struct Producer {
+    shared: Shared<Cursors>,
+    capacity: u64,
+    tail: u64,
+    head_seen: u64,
+}
+
+impl Producer {
+    /// A producer at the start of a fresh ring of `capacity` bytes (a power of two, at least 64).
+    pub fn new(shared: Shared<Cursors>, capacity: usize) -> Producer {
+        Producer { shared, capacity: capacity as u64, tail: 0, head_seen: 0 }
+    }
+
+    /// Offset and length of the contiguous room.
+    #[inline]
+    pub fn room(&mut self) -> (usize, usize) {
+        if self.tail - self.head_seen >= self.capacity {
+            self.head_seen = self.shared.head.0.load(Ordering::Acquire);
+        }
+        let offset = self.tail & (self.capacity - 1);
+        let free = self.capacity - (self.tail - self.head_seen).min(self.capacity);
+        (offset as usize, free.min(self.capacity - offset) as usize)
+    }
+
+    /// `len` bytes more are there.
+    #[inline]
+    pub fn commit(&mut self, len: usize) {
+        self.tail += len as u64;
+        self.shared.tail.0.store(self.tail, Ordering::Release);
+    }
+
+    /// The message is over: skip to where the next one starts. The padding may run ahead of what the receiver has freed; `room` then waits.
+    #[inline]
+    pub fn end(&mut self) {
+        self.tail = self.tail.next_multiple_of(ALIGN);
+    }
+}
+
+/// The receiver's side of the protocol, without the bytes.
+pub struct Consumer {
+    shared: Shared<Cursors>,
+    capacity: u64,
+    head: u64,
+    tail_seen: u64,
+}
+
+impl Consumer {
+    /// A consumer at the start of a fresh ring.
+    pub fn new(shared: Shared<Cursors>, capacity: usize) -> Consumer {
+        Consumer { shared, capacity: capacity as u64, head: 0, tail_seen: 0 }
+    }
+
+    /// Offset and length of the contiguous bytes that are there.
+    #[inline]
+    pub fn there(&mut self) -> (usize, usize) {
+        if self.tail_seen <= self.head {
+            self.tail_seen = self.shared.tail.0.load(Ordering::Acquire);
+        }
+        let offset = self.head & (self.capacity - 1);
+        let there = self.tail_seen.saturating_sub(self.head);
+        (offset as usize, there.min(self.capacity - offset) as usize)
+    }
+
+    /// `len` bytes are consumed.
+    #[inline]
+    pub fn release(&mut self, len: usize) {
+        self.head += len as u64;
+        self.shared.head.0.store(self.head, Ordering::Release);
+    }
+
+    /// The message is over: skip its padding. The sender learns of it at once: it may wait for just that room.
+    #[inline]
+    pub fn end(&mut self) {
+        self.head = self.head.next_multiple_of(ALIGN);
+        self.shared.head.0.store(self.head, Ordering::Release);
+    }
+}
+
+/// The bytes of a ring, and the bell and presence of the rank at its other end.
+pub(super) struct Ends {
+    pub(super) segment: Arc<Segment>,
+    pub(super) data: NonNull<u8>,
+    pub(super) capacity: usize,
+    pub(super) peer_bell: Shared<Bell>,
+    pub(super) peer: Shared<Presence>,
+}
+
+// SAFETY: `data` points to `capacity` bytes of the segment that the value keeps; who may touch them is the protocol's business, not the thread's.
+unsafe impl Send for Ends {}
+
+impl Ends {
+    #[inline]
+    fn at(&self, offset: usize) -> *mut u8 {
+        debug_assert!(offset < self.capacity && self.capacity <= self.segment.shape().ring);
+        // SAFETY: offset < capacity, and `data` points to that many bytes.
+        unsafe { self.data.add(offset) }.as_ptr()
+    }
+}
+
+/// Sending end of a link in shared memory.
+pub struct RingSender {
+    cursor: Producer,
+    ends: Ends,
+    unrung: u64,
+}
+
+impl RingSender {
+    pub(super) fn new(shared: Shared<Cursors>, ends: Ends) -> RingSender {
+        RingSender { cursor: Producer::new(shared, ends.capacity), ends, unrung: 0 }
+    }
+
+    fn ring(&mut self) {
+        if self.unrung > 0 {
+            self.unrung = 0;
+            self.ends.peer_bell.ring();
+        }
+    }
+}
+
+impl Sender for RingSender {
+    fn credit(&self) -> usize {
+        self.ends.capacity
+    }
+
+    #[inline]
+    fn reserve(&mut self) -> Result<&mut [u8]> {
+        let (offset, len) = self.cursor.room();
+        if len == 0 {
+            self.ring();
+        }
+        if self.cursor.shared.receiver_closed.0.load(Ordering::Relaxed) != 0 || (len == 0 && self.ends.peer.has_left())
+        {
+            return Err(LinkError::Gone { detail: "it closed its end of the shared-memory link".into() });
+        }
+        // SAFETY: [offset, offset+len) lies in the ring and, by the protocol above, belongs to the sender until committed; `&mut self`
+        // keeps this process from asking twice.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.ends.at(offset), len) })
+    }
+
+    #[inline]
+    fn commit(&mut self, len: usize) {
+        self.cursor.commit(len);
+        self.unrung += len as u64;
+        if self.unrung >= RING_AFTER {
+            self.ring();
+        }
+    }
+
+    #[inline]
+    fn end(&mut self) -> Result<bool> {
+        self.cursor.end();
+        self.ring();
+        Ok(true)
+    }
+}
+
+impl Drop for RingSender {
+    fn drop(&mut self) {
+        self.cursor.shared.sender_closed.0.store(1, Ordering::Release);
+        self.ends.peer_bell.ring();
+    }
+}
+
+/// Receiving end of a link in shared memory.
+pub struct RingReceiver {
+    cursor: Consumer,
+    ends: Ends,
+    unrung: u64,
+}
+
+impl RingReceiver {
+    pub(super) fn new(shared: Shared<Cursors>, ends: Ends) -> RingReceiver {
+        RingReceiver { cursor: Consumer::new(shared, ends.capacity), ends, unrung: 0 }
+    }
+
+    fn ring(&mut self) {
+        if self.unrung > 0 {
+            self.unrung = 0;
+            self.ends.peer_bell.ring();
+        }
+    }
+
+    /// The sender is gone; look once more for what it sent before it went.
+    #[cold]
+    fn last_look(&mut self) -> Result<(usize, usize)> {
+        match self.cursor.there() {
+            (_, 0) => Err(LinkError::Gone { detail: "it closed its end of the shared-memory link".into() }),
+            found => Ok(found),
+        }
+    }
+}
+
+impl Receiver for RingReceiver {
+    #[inline]
+    fn peek(&mut self) -> Result<&[u8]> {
+        let (mut offset, mut len) = self.cursor.there();
+        if len == 0 {
+            self.ring();
+            if self.cursor.shared.sender_closed.0.load(Ordering::Acquire) != 0 || self.ends.peer.has_left() {
+                (offset, len) = self.last_look()?;
+            }
+        }
+        // SAFETY: [offset, offset+len) lies in the ring and, by the protocol above, is not written by the sender until released.
+        Ok(unsafe { std::slice::from_raw_parts(self.ends.at(offset), len) })
+    }
+
+    #[inline]
+    fn release(&mut self, len: usize) {
+        self.cursor.release(len);
+        self.unrung += len as u64;
+        if self.unrung >= RING_AFTER {
+            self.ring();
+        }
+    }
+
+    #[inline]
+    fn end(&mut self) {
+        self.cursor.end();
+        self.ring();
+    }
+}
+
+impl Drop for RingReceiver {
+    fn drop(&mut self) {
+        self.cursor.shared.receiver_closed.0.store(1, Ordering::Release);
+        self.ends.peer_bell.ring();
+    }
+}

@@ -1,0 +1,206 @@
+//! The memory that a group shares, and where everything lies in it.
+//!
+//! One segment serves all ranks of a communicator on one host. It is a memfd (not a file under /dev/shm, which containers
+//! keep small) mapped by each process, or an anonymous mapping where the ranks are threads. It is laid out for every pair of
+//! ranks, but the kernel gives memory only to pages that are touched: a link costs nothing until it is used.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::{LinkError, Result};
+
+/// Sizes that all members of a segment must agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// How many ranks share the segment.
+    pub members: usize,
+    /// Links per ordered pair of ranks.
+    pub channels: usize,
+    /// Bytes of one link's ring; a power of two.
+    pub ring: usize,
+    /// Bytes of one publication; a multiple of 64.
+    pub window: usize,
+}
+
+const PAGE: usize = 4096;
+/// Lines of one rank's small publication, see [`super::line`].
+pub(super) const LINES: usize = 64;
+
+impl Shape {
+    /// Where each part begins; offsets in bytes.
+    pub(super) fn bell(&self, member: usize) -> usize {
+        member * 128
+    }
+    pub(super) fn presence(&self, member: usize) -> usize {
+        member * 128 + 64
+    }
+    fn lines_base(&self) -> usize {
+        (self.members * 128).next_multiple_of(PAGE)
+    }
+    pub(super) fn lines(&self, member: usize, parity: usize) -> usize {
+        self.lines_base() + (member * 2 + parity) * LINES * 64
+    }
+    fn windows_base(&self) -> usize {
+        self.lines_base() + self.members * 2 * LINES * 64
+    }
+    fn window_stride(&self) -> usize {
+        (64 + self.members * 64).next_multiple_of(PAGE) + 2 * self.window.next_multiple_of(PAGE)
+    }
+    pub(super) fn published(&self, member: usize) -> usize {
+        self.windows_base() + member * self.window_stride()
+    }
+    pub(super) fn done(&self, member: usize, reader: usize) -> usize {
+        self.published(member) + 64 + reader * 64
+    }
+    pub(super) fn place(&self, member: usize, parity: usize) -> usize {
+        self.published(member)
+            + (64 + self.members * 64).next_multiple_of(PAGE)
+            + parity * self.window.next_multiple_of(PAGE)
+    }
+    fn rings_base(&self) -> usize {
+        self.windows_base() + self.members * self.window_stride()
+    }
+    fn ring_stride(&self) -> usize {
+        PAGE + self.ring.next_multiple_of(PAGE)
+    }
+    pub(super) fn ring_state(&self, from: usize, to: usize, channel: usize) -> usize {
+        self.rings_base() + ((from * self.members + to) * self.channels + channel) * self.ring_stride()
+    }
+    pub(super) fn ring_data(&self, from: usize, to: usize, channel: usize) -> usize {
+        self.ring_state(from, to, channel) + PAGE
+    }
+    /// Bytes of the whole segment, as addresses; memory is taken only where it is touched.
+    pub fn bytes(&self) -> usize {
+        self.rings_base() + self.members * self.members * self.channels * self.ring_stride()
+    }
+}
+
+/// Mapped shared memory, zero at first; unmapped on drop.
+#[derive(Debug)]
+pub struct Segment {
+    base: NonNull<u8>,
+    shape: Shape,
+    fd: Option<OwnedFd>,
+}
+
+// SAFETY: the mapping belongs to this value alone within the process and stays until drop; all access to its content goes through atomics
+// or through pointers whose exclusive use the protocols of this module argue.
+unsafe impl Send for Segment {}
+// SAFETY: as above.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    /// Memory for ranks that are threads of this process (or its forks).
+    pub fn anonymous(shape: Shape) -> Result<Arc<Segment>> {
+        Segment::map(shape, None)
+    }
+
+    /// A new memfd; pass its descriptor ([`Segment::fd`]) to the other processes, which [`Segment::open`] it.
+    pub fn create(shape: Shape) -> Result<Arc<Segment>> {
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        let doing = "making shared memory (memfd_create)";
+        let io = |e: nix::Error| LinkError::Io { doing, source: e.into() };
+        let fd = memfd_create(c"maypole", MFdFlags::MFD_CLOEXEC).map_err(io)?;
+        nix::unistd::ftruncate(&fd, shape.bytes() as i64).map_err(io)?;
+        Segment::map(shape, Some(fd))
+    }
+
+    /// Map a segment that another process made. It must have been made with the same shape.
+    ///
+    /// # Errors
+    /// [`LinkError::Io`] when the file's size is not what the shape asks, or the system refuses the mapping.
+    pub fn open(shape: Shape, fd: OwnedFd) -> Result<Arc<Segment>> {
+        let doing = "opening shared memory";
+        let size = nix::sys::stat::fstat(&fd).map_err(|e| LinkError::Io { doing, source: e.into() })?.st_size;
+        if size as usize != shape.bytes() {
+            let what = format!("the segment has {size} bytes, but this rank's settings ask for {}", shape.bytes());
+            return Err(LinkError::Io { doing, source: std::io::Error::other(what) });
+        }
+        Segment::map(shape, Some(fd))
+    }
+
+    fn map(shape: Shape, fd: Option<OwnedFd>) -> Result<Arc<Segment>> {
+        assert!(shape.ring.is_power_of_two() && shape.window.is_multiple_of(64), "{shape:?}");
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+        let length = std::num::NonZeroUsize::new(shape.bytes()).expect("a segment is never empty");
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+        let mapped = unsafe {
+            match &fd {
+                Some(fd) => mmap(None, length, access, flags, fd, 0),
+                None => mmap_anonymous(None, length, access, flags),
+            }
+        };
+        let base = mapped.map_err(|e| LinkError::Io { doing: "mapping shared memory", source: e.into() })?;
+        Ok(Arc::new(Segment { base: base.cast(), shape, fd }))
+    }
+
+    /// The memfd, to pass on.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(|fd| fd.as_fd())
+    }
+
+    /// The sizes it was made with.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Pointer to `len` bytes at `offset`; panics where they do not lie inside.
+    pub(super) fn bytes_at(&self, offset: usize, len: usize) -> NonNull<u8> {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.shape.bytes()), "beyond the segment");
+        // SAFETY: in bounds of the mapping, as just checked.
+        unsafe { self.base.add(offset) }
+    }
+
+    /// A `T` in the segment.
+    ///
+    /// # Safety
+    /// `T` must be made of atomics only, for which all-zero bytes are valid, and every process must use the same `T` at this offset.
+    pub(super) unsafe fn shared<T>(self: &Arc<Segment>, offset: usize) -> Shared<T> {
+        let at = self.bytes_at(offset, size_of::<T>()).cast::<T>();
+        assert!(at.is_aligned());
+        Shared { at, _keep: self.clone() }
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `map` with this length, and whatever points into it holds the Arc, so nothing does any more.
+        let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.shape.bytes()) };
+    }
+}
+
+/// A reference to something in shared memory that keeps its memory mapped.
+pub struct Shared<T> {
+    at: NonNull<T>,
+    _keep: Arc<dyn std::any::Any + Send + Sync>,
+}
+
+// SAFETY: a Shared is a reference to a T that other threads use at the same time, which T: Sync allows.
+unsafe impl<T: Sync> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Shared<T> {}
+
+impl<T: Send + Sync + 'static> Shared<T> {
+    /// A `T` on the heap behind the same face, for tests and model checks.
+    pub fn from_arc(value: Arc<T>) -> Shared<T> {
+        Shared { at: NonNull::from(&*value), _keep: value }
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Shared { at: self.at, _keep: self._keep.clone() }
+    }
+}
+
+impl<T> std::ops::Deref for Shared<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: `at` points to a valid T in memory that `_keep` keeps.
+        unsafe { self.at.as_ref() }
+    }
+}

@@ -1,0 +1,176 @@
+//! Waiting: spin briefly, give way, then sleep until a bell rings.
+//!
+//! A rank that waits polls what it waits for. [`Patience`] says how long that may hold a core: long where every rank has a core of its own, hardly at all where ranks share
+//! cores, since then the core is what the other rank needs to make progress. After that the rank sleeps on its [`Bell`].
+//!
+//! # Why no wake-up is lost
+//!
+//! The sleeper **arms** its bell (stores 1, then a sequentially consistent fence), polls once more, and only then sleeps, in the kernel,
+//! under the condition that the bell is still armed. The other side first makes its news visible (a release store), then fences, then looks at the
+//! bell. The two fences are totally ordered. If the sleeper's comes first, the other side sees the armed bell and rings. If the
+//! other side's comes first, the sleeper's last poll sees the news. Either way the sleeper does not stay asleep. Ringing takes
+//! the 1 away before it wakes, so a sleeper that has not reached the kernel yet finds the condition false and returns at once.
+//! `tests/loom.rs` checks this over every interleaving.
+
+use std::time::{Duration, Instant};
+
+use crate::sync::{AtomicU32, Ordering, fence};
+
+/// A word in shared memory on which one rank sleeps. One cache line, read by everybody who sends to that rank, written
+/// only when it goes to sleep or is woken.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Bell {
+    armed: AtomicU32,
+}
+
+impl Default for Bell {
+    fn default() -> Self {
+        Bell { armed: AtomicU32::new(0) }
+    }
+}
+
+impl Bell {
+    /// The owner is about to sleep. It must poll everything it waits for once more before [`Bell::sleep`].
+    pub fn arm(&self) {
+        self.armed.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The owner found something to do after all, or has slept.
+    pub fn disarm(&self) {
+        self.armed.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the bell is armed and nobody rang. For model checks and diagnosis.
+    pub fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::Acquire) == 1
+    }
+
+    /// Sleep until somebody rings, a signal arrives, or `at_most` has passed. Only the owner, after [`Bell::arm`].
+    #[cfg(not(loom))]
+    pub fn sleep(&self, at_most: Duration) {
+        let timeout = libc::timespec { tv_sec: at_most.as_secs() as _, tv_nsec: at_most.subsec_nanos() as _ };
+        // SAFETY: the word outlives the call and FUTEX_WAIT only reads it; every outcome (woken, value changed, timeout,
+        // signal) means the same here: the caller polls again.
+        unsafe {
+            libc::syscall(libc::SYS_futex, self.armed.as_ptr(), libc::FUTEX_WAIT, 1, &timeout, 0, 0);
+        }
+    }
+
+    /// Wake the owner if it sleeps or is about to. What it should find must have been stored before. One fence and one load where nobody sleeps.
+    #[inline]
+    pub fn ring(&self) {
+        fence(Ordering::SeqCst);
+        self.ring_after_fence();
+    }
+
+    /// [`Bell::ring`] for a caller that has just fenced, so that one fence serves many bells.
+    #[inline]
+    pub fn ring_after_fence(&self) {
+        if self.armed.load(Ordering::Relaxed) == 1 {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        if self.armed.swap(0, Ordering::AcqRel) == 1 {
+            #[cfg(not(loom))]
+            // SAFETY: FUTEX_WAKE does not touch memory; the address only names the queue.
+            unsafe {
+                libc::syscall(libc::SYS_futex, self.armed.as_ptr(), libc::FUTEX_WAKE, i32::MAX, 0, 0, 0);
+            }
+        }
+    }
+}
+
+/// How long a waiting rank polls before it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Patience {
+    /// Polls with nothing but a pause between them.
+    pub spins: u32,
+    /// After those, how long it goes on polling, giving the core away between polls where `give_way` is set.
+    pub then: Duration,
+    /// Whether other ranks may need this core.
+    pub give_way: bool,
+}
+
+impl Patience {
+    /// For a host where `ranks` ranks share `cores` cores.
+    pub fn for_host(ranks: usize, cores: usize) -> Patience {
+        if ranks <= cores {
+            Patience { spins: 4000, then: Duration::from_micros(100), give_way: false }
+        } else {
+            Patience { spins: 20, then: Duration::from_micros(60), give_way: true }
+        }
+    }
+
+    /// The same, with the time to poll given by the user.
+    pub fn with_time(self, then: Duration) -> Patience {
+        Patience { then, ..self }
+    }
+}
+
+/// What a waiting rank should do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Poll again.
+    Poll,
+    /// Arm the bell, poll once more, sleep.
+    Sleep,
+}
+
+/// One wait in progress: counts polls that found nothing.
+#[derive(Debug)]
+pub struct Idle {
+    patience: Patience,
+    polls: u32,
+    since: Option<Instant>,
+}
+
+impl Idle {
+    /// A wait that has not begun.
+    pub fn new(patience: Patience) -> Idle {
+        Idle { patience, polls: 0, since: None }
+    }
+
+    /// Something arrived: the next wait starts afresh.
+    #[inline]
+    pub fn reset(&mut self) {
+        self.polls = 0;
+        self.since = None;
+    }
+
+    /// How many polls in a row found nothing.
+    pub fn polls(&self) -> u32 {
+        self.polls
+    }
+
+    /// A poll found nothing: pause or give way, and say what comes next.
+    #[inline]
+    pub fn found_nothing(&mut self) -> Next {
+        self.polls = self.polls.wrapping_add(1);
+        if self.polls <= self.patience.spins {
+            std::hint::spin_loop();
+            return Next::Poll;
+        }
+        self.linger()
+    }
+
+    #[cold]
+    fn linger(&mut self) -> Next {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= self.patience.then {
+            return Next::Sleep;
+        }
+        if self.patience.give_way {
+            std::thread::yield_now();
+        } else {
+            for _ in 0..32 {
+                std::hint::spin_loop();
+            }
+        }
+        Next::Poll
+    }
+}
