@@ -27,7 +27,14 @@
 //!
 //! *Two-sided* steps (send, recv and their fused forms) work on any transport. *One-sided* steps (publish, fetch) need ranks
 //! that share memory. A published region is copied out when the step completes, so the publisher may overwrite it at once;
-//! every other rank fetches from each publication exactly once, and that returns the publisher's credit.
+//! every other rank fetches from each publication exactly once, and that returns the publisher's credit. A lane fetches from what
+//! the same lane of the other rank published.
+//!
+//! # Credit
+//!
+//! Schedules are checked against the smallest credit an executor may give: each link holds one message, a fused step
+//! takes its message out of the link before it waits for room to send it on, and each lane's window holds one publication. An executor that
+//! reads messages where they lie in the link, and so cannot take one out early, needs room for two messages on each link.
 
 use std::ops::Range;
 
@@ -89,7 +96,9 @@ pub enum Order {
 }
 
 /// One step of a lane. Regions that are combined or copied have the same number of chunks, and those chunks the same
-/// pieces in the same order, since a chunk's length depends on its piece.
+/// pieces in the same order, since a chunk's length depends on its piece. `from` and `to` are the peers, and only fetches may name the own
+/// rank; `local` is this rank's operand; `dst` is where the result goes.
+#[expect(missing_docs, reason = "the fields mean the same in each step and are explained once, above")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Send `src` to rank `to`. Complete when the bytes are in the link: `src` may then be overwritten.
@@ -254,6 +263,7 @@ pub trait Schedule: Send + Sync {
     fn steps(&self, lane: usize) -> usize;
     /// Step `i` of lane `lane`; `i < self.steps(lane)`. Constant or logarithmic time.
     fn step(&self, lane: usize, i: usize) -> Step;
-    /// The most chunks that any message or publication of any rank has; the same on every rank. It bounds how long a slice may be.
+    /// The most chunks that any message or publication of any rank has, and at least 1; the same on every rank. It bounds how long a
+    /// slice may be.
     fn message_chunks(&self) -> usize;
 }

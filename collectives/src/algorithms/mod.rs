@@ -1,1 +1,229 @@
-//! The algorithms, one file each.
+//! The algorithms, one file each, its source cited on top.
+//!
+//! [`schedule`] is the only way in: it gives one rank's [`Schedule`] for an [`Algorithm`], a [`Collective`] and a
+//! [`Place`]. A schedule is built in logarithmic time from the place alone and holds a few integers; nobody ever sees the other
+//! ranks' schedules, except the [verifier](crate::verify), which builds them all.
+//!
+//! A new algorithm is one new file and its lines in this one: the enum, its name, what it supports, and where to build it.
+//!
+//! Ranks are counted *round the world*: where an algorithm has a root, rank `r` is often named by its *relative rank*, its distance
+//! `(r - root) mod size` upwards from the root.
+
+mod alone;
+mod binomial;
+mod bruck;
+mod chain;
+mod dissemination;
+mod double_tree;
+mod halving_doubling;
+mod one_shot;
+mod pairs;
+mod pairwise;
+mod recursive_doubling;
+mod ring;
+mod two_shot;
+
+use crate::schedule::{Collective, Order, Place, Rank, Schedule};
+use std::fmt;
+use std::str::FromStr;
+
+/// Every algorithm there is. What each is good for stands on top of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// Neighbours in a circle; each block is cut in n. Full bandwidth, time linear in n.
+    Ring,
+    /// Neighbours in a line, pipelined by rounds. Full bandwidth for one root, time linear in n.
+    Chain,
+    /// Two binary trees, each carrying half. Full bandwidth and logarithmic time.
+    DoubleTree,
+    /// One binomial tree. Logarithmic time, every hop carries everything.
+    Binomial,
+    /// Rabenseifner: halve the vector while doubling the distance, then back. Logarithmic time, full bandwidth.
+    HalvingDoubling,
+    /// Exchange everything with partners at doubling distance. The fewest hops for small messages.
+    RecursiveDoubling,
+    /// Bruck: logarithmically many larger messages in place of n small ones.
+    Bruck,
+    /// One partner after the other.
+    Pairwise,
+    /// Shared memory: publish everything, everybody reads what it needs.
+    OneShot,
+    /// Shared memory: each rank reduces one piece, then everybody reads all of them.
+    TwoShot,
+    /// The barrier: signals to ranks at doubling distance.
+    Dissemination,
+}
+
+impl Algorithm {
+    /// Every algorithm, in the order in which they are listed to users.
+    pub const ALL: [Algorithm; 11] = [
+        Algorithm::Ring,
+        Algorithm::Chain,
+        Algorithm::DoubleTree,
+        Algorithm::Binomial,
+        Algorithm::HalvingDoubling,
+        Algorithm::RecursiveDoubling,
+        Algorithm::Bruck,
+        Algorithm::Pairwise,
+        Algorithm::OneShot,
+        Algorithm::TwoShot,
+        Algorithm::Dissemination,
+    ];
+
+    /// The name used everywhere, on the command line too: `double_tree`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Algorithm::Ring => "ring",
+            Algorithm::Chain => "chain",
+            Algorithm::DoubleTree => "double_tree",
+            Algorithm::Binomial => "binomial",
+            Algorithm::HalvingDoubling => "halving_doubling",
+            Algorithm::RecursiveDoubling => "recursive_doubling",
+            Algorithm::Bruck => "bruck",
+            Algorithm::Pairwise => "pairwise",
+            Algorithm::OneShot => "one_shot",
+            Algorithm::TwoShot => "two_shot",
+            Algorithm::Dissemination => "dissemination",
+        }
+    }
+
+    /// Whether its schedules publish and fetch, which needs ranks that share memory.
+    pub const fn one_sided(self) -> bool {
+        matches!(self, Algorithm::OneShot | Algorithm::TwoShot)
+    }
+
+    /// Whether it has schedules for `collective`.
+    pub const fn supports(self, collective: Collective) -> bool {
+        use Collective::*;
+        match self {
+            Algorithm::Ring => matches!(collective, AllReduce | ReduceScatter | AllGather),
+            Algorithm::Chain => matches!(collective, Broadcast | Reduce),
+            Algorithm::DoubleTree => matches!(collective, AllReduce | Broadcast | Reduce),
+            Algorithm::Binomial => matches!(collective, Broadcast | Reduce | Gather | Scatter),
+            Algorithm::HalvingDoubling | Algorithm::RecursiveDoubling => matches!(collective, AllReduce),
+            Algorithm::Bruck => matches!(collective, AllGather | AllToAll),
+            Algorithm::Pairwise => matches!(collective, AllToAll),
+            Algorithm::OneShot => true,
+            Algorithm::TwoShot => matches!(collective, AllReduce | Broadcast),
+            Algorithm::Dissemination => matches!(collective, Barrier),
+        }
+    }
+
+    /// The algorithms that have schedules for `collective`; at least one for each collective.
+    pub fn for_collective(collective: Collective) -> impl Iterator<Item = Algorithm> {
+        Algorithm::ALL.into_iter().filter(move |a| a.supports(collective))
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A name that no algorithm has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no algorithm is called `{name}`; there are: {}", Algorithm::ALL.map(Algorithm::name).join(", "))]
+pub struct UnknownAlgorithm {
+    /// What was asked for.
+    pub name: String,
+}
+
+impl FromStr for Algorithm {
+    type Err = UnknownAlgorithm;
+
+    fn from_str(name: &str) -> Result<Algorithm, UnknownAlgorithm> {
+        let found = Algorithm::ALL.into_iter().find(|a| a.name() == name);
+        found.ok_or_else(|| UnknownAlgorithm { name: name.to_owned() })
+    }
+}
+
+/// The schedule of rank `place.rank`, or `None` if the algorithm has none for this collective (see
+/// [`Algorithm::supports`]). All ranks of a world must run schedules of the same algorithm, collective, size and root.
+///
+/// # Panics
+/// If `place.rank` or `place.root` is not below `place.size`: the caller has checked both long before.
+pub fn schedule(algorithm: Algorithm, collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
+    let Place { rank, size, root } = place;
+    assert!(rank < size && root < size, "rank {rank} and root {root} must be below the world size {size}");
+    if !algorithm.supports(collective) {
+        return None;
+    }
+    if size == 1 {
+        return Some(Box::new(alone::Alone::new(collective)));
+    }
+    match algorithm {
+        Algorithm::Ring => ring::schedule(collective, place),
+        Algorithm::Chain => chain::schedule(collective, place),
+        Algorithm::DoubleTree => double_tree::schedule(collective, place),
+        Algorithm::Binomial => binomial::schedule(collective, place),
+        Algorithm::HalvingDoubling => Some(Box::new(halving_doubling::HalvingDoubling::new(place))),
+        Algorithm::RecursiveDoubling => Some(Box::new(recursive_doubling::RecursiveDoubling::new(place))),
+        Algorithm::Bruck => bruck::schedule(collective, place),
+        Algorithm::Pairwise => Some(Box::new(pairwise::Pairwise::new(place))),
+        Algorithm::OneShot => Some(Box::new(one_shot::OneShot::new(collective, place))),
+        Algorithm::TwoShot => two_shot::schedule(collective, place),
+        Algorithm::Dissemination => Some(Box::new(dissemination::Dissemination::new(place))),
+    }
+}
+
+/// `rank + distance`, round the world.
+const fn after(rank: Rank, distance: usize, size: usize) -> Rank {
+    (rank + distance) % size
+}
+
+/// `rank - distance`, round the world; `distance` is at most `size`.
+const fn before(rank: Rank, distance: usize, size: usize) -> Rank {
+    (rank + size - distance) % size
+}
+
+/// The `k`-th other rank (from 0) whose contribution rank `rank` folds into its own, where it alone computes the result: first
+/// those above it upwards, then those below it downwards. Each new operand then lies at one end of those already combined, so that the
+/// operands stand in rank order, and ranks that fold at the same time read from different peers.
+const fn outward(rank: Rank, k: usize, size: usize) -> (Rank, Order) {
+    if rank + 1 + k < size { (rank + 1 + k, Order::LocalFirst) } else { (size - 2 - k, Order::PeerFirst) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back_and_unknown_ones_list_the_known() {
+        for a in Algorithm::ALL {
+            assert_eq!(a.name().parse::<Algorithm>(), Ok(a));
+        }
+        let message = "rnig".parse::<Algorithm>().unwrap_err().to_string();
+        assert!(message.contains("`rnig`") && message.contains("ring, chain, double_tree"), "{message}");
+    }
+
+    #[test]
+    fn supports_tells_exactly_what_schedule_builds() {
+        for a in Algorithm::ALL {
+            for c in Collective::ALL {
+                for size in 1..5 {
+                    let built = schedule(a, c, Place { rank: size - 1, size, root: 0 });
+                    assert_eq!(built.is_some(), a.supports(c), "{a} {} size {size}", c.name());
+                }
+            }
+        }
+        for c in Collective::ALL {
+            assert!(Algorithm::for_collective(c).any(|a| !a.one_sided()), "{} needs a two-sided algorithm", c.name());
+        }
+    }
+
+    #[test]
+    fn outward_meets_every_other_rank_once() {
+        for size in 1..10 {
+            for rank in 0..size {
+                let mut met: Vec<Rank> = (0..size - 1).map(|k| outward(rank, k, size).0).collect();
+                assert!((0..size - 1).all(|k| {
+                    let (peer, order) = outward(rank, k, size);
+                    (peer < rank) == (order == Order::PeerFirst)
+                }));
+                met.sort_unstable();
+                assert!(met.into_iter().eq((0..size).filter(|&r| r != rank)));
+            }
+        }
+    }
+}
