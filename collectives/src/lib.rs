@@ -8,14 +8,17 @@
 //! * [`schedule`]: the vocabulary in which algorithms are written.
 //! * [`algorithms`]: one file each, its source cited on top.
 //! * [`verify`]: runs all ranks' schedules symbolically and says what is wrong with them.
-//! * [`dtype`], [`op`], [`reduce`]: element types, reduction operations and the vectorised kernels.
+//! * [`dtype`], [`element`], [`op`], [`reduce`]: element types, reduction operations and the vectorised kernels.
 
 pub mod algorithms;
 pub mod dtype;
+pub mod element;
+mod minifloat;
 pub mod op;
 pub mod reduce;
 pub mod schedule;
 pub mod verify;
 
 pub use dtype::DataType;
+pub use element::{Element, F8E4M3, F8E5M2};
 pub use op::ReduceOp;

@@ -1,1 +1,347 @@
-//! Reduction kernels.
+//! Reduction kernels: `dst[i] = a[i] ⊕ b[i]`, and the few other passes over elements that collectives need.
+//!
+//! The functions are untyped on purpose. Whoever runs a schedule holds bytes: a slot of a shared-memory link, a part of a socket's receive
+//! buffer, a region of the user's tensor. None of them is a slice of `f32`; the bytes of a slot need not even be aligned for one. So the element
+//! type is a value here, [`DataType`], and pointers may have any alignment. [`slices`] has typed, safe forms.
+//!
+//! A result is a function of its two operands alone: not of its place in the buffer, nor of the instructions used ([`Level`]), nor of the order of
+//! the operands. That holds for NaN and signed zeros too: a result that is NaN is always the positive quiet NaN of its
+//! type, without payload, and -0 is below +0. Ranks that combine the same values in the same tree therefore hold the same bits.
+//!
+//! * [`lanes`]: the loop that all kernels share; [`isa`]: what it is compiled for; [`level`]: which of these is used.
+//! * [`integer`], [`float`], [`narrow`]: the arithmetic, by family of types.
+//! * [`copy`]: copies, cached and not.
+
+mod copy;
+mod float;
+mod integer;
+mod isa;
+mod lanes;
+mod level;
+mod narrow;
+pub mod slices;
+
+use half::{bf16, f16};
+
+use crate::element::{Element, F8E4M3, F8E5M2};
+use crate::{DataType, ReduceOp};
+use integer::Quotient;
+use isa::{Isa, Portable};
+use lanes::{Map, Mapped, Op, Pair};
+use narrow::PairF16;
+
+pub use copy::copy;
+pub use level::{Level, force_level, level};
+
+/// Sum, as an operation of [`lanes::Op`]; likewise the others.
+#[derive(Clone, Copy)]
+struct Sum;
+#[derive(Clone, Copy)]
+struct Prod;
+#[derive(Clone, Copy)]
+struct Min;
+#[derive(Clone, Copy)]
+struct Max;
+#[derive(Clone, Copy)]
+struct And;
+#[derive(Clone, Copy)]
+struct Or;
+#[derive(Clone, Copy)]
+struct Xor;
+
+/// Bytes of a piece, where a pass is made of two over something that stays in the first-level cache. Four such pieces fit into 32 KiB
+/// with room to spare, and it is a multiple of every element size.
+const PIECE: usize = 4096;
+
+/// Calls a generic function for the level's instruction set. The call is an unsafe one.
+macro_rules! at_level {
+    ($level:expr, $function:ident($($argument:expr),*)) => {
+        match $level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => $function::<isa::Avx512>($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => $function::<isa::Avx2>($($argument),*),
+            _ => $function::<Portable>($($argument),*),
+        }
+    };
+}
+
+/// `dst[i] = a[i] ⊕ b[i]`, for `count` elements of type `dtype`.
+///
+/// [`ReduceOp::Avg`] and [`ReduceOp::PreMulSum`] are sums here: [`divide`] and [`scale`] do the rest. Bitwise operations on floats are refused by
+/// whoever takes the operation from the user ([`ReduceOp::supports`]); debug builds assert it, others combine the raw bits.
+///
+/// # Safety
+/// `a` and `b` are readable and `dst` is writable for `count` elements, at any alignment. `dst` may be `a` or `b` exactly, and does not
+/// otherwise overlap them. A user's operation is called with the same pointers and was made for `dtype`.
+#[inline]
+pub unsafe fn reduce(op: ReduceOp, dtype: DataType, dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
+    // SAFETY: the caller's contract; the level in use is supported.
+    unsafe { reduce_at(level(), op, dtype, dst, a, b, count) }
+}
+
+/// [`reduce`] with the instructions of `level` instead of those in use: for tests and benchmarks.
+///
+/// # Safety
+/// As for [`reduce`], and `level` is supported here ([`Level::is_supported`]).
+pub unsafe fn reduce_at(
+    level: Level,
+    op: ReduceOp,
+    dtype: DataType,
+    dst: *mut u8,
+    a: *const u8,
+    b: *const u8,
+    count: usize,
+) {
+    debug_assert!(op.supports(dtype), "{} is not defined on {dtype}", op.name());
+    // SAFETY: the caller's contract.
+    unsafe { at_level!(level, pairs(op, dtype, dst, a, b, count)) }
+}
+
+/// [`reduce`] whose result goes to `dst2` as well: the fused receive-reduce-copy-send, which keeps a partial result and passes it on.
+/// The operands are read from memory once.
+///
+/// # Safety
+/// As for [`reduce`]; `dst2` is writable for `count` elements and overlaps none of the others.
+pub unsafe fn reduce_to_two(
+    op: ReduceOp,
+    dtype: DataType,
+    dst: *mut u8,
+    dst2: *mut u8,
+    a: *const u8,
+    b: *const u8,
+    count: usize,
+) {
+    let size = dtype.size();
+    let mut at = 0;
+    while at < count * size {
+        let bytes = PIECE.min(count * size - at);
+        // SAFETY: at + bytes <= count * size, so the pieces are in bounds and overlap as little as the wholes.
+        unsafe {
+            reduce(op, dtype, dst.add(at), a.add(at), b.add(at), bytes / size);
+            std::ptr::copy_nonoverlapping(dst.add(at), dst2.add(at), bytes);
+        }
+        at += bytes;
+    }
+}
+
+/// [`reduce`] whose result bypasses the caches: for a destination that is larger than they are and that nobody reads soon, as it spares
+/// fetching each line of it from memory before overwriting it. The stores are ordered before everything that follows.
+///
+/// # Safety
+/// As for [`reduce`].
+pub unsafe fn reduce_non_temporal(
+    op: ReduceOp,
+    dtype: DataType,
+    dst: *mut u8,
+    a: *const u8,
+    b: *const u8,
+    count: usize,
+) {
+    let size = dtype.size();
+    let mut piece = [0u64; PIECE / 8];
+    let piece = piece.as_mut_ptr().cast::<u8>();
+    let mut at = 0;
+    while at < count * size {
+        let bytes = PIECE.min(count * size - at);
+        // SAFETY: at + bytes <= count * size and bytes <= PIECE: in bounds, and the piece is our own.
+        unsafe {
+            reduce(op, dtype, piece, a.add(at), b.add(at), bytes / size);
+            copy(dst.add(at), piece, bytes, true);
+        }
+        at += bytes;
+    }
+}
+
+/// `dst[i] = src[i] * factor`: what [`ReduceOp::PreMulSum`] does to each rank's input. The factor is rounded to the element type first
+/// (integers: truncated towards zero and saturated), and the product is the one that [`ReduceOp::Prod`] makes.
+///
+/// # Safety
+/// `src` is readable and `dst` is writable for `count` elements, at any alignment; `dst` is `src` or does not overlap it.
+pub unsafe fn scale(dtype: DataType, dst: *mut u8, src: *const u8, factor: f64, count: usize) {
+    // SAFETY: the caller's contract, with the type that belongs to `dtype`.
+    unsafe {
+        match dtype {
+            DataType::I8 => scale_by(dst, src, i8::from_f64(factor), count),
+            DataType::U8 => scale_by(dst, src, u8::from_f64(factor), count),
+            DataType::I32 => scale_by(dst, src, i32::from_f64(factor), count),
+            DataType::U32 => scale_by(dst, src, u32::from_f64(factor), count),
+            DataType::I64 => scale_by(dst, src, i64::from_f64(factor), count),
+            DataType::U64 => scale_by(dst, src, u64::from_f64(factor), count),
+            DataType::F16 => scale_by(dst, src, f16::from_f64(factor), count),
+            DataType::Bf16 => scale_by(dst, src, bf16::from_f64(factor), count),
+            DataType::F32 => scale_by(dst, src, factor as f32, count),
+            DataType::F64 => scale_by(dst, src, factor, count),
+            DataType::F8E4M3 => scale_by(dst, src, <F8E4M3 as Element>::from_f64(factor), count),
+            DataType::F8E5M2 => scale_by(dst, src, <F8E5M2 as Element>::from_f64(factor), count),
+        }
+    }
+}
+
+/// [`scale`] for one type: a product whose second operand is a short run of copies of the factor, which stays in the first-level cache.
+///
+/// # Safety
+/// As for [`scale`].
+unsafe fn scale_by<T: Element>(dst: *mut u8, src: *const u8, factor: T, count: usize) {
+    const LONGEST: usize = 1024;
+    let mut factors = [factor; LONGEST];
+    let factors = factors.as_mut_ptr().cast::<u8>();
+    let mut done = 0;
+    while done < count {
+        let run = (count - done).min(LONGEST);
+        let offset = done * size_of::<T>();
+        // SAFETY: done + run <= count, and run <= LONGEST: in bounds.
+        unsafe { reduce(ReduceOp::Prod, T::DTYPE, dst.add(offset), src.add(offset), factors, run) };
+        done += run;
+    }
+}
+
+/// `dst[i] = dst[i] / divisor`: what turns a sum into [`ReduceOp::Avg`]. Integers truncate towards zero; f64 is divided as such,
+/// the other floats as f32 (the divisor rounded to it) and then rounded to their type.
+///
+/// # Panics
+/// If `divisor` is 0.
+///
+/// # Safety
+/// `dst` is readable and writable for `count` elements, at any alignment.
+pub unsafe fn divide(dtype: DataType, dst: *mut u8, divisor: u64, count: usize) {
+    // SAFETY: the caller's contract; the level in use is supported.
+    unsafe { divide_at(level(), dtype, dst, divisor, count) }
+}
+
+/// [`divide`] with the instructions of `level` instead of those in use: for tests and benchmarks.
+///
+/// # Panics
+/// If `divisor` is 0.
+///
+/// # Safety
+/// As for [`divide`], and `level` is supported here ([`Level::is_supported`]).
+pub unsafe fn divide_at(level: Level, dtype: DataType, dst: *mut u8, divisor: u64, count: usize) {
+    assert!(
+        divisor != 0,
+        "a sum was to be divided by 0 to make an average; the divisor is a world size, so at least 1"
+    );
+    // SAFETY: the caller's contract.
+    unsafe { at_level!(level, quotients(dtype, dst, divisor, count)) }
+}
+
+/// Finds the kernel for an operation and a type.
+///
+/// # Safety
+/// As for [`reduce`], and the processor has `I`.
+#[inline(always)]
+unsafe fn pairs<I: Isa>(op: ReduceOp, dtype: DataType, dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
+    // SAFETY: the caller's contract, for the type that belongs to `dtype`; bitwise operations are on its bytes.
+    unsafe {
+        match op {
+            ReduceOp::Sum | ReduceOp::Avg | ReduceOp::PreMulSum(_) => arithmetic::<I, Sum>(dtype, dst, a, b, count),
+            ReduceOp::Prod => arithmetic::<I, Prod>(dtype, dst, a, b, count),
+            ReduceOp::Min => ordered::<I, Min>(dtype, dst, a, b, count),
+            ReduceOp::Max => ordered::<I, Max>(dtype, dst, a, b, count),
+            ReduceOp::And => pair::<I, And, u8>(dst, a, b, count * dtype.size()),
+            ReduceOp::Or => pair::<I, Or, u8>(dst, a, b, count * dtype.size()),
+            ReduceOp::Xor => pair::<I, Xor, u8>(dst, a, b, count * dtype.size()),
+            ReduceOp::User { function, .. } => function(dst, a, b, count),
+        }
+    }
+}
+
+/// Sum and product: signed and unsigned integers share a kernel.
+///
+/// # Safety
+/// As for [`pairs`].
+#[inline(always)]
+unsafe fn arithmetic<I: Isa, O>(dtype: DataType, dst: *mut u8, a: *const u8, b: *const u8, count: usize)
+where
+    O: Op<u8> + Op<u32> + Op<u64> + Op<f32> + Op<f64> + Op<f16> + Op<bf16> + Op<F8E4M3> + Op<F8E5M2>,
+{
+    // SAFETY: the caller's contract.
+    unsafe {
+        match dtype {
+            DataType::I8 | DataType::U8 => pair::<I, O, u8>(dst, a, b, count),
+            DataType::I32 | DataType::U32 => pair::<I, O, u32>(dst, a, b, count),
+            DataType::I64 | DataType::U64 => pair::<I, O, u64>(dst, a, b, count),
+            DataType::F16 => I::run(PairF16::<O>::new(a, b), dst, count),
+            DataType::Bf16 => pair::<I, O, bf16>(dst, a, b, count),
+            DataType::F32 => pair::<I, O, f32>(dst, a, b, count),
+            DataType::F64 => pair::<I, O, f64>(dst, a, b, count),
+            DataType::F8E4M3 => pair::<I, O, F8E4M3>(dst, a, b, count),
+            DataType::F8E5M2 => pair::<I, O, F8E5M2>(dst, a, b, count),
+        }
+    }
+}
+
+/// Minimum and maximum.
+///
+/// # Safety
+/// As for [`pairs`].
+#[inline(always)]
+unsafe fn ordered<I: Isa, O>(dtype: DataType, dst: *mut u8, a: *const u8, b: *const u8, count: usize)
+where
+    O: Op<i8> + Op<u8> + Op<i32> + Op<u32> + Op<i64> + Op<u64> + Op<f32> + Op<f64>,
+    O: Op<f16> + Op<bf16> + Op<F8E4M3> + Op<F8E5M2>,
+{
+    // SAFETY: the caller's contract.
+    unsafe {
+        match dtype {
+            DataType::I8 => pair::<I, O, i8>(dst, a, b, count),
+            DataType::U8 => pair::<I, O, u8>(dst, a, b, count),
+            DataType::I32 => pair::<I, O, i32>(dst, a, b, count),
+            DataType::U32 => pair::<I, O, u32>(dst, a, b, count),
+            DataType::I64 => pair::<I, O, i64>(dst, a, b, count),
+            DataType::U64 => pair::<I, O, u64>(dst, a, b, count),
+            DataType::F16 => pair::<I, O, f16>(dst, a, b, count),
+            DataType::Bf16 => pair::<I, O, bf16>(dst, a, b, count),
+            DataType::F32 => pair::<I, O, f32>(dst, a, b, count),
+            DataType::F64 => pair::<I, O, f64>(dst, a, b, count),
+            DataType::F8E4M3 => pair::<I, O, F8E4M3>(dst, a, b, count),
+            DataType::F8E5M2 => pair::<I, O, F8E5M2>(dst, a, b, count),
+        }
+    }
+}
+
+/// One kernel of two operands.
+///
+/// # Safety
+/// As for [`pairs`], on elements of type `T`.
+#[inline(always)]
+unsafe fn pair<I: Isa, O: Op<T>, T: Copy>(dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
+    // SAFETY: the caller's contract.
+    unsafe { I::run(Pair::<O, T>::new(a, b), dst, count) }
+}
+
+/// Finds the kernel that divides elements of a type.
+///
+/// # Safety
+/// As for [`divide`], and the processor has `I`.
+#[inline(always)]
+unsafe fn quotients<I: Isa>(dtype: DataType, dst: *mut u8, divisor: u64, count: usize) {
+    let quotient = Quotient(divisor);
+    // SAFETY: the caller's contract, for the type that belongs to `dtype`.
+    unsafe {
+        match dtype {
+            DataType::I8 => mapped::<I, Quotient, i8>(quotient, dst, count),
+            DataType::U8 => mapped::<I, Quotient, u8>(quotient, dst, count),
+            DataType::I32 => mapped::<I, Quotient, i32>(quotient, dst, count),
+            DataType::U32 => mapped::<I, Quotient, u32>(quotient, dst, count),
+            DataType::I64 => mapped::<I, Quotient, i64>(quotient, dst, count),
+            DataType::U64 => mapped::<I, Quotient, u64>(quotient, dst, count),
+            DataType::F16 => mapped::<I, Quotient, f16>(quotient, dst, count),
+            DataType::Bf16 => mapped::<I, Quotient, bf16>(quotient, dst, count),
+            DataType::F32 => mapped::<I, Quotient, f32>(quotient, dst, count),
+            DataType::F64 => mapped::<I, Quotient, f64>(quotient, dst, count),
+            DataType::F8E4M3 => mapped::<I, Quotient, F8E4M3>(quotient, dst, count),
+            DataType::F8E5M2 => mapped::<I, Quotient, F8E5M2>(quotient, dst, count),
+        }
+    }
+}
+
+/// One kernel of one operand, in place.
+///
+/// # Safety
+/// As for [`quotients`], on elements of type `T`.
+#[inline(always)]
+unsafe fn mapped<I: Isa, M: Map<T>, T: Copy>(map: M, dst: *mut u8, count: usize) {
+    // SAFETY: the caller's contract.
+    unsafe { I::run(Mapped::<M, T>::new(map, dst), dst, count) }
+}
