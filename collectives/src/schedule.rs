@@ -12,29 +12,31 @@
 //!
 //! # Rounds and slices
 //!
-//! When a schedule runs, pieces may be longer than a link has credit for. The executor then cuts each piece into *slices* and
-//! runs the whole schedule once per slice: round `k` moves slice `k` of every chunk. Elements of different rounds never
-//! meet, so a schedule that is right for one round is right for all; the only thing rounds share is scratch and the order on each link. Pipelining comes from the
-//! links: a rank that has sent slice 0 goes on to slice 1 while its neighbour still works on slice 0.
+//! When a schedule runs, pieces may be longer than a link has credit for. The executor then cuts each piece into
+//! *slices* and runs the whole schedule once per slice: round `k` moves slice `k` of every chunk. Elements of different
+//! rounds never meet, so a schedule that is right for one round is right for all; the only thing rounds share is
+//! scratch and the order on each link. Pipelining comes from the links: a rank that has sent slice 0 goes on to slice 1
+//! while its neighbour still works on slice 0.
 //!
 //! # Lanes and channels
 //!
-//! A schedule has one or more *lanes*. A lane's steps run in order; lanes run concurrently, each at its own
-//! round. A step of a lane talks on the lane's *channel*: the link that carries a message is named by (sender, receiver, channel). Two lanes of one rank may share
-//! a channel if they never use the same link in the same direction.
+//! A schedule has one or more *lanes*. A lane's steps run in order; lanes run concurrently, each at its own round. A
+//! step of a lane talks on the lane's *channel*: the link that carries a message is named by (sender, receiver,
+//! channel). Two lanes of one rank may share a channel if they never use the same link in the same direction.
 //!
 //! # Two families of steps
 //!
-//! *Two-sided* steps (send, recv and their fused forms) work on any transport. *One-sided* steps (publish, fetch) need ranks
-//! that share memory. A published region is copied out when the step completes, so the publisher may overwrite it at once;
-//! every other rank fetches from each publication exactly once, and that returns the publisher's credit. A lane fetches from what
-//! the same lane of the other rank published.
+//! *Two-sided* steps (send, recv and their fused forms) work on any transport. *One-sided* steps (publish, fetch) need
+//! ranks that share memory. A published region is copied out when the step completes, so the publisher may overwrite it
+//! at once; every other rank fetches from each publication exactly once, and that returns the publisher's credit. A
+//! lane fetches from what the same lane of the other rank published.
 //!
 //! # Credit
 //!
 //! Schedules are checked against the smallest credit an executor may give: each link holds one message, a fused step
-//! takes its message out of the link before it waits for room to send it on, and each lane's window holds one publication. An executor that
-//! reads messages where they lie in the link, and so cannot take one out early, needs room for two messages on each link.
+//! takes its message out of the link before it waits for room to send it on, and each lane's window holds one
+//! publication. An executor that reads messages where they lie in the link, and so cannot take one out early, needs
+//! room for two messages on each link.
 
 use std::ops::Range;
 
@@ -85,8 +87,9 @@ impl Region {
     }
 }
 
-/// Which operand of a reduction what came from the peer is. Every operation is commutative in value, but floating-point NaN
-/// payloads and signed zeros are not, so a schedule that reduces the same elements on several ranks fixes the order.
+/// Which operand of a reduction what came from the peer is. Every operation is commutative in value, but floating-point
+/// NaN payloads and signed zeros are not, so a schedule that reduces the same elements on several ranks fixes the
+/// order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Order {
     /// result = local ⊕ received
@@ -96,8 +99,8 @@ pub enum Order {
 }
 
 /// One step of a lane. Regions that are combined or copied have the same number of chunks, and those chunks the same
-/// pieces in the same order, since a chunk's length depends on its piece. `from` and `to` are the peers, and only fetches may name the own
-/// rank; `local` is this rank's operand; `dst` is where the result goes.
+/// pieces in the same order, since a chunk's length depends on its piece. `from` and `to` are the peers, and only
+/// fetches may name the own rank; `local` is this rank's operand; `dst` is where the result goes.
 #[expect(missing_docs, reason = "the fields mean the same in each step and are explained once, above")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
@@ -107,7 +110,8 @@ pub enum Step {
     Recv { from: Rank, dst: Region },
     /// `dst` = `local` ⊕ received, in the given order. `dst` may be `local`.
     RecvReduce { from: Rank, local: Region, order: Order, dst: Region },
-    /// Like [`Step::RecvReduce`], and the result also goes to rank `to`, as it is produced. Without `dst` it is only sent on.
+    /// Like [`Step::RecvReduce`], and the result also goes to rank `to`, as it is produced. Without `dst` it is only
+    /// sent on.
     RecvReduceSend { from: Rank, local: Region, order: Order, dst: Option<Region>, to: Rank },
     /// Receive into `dst` and pass the same bytes on to rank `to`, as they arrive.
     RecvCopySend { from: Rank, dst: Region, to: Rank },
@@ -115,10 +119,11 @@ pub enum Step {
     Copy { src: Region, dst: Region },
     /// Local reduction: `dst` = `a` ⊕ `b`. `dst` may be either.
     Reduce { a: Region, b: Region, dst: Region },
-    /// One-sided: make a copy of `src` readable by every rank (this one included). The n-th publish of a lane in a round is its
-    /// publication n. Waits until every other rank has fetched from the publication whose place it takes.
+    /// One-sided: make a copy of `src` readable by every rank (this one included). The n-th publish of a lane in a
+    /// round is its publication n. Waits until every other rank has fetched from the publication whose place it takes.
     Publish { src: Region },
-    /// One-sided: copy chunks `at..at + dst.len` (counted within the publication) of rank `from`'s publication `nth` of this round into `dst`.
+    /// One-sided: copy chunks `at..at + dst.len` (counted within the publication) of rank `from`'s publication `nth` of
+    /// this round into `dst`.
     Fetch { from: Rank, nth: usize, at: usize, dst: Region },
     /// One-sided: `dst` = `local` ⊕ fetched, in the given order.
     FetchReduce { from: Rank, nth: usize, at: usize, local: Region, order: Order, dst: Region },
@@ -220,8 +225,9 @@ impl Collective {
         }
     }
 
-    /// Where in-place calls put the smaller buffer inside the larger one, as NCCL does: the block index of the larger buffer at which rank
-    /// `rank`'s block of the smaller one lies. `None`: the collective has no in-place form without a copy (all-to-all).
+    /// Where in-place calls put the smaller buffer inside the larger one, as NCCL does: the block index of the larger
+    /// buffer at which rank `rank`'s block of the smaller one lies. `None`: the collective has no in-place form without
+    /// a copy (all-to-all).
     pub const fn in_place_block(self, rank: Rank) -> Option<usize> {
         match self {
             Collective::AllReduce | Collective::Reduce | Collective::Broadcast | Collective::Barrier => Some(0),
@@ -263,7 +269,7 @@ pub trait Schedule: Send + Sync {
     fn steps(&self, lane: usize) -> usize;
     /// Step `i` of lane `lane`; `i < self.steps(lane)`. Constant or logarithmic time.
     fn step(&self, lane: usize, i: usize) -> Step;
-    /// The most chunks that any message or publication of any rank has, and at least 1; the same on every rank. It bounds how long a
-    /// slice may be.
+    /// The most chunks that any message or publication of any rank has, and at least 1; the same on every rank. It
+    /// bounds how long a slice may be.
     fn message_chunks(&self) -> usize;
 }

@@ -1,8 +1,9 @@
 //! Binomial tree: broadcast, reduce, gather, scatter in ceil(log2 n) hops.
 //!
-//! Source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective communication operations in MPICH", Int. J. High
-//! Perform. Comput. Appl. 19 (2005). Nodes are relative ranks. The parent of v is v without its lowest bit set, 2^k; below v hang the
-//! relative ranks v to v + 2^k - 1, as far as they exist, its children at v + 1, v + 2, v + 4, ...
+//! Source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective communication operations in MPICH", Int.
+//! J. High Perform. Comput. Appl. 19 (2005). Nodes are relative ranks. The parent of v is v without its lowest bit set,
+//! 2^k; below v hang the relative ranks v to v + 2^k - 1, as far as they exist, its children at v + 1, v + 2, v + 4,
+//! ...
 //!
 //! ```text
 //!   6 ranks:        0
@@ -12,9 +13,10 @@
 //!                   3  5
 //! ```
 //!
-//! Gather and scatter keep a subtree's blocks together in scratch; only the root has the whole buffer, in which blocks lie by
-//! rank. Relative ranks wrap round there: with root 4 of 6 the subtree of relative rank 2 is ranks 0 and 1, but with root 3 it is ranks
-//! 5 and 0, the two ends of the buffer. One subtree at most is cut so, and it travels to or from the root as two messages.
+//! Gather and scatter keep a subtree's blocks together in scratch; only the root has the whole buffer, in which blocks
+//! lie by rank. Relative ranks wrap round there: with root 4 of 6 the subtree of relative rank 2 is ranks 0 and 1, but
+//! with root 3 it is ranks 5 and 0, the two ends of the buffer. One subtree at most is cut so, and it travels to or
+//! from the root as two messages.
 
 use super::{after, before};
 use crate::schedule::{Collective, Order, Place, Rank, Region, Schedule, Step};

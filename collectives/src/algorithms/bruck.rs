@@ -1,19 +1,20 @@
 //! Bruck: all-gather and all-to-all in ceil(log2 n) messages a rank.
 //!
-//! Source: J. Bruck, C.-T. Ho, S. Kipnis, E. Upfal, D. Weathersby, "Efficient algorithms for all-to-all communications in
-//! multiport message-passing systems", IEEE Trans. Parallel Distrib. Syst. 8 (1997). Few messages where others send n-1: for small
-//! blocks. Both work in scratch, where index j stands for "distance j from me", so that every rank does the same thing.
+//! Source: J. Bruck, C.-T. Ho, S. Kipnis, E. Upfal, D. Weathersby, "Efficient algorithms for all-to-all communications
+//! in multiport message-passing systems", IEEE Trans. Parallel Distrib. Syst. 8 (1997). Few messages where others send
+//! n-1: for small blocks. Both work in scratch, where index j stands for "distance j from me", so that every rank does
+//! the same thing.
 //!
-//! All-gather: scratch j is to hold the block of the rank j above. In phase k each rank sends all it has, 2^k blocks or what is still
-//! missing, to the rank 2^k below, and appends what comes from above:
+//! All-gather: scratch j is to hold the block of the rank j above. In phase k each rank sends all it has, 2^k blocks or
+//! what is still missing, to the rank 2^k below, and appends what comes from above:
 //!
 //! ```text
 //!   n = 5, rank 0 has:   0   then 0 1   then 0 1 2 3   then 0 1 2 3 4
 //! ```
 //!
-//! All-to-all: scratch j starts with the block for the rank j above. It has to travel the distance j, which is done in powers of two: in phase
-//! k all blocks whose j has bit k go to the rank 2^k above, packed into one message, and take the same j there. At the end
-//! scratch j holds the block from the rank j below:
+//! All-to-all: scratch j starts with the block for the rank j above. It has to travel the distance j, which is done in
+//! powers of two: in phase k all blocks whose j has bit k go to the rank 2^k above, packed into one message, and take
+//! the same j there. At the end scratch j holds the block from the rank j below:
 //!
 //! ```text
 //!   n = 5, phase 0 moves j = 1 3 by 1, phase 1 moves 2 3 by 2, phase 2 moves 4 by 4

@@ -1,8 +1,8 @@
 //! Dissemination barrier: in phase k each rank signals the rank 2^k above it and waits for the one 2^k below.
 //!
-//! Source: D. Hensgen, R. Finkel, U. Manber, "Two algorithms for barrier synchronization", Int. J. Parallel Program. 17 (1988).
-//! After phase k a rank has heard, directly or through others, from the 2^(k+1) - 1 ranks below it; after ceil(log2 n)
-//! phases from all. No rank is special, and any n will do.
+//! Source: D. Hensgen, R. Finkel, U. Manber, "Two algorithms for barrier synchronization", Int. J. Parallel Program. 17
+//! (1988). After phase k a rank has heard, directly or through others, from the 2^(k+1) - 1 ranks below it; after
+//! ceil(log2 n) phases from all. No rank is special, and any n will do.
 //!
 //! ```text
 //!   n = 5, what rank 4 has heard of:   phase 0: {3}   phase 1: {3, 2, 1}   phase 2: {3, 2, 1, 0}

@@ -1,12 +1,13 @@
 //! Double binary tree: all-reduce, broadcast, reduce; each of two trees carries half of the message.
 //!
-//! Source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", Parallel
-//! Comput. 35 (2009); NCCL made it known. In one pipelined binary tree the leaves, half of all ranks, send nothing on. Here the leaves
-//! of one tree are inner nodes of the other, so with both trees at work each rank sends and receives about once what the
-//! message holds, in logarithmic time.
+//! Source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan",
+//! Parallel Comput. 35 (2009); NCCL made it known. In one pipelined binary tree the leaves, half of all ranks, send
+//! nothing on. Here the leaves of one tree are inner nodes of the other, so with both trees at work each rank sends and
+//! receives about once what the message holds, in logarithmic time.
 //!
-//! The first tree is in rank order: a node's height is the number of zeros that its label ends with, and label 0 stands above all. The
-//! second is the first with its labels mirrored (even worlds) or moved up by one (odd worlds), which swaps leaves and inner nodes:
+//! The first tree is in rank order: a node's height is the number of zeros that its label ends with, and label 0 stands
+//! above all. The second is the first with its labels mirrored (even worlds) or moved up by one (odd worlds), which
+//! swaps leaves and inner nodes:
 //!
 //! ```text
 //!   6 labels, tree 0:      0               tree 1:       5
@@ -18,12 +19,12 @@
 //!                     1   3                         4   2
 //! ```
 //!
-//! All-reduce sends pieces up its tree and down again. Each tree has a lane up and a lane down, so that the next slice climbs
-//! while the last one descends. Both share the tree's channel: up they send towards the root, down away from it. The
-//! tree's root turns the data round in its up lane, with a fused step to its only child; its down lane is empty.
+//! All-reduce sends pieces up its tree and down again. Each tree has a lane up and a lane down, so that the next slice
+//! climbs while the last one descends. Both share the tree's channel: up they send towards the root, down away from it.
+//! The tree's root turns the data round in its up lane, with a fused step to its only child; its down lane is empty.
 //!
-//! Broadcast and reduce have a lane for each tree, whose labels are the ranks other than the root, counted upwards from it; the root
-//! feeds, or drains, both trees' tops.
+//! Broadcast and reduce have a lane for each tree, whose labels are the ranks other than the root, counted upwards from
+//! it; the root feeds, or drains, both trees' tops.
 
 use super::{after, before};
 use crate::schedule::{Collective, Order, Place, Rank, Region, Schedule, Step};
@@ -59,9 +60,9 @@ impl Node {
         }
     }
 
-    /// The first tree. With b the lowest bit set in a label, the node's children are b/2 to either side of it (nearer on the right, where the
-    /// labels end), and its parent is that one of its neighbours at distance b whose own lowest bit is 2b, or else, past the end of the labels,
-    /// the one below.
+    /// The first tree. With b the lowest bit set in a label, the node's children are b/2 to either side of it (nearer
+    /// on the right, where the labels end), and its parent is that one of its neighbours at distance b whose own lowest
+    /// bit is 2b, or else, past the end of the labels, the one below.
     fn in_order(label: usize, size: usize) -> Node {
         let mut node = Node { parent: None, children: [(0, Order::LocalFirst); 2], count: 0 };
         let mut right = if label == 0 {
@@ -126,7 +127,8 @@ impl Node {
         self.count.max(1)
     }
 
-    /// Step `i` of a node that has a parent, on the way up: add up what the children send and the own piece, and send it on.
+    /// Step `i` of a node that has a parent, on the way up: add up what the children send and the own piece, and send
+    /// it on.
     fn climb(self, i: usize, parent: Rank, own: Region, sum: Region) -> Step {
         if self.count == 0 {
             return Step::Send { to: parent, src: own };
@@ -140,7 +142,8 @@ impl Node {
         }
     }
 
-    /// Step `i` of a node that has a parent, on the way down, again [`climbing`](Node::climbing) of them: keep what comes, send it to the children.
+    /// Step `i` of a node that has a parent, on the way down, again [`climbing`](Node::climbing) of them: keep what
+    /// comes, send it to the children.
     fn descend(self, i: usize, parent: Rank, dst: Region) -> Step {
         if self.count == 0 {
             return Step::Recv { from: parent, dst };

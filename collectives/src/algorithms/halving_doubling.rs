@@ -4,8 +4,9 @@
 //! 2 log2 n hops. The largest exchange is with the nearest rank. Worlds that are no power of two: see `pairs`; the fold
 //! moves the whole vector twice more, so these pay for it.
 //!
-//! The vector is cut in as many pieces as there are players. In phase k players at distance 2^k split the window that both hold
-//! in two, and each gets one half of it summed over both; afterwards the same phases backwards give the halves back:
+//! The vector is cut in as many pieces as there are players. In phase k players at distance 2^k split the window that
+//! both hold in two, and each gets one half of it summed over both; afterwards the same phases backwards give the
+//! halves back:
 //!
 //! ```text
 //!   4 players, pieces abcd, the window of each after each phase
@@ -17,8 +18,8 @@
 //!   k=0      abcd   abcd   abcd   abcd
 //! ```
 //!
-//! In phase k a player stands for 2^k neighbouring players, so that operands stay in rank order. Each piece is finished by
-//! one player, so all ranks end with the same bits.
+//! In phase k a player stands for 2^k neighbouring players, so that operands stay in rank order. Each piece is finished
+//! by one player, so all ranks end with the same bits.
 
 use super::pairs::{Part, Player};
 use crate::schedule::{Buffer, Order, Place, Region, Schedule, Step};
@@ -50,7 +51,8 @@ impl HalvingDoubling {
     }
 }
 
-/// Steps of a player, the fold not counted: a send and a receive for each phase and way, of which one receive and one send are fused.
+/// Steps of a player, the fold not counted: a send and a receive for each phase and way, of which one receive and one
+/// send are fused.
 fn exchanges(player: Player) -> usize {
     4 * player.phases - 1
 }

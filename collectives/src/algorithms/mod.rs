@@ -1,13 +1,14 @@
 //! The algorithms, one file each, its source cited on top.
 //!
 //! [`schedule`] is the only way in: it gives one rank's [`Schedule`] for an [`Algorithm`], a [`Collective`] and a
-//! [`Place`]. A schedule is built in logarithmic time from the place alone and holds a few integers; nobody ever sees the other
-//! ranks' schedules, except the [verifier](crate::verify), which builds them all.
+//! [`Place`]. A schedule is built in logarithmic time from the place alone and holds a few integers; nobody ever sees
+//! the other ranks' schedules, except the [verifier](crate::verify), which builds them all.
 //!
-//! A new algorithm is one new file and its lines in this one: the enum, its name, what it supports, and where to build it.
+//! A new algorithm is one new file and its lines in this one: the enum, its name, what it supports, and where to build
+//! it.
 //!
-//! Ranks are counted *round the world*: where an algorithm has a root, rank `r` is often named by its *relative rank*, its distance
-//! `(r - root) mod size` upwards from the root.
+//! Ranks are counted *round the world*: where an algorithm has a root, rank `r` is often named by its *relative rank*,
+//! its distance `(r - root) mod size` upwards from the root.
 
 mod alone;
 mod binomial;
@@ -177,9 +178,10 @@ const fn before(rank: Rank, distance: usize, size: usize) -> Rank {
     (rank + size - distance) % size
 }
 
-/// The `k`-th other rank (from 0) whose contribution rank `rank` folds into its own, where it alone computes the result: first
-/// those above it upwards, then those below it downwards. Each new operand then lies at one end of those already combined, so that the
-/// operands stand in rank order, and ranks that fold at the same time read from different peers.
+/// The `k`-th other rank (from 0) whose contribution rank `rank` folds into its own, where it alone computes the
+/// result: first those above it upwards, then those below it downwards. Each new operand then lies at one end of those
+/// already combined, so that the operands stand in rank order, and ranks that fold at the same time read from different
+/// peers.
 const fn outward(rank: Rank, k: usize, size: usize) -> (Rank, Order) {
     if rank + 1 + k < size { (rank + 1 + k, Order::LocalFirst) } else { (size - 2 - k, Order::PeerFirst) }
 }

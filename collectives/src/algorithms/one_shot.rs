@@ -1,12 +1,14 @@
-//! One-shot: every rank publishes what others need, and everybody reads it where it lies. Any collective; ranks share memory.
+//! One-shot: every rank publishes what others need, and everybody reads it where it lies. Any collective; ranks share
+//! memory.
 //!
 //! Source: R. L. Graham, G. Shipman, "MPI support for multi-core architectures: optimized shared memory collectives",
-//! EuroPVM/MPI 2008; on GPUs the one-shot all-reduce of MSCCL++ (A. Shah and others, arXiv:2504.09014) and TensorRT-LLM. One
-//! synchronisation and no hop, but n-1 reads of whole blocks by every rank: for small messages and few ranks.
+//! EuroPVM/MPI 2008; on GPUs the one-shot all-reduce of MSCCL++ (A. Shah and others, arXiv:2504.09014) and
+//! TensorRT-LLM. One synchronisation and no hop, but n-1 reads of whole blocks by every rank: for small messages and
+//! few ranks.
 //!
-//! All-reduce is folded by every rank on its own, so the order must be the same on all: rank 0, 1, ..., n-1. In place the
-//! first step of the fold overwrites the input, hence ranks from 2 on take their own operand, when its turn comes, from
-//! their own publication:
+//! All-reduce is folded by every rank on its own, so the order must be the same on all: rank 0, 1, ..., n-1. In place
+//! the first step of the fold overwrites the input, hence ranks from 2 on take their own operand, when its turn comes,
+//! from their own publication:
 //!
 //! ```text
 //!   rank 0:   publish x0;   out = x0 + fetch(1);   out += fetch(2);   out += fetch(3)
@@ -15,8 +17,8 @@
 //!
 //! Where only one rank computes an element, it starts with its own operand and folds outwards, see `outward`.
 //!
-//! Each publication must be fetched from once by every other rank, which is how the publisher learns that it may publish again. Where
-//! a rank needs nothing of it (gather and reduce, away from the root) it fetches no chunks.
+//! Each publication must be fetched from once by every other rank, which is how the publisher learns that it may
+//! publish again. Where a rank needs nothing of it (gather and reduce, away from the root) it fetches no chunks.
 
 use super::{after, outward};
 use crate::schedule::{Collective, Order, Place, Rank, Region, Schedule, Step};

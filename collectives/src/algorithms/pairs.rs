@@ -1,8 +1,9 @@
 //! A world of any size made a power of two: how recursive doubling and halving begin and end.
 //!
-//! Source: R. Rabenseifner, "Optimization of collective reduction operations", ICCS 2004. With p the largest power of two in n, the
-//! first 2(n-p) ranks form pairs. The odd rank of a pair hands its input to the even one before, and gets the result after;
-//! p ranks, here called *players* and numbered from 0 in rank order, play the power-of-two algorithm in between.
+//! Source: R. Rabenseifner, "Optimization of collective reduction operations", ICCS 2004. With p the largest power of
+//! two in n, the first 2(n-p) ranks form pairs. The odd rank of a pair hands its input to the even one before, and gets
+//! the result after; p ranks, here called *players* and numbered from 0 in rank order, play the power-of-two algorithm
+//! in between.
 //!
 //! ```text
 //!   n = 6, p = 4:   (0 1) (2 3)  4  5       players: 0->0, 2->1, 4->2, 5->3

@@ -1,8 +1,9 @@
-//! Pairwise all-to-all: n-1 exchanges, each rank sending to the rank k above it while it receives from the rank k below.
+//! Pairwise all-to-all: n-1 exchanges, each rank sending to the rank k above it while it receives from the rank k
+//! below.
 //!
-//! Source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective communication operations in MPICH", Int. J. High
-//! Perform. Comput. Appl. 19 (2005). Every block crosses one link once, and in each step every rank sends and receives one block, so no
-//! rank is flooded. n-1 messages a rank: for large blocks; for small ones see `bruck`.
+//! Source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective communication operations in MPICH", Int.
+//! J. High Perform. Comput. Appl. 19 (2005). Every block crosses one link once, and in each step every rank sends and
+//! receives one block, so no rank is flooded. n-1 messages a rank: for large blocks; for small ones see `bruck`.
 //!
 //! ```text
 //!   k=1:  0 -> 1 -> 2 -> 3 -> 0        k=2:  0 <-> 2, 1 <-> 3        k=3:  0 -> 3 -> 2 -> 1 -> 0

@@ -1,16 +1,16 @@
 //! Recursive doubling: all-reduce in log2 n exchanges of the whole vector.
 //!
-//! Source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective communication operations in MPICH", Int. J. High
-//! Perform. Comput. Appl. 19 (2005). In phase k each rank exchanges all it has summed with the rank at distance 2^k. Few
-//! hops, but each carries everything: for small messages. Worlds that are no power of two: see `pairs`.
+//! Source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective communication operations in MPICH", Int.
+//! J. High Perform. Comput. Appl. 19 (2005). In phase k each rank exchanges all it has summed with the rank at distance
+//! 2^k. Few hops, but each carries everything: for small messages. Worlds that are no power of two: see `pairs`.
 //!
 //! ```text
 //!   4 ranks:   0 <-> 1, 2 <-> 3      then      0 <-> 2, 1 <-> 3
 //!              x0+x1     x2+x3                 (x0+x1) + (x2+x3) on all four
 //! ```
 //!
-//! Every rank computes the whole sum itself; all use the same tree of additions with the lower ranks' operand first, and so
-//! end with the same bits.
+//! Every rank computes the whole sum itself; all use the same tree of additions with the lower ranks' operand first,
+//! and so end with the same bits.
 
 use super::pairs::{Part, Player};
 use crate::schedule::{Order, Place, Region, Schedule, Step};

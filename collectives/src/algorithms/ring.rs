@@ -1,8 +1,8 @@
 //! Ring: all-reduce, reduce-scatter, all-gather.
 //!
-//! Source: P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", J. Parallel Distrib.
-//! Comput. 69 (2009); the circle itself is older folklore. Each rank talks to two neighbours only and moves 2(n-1)/n of
-//! the message, the least possible; it needs 2(n-1) hops, so it suits large messages.
+//! Source: P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", J. Parallel
+//! Distrib. Comput. 69 (2009); the circle itself is older folklore. Each rank talks to two neighbours only and moves
+//! 2(n-1)/n of the message, the least possible; it needs 2(n-1) hops, so it suits large messages.
 //!
 //! Data goes upwards: rank r sends to r+1. All-reduce over 3 ranks, pieces a, b, c; a capital is a finished piece:
 //!
@@ -15,8 +15,8 @@
 //!   C, keep         A, keep         B, keep         the last piece goes no further
 //! ```
 //!
-//! Each rank reads each chunk of its input once, before it writes the same chunk of the output: in place needs nothing more.
-//! Each piece is finished on one rank and copied to the others, so all ranks end with the same bits.
+//! Each rank reads each chunk of its input once, before it writes the same chunk of the output: in place needs nothing
+//! more. Each piece is finished on one rank and copied to the others, so all ranks end with the same bits.
 
 use super::{after, before};
 use crate::schedule::{Collective, Order, Place, Rank, Region, Schedule, Step};

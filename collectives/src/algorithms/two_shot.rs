@@ -10,11 +10,11 @@
 //!                         publishes it;         fetches the other pieces from those that have them
 //! ```
 //!
-//! Broadcast so reads each byte of the root's once, which matters where the root's link is what is scarce (GPU peers); the
-//! other ranks' links do the rest.
+//! Broadcast so reads each byte of the root's once, which matters where the root's link is what is scarce (GPU peers);
+//! the other ranks' links do the rest.
 //!
-//! In all-reduce each piece is finished by one rank and copied, so all ranks end with the same bits. In place: out[r] is the only chunk
-//! of input read after publishing, and it is read in the step that overwrites it.
+//! In all-reduce each piece is finished by one rank and copied, so all ranks end with the same bits. In place: out[r]
+//! is the only chunk of input read after publishing, and it is read in the step that overwrites it.
 
 use super::{after, before, outward};
 use crate::schedule::{Collective, Place, Rank, Region, Schedule, Step};

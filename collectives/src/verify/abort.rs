@@ -1,0 +1,63 @@
+//! What happens to the others when a rank stops.
+//!
+//! A rank that dies, or gives up, leaves others waiting. The executor frees them by telling those that wait for it,
+//! which tell those that wait for them. That works, and puts the blame on the right rank, if from every lane that is
+//! left waiting a chain of waits leads to the rank that stopped. Who waits for whom does not depend on values, nor on
+//! whether the call is in place.
+
+use super::fault::{At, Fault};
+use super::machine::{Machine, ROUNDS};
+use super::world::World;
+
+/// Steps that may be run, over all stops, before the stops are thinned out.
+const BUDGET: usize = 6000;
+
+/// Stops a rank before each of its steps, in each round; in larger worlds before some of them, evenly spread.
+pub(super) fn check(world: &World) -> Result<(), Fault> {
+    let per_round: usize = world.programs.iter().map(Vec::len).sum();
+    let stops = ROUNDS * per_round;
+    if stops == 0 {
+        return Ok(());
+    }
+    let tried = (BUDGET / stops).clamp(2, stops);
+    // Half a stride in, shifted by root and size, so that different worlds stop at different places.
+    let phase = (world.root * 7 + world.size * 3) % stops;
+    for i in 0..tried {
+        check_stop(world, nth_stop(world, per_round, (i * stops / tried + phase) % stops))?;
+    }
+    Ok(())
+}
+
+fn nth_stop(world: &World, per_round: usize, n: usize) -> At {
+    let (round, mut step) = (n / per_round, n % per_round);
+    let mut actor = 0;
+    while step >= world.programs[actor].len() {
+        step -= world.programs[actor].len();
+        actor += 1;
+    }
+    At { rank: actor / world.lanes, lane: actor % world.lanes, step, round }
+}
+
+fn check_stop(world: &World, stopped: At) -> Result<(), Fault> {
+    let mut machine = Machine::stopping(world, stopped);
+    machine.run()?;
+    let mut left = machine.blocked();
+    let mut told = vec![false; world.size];
+    told[stopped.rank] = true;
+    loop {
+        let before = left.len();
+        left.retain(|blocked| {
+            let freed = blocked.wait.ranks().iter().any(|&rank| told[rank]);
+            if freed {
+                told[blocked.at.rank] = true;
+            }
+            !freed
+        });
+        if left.is_empty() {
+            return Ok(());
+        }
+        if left.len() == before {
+            return Err(Fault::Stranded { stopped, blocked: left.remove(0) });
+        }
+    }
+}

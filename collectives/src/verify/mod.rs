@@ -1,0 +1,244 @@
+//! The verifier: runs the schedules of a whole world on symbols in place of numbers, and says what is wrong with them.
+//!
+//! A chunk is either uninitialised or a set of contributions: "block 2 of ranks 0, 1 and 5". Sending and copying keep
+//! the set, reducing joins two disjoint ones. A schedule that ends with the right sets moves and adds any numbers
+//! rightly, whatever their type, count and operation, because the executor does the same steps on bytes. [`verify`]
+//! checks that
+//!
+//! * every chunk of every output ends as exactly what the collective promises, each contribution counted once;
+//! * nothing is read before it is written in the same round, nor an input after an output in place has overwritten it;
+//! * inputs are never written, regions lie within their buffers, and chunks that are joined are the same piece;
+//! * messages match in order, number of chunks, pieces and round on each link, none stays behind, and a link's end belongs to one lane;
+//! * each publication is fetched from exactly once by every other rank;
+//! * nobody waits for ever with the smallest credit (see [`schedule`](crate::schedule#credit));
+//! * lanes of one rank touch the same chunk only in an order that messages enforce;
+//! * nobody leaves a barrier before everybody has come;
+//! * if a rank stops anywhere, all who then wait do so, directly or through others, for that rank.
+//!
+//! It runs two rounds, the second to see what the first leaves behind.
+//!
+//! ```
+//! use maypole_collectives::{algorithms::Algorithm, schedule::Collective, verify};
+//!
+//! let report = verify::verify(Algorithm::Ring, Collective::AllReduce, 4, 0, false)?;
+//! assert_eq!(report.messages, 4 * 2 * 3); // each of 4 ranks sends 2(n-1) messages
+//! assert_eq!(report.depth, 7); // and the last chunk to arrive has seen as many steps
+//! # Ok::<(), verify::Fault>(())
+//! ```
+//!
+//! Inside: `world` writes the programs out and checks each step by itself, `machine` runs them on `memory` that holds
+//! `value`s, `outcome` checks what comes out, and `abort` stops ranks half way.
+
+mod abort;
+mod fault;
+mod machine;
+mod memory;
+mod outcome;
+mod value;
+mod world;
+
+pub use fault::{At, Blocked, Fault, Wait};
+
+use crate::algorithms::{Algorithm, schedule};
+use crate::schedule::{Collective, Place, Rank, Schedule, Step};
+use machine::Machine;
+use std::fmt;
+use std::ops::RangeInclusive;
+use world::World;
+
+/// What schedules that passed look like, over all ranks, for one round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Ranks in the world.
+    pub size: usize,
+    /// Pieces that each block is cut into.
+    pub pieces: usize,
+    /// Lanes on each rank.
+    pub lanes: usize,
+    /// Steps of all ranks.
+    pub steps: usize,
+    /// Messages sent.
+    pub messages: usize,
+    /// Publications made.
+    pub publications: usize,
+    /// Chunks that went from one rank to another: sent, or fetched from another rank's publication.
+    pub chunks_moved: usize,
+    /// Chunks in the largest message or publication.
+    pub largest: usize,
+    /// The longest chain of steps of which each had to wait for the one before: the time of the collective if each step
+    /// takes one unit and credit never runs out.
+    pub depth: usize,
+    /// The most chunks of scratch that any rank needs.
+    pub scratch: usize,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { steps, messages, publications, chunks_moved, pieces, depth, .. } = self;
+        write!(f, "{steps} steps, ")?;
+        match publications {
+            0 => write!(f, "{messages} messages, ")?,
+            _ => write!(f, "{publications} publications, ")?,
+        }
+        write!(f, "{chunks_moved} chunks of 1/{pieces} block moved, longest chain {depth} steps")
+    }
+}
+
+/// Builds the schedules of a world and verifies them, out of place or in place (see [`Collective::in_place_block`];
+/// all-to-all has no in-place form and is verified out of place). Who waits for whom is the same in place, so aborts
+/// are looked at out of place only.
+pub fn verify(
+    algorithm: Algorithm,
+    collective: Collective,
+    size: usize,
+    root: Rank,
+    in_place: bool,
+) -> Result<Report, Fault> {
+    if root >= size {
+        return Err(Fault::NoWorld { size, root });
+    }
+    let place = |rank| Place { rank, size, root };
+    let built: Option<Vec<_>> = (0..size).map(|rank| schedule(algorithm, collective, place(rank))).collect();
+    let schedules = built.ok_or_else(|| Fault::Unsupported {
+        algorithm: algorithm.name(),
+        collective: collective.name(),
+        known: Algorithm::for_collective(collective).map(Algorithm::name).collect(),
+    })?;
+    verify_schedules(&schedules, collective, root, in_place)
+}
+
+/// Verifies schedules from wherever they come, one for each rank of the world in order.
+pub fn verify_schedules(
+    schedules: &[Box<dyn Schedule>],
+    collective: Collective,
+    root: Rank,
+    in_place: bool,
+) -> Result<Report, Fault> {
+    let world = World::new(schedules, collective, root, in_place)?;
+    let mut machine = Machine::new(&world);
+    machine.run()?;
+    machine.check_end()?;
+    machine.check_outputs()?;
+    machine.check_barrier()?;
+    if !in_place {
+        abort::check(&world)?;
+    }
+    Ok(report(&world, machine.depth))
+}
+
+fn report(world: &World, depth: usize) -> Report {
+    let mut report = Report {
+        size: world.size,
+        pieces: world.pieces,
+        lanes: world.lanes,
+        steps: 0,
+        messages: 0,
+        publications: 0,
+        chunks_moved: 0,
+        largest: 0,
+        depth,
+        scratch: world.sizes.iter().map(|sizes| sizes.scratch).max().unwrap_or(0),
+    };
+    for (actor, program) in world.programs.iter().enumerate() {
+        let rank = actor / world.lanes;
+        report.steps += program.len();
+        for op in program {
+            report.largest = report.largest.max(op.sent().len);
+            match op.step {
+                Step::Publish { .. } => report.publications += 1,
+                Step::Fetch { from, dst, .. } | Step::FetchReduce { from, dst, .. } if from != rank => {
+                    report.chunks_moved += dst.len;
+                }
+                Step::Send { .. } | Step::RecvCopySend { .. } | Step::RecvReduceSend { .. } => {
+                    report.messages += 1;
+                    report.chunks_moved += op.sent().len;
+                }
+                _ => {}
+            }
+        }
+    }
+    report
+}
+
+/// A collective, an algorithm and a world size of which every root has passed, out of place and in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The collective.
+    pub collective: Collective,
+    /// The algorithm.
+    pub algorithm: Algorithm,
+    /// How many worlds were run: roots, times two where there is an in-place form.
+    pub worlds: usize,
+    /// The report of root 0, out of place.
+    pub report: Report,
+}
+
+/// The world that did not pass, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} by {algorithm}, {size} ranks, root {root}, {}: {fault}", .collective.name(), place_name(*.in_place))]
+pub struct Failure {
+    /// The collective.
+    pub collective: Collective,
+    /// The algorithm.
+    pub algorithm: Algorithm,
+    /// The world size.
+    pub size: usize,
+    /// The root.
+    pub root: Rank,
+    /// Whether the call was in place.
+    pub in_place: bool,
+    /// What is wrong.
+    #[source]
+    pub fault: Fault,
+}
+
+fn place_name(in_place: bool) -> &'static str {
+    if in_place { "in place" } else { "out of place" }
+}
+
+/// Verifies all collectives and algorithms, or those of the one `collective` or `algorithm` given, for each world size
+/// in `sizes` from 1, every root, out of place and in place. Calls `on_done` after each (collective, algorithm, size),
+/// sizes innermost. Returns how many worlds were run; 0 if the algorithm has no schedule for the collective. Stops at
+/// the first failure.
+///
+/// It runs on the calling thread; sizes are independent of each other, so a caller with several cores can split them.
+pub fn all(
+    sizes: RangeInclusive<usize>,
+    collective: Option<Collective>,
+    algorithm: Option<Algorithm>,
+    on_done: &mut dyn FnMut(&Verified),
+) -> Result<usize, Box<Failure>> {
+    let mut worlds = 0;
+    for c in Collective::ALL.into_iter().filter(|&c| collective.is_none_or(|only| only == c)) {
+        for a in Algorithm::for_collective(c).filter(|&a| algorithm.is_none_or(|only| only == a)) {
+            for size in sizes.clone().filter(|&size| size > 0) {
+                let verified = every_root(c, a, size)?;
+                worlds += verified.worlds;
+                on_done(&verified);
+            }
+        }
+    }
+    Ok(worlds)
+}
+
+/// Verifies every root of one collective, algorithm and size, out of place and in place.
+fn every_root(collective: Collective, algorithm: Algorithm, size: usize) -> Result<Verified, Box<Failure>> {
+    let run = |root, in_place| {
+        verify(algorithm, collective, size, root, in_place)
+            .map_err(|fault| Box::new(Failure { collective, algorithm, size, root, in_place, fault }))
+    };
+    let has_in_place = collective.in_place_block(0).is_some() && collective != Collective::Barrier;
+    let report = run(0, false)?;
+    let mut worlds = 1;
+    for root in 0..if collective.is_rooted() { size } else { 1 } {
+        if root > 0 {
+            run(root, false)?;
+            worlds += 1;
+        }
+        if has_in_place {
+            run(root, true)?;
+            worlds += 1;
+        }
+    }
+    Ok(Verified { collective, algorithm, worlds, report })
+}

@@ -1,0 +1,56 @@
+//! Every algorithm, every world size from 1 to 64, every root, out of place and in place; and random larger worlds.
+
+use maypole_collectives::algorithms::Algorithm;
+use maypole_collectives::schedule::Collective;
+use maypole_collectives::verify;
+use proptest::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Largest first, so that the threads end together.
+#[test]
+fn every_algorithm_size_and_root_up_to_64() {
+    let next = AtomicUsize::new(64);
+    let worlds = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let size = next.fetch_sub(1, Ordering::Relaxed);
+                    if size == 0 || size > 64 {
+                        break;
+                    }
+                    match verify::all(size..=size, None, None, &mut |_| {}) {
+                        Ok(run) => worlds.fetch_add(run, Ordering::Relaxed),
+                        Err(failure) => panic!("{failure}"),
+                    };
+                }
+            });
+        }
+    });
+    // Pairs of collective and algorithm: 12 rooted ones with 2080 pairs of size and root, 11 others with 64 sizes; all but
+    // all-to-all and barrier twice.
+    let rooted: usize = Collective::ALL.into_iter().filter(|c| c.is_rooted()).map(pairs).sum();
+    let twice = pairs(Collective::AllReduce) + pairs(Collective::AllGather) + pairs(Collective::ReduceScatter);
+    let once = pairs(Collective::AllToAll) + pairs(Collective::Barrier);
+    assert_eq!(worlds.into_inner(), 2 * rooted * 2080 + 64 * (2 * twice + once));
+}
+
+fn pairs(collective: Collective) -> usize {
+    Algorithm::for_collective(collective).count()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn larger_worlds(size in 65usize..300, root in 0usize..300, in_place: bool) {
+        for collective in Collective::ALL {
+            let root = if collective.is_rooted() { root % size } else { 0 };
+            for algorithm in Algorithm::for_collective(collective) {
+                let verified = verify::verify(algorithm, collective, size, root, in_place);
+                prop_assert!(verified.is_ok(), "{} {algorithm} {size} {root}: {}", collective.name(), verified.unwrap_err());
+            }
+        }
+    }
+}
