@@ -24,9 +24,9 @@ impl Buffer {
     pub fn new(capacity: usize) -> Result<Buffer> {
         let total = capacity.saturating_add(LINE + 2 * GUARD);
         let mut storage = Vec::new();
-        storage
-            .try_reserve_exact(total)
-            .map_err(|e| Error::system(format!("allocating a buffer of {capacity} bytes (a smaller --maxbytes helps)"), e))?;
+        storage.try_reserve_exact(total).map_err(|e| {
+            Error::system(format!("allocating a buffer of {capacity} bytes (a smaller --maxbytes helps)"), e)
+        })?;
         storage.resize(total, 0);
         let start = GUARD + (storage.as_ptr() as usize + GUARD).wrapping_neg() % LINE;
         Ok(Buffer { storage, start, len: 0 })

@@ -106,7 +106,9 @@ impl FromStr for Choice<usize> {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "all" | "-1" => Ok(Choice::All),
-            _ => text.parse().map(Choice::One).map_err(|_| "expected a rank, or all (-1) for every rank in turn".into()),
+            _ => {
+                text.parse().map(Choice::One).map_err(|_| "expected a rank, or all (-1) for every rank in turn".into())
+            }
         }
     }
 }
@@ -150,13 +152,21 @@ impl Plan {
             return refuse("--ranks", &0, "expected at least one rank".into());
         }
         if flags.nthreads != 1 {
-            return refuse("--nthreads", &flags.nthreads, "a process is one rank here; use --ranks N --threads for threads".into());
+            return refuse(
+                "--nthreads",
+                &flags.nthreads,
+                "a process is one rank here; use --ranks N --threads for threads".into(),
+            );
         }
         if flags.ngpus != 1 {
             return refuse("--ngpus", &flags.ngpus, "a rank has one device here; use --ranks N for more ranks".into());
         }
         if flags.min_bytes > flags.max_bytes {
-            return refuse("--minbytes", &flags.min_bytes, format!("larger than --maxbytes, which is {}", flags.max_bytes));
+            return refuse(
+                "--minbytes",
+                &flags.min_bytes,
+                format!("larger than --maxbytes, which is {}", flags.max_bytes),
+            );
         }
         let step = match (flags.step_factor, flags.step_bytes) {
             (Some(0), _) => return refuse("--stepfactor", &0, "expected 1 (step by --stepbytes) or more".into()),
@@ -166,10 +176,13 @@ impl Plan {
             (Some(_), None) => StepBy::Bytes(1 << 20),
             (_, Some(bytes)) => StepBy::Bytes(bytes),
             (None, None) => StepBy::Factor(2),
-            (Some(_), _) => unreachable!("0 and above 1 are handled"),
         };
         if flags.min_bytes == 0 && flags.max_bytes > 0 && matches!(step, StepBy::Factor(_)) {
-            return refuse("--minbytes", &0, "no factor leads from 0 to a larger size; start at 1, or use --stepbytes".into());
+            return refuse(
+                "--minbytes",
+                &0,
+                "no factor leads from 0 to a larger size; start at 1, or use --stepbytes".into(),
+            );
         }
         for (name, value) in [("--iters", flags.iters), ("--agg_iters", Some(flags.agg_iters))] {
             if value == Some(0) {
@@ -178,7 +191,11 @@ impl Plan {
         }
         if let (Choice::One(op), Choice::One(dtype)) = (flags.op, flags.datatype) {
             if operation.reduces() && !op.supports(dtype) {
-                return refuse("--op", &op.name(), format!("not defined on {dtype}; and, or and xor need an integer type"));
+                return refuse(
+                    "--op",
+                    &op.name(),
+                    format!("not defined on {dtype}; and, or and xor need an integer type"),
+                );
             }
         }
         if let Some(directory) = flags.json.as_ref().and_then(|file| file.parent()) {

@@ -188,7 +188,8 @@ impl FromStr for NamedOp {
             return Ok(NamedOp::PreMulSum);
         }
         NamedOp::ALL.into_iter().find(|op| op.name() == name).ok_or_else(|| {
-            "no such operation; expected sum, prod, min, max, avg, mulsum (or premulsum), and, or, xor, or all".to_string()
+            "no such operation; expected sum, prod, min, max, avg, mulsum (or premulsum), and, or, xor, or all"
+                .to_string()
         })
     }
 }

@@ -76,7 +76,9 @@ fn reduce(dtype: DataType, op: NamedOp, ranks: usize, inputs: &[Vec<u8>], i: usi
         (NamedOp::Avg, _) if !dtype.is_integer() => {
             minifloat::encode(dtype, (decode(dtype, total) as f32 / ranks as f32) as f64)
         }
-        (NamedOp::Avg, _) if signed => ((((total << (64 - width)) as i64 >> (64 - width)) / ranks as i64) as u64) & mask,
+        (NamedOp::Avg, _) if signed => {
+            ((((total << (64 - width)) as i64 >> (64 - width)) / ranks as i64) as u64) & mask
+        }
         (NamedOp::Avg, _) => total / ranks as u64,
         _ => total,
     }
@@ -84,7 +86,9 @@ fn reduce(dtype: DataType, op: NamedOp, ranks: usize, inputs: &[Vec<u8>], i: usi
 
 /// Every operation on every type that it supports.
 fn combinations() -> impl Iterator<Item = (DataType, NamedOp)> {
-    DataType::ALL.into_iter().flat_map(|d| NamedOp::ALL.into_iter().filter(move |op| op.supports(d)).map(move |op| (d, op)))
+    DataType::ALL
+        .into_iter()
+        .flat_map(|d| NamedOp::ALL.into_iter().filter(move |op| op.supports(d)).map(move |op| (d, op)))
 }
 
 #[test]

@@ -1,0 +1,157 @@
+//! A whole run on one rank: every type, operation, root and size, printed row by row by rank 0.
+
+use std::fs::File;
+use std::io::{self, Write};
+
+use super::buffer::Buffer;
+use super::flags::Plan;
+use super::measure::{Effort, measure};
+use super::operation::NamedOp;
+use super::report::{Figures, RankInfo, Report, ResultRow, figures, parameters};
+use super::row::{Buffers, Form, Row};
+use crate::{Communicator, DataType, Error, Result};
+
+/// Run the plan on this rank; every rank of `comm` must do so. Rank 0 writes the table to `out` and the JSON file. Returns
+/// whether every checked element was right, on all ranks.
+///
+/// # Errors
+/// [`Error::Setting`] if the root is out of range; the communicator's errors; [`Error::System`] if a file cannot be written
+/// or memory is short, in which case the other ranks are told.
+pub fn run(plan: &Plan, comm: &Communicator, out: &mut dyn Write) -> Result<bool> {
+    let roots = plan.roots(comm.size())?;
+    let result = Session::start(plan, comm, out).and_then(|mut session| session.cycles(&roots));
+    if let Err(Error::System { .. }) = &result {
+        // Only this rank knows; the others would wait for it until their deadline.
+        comm.abort("perf cannot go on here; this rank's own message says why");
+    }
+    result
+}
+
+struct Session<'a> {
+    plan: &'a Plan,
+    comm: &'a Communicator,
+    /// The table's reader; rank 0 only.
+    out: Option<&'a mut dyn Write>,
+    json: Option<File>,
+    report: Report,
+    buffers: Buffers,
+    effort: Effort,
+    /// The next unused seed; the same on all ranks.
+    seed: u64,
+}
+
+impl<'a> Session<'a> {
+    fn start(plan: &'a Plan, comm: &'a Communicator, out: &'a mut dyn Write) -> Result<Session<'a>> {
+        let leader = comm.rank() == 0;
+        let json = match &plan.flags.json {
+            Some(path) if leader => Some(
+                File::create(path).map_err(|e| Error::system(format!("creating {} (--json)", path.display()), e))?,
+            ),
+            _ => None,
+        };
+        let largest = if plan.operation.is_barrier() { 0 } else { plan.flags.max_bytes };
+        let buffers = Buffers { input: Buffer::new(largest)?, output: Buffer::new(largest)? };
+        let report = Report::new(plan, introduce(comm)?);
+        let flags = &plan.flags;
+        let effort = Effort {
+            iters: flags.iters,
+            warmup: flags.warmup_iters,
+            aggregate: flags.agg_iters,
+            check: if plan.operation.is_barrier() { 0 } else { flags.check },
+            average: flags.average,
+        };
+        let mut session = Session { plan, comm, out: leader.then_some(out), json, report, buffers, effort, seed: 0 };
+        let header = session.report.header(plan);
+        session.print(&header)?;
+        Ok(session)
+    }
+
+    fn cycles(&mut self, roots: &[usize]) -> Result<bool> {
+        let cycles = self.plan.flags.run_cycles;
+        let mut done = 0;
+        while cycles == 0 || done < cycles {
+            if cycles != 1 {
+                self.print(&format!("# Cycle {}\n", done + 1))?;
+            }
+            for (dtype, op) in self.plan.combinations() {
+                for &root in roots {
+                    for size in self.plan.sizes() {
+                        self.row(size, dtype, op, root)?;
+                    }
+                }
+            }
+            self.write_json()?;
+            done += 1;
+        }
+        let footer = self.report.footer();
+        self.print(&footer)?;
+        Ok(self.report.out_of_bounds.okay)
+    }
+
+    fn row(&mut self, size: usize, dtype: DataType, op: Option<NamedOp>, root: usize) -> Result<()> {
+        let operation = self.plan.operation;
+        let (rank, ranks) = (self.comm.rank(), self.comm.size());
+        let count = operation.count(size, dtype, ranks);
+        let row = Row { operation, dtype, op, root, count, rank, ranks };
+        let size = operation.shown_size(count, dtype, ranks);
+        let shown_root = if operation.is_rooted() { root as i64 } else { -1 };
+        self.print(&parameters(size, count, dtype, op, shown_root))?;
+        let out_of_place = self.form(&row, size, Form::OutOfPlace)?;
+        self.print(&figures(Some(&out_of_place)))?;
+        let in_place = operation.has_in_place().then(|| self.form(&row, size, Form::InPlace)).transpose()?;
+        self.print(&(figures(in_place.as_ref()) + "\n"))?;
+        let redop = op.map_or("none", NamedOp::name);
+        self.report.push(ResultRow {
+            size,
+            count,
+            dtype: dtype.name(),
+            redop,
+            root: shown_root,
+            out_of_place,
+            in_place,
+        });
+        Ok(())
+    }
+
+    fn form(&mut self, row: &Row, size: usize, form: Form) -> Result<Figures> {
+        let measured = measure(self.comm, row, form, self.effort, self.seed, &mut self.buffers)?;
+        self.seed += 1 + self.effort.check as u64;
+        Ok(Figures::new(row, size, measured))
+    }
+
+    /// Write to the reader, at once, so that a long run shows how far it is.
+    fn print(&mut self, text: &str) -> Result<()> {
+        let Some(out) = &mut self.out else { return Ok(()) };
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::system("writing the table", e))
+    }
+
+    /// Write the file anew, with every row so far.
+    fn write_json(&mut self) -> Result<()> {
+        let Some(file) = &mut self.json else { return Ok(()) };
+        let write = |file: &mut File, report: &Report| -> io::Result<()> {
+            io::Seek::rewind(file)?;
+            file.set_len(0)?;
+            serde_json::to_writer_pretty(&mut *file, report)?;
+            file.write_all(b"\n")
+        };
+        write(file, &self.report).map_err(|e| Error::system("writing the JSON file (--json)", e))
+    }
+}
+
+/// Where every rank runs.
+fn introduce(comm: &Communicator) -> Result<Vec<RankInfo>> {
+    const RECORD: usize = 128;
+    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut mine = [0u8; RECORD];
+    mine[..4].copy_from_slice(&std::process::id().to_le_bytes());
+    let length = host.len().min(RECORD - 4);
+    mine[4..4 + length].copy_from_slice(&host.as_bytes()[..length]);
+    let mut all = vec![0u8; RECORD * comm.size()];
+    comm.all_gather(&mine, &mut all)?;
+    let ranks = all.chunks_exact(RECORD).enumerate().map(|(rank, record)| {
+        let (pid, host) = record.split_at(4);
+        let host = String::from_utf8_lossy(host).trim_end_matches('\0').to_string();
+        RankInfo { rank, host, pid: u32::from_le_bytes(pid.try_into().expect("4 bytes")) }
+    });
+    Ok(ranks.collect())
+}
