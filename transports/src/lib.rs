@@ -25,11 +25,12 @@
 //! Every implementation passes the same suite, `tests/conformance.rs`:
 //!
 //! * [`shm`]: ranks that share memory: processes of one host, or threads of one process over a private mapping.
-//! * `tcp`: anything that can reach each other, several connections per pair.
+//! * [`tcp`]: anything that can reach each other, several connections per pair.
 //! * `fault`: wraps a link and delays, truncates or severs it, for tests.
 
 pub mod shm;
 mod sync;
+pub mod tcp;
 pub mod wait;
 
 use thiserror::Error;

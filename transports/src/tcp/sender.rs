@@ -1,0 +1,152 @@
+//! The sending half: what is staged, what goes straight from the caller's memory, and when.
+
+use std::io::IoSlice;
+use std::net::Shutdown;
+use std::sync::Arc;
+
+use super::connection::Connections;
+use super::stripe::StripeOut;
+use crate::{LinkError, Result, Sender};
+
+/// Bytes that can be staged. Half a typical second-level cache: what is written in place is still there when the kernel copies it.
+const STAGE: usize = 256 << 10;
+/// A slice shorter than this is staged rather than sent by itself: copying it costs less than a system call.
+const TINY: usize = 4 << 10;
+/// So many staged bytes are passed on without waiting for the end of the message, so that long messages flow.
+const EAGER: usize = 32 << 10;
+
+/// The sending half of a TCP link pair; see the [module](super) for what it promises.
+#[derive(Debug)]
+pub struct TcpSender {
+    connections: Arc<Connections>,
+    outlet: Outlet,
+    credit: usize,
+    /// Staged bytes are `stage[start..end]`.
+    stage: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// What went wrong in `commit`, which cannot say so itself.
+    failed: Option<LinkError>,
+}
+
+/// The way from a stream of bytes to sockets.
+#[derive(Debug)]
+enum Outlet {
+    Bare,
+    Striped(StripeOut),
+}
+
+impl TcpSender {
+    pub(super) fn new(connections: Arc<Connections>, credit: usize) -> Self {
+        let outlet = match connections.len() {
+            1 => Outlet::Bare,
+            n => {
+                connections.limit_unsent(super::stripe::UNSENT);
+                Outlet::Striped(StripeOut::new(n))
+            }
+        };
+        // Zeroed memory of this size comes from the kernel untouched: pages never staged into cost nothing.
+        let stage = vec![0; STAGE].into_boxed_slice();
+        Self { connections, outlet, credit, stage, start: 0, end: 0, failed: None }
+    }
+
+    pub(super) fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    fn staged(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Write what is staged and then `bytes`, as far as the sockets take them; returns how many of `bytes` they took.
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        let staged = &self.stage[self.start..self.end];
+        let taken = match &mut self.outlet {
+            Outlet::Bare => match (staged, bytes) {
+                ([], []) => 0,
+                (one, []) | ([], one) => self.connections.write(0, &[IoSlice::new(one)])?,
+                _ => self.connections.write(0, &[IoSlice::new(staged), IoSlice::new(bytes)])?,
+            },
+            Outlet::Striped(stripe) => stripe.write(&self.connections, staged, bytes)?,
+        };
+        let of_staged = taken.min(self.staged());
+        self.start += of_staged;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        Ok(taken - of_staged)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Sender for TcpSender {
+    fn credit(&self) -> usize {
+        self.credit
+    }
+
+    fn reserve(&mut self) -> Result<&mut [u8]> {
+        self.check()?;
+        if self.staged() >= EAGER {
+            self.write(&[])?;
+        }
+        // Move what is staged to the front only once as much has left, so that each byte is moved once at most.
+        if self.start >= self.staged() {
+            self.stage.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.staged());
+        }
+        Ok(&mut self.stage[self.end..])
+    }
+
+    fn commit(&mut self, len: usize) {
+        assert!(len <= self.stage.len() - self.end, "commit of {len} bytes, more than were reserved");
+        self.end += len;
+        if self.staged() >= EAGER
+            && let Err(error) = self.write(&[])
+        {
+            self.failed = Some(error);
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.check()?;
+        if bytes.len() < TINY && self.staged() + bytes.len() < EAGER && self.end + bytes.len() <= self.stage.len() {
+            self.stage[self.end..self.end + bytes.len()].copy_from_slice(bytes);
+            self.end += bytes.len();
+            return Ok(bytes.len());
+        }
+        self.write(bytes)
+    }
+
+    fn end(&mut self) -> Result<bool> {
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<bool> {
+        self.check()?;
+        self.write(&[])?;
+        Ok(self.staged() == 0 && self.outlet.is_clear())
+    }
+}
+
+impl Outlet {
+    /// Whether nothing waits behind a full connection.
+    fn is_clear(&self) -> bool {
+        match self {
+            Self::Bare => true,
+            Self::Striped(stripe) => stripe.is_clear(),
+        }
+    }
+}
+
+impl Drop for TcpSender {
+    fn drop(&mut self) {
+        // Whoever drops a link with bytes still staged has given up on them, or it would have called `flush`; trying once costs nothing.
+        if self.failed.is_none() {
+            let _ = self.write(&[]);
+        }
+        self.connections.shutdown(Shutdown::Write);
+    }
+}
