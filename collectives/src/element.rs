@@ -7,12 +7,14 @@ use half::{bf16, f16};
 
 use crate::{DataType, minifloat};
 
-/// A Rust type that is the type of an element: `i8 u8 i32 u32 i64 u64`, [`half::f16`], [`half::bf16`], `f32 f64`, [`F8E4M3`], [`F8E5M2`].
+/// A Rust type that is the type of an element: `i8 u8 i32 u32 i64 u64`, [`half::f16`], [`half::bf16`], `f32 f64`,
+/// [`F8E4M3`], [`F8E5M2`].
 ///
 /// The typed interfaces are generic over it; underneath, everything works on bytes and [`Element::DTYPE`].
 ///
 /// # Safety
-/// The type has the size and the representation that [`Element::DTYPE`] says. Sealed: there are no other implementations.
+/// The type has the size and the representation that [`Element::DTYPE`] says. Sealed: there are no other
+/// implementations.
 pub unsafe trait Element:
     Pod + Send + Sync + Default + PartialEq + PartialOrd + fmt::Debug + fmt::Display + sealed::Sealed
 {
@@ -66,14 +68,14 @@ element! {
     F8E5M2, F8E5M2, |v| F8E5M2::from_f32(minifloat::f64_to_odd_f32(v)), |x| x.to_f32() as f64;
 }
 
-/// An 8-bit float with 4 exponent and 3 mantissa bits: OCP FP8 E4M3, the "fn" variant. Largest 448, smallest 2^-9, no infinities,
-/// one NaN per sign (`0x7f`, `0xff`).
+/// An 8-bit float with 4 exponent and 3 mantissa bits: OCP FP8 E4M3, the "fn" variant. Largest 448, smallest 2^-9, no
+/// infinities, one NaN per sign (`0x7f`, `0xff`).
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct F8E4M3(pub u8);
 
-/// An 8-bit float with 5 exponent and 2 mantissa bits: OCP FP8 E5M2. binary16 without its last 8 bits: largest 57344, smallest 2^-16,
-/// infinities (`0x7c`, `0xfc`) and NaN (all codes beyond).
+/// An 8-bit float with 5 exponent and 2 mantissa bits: OCP FP8 E5M2. binary16 without its last 8 bits: largest 57344,
+/// smallest 2^-16, infinities (`0x7c`, `0xfc`) and NaN (all codes beyond).
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct F8E5M2(pub u8);
@@ -89,8 +91,8 @@ impl F8E4M3 {
         self.0
     }
 
-    /// The nearest value, ties to even. What rounds beyond 448 becomes NaN, as does infinity: OCP's non-saturating mode, the rule of ml_dtypes
-    /// and PyTorch. (CUDA's conversions saturate by default.) Every NaN becomes `0x7f`.
+    /// The nearest value, ties to even. What rounds beyond 448 becomes NaN, as does infinity: OCP's non-saturating
+    /// mode, the rule of ml_dtypes and PyTorch. (CUDA's conversions saturate by default.) Every NaN becomes `0x7f`.
     pub fn from_f32(value: f32) -> F8E4M3 {
         F8E4M3(minifloat::f32_to_f8e4m3(value))
     }
@@ -112,8 +114,8 @@ impl F8E5M2 {
         self.0
     }
 
-    /// The nearest value, ties to even. What rounds beyond 57344 becomes infinity: OCP's non-saturating mode, the rule of ml_dtypes and
-    /// PyTorch. Every NaN becomes `0x7e`.
+    /// The nearest value, ties to even. What rounds beyond 57344 becomes infinity: OCP's non-saturating mode, the rule
+    /// of ml_dtypes and PyTorch. Every NaN becomes `0x7e`.
     pub fn from_f32(value: f32) -> F8E5M2 {
         F8E5M2(minifloat::f32_to_f8e5m2(value))
     }

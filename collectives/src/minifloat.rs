@@ -1,13 +1,13 @@
 //! Conversions between `f32` and the floats of 8 and 16 bits, without branches.
 //!
-//! Each function is a handful of integer operations, one float addition and a few selections, so that a loop over it becomes
-//! vector code on any processor. A format is given by its exponent bits, its mantissa bits and its smallest code that is not
-//! finite: infinity in binary16 and E5M2, above which all codes are NaN; the NaN itself in OCP's E4M3, which has no infinity and
-//! one NaN per sign. The exponent bias is `2^(exponent bits - 1) - 1` in all of them.
+//! Each function is a handful of integer operations, one float addition and a few selections, so that a loop over it
+//! becomes vector code on any processor. A format is given by its exponent bits, its mantissa bits and its smallest
+//! code that is not finite: infinity in binary16 and E5M2, above which all codes are NaN; the NaN itself in OCP's E4M3,
+//! which has no infinity and one NaN per sign. The exponent bias is `2^(exponent bits - 1) - 1` in all of them.
 //!
 //! Rounding is to nearest, ties to even. What is too large for the format becomes infinity, or NaN where there is none
-//! (OCP's non-saturating mode, which ml_dtypes and PyTorch follow too). Every NaN that is written is the one positive quiet NaN
-//! of the format, so equal inputs give equal bits whichever instruction computed them.
+//! (OCP's non-saturating mode, which ml_dtypes and PyTorch follow too). Every NaN that is written is the one positive
+//! quiet NaN of the format, so equal inputs give equal bits whichever instruction computed them.
 
 /// The code of binary16's infinity; larger ones are NaN.
 pub(crate) const F16_INFINITY: u32 = 0x7c00;
@@ -24,8 +24,9 @@ fn widen<const EXPONENT: u32, const MANTISSA: u32>(code: u32, special: u32) -> f
     let sign_bit = 1 << (EXPONENT + MANTISSA);
     let magnitude = code & (sign_bit - 1);
     let normal = (magnitude << shift) + ((127 - bias) << 23);
-    // A subnormal code has no implicit one. Put its mantissa below an explicit one, then take that one away again: the subtraction is
-    // exact, and unlike a multiplication by a power of two it never sees a subnormal f32, which some processors are slow on.
+    // A subnormal code has no implicit one. Put its mantissa below an explicit one, then take that one away again: the
+    // subtraction is exact, and unlike a multiplication by a power of two it never sees a subnormal f32, which some
+    // processors are slow on.
     let one = (128 - bias) << 23;
     let subnormal = (f32::from_bits((magnitude << shift) | one) - f32::from_bits(one)).to_bits();
     let finite = if magnitude < (1 << MANTISSA) { subnormal } else { normal };
@@ -34,14 +35,16 @@ fn widen<const EXPONENT: u32, const MANTISSA: u32>(code: u32, special: u32) -> f
     f32::from_bits(bits | ((code & sign_bit) << (31 - EXPONENT - MANTISSA)))
 }
 
-/// The code nearest to a value, without its sign, before overflow is dealt with: monotonic, so that "too large" is a comparison of codes.
+/// The code nearest to a value, without its sign, before overflow is dealt with: monotonic, so that "too large" is a
+/// comparison of codes.
 #[inline(always)]
 fn round<const EXPONENT: u32, const MANTISSA: u32>(magnitude: u32) -> u32 {
     let shift = 23 - MANTISSA;
     let bias = (1 << (EXPONENT - 1)) - 1;
     let odd = (magnitude >> shift) & 1;
     let normal = (magnitude + ((1 << (shift - 1)) - 1) + odd).wrapping_sub((127 - bias) << 23) >> shift;
-    // Below the smallest normal number, add a power of two whose last bit is worth one subnormal step: the addition rounds for us.
+    // Below the smallest normal number, add a power of two whose last bit is worth one subnormal step: the addition
+    // rounds for us.
     let anchor = (151 - bias - MANTISSA) << 23;
     let subnormal = (f32::from_bits(magnitude) + f32::from_bits(anchor)).to_bits().wrapping_sub(anchor);
     if magnitude < (128 - bias) << 23 { subnormal } else { normal }
@@ -75,7 +78,8 @@ pub(crate) fn bf16_to_f32(code: u16) -> f32 {
     f32::from_bits((code as u32) << 16)
 }
 
-/// f32 to bfloat16. A carry out of the mantissa moves the exponent on, and out of the largest finite number gives infinity.
+/// f32 to bfloat16. A carry out of the mantissa moves the exponent on, and out of the largest finite number gives
+/// infinity.
 #[inline(always)]
 pub(crate) fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -111,8 +115,9 @@ pub(crate) fn f32_to_f8e5m2(value: f32) -> u8 {
     narrow_ieee::<5, 2>(value, F8E5M2_INFINITY) as u8
 }
 
-/// f64 to f32 rounded to odd: an inexact result has its last bit set. Rounding that once more to a format with at least two bits
-/// fewer gives the nearest value, as if rounded from the f64 at once (Boldo and Melquiond, "When double rounding is odd", 2005).
+/// f64 to f32 rounded to odd: an inexact result has its last bit set. Rounding that once more to a format with at least
+/// two bits fewer gives the nearest value, as if rounded from the f64 at once (Boldo and Melquiond, "When double
+/// rounding is odd", 2005).
 pub(crate) fn f64_to_odd_f32(value: f64) -> f32 {
     let nearest = value as f32;
     if nearest as f64 == value || value.is_nan() {
@@ -122,4 +127,33 @@ pub(crate) fn f64_to_odd_f32(value: f64) -> f32 {
     // The neighbour towards zero, unless the nearest is on that side already.
     let truncated = if (nearest as f64).abs() > value.abs() { bits - 1 } else { bits };
     f32::from_bits(truncated | 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    /// The 8-bit floats are tested through their public types.
+    #[test]
+    fn sixteen_bit_floats_convert_like_the_half_crate() {
+        for code in 0..=u16::MAX {
+            let (a, b) = (f16_to_f32(code), f16::from_bits(code).to_f32());
+            assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()), "f16 {code:#x}: {a} and {b}");
+            let (a, b) = (bf16_to_f32(code), bf16::from_bits(code).to_f32());
+            assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()), "bf16 {code:#x}: {a} and {b}");
+        }
+        // Every value with 11 bits of mantissa, so every binary16 and every midpoint between two, with its neighbours;
+        // and a stride through all the rest.
+        let near = (0..1 << 20).flat_map(|top: u32| [0, 1, u32::MAX].map(|step| (top << 12).wrapping_add(step)));
+        for value in near.chain((0..=u32::MAX).step_by(10_007)).map(f32::from_bits) {
+            if value.is_nan() {
+                assert_eq!((f32_to_f16(value), f32_to_bf16(value)), (0x7e00, 0x7fc0));
+            } else {
+                assert_eq!(f32_to_f16(value), f16::from_f32(value).to_bits(), "f16 of {value:e}");
+                assert_eq!(f32_to_bf16(value), bf16::from_f32(value).to_bits(), "bf16 of {value:e}");
+            }
+        }
+    }
 }

@@ -2,14 +2,16 @@
 
 use crate::DataType;
 
-/// A user's operation on `count` elements: `dst = a ⊕ b`, elementwise. It must be associative and commutative in the sense that the user can
-/// accept any order. Pointers may be unaligned, and `dst` may be `a` or `b`.
+/// A user's operation on `count` elements: `dst = a ⊕ b`, elementwise. It must be associative and commutative in the
+/// sense that the user can accept any order. Pointers may be unaligned, and `dst` may be `a` or `b`.
 ///
 /// # Safety
-/// Called with `a` and `b` readable and `dst` writable for `count` elements of the type that the operation was made for.
+/// Called with `a` and `b` readable and `dst` writable for `count` elements of the type that the operation was made
+/// for.
 pub type UserFn = unsafe fn(dst: *mut u8, a: *const u8, b: *const u8, count: usize);
 
-/// How elements are combined. The 8- and 16-bit floats are widened to f32 for each pairwise step and rounded to nearest even after it.
+/// How elements are combined. The 8- and 16-bit floats are widened to f32 for each pairwise step and rounded to nearest
+/// even after it.
 #[derive(Clone, Copy, Debug)]
 pub enum ReduceOp {
     /// Sum; integers wrap.
@@ -22,7 +24,8 @@ pub enum ReduceOp {
     Max,
     /// Sum, then divided by the world size (integers: truncating).
     Avg,
-    /// Each rank's input times its own factor, then the sum. The factor is rounded to the element type (integers: truncated).
+    /// Each rank's input times its own factor, then the sum. The factor is rounded to the element type (integers:
+    /// truncated).
     PreMulSum(f64),
     /// Bitwise and; integers only.
     And,

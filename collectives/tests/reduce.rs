@@ -1,4 +1,5 @@
-//! The reduction kernels against a plain loop: every type, operation and instruction set, at every length and alignment.
+//! The reduction kernels against a plain loop: every type, operation and instruction set, at every length and
+//! alignment.
 
 mod plain;
 

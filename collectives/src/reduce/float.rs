@@ -1,13 +1,14 @@
 //! f32 and f64.
 //!
-//! Two things are pinned down that the hardware leaves to chance, so that a result is a function of its operands alone and not
-//! of their order, of the place in the buffer or of the instructions used. Every NaN result is the positive quiet NaN without payload (the bits
-//! that an addition of two NaNs keeps are those of whichever operand the compiler put first). And minimum and maximum order -0 below +0
-//! (IEEE 754-2019 `minimum` and `maximum`), where the instruction returns its second operand.
+//! Two things are pinned down that the hardware leaves to chance, so that a result is a function of its operands alone
+//! and not of their order, of the place in the buffer or of the instructions used. Every NaN result is the positive
+//! quiet NaN without payload (the bits that an addition of two NaNs keeps are those of whichever operand the compiler
+//! put first). And minimum and maximum order -0 below +0 (IEEE 754-2019 `minimum` and `maximum`), where the instruction
+//! returns its second operand.
 
+use super::dispatch::{Max, Min, Prod, Sum};
 use super::integer::Quotient;
 use super::lanes::{Map, Op};
-use super::{Max, Min, Prod, Sum};
 
 /// Makes every NaN the same.
 trait OneNan {
@@ -62,7 +63,7 @@ macro_rules! float {
         impl Map<$type> for Quotient {
             #[inline(always)]
             fn apply(self, x: $type) -> $type {
-                (x / self.0 as $type).one_nan()
+                (x / self.divisor() as $type).one_nan()
             }
         }
     )*};

@@ -1,7 +1,7 @@
 //! Integers: everything wraps, so sums and products do not care about the sign; minimum, maximum and quotients do.
 
+use super::dispatch::{And, Max, Min, Or, Prod, Sum, Xor};
 use super::lanes::{Map, Op};
-use super::{And, Max, Min, Or, Prod, Sum, Xor};
 
 macro_rules! wrapping {
     ($($type:ty),*) => {$(
@@ -57,20 +57,39 @@ macro_rules! bitwise {
 
 bitwise!(And &, Or |, Xor ^);
 
-/// The quotient by a positive integer, truncated towards zero.
+/// Division by a positive integer; quotients of integers are truncated towards zero.
 ///
-/// Processors divide vectors of floats but not of integers. For 8-bit integers f32, and for 32-bit integers f64, is wide enough that
-/// truncating the rounded quotient is exact: a quotient that is no integer is at least 1/d away from the next, and its rounding error is less
-/// than that. A divisor too large to be exact in the float type gives 0 either way. 64-bit integers are divided one at a time.
+/// Processors divide vectors of floats but not of integers. For 8-bit integers f32, and for 32-bit integers f64, is
+/// wide enough that truncating the rounded quotient is exact: a quotient that is no integer is at least 1/d away from
+/// the next, and its rounding error is less than that. A divisor too large to be exact in the float type gives 0 either
+/// way. 64-bit integers are divided one at a time.
 #[derive(Clone, Copy)]
-pub(super) struct Quotient(pub(super) u64);
+pub(super) struct Quotient(u64);
+
+impl Quotient {
+    /// # Panics
+    /// If `divisor` is 0.
+    pub(super) fn by(divisor: u64) -> Quotient {
+        assert!(divisor != 0, "a sum was to be divided by 0; the divisor of an average is a world size, so at least 1");
+        Quotient(divisor)
+    }
+
+    /// The divisor, at least 1.
+    #[inline(always)]
+    pub(super) fn divisor(self) -> u64 {
+        self.0
+    }
+}
 
 macro_rules! divide_as_float {
     ($($type:ty, $float:ty;)*) => {$(
         impl Map<$type> for Quotient {
             #[inline(always)]
             fn apply(self, x: $type) -> $type {
-                (x as $float / self.0 as $float) as $type
+                let quotient = x as $float / self.0 as $float;
+                // SAFETY: the divisor is at least 1, so the quotient is finite and between 0 and x. (A checked
+                // conversion would be five times as slow: it saturates, lane by lane.)
+                unsafe { quotient.to_int_unchecked() }
             }
         }
     )*};

@@ -1,16 +1,13 @@
-//! One instruction set each: how a loop is compiled for it, and the conversions that it has instructions for.
+//! One instruction set each: how a loop is compiled for it, and what it has instructions for that plain code cannot
+//! express.
 //!
-//! The kernels are written once, as plain generic loops that the compiler turns into vector code. [`Isa::run`] inlines such a loop into
-//! a function compiled for the instruction set; only the conversions of binary16, which no plain code expresses, are
-//! spelled as intrinsics.
+//! The kernels are written once, as plain generic loops that the compiler turns into vector code. [`Isa::run`] inlines
+//! such a loop into a function compiled for the instruction set. Only the conversions of binary16 are spelled as
+//! intrinsics.
 
 use half::f16;
 
-use super::lanes::{Step, drive};
-use crate::minifloat;
-
-/// How many binary16 values are converted at a time: one F16C instruction.
-pub(super) const F16_LANES: usize = 8;
+use super::lanes::{Op, Pair, Step, drive};
 
 /// An instruction set.
 pub(super) trait Isa: Copy {
@@ -20,17 +17,12 @@ pub(super) trait Isa: Copy {
     /// The processor has the instruction set, and the contract of [`drive`] holds.
     unsafe fn run<S: Step>(step: S, dst: *mut u8, count: usize);
 
-    /// Widens to f32, exactly.
+    /// `a[i] ⊕ b[i]` on `N` binary16 values, computed in f32 and rounded to nearest even.
     ///
     /// # Safety
-    /// The processor has the instruction set; `src` is readable for [`F16_LANES`] elements, at any alignment.
-    unsafe fn widen(src: *const f16) -> [f32; F16_LANES];
-
-    /// Rounds to nearest even. Every NaN becomes the format's positive quiet NaN.
-    ///
-    /// # Safety
-    /// The processor has the instruction set, and every NaN among `values` is the positive quiet one, `0x7fc0_0000`.
-    unsafe fn narrow(values: [f32; F16_LANES]) -> [f16; F16_LANES];
+    /// The processor has the instruction set; `a` and `b` are readable for `N` elements, at any alignment. `O` on f32
+    /// makes no NaN but the quiet one, `0x7fc0_0000`: an instruction would keep the payload of another.
+    unsafe fn pair_f16<O: Op<f16> + Op<f32>, const N: usize>(a: *const f16, b: *const f16) -> [f16; N];
 }
 
 /// What the target guarantees.
@@ -45,15 +37,9 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    unsafe fn widen(src: *const f16) -> [f32; F16_LANES] {
+    unsafe fn pair_f16<O: Op<f16> + Op<f32>, const N: usize>(a: *const f16, b: *const f16) -> [f16; N] {
         // SAFETY: readable by contract.
-        let codes = unsafe { src.cast::<[u16; F16_LANES]>().read_unaligned() };
-        codes.map(minifloat::f16_to_f32)
-    }
-
-    #[inline(always)]
-    unsafe fn narrow(values: [f32; F16_LANES]) -> [f16; F16_LANES] {
-        values.map(|value| f16::from_bits(minifloat::f32_to_f16(value)))
+        unsafe { Pair::<O, f16>::new(a.cast(), b.cast()).block::<Portable, N>(0) }
     }
 }
 
@@ -65,7 +51,10 @@ mod x86 {
     use std::arch::x86_64::{__m256, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_cvtps_ph};
     use std::mem::transmute;
 
-    use super::{F16_LANES, Isa, Step, drive, f16};
+    use super::{Isa, Op, Step, drive, f16};
+
+    /// How many binary16 values one F16C instruction converts.
+    const LANES: usize = 8;
 
     /// AVX2 and F16C.
     #[derive(Clone, Copy)]
@@ -74,6 +63,25 @@ mod x86 {
     /// AVX-512 F, BW, DQ and VL, beside AVX2 and F16C.
     #[derive(Clone, Copy)]
     pub(in super::super) struct Avx512;
+
+    /// # Safety
+    /// The processor has F16C; `src` is readable for [`LANES`] elements, at any alignment.
+    #[inline(always)]
+    unsafe fn widen(src: *const f16) -> [f32; LANES] {
+        // SAFETY: readable by contract, and the load takes any alignment; F16C is there by contract; the types have the
+        // same size and no invalid values.
+        unsafe { transmute::<__m256, [f32; LANES]>(_mm256_cvtph_ps(_mm_loadu_si128(src.cast()))) }
+    }
+
+    /// Rounds to nearest even.
+    ///
+    /// # Safety
+    /// The processor has F16C.
+    #[inline(always)]
+    unsafe fn narrow(values: [f32; LANES]) -> [f16; LANES] {
+        // SAFETY: F16C is there by contract; the types have the same sizes and no invalid values.
+        unsafe { transmute(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(transmute::<[f32; LANES], __m256>(values))) }
+    }
 
     macro_rules! x86_isa {
         ($isa:ident, $features:literal) => {
@@ -90,20 +98,24 @@ mod x86 {
                 }
 
                 #[inline(always)]
-                unsafe fn widen(src: *const f16) -> [f32; F16_LANES] {
-                    // SAFETY: readable by contract, and the load takes any alignment; F16C is there by contract; the types have the
-                    // same size and no invalid values.
-                    unsafe { transmute::<__m256, [f32; F16_LANES]>(_mm256_cvtph_ps(_mm_loadu_si128(src.cast()))) }
-                }
-
-                #[inline(always)]
-                unsafe fn narrow(values: [f32; F16_LANES]) -> [f16; F16_LANES] {
-                    // SAFETY: F16C is there by contract; the types have the same sizes and no invalid values.
-                    unsafe {
-                        transmute(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(transmute::<[f32; F16_LANES], __m256>(
-                            values,
-                        )))
+                unsafe fn pair_f16<O: Op<f16> + Op<f32>, const N: usize>(a: *const f16, b: *const f16) -> [f16; N] {
+                    let mut results = [f16::ZERO; N];
+                    // The compiler knows N: one of the two loops is left.
+                    let (vectors, rest) = results.as_chunks_mut::<LANES>();
+                    let done = vectors.len() * LANES;
+                    for (i, vector) in vectors.iter_mut().enumerate() {
+                        // SAFETY: all N elements are readable and F16C is there, by contract.
+                        unsafe {
+                            let (a, b) = (widen(a.add(i * LANES)), widen(b.add(i * LANES)));
+                            *vector = narrow(std::array::from_fn(|k| O::apply(a[k], b[k])));
+                        }
                     }
+                    for (i, result) in rest.iter_mut().enumerate() {
+                        // SAFETY: as above.
+                        let (a, b) = unsafe { (a.add(done + i).read_unaligned(), b.add(done + i).read_unaligned()) };
+                        *result = O::apply(a, b);
+                    }
+                    results
                 }
             }
         };

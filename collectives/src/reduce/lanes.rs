@@ -1,9 +1,10 @@
 //! The loop that all kernels share, and what they plug into it.
 //!
-//! A [`Step`] computes `N` consecutive results from its operands as an array; [`drive`] stores them, in blocks of 64, then of 8, then one at a time. The
-//! array matters: `dst` may be one of the operands, so the compiler must not assume that a store leaves later operands alone. When a
-//! block's results are complete before the first is stored, there is nothing to assume, and the block becomes vector loads,
-//! vector arithmetic and vector stores, without a test for overlap.
+//! A [`Step`] computes `N` consecutive results from its operands as an array; [`drive`] stores them, in blocks of 64,
+//! then of 8, then one at a time. The array matters: `dst` may be one of the operands, so the compiler must not assume
+//! that a store leaves later operands alone. When a block's results are complete before the first is stored, there is
+//! nothing to assume, and the block becomes vector loads, vector arithmetic and vector stores, without a test for
+//! overlap.
 
 use std::marker::PhantomData;
 
@@ -97,8 +98,8 @@ impl<M: Map<T>, T: Copy> Step for Mapped<M, T> {
 /// `dst[i] = step(i)` for `i` in `0..count`.
 ///
 /// # Safety
-/// The processor has `I`; the step's operands are readable and `dst` is writable for `count` elements, at any alignment; `dst` either is an
-/// operand or does not overlap it.
+/// The processor has `I`; the step's operands are readable and `dst` is writable for `count` elements, at any
+/// alignment; `dst` either is an operand or does not overlap it.
 #[inline(always)]
 pub(super) unsafe fn drive<I: Isa, S: Step>(step: S, dst: *mut u8, count: usize) {
     let dst = dst.cast::<S::Out>();
@@ -118,8 +119,9 @@ pub(super) unsafe fn drive<I: Isa, S: Step>(step: S, dst: *mut u8, count: usize)
 #[inline(always)]
 unsafe fn blocks<I: Isa, S: Step, const N: usize>(step: S, dst: *mut S::Out, mut at: usize, count: usize) -> usize {
     while count - at >= N {
-        // SAFETY: at + N <= count, so operands and destination are in bounds. All N results exist before the first is stored, and `dst` overlaps
-        // an operand only if it is that operand, so no store changes what a later block reads.
+        // SAFETY: at + N <= count, so operands and destination are in bounds. All N results exist before the first is
+        // stored, and `dst` overlaps an operand only if it is that operand, so no store changes what a later block
+        // reads.
         unsafe {
             let results = step.block::<I, N>(at);
             dst.add(at).cast::<[S::Out; N]>().write_unaligned(results);

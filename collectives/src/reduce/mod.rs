@@ -1,18 +1,22 @@
 //! Reduction kernels: `dst[i] = a[i] ⊕ b[i]`, and the few other passes over elements that collectives need.
 //!
-//! The functions are untyped on purpose. Whoever runs a schedule holds bytes: a slot of a shared-memory link, a part of a socket's receive
-//! buffer, a region of the user's tensor. None of them is a slice of `f32`; the bytes of a slot need not even be aligned for one. So the element
-//! type is a value here, [`DataType`], and pointers may have any alignment. [`slices`] has typed, safe forms.
+//! The functions are untyped on purpose. Whoever runs a schedule holds bytes: a slot of a shared-memory link, a part of
+//! a socket's receive buffer, a region of the user's tensor. None of them is a slice of `f32`; the bytes of a slot need
+//! not even be aligned for one. So the element type is a value here, [`DataType`], and pointers may have any alignment.
+//! [`slices`] has typed, safe forms.
 //!
-//! A result is a function of its two operands alone: not of its place in the buffer, nor of the instructions used ([`Level`]), nor of the order of
-//! the operands. That holds for NaN and signed zeros too: a result that is NaN is always the positive quiet NaN of its
-//! type, without payload, and -0 is below +0. Ranks that combine the same values in the same tree therefore hold the same bits.
+//! A result is a function of its two operands alone: not of its place in the buffer, nor of the instructions used
+//! ([`Level`]), nor of the order of the operands. That holds for NaN and signed zeros too: a result that is NaN is
+//! always the positive quiet NaN of its type, without payload, and -0 is below +0. Ranks that combine the same values
+//! in the same tree therefore hold the same bits.
 //!
-//! * [`lanes`]: the loop that all kernels share; [`isa`]: what it is compiled for; [`level`]: which of these is used.
-//! * [`integer`], [`float`], [`narrow`]: the arithmetic, by family of types.
-//! * [`copy`]: copies, cached and not.
+//! * `dispatch.rs`: from an operation and a type to a kernel; `level.rs`: for which instructions.
+//! * `lanes.rs`: the loop that all kernels share; `isa.rs`: how it is compiled for a set of instructions.
+//! * `integer.rs`, `float.rs`, `narrow.rs`: the arithmetic, by family of types.
+//! * `copy.rs`: copies, cached and not.
 
 mod copy;
+mod dispatch;
 mod float;
 mod integer;
 mod isa;
@@ -25,32 +29,14 @@ use half::{bf16, f16};
 
 use crate::element::{Element, F8E4M3, F8E5M2};
 use crate::{DataType, ReduceOp};
-use integer::Quotient;
-use isa::{Isa, Portable};
-use lanes::{Map, Mapped, Op, Pair};
-use narrow::PairF16;
+use dispatch::{pairs, quotients};
+use isa::Portable;
 
-pub use copy::copy;
+pub use self::copy::copy;
 pub use level::{Level, force_level, level};
 
-/// Sum, as an operation of [`lanes::Op`]; likewise the others.
-#[derive(Clone, Copy)]
-struct Sum;
-#[derive(Clone, Copy)]
-struct Prod;
-#[derive(Clone, Copy)]
-struct Min;
-#[derive(Clone, Copy)]
-struct Max;
-#[derive(Clone, Copy)]
-struct And;
-#[derive(Clone, Copy)]
-struct Or;
-#[derive(Clone, Copy)]
-struct Xor;
-
-/// Bytes of a piece, where a pass is made of two over something that stays in the first-level cache. Four such pieces fit into 32 KiB
-/// with room to spare, and it is a multiple of every element size.
+/// Bytes of a piece, where a pass is made of two over something that stays in the first-level cache. Four such pieces
+/// fit into 32 KiB with room to spare, and it is a multiple of every element size.
 const PIECE: usize = 4096;
 
 /// Calls a generic function for the level's instruction set. The call is an unsafe one.
@@ -68,12 +54,14 @@ macro_rules! at_level {
 
 /// `dst[i] = a[i] ⊕ b[i]`, for `count` elements of type `dtype`.
 ///
-/// [`ReduceOp::Avg`] and [`ReduceOp::PreMulSum`] are sums here: [`divide`] and [`scale`] do the rest. Bitwise operations on floats are refused by
-/// whoever takes the operation from the user ([`ReduceOp::supports`]); debug builds assert it, others combine the raw bits.
+/// [`ReduceOp::Avg`] and [`ReduceOp::PreMulSum`] are sums here: [`divide`] and [`scale`] do the rest. Bitwise
+/// operations on floats are refused by whoever takes the operation from the user ([`ReduceOp::supports`]); debug builds
+/// assert it, others combine the raw bits.
 ///
 /// # Safety
-/// `a` and `b` are readable and `dst` is writable for `count` elements, at any alignment. `dst` may be `a` or `b` exactly, and does not
-/// otherwise overlap them. A user's operation is called with the same pointers and was made for `dtype`.
+/// `a` and `b` are readable and `dst` is writable for `count` elements, at any alignment. `dst` may be `a` or `b`
+/// exactly, and does not otherwise overlap them. A user's operation is called with the same pointers and was made for
+/// `dtype`.
 #[inline]
 pub unsafe fn reduce(op: ReduceOp, dtype: DataType, dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
     // SAFETY: the caller's contract; the level in use is supported.
@@ -98,8 +86,8 @@ pub unsafe fn reduce_at(
     unsafe { at_level!(level, pairs(op, dtype, dst, a, b, count)) }
 }
 
-/// [`reduce`] whose result goes to `dst2` as well: the fused receive-reduce-copy-send, which keeps a partial result and passes it on.
-/// The operands are read from memory once.
+/// [`reduce`] whose result goes to `dst2` as well: the fused receive-reduce-copy-send, which keeps a partial result and
+/// passes it on. The operands are read from memory once.
 ///
 /// # Safety
 /// As for [`reduce`]; `dst2` is writable for `count` elements and overlaps none of the others.
@@ -125,8 +113,9 @@ pub unsafe fn reduce_to_two(
     }
 }
 
-/// [`reduce`] whose result bypasses the caches: for a destination that is larger than they are and that nobody reads soon, as it spares
-/// fetching each line of it from memory before overwriting it. The stores are ordered before everything that follows.
+/// [`reduce`] whose result bypasses the caches: for a destination that is larger than they are and that nobody reads
+/// soon, as it spares fetching each line of it from memory before overwriting it. The stores are ordered before
+/// everything that follows.
 ///
 /// # Safety
 /// As for [`reduce`].
@@ -141,23 +130,30 @@ pub unsafe fn reduce_non_temporal(
     let size = dtype.size();
     let mut piece = [0u64; PIECE / 8];
     let piece = piece.as_mut_ptr().cast::<u8>();
+    // The first piece ends on a cache line (as far as elements allow), so that no line is stored in parts of two
+    // pieces.
+    let mut end = PIECE - dst.addr() % copy::LINE / size * size;
     let mut at = 0;
     while at < count * size {
-        let bytes = PIECE.min(count * size - at);
+        let bytes = end.min(count * size) - at;
         // SAFETY: at + bytes <= count * size and bytes <= PIECE: in bounds, and the piece is our own.
         unsafe {
             reduce(op, dtype, piece, a.add(at), b.add(at), bytes / size);
-            copy(dst.add(at), piece, bytes, true);
+            copy::stream(dst.add(at), piece, bytes);
         }
         at += bytes;
+        end += PIECE;
     }
+    copy::fence();
 }
 
-/// `dst[i] = src[i] * factor`: what [`ReduceOp::PreMulSum`] does to each rank's input. The factor is rounded to the element type first
-/// (integers: truncated towards zero and saturated), and the product is the one that [`ReduceOp::Prod`] makes.
+/// `dst[i] = src[i] * factor`: what [`ReduceOp::PreMulSum`] does to each rank's input. The factor is rounded to the
+/// element type first (integers: truncated towards zero and saturated), and the product is the one that
+/// [`ReduceOp::Prod`] makes.
 ///
 /// # Safety
-/// `src` is readable and `dst` is writable for `count` elements, at any alignment; `dst` is `src` or does not overlap it.
+/// `src` is readable and `dst` is writable for `count` elements, at any alignment; `dst` is `src` or does not overlap
+/// it.
 pub unsafe fn scale(dtype: DataType, dst: *mut u8, src: *const u8, factor: f64, count: usize) {
     // SAFETY: the caller's contract, with the type that belongs to `dtype`.
     unsafe {
@@ -178,7 +174,8 @@ pub unsafe fn scale(dtype: DataType, dst: *mut u8, src: *const u8, factor: f64, 
     }
 }
 
-/// [`scale`] for one type: a product whose second operand is a short run of copies of the factor, which stays in the first-level cache.
+/// [`scale`] for one type: a product whose second operand is a short run of copies of the factor, which stays in the
+/// first-level cache.
 ///
 /// # Safety
 /// As for [`scale`].
@@ -196,8 +193,8 @@ unsafe fn scale_by<T: Element>(dst: *mut u8, src: *const u8, factor: T, count: u
     }
 }
 
-/// `dst[i] = dst[i] / divisor`: what turns a sum into [`ReduceOp::Avg`]. Integers truncate towards zero; f64 is divided as such,
-/// the other floats as f32 (the divisor rounded to it) and then rounded to their type.
+/// `dst[i] = dst[i] / divisor`: what turns a sum into [`ReduceOp::Avg`]. Integers truncate towards zero; f64 is divided
+/// as such, the other floats as f32 (the divisor rounded to it) and then rounded to their type.
 ///
 /// # Panics
 /// If `divisor` is 0.
@@ -223,125 +220,4 @@ pub unsafe fn divide_at(level: Level, dtype: DataType, dst: *mut u8, divisor: u6
     );
     // SAFETY: the caller's contract.
     unsafe { at_level!(level, quotients(dtype, dst, divisor, count)) }
-}
-
-/// Finds the kernel for an operation and a type.
-///
-/// # Safety
-/// As for [`reduce`], and the processor has `I`.
-#[inline(always)]
-unsafe fn pairs<I: Isa>(op: ReduceOp, dtype: DataType, dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
-    // SAFETY: the caller's contract, for the type that belongs to `dtype`; bitwise operations are on its bytes.
-    unsafe {
-        match op {
-            ReduceOp::Sum | ReduceOp::Avg | ReduceOp::PreMulSum(_) => arithmetic::<I, Sum>(dtype, dst, a, b, count),
-            ReduceOp::Prod => arithmetic::<I, Prod>(dtype, dst, a, b, count),
-            ReduceOp::Min => ordered::<I, Min>(dtype, dst, a, b, count),
-            ReduceOp::Max => ordered::<I, Max>(dtype, dst, a, b, count),
-            ReduceOp::And => pair::<I, And, u8>(dst, a, b, count * dtype.size()),
-            ReduceOp::Or => pair::<I, Or, u8>(dst, a, b, count * dtype.size()),
-            ReduceOp::Xor => pair::<I, Xor, u8>(dst, a, b, count * dtype.size()),
-            ReduceOp::User { function, .. } => function(dst, a, b, count),
-        }
-    }
-}
-
-/// Sum and product: signed and unsigned integers share a kernel.
-///
-/// # Safety
-/// As for [`pairs`].
-#[inline(always)]
-unsafe fn arithmetic<I: Isa, O>(dtype: DataType, dst: *mut u8, a: *const u8, b: *const u8, count: usize)
-where
-    O: Op<u8> + Op<u32> + Op<u64> + Op<f32> + Op<f64> + Op<f16> + Op<bf16> + Op<F8E4M3> + Op<F8E5M2>,
-{
-    // SAFETY: the caller's contract.
-    unsafe {
-        match dtype {
-            DataType::I8 | DataType::U8 => pair::<I, O, u8>(dst, a, b, count),
-            DataType::I32 | DataType::U32 => pair::<I, O, u32>(dst, a, b, count),
-            DataType::I64 | DataType::U64 => pair::<I, O, u64>(dst, a, b, count),
-            DataType::F16 => I::run(PairF16::<O>::new(a, b), dst, count),
-            DataType::Bf16 => pair::<I, O, bf16>(dst, a, b, count),
-            DataType::F32 => pair::<I, O, f32>(dst, a, b, count),
-            DataType::F64 => pair::<I, O, f64>(dst, a, b, count),
-            DataType::F8E4M3 => pair::<I, O, F8E4M3>(dst, a, b, count),
-            DataType::F8E5M2 => pair::<I, O, F8E5M2>(dst, a, b, count),
-        }
-    }
-}
-
-/// Minimum and maximum.
-///
-/// # Safety
-/// As for [`pairs`].
-#[inline(always)]
-unsafe fn ordered<I: Isa, O>(dtype: DataType, dst: *mut u8, a: *const u8, b: *const u8, count: usize)
-where
-    O: Op<i8> + Op<u8> + Op<i32> + Op<u32> + Op<i64> + Op<u64> + Op<f32> + Op<f64>,
-    O: Op<f16> + Op<bf16> + Op<F8E4M3> + Op<F8E5M2>,
-{
-    // SAFETY: the caller's contract.
-    unsafe {
-        match dtype {
-            DataType::I8 => pair::<I, O, i8>(dst, a, b, count),
-            DataType::U8 => pair::<I, O, u8>(dst, a, b, count),
-            DataType::I32 => pair::<I, O, i32>(dst, a, b, count),
-            DataType::U32 => pair::<I, O, u32>(dst, a, b, count),
-            DataType::I64 => pair::<I, O, i64>(dst, a, b, count),
-            DataType::U64 => pair::<I, O, u64>(dst, a, b, count),
-            DataType::F16 => pair::<I, O, f16>(dst, a, b, count),
-            DataType::Bf16 => pair::<I, O, bf16>(dst, a, b, count),
-            DataType::F32 => pair::<I, O, f32>(dst, a, b, count),
-            DataType::F64 => pair::<I, O, f64>(dst, a, b, count),
-            DataType::F8E4M3 => pair::<I, O, F8E4M3>(dst, a, b, count),
-            DataType::F8E5M2 => pair::<I, O, F8E5M2>(dst, a, b, count),
-        }
-    }
-}
-
-/// One kernel of two operands.
-///
-/// # Safety
-/// As for [`pairs`], on elements of type `T`.
-#[inline(always)]
-unsafe fn pair<I: Isa, O: Op<T>, T: Copy>(dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
-    // SAFETY: the caller's contract.
-    unsafe { I::run(Pair::<O, T>::new(a, b), dst, count) }
-}
-
-/// Finds the kernel that divides elements of a type.
-///
-/// # Safety
-/// As for [`divide`], and the processor has `I`.
-#[inline(always)]
-unsafe fn quotients<I: Isa>(dtype: DataType, dst: *mut u8, divisor: u64, count: usize) {
-    let quotient = Quotient(divisor);
-    // SAFETY: the caller's contract, for the type that belongs to `dtype`.
-    unsafe {
-        match dtype {
-            DataType::I8 => mapped::<I, Quotient, i8>(quotient, dst, count),
-            DataType::U8 => mapped::<I, Quotient, u8>(quotient, dst, count),
-            DataType::I32 => mapped::<I, Quotient, i32>(quotient, dst, count),
-            DataType::U32 => mapped::<I, Quotient, u32>(quotient, dst, count),
-            DataType::I64 => mapped::<I, Quotient, i64>(quotient, dst, count),
-            DataType::U64 => mapped::<I, Quotient, u64>(quotient, dst, count),
-            DataType::F16 => mapped::<I, Quotient, f16>(quotient, dst, count),
-            DataType::Bf16 => mapped::<I, Quotient, bf16>(quotient, dst, count),
-            DataType::F32 => mapped::<I, Quotient, f32>(quotient, dst, count),
-            DataType::F64 => mapped::<I, Quotient, f64>(quotient, dst, count),
-            DataType::F8E4M3 => mapped::<I, Quotient, F8E4M3>(quotient, dst, count),
-            DataType::F8E5M2 => mapped::<I, Quotient, F8E5M2>(quotient, dst, count),
-        }
-    }
-}
-
-/// One kernel of one operand, in place.
-///
-/// # Safety
-/// As for [`quotients`], on elements of type `T`.
-#[inline(always)]
-unsafe fn mapped<I: Isa, M: Map<T>, T: Copy>(map: M, dst: *mut u8, count: usize) {
-    // SAFETY: the caller's contract.
-    unsafe { I::run(Mapped::<M, T>::new(map, dst), dst, count) }
 }

@@ -5,8 +5,8 @@ use crate::{Element, ReduceOp};
 /// `dst[i] = a[i] ⊕ b[i]`.
 ///
 /// # Panics
-/// If the lengths differ, or if the operation is not defined on `T` ([`ReduceOp::supports`]), or if it is the user's: whether its function
-/// was made for `T` cannot be checked here, so call [`super::reduce`].
+/// If the lengths differ, or if the operation is not defined on `T` ([`ReduceOp::supports`]), or if it is the user's:
+/// whether its function was made for `T` cannot be checked here, so call [`super::reduce`].
 pub fn reduce<T: Element>(op: ReduceOp, dst: &mut [T], a: &[T], b: &[T]) {
     check(op, dst, b);
     assert_eq!(a.len(), dst.len(), "operand and destination of a reduction differ in length");

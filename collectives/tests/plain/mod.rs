@@ -1,4 +1,5 @@
-//! What the kernels are compared with: each operation on one element, in the most obvious code, and operands worth trying.
+//! What the kernels are compared with: each operation on one element, in the most obvious code, and operands worth
+//! trying.
 
 use half::{bf16, f16};
 use maypole_collectives::{Element, F8E4M3, F8E5M2, ReduceOp};
@@ -95,26 +96,42 @@ macro_rules! plain_float {
     )*};
 }
 
-// Zeros, ones, smallest and largest subnormals, smallest and largest normals, infinities, quiet and signalling NaNs, either sign.
+// Zeros, ones, smallest and largest subnormals, smallest and largest normals, infinities, quiet and signalling NaNs,
+// either sign.
 plain_float! {
     f16, f32, f16::to_f32, f16::from_f32, nan: 0x7e00,
-        special: [0, 0x8000, 0x3c00, 0xbc00, 1, 0x8001, 0x3ff, 0x83ff, 0x400, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00, 0xfe01, 0x7c01];
+        special: [
+            0, 0x8000, 0x3c00, 0xbc00, 1, 0x8001, 0x3ff, 0x83ff, 0x400, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00,
+            0xfe01, 0x7c01,
+        ];
     bf16, f32, bf16::to_f32, bf16::from_f32, nan: 0x7fc0,
-        special: [0, 0x8000, 0x3f80, 0xbf80, 1, 0x8001, 0x7f, 0x807f, 0x80, 0x7f7f, 0xff7f, 0x7f80, 0xff80, 0x7fc0, 0xffc1, 0x7f81];
+        special: [
+            0, 0x8000, 0x3f80, 0xbf80, 1, 0x8001, 0x7f, 0x807f, 0x80, 0x7f7f, 0xff7f, 0x7f80, 0xff80, 0x7fc0, 0xffc1,
+            0x7f81,
+        ];
     f32, f32, |x| x, |x| x, nan: 0x7fc0_0000,
-        special: [0, 0x8000_0000, 0x3f80_0000, 0xbf80_0000, 1, 0x8000_0001, 0x7f_ffff, 0x80_0000, 0x7f7f_ffff, 0xff7f_ffff, 0x7f80_0000,
-            0xff80_0000, 0x7fc0_0000, 0xffc0_0001, 0x7f80_0001, 0xff80_0001];
+        special: [
+            0, 0x8000_0000, 0x3f80_0000, 0xbf80_0000, 1, 0x8000_0001, 0x7f_ffff, 0x80_0000, 0x7f7f_ffff, 0xff7f_ffff,
+            0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0xffc0_0001, 0x7f80_0001, 0xff80_0001,
+        ];
     f64, f64, |x| x, |x| x, nan: 0x7ff8_0000_0000_0000,
-        special: [0, 1 << 63, 0x3ff0 << 48, 0xbff0 << 48, 1, 1 << 63 | 1, 0xf_ffff_ffff_ffff, 1 << 52, 0x7fef_ffff_ffff_ffff,
-            0xffef_ffff_ffff_ffff, 0x7ff0 << 48, 0xfff0 << 48, 0x7ff8 << 48, 0xfff8 << 48 | 1, 0x7ff0 << 48 | 1, 0xfff0 << 48 | 1];
+        special: [
+            0, 1 << 63, 0x3ff0 << 48, 0xbff0 << 48, 1, 1 << 63 | 1, 0xf_ffff_ffff_ffff, 1 << 52,
+            0x7fef_ffff_ffff_ffff, 0xffef_ffff_ffff_ffff, 0x7ff0 << 48, 0xfff0 << 48, 0x7ff8 << 48, 0xfff8 << 48 | 1,
+            0x7ff0 << 48 | 1, 0xfff0 << 48 | 1,
+        ];
     F8E4M3, f32, F8E4M3::to_f32, F8E4M3::from_f32, nan: 0x7f,
-        special: [0, 0x80, 0x38, 0xb8, 1, 0x81, 7, 0x87, 8, 0x7e, 0xfe, 0x7f, 0xff, 0x08];
+        special: [
+            0, 0x80, 0x38, 0xb8, 1, 0x81, 7, 0x87, 8, 0x7e, 0xfe, 0x7f, 0xff, 0x08,
+        ];
     F8E5M2, f32, F8E5M2::to_f32, F8E5M2::from_f32, nan: 0x7e,
-        special: [0, 0x80, 0x3c, 0xbc, 1, 0x81, 3, 0x83, 4, 0x7b, 0xfb, 0x7c, 0xfc, 0x7d, 0x7e, 0x7f, 0xff];
+        special: [
+            0, 0x80, 0x3c, 0xbc, 1, 0x81, 3, 0x83, 4, 0x7b, 0xfb, 0x7c, 0xfc, 0x7d, 0x7e, 0x7f, 0xff,
+        ];
 }
 
-/// `count` pairs: every pair of special codes first, then special and random ones mixed, spread over the positions by a stride so that
-/// short prefixes differ in kind too.
+/// `count` pairs: every pair of special codes first, then special and random ones mixed, spread over the positions by a
+/// stride so that short prefixes differ in kind too.
 pub fn operands<T: Plain>(count: usize) -> (Vec<T>, Vec<T>) {
     let kinds = T::SPECIAL.len();
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
