@@ -189,20 +189,17 @@ impl Plan {
                 return refuse(name, &0, "expected at least one iteration".into());
             }
         }
-        if let (Choice::One(op), Choice::One(dtype)) = (flags.op, flags.datatype) {
-            if operation.reduces() && !op.supports(dtype) {
-                return refuse(
-                    "--op",
-                    &op.name(),
-                    format!("not defined on {dtype}; and, or and xor need an integer type"),
-                );
-            }
+        if let (true, Choice::One(op), Choice::One(dtype)) = (operation.reduces(), flags.op, flags.datatype)
+            && !op.supports(dtype)
+        {
+            return refuse("--op", &op.name(), format!("not defined on {dtype}; and, or and xor need an integer type"));
         }
-        if let Some(directory) = flags.json.as_ref().and_then(|file| file.parent()) {
-            if !directory.as_os_str().is_empty() && !directory.is_dir() {
-                let file = flags.json.as_ref().expect("has a parent").display().to_string();
-                return refuse("--json", &file, format!("there is no directory {}", directory.display()));
-            }
+        if let Some(file) = &flags.json
+            && let Some(directory) = file.parent()
+            && !directory.as_os_str().is_empty()
+            && !directory.is_dir()
+        {
+            return refuse("--json", &file.display(), format!("there is no directory {}", directory.display()));
         }
         let mut config = Config::from_env()?;
         for (name, flag) in [("MAYPOLE_TRANSPORT", &flags.transport), ("MAYPOLE_ALGORITHM", &flags.algorithm)] {

@@ -90,29 +90,26 @@ fn free_port() -> io::Result<u16> {
 struct Started(Vec<Child>);
 
 impl Started {
-    /// Wait for all; whether all ended well.
+    /// Wait until all have ended, or one has failed; whether all ended well.
     fn wait(mut self) -> Result<bool> {
-        while !self.0.is_empty() {
-            let mut ended = None;
-            for (i, child) in self.0.iter_mut().enumerate() {
-                if let Some(status) = child.try_wait().map_err(|e| Error::system("waiting for a rank", e))? {
-                    ended = Some((i, status));
-                    break;
-                }
-            }
-            match ended {
-                None => std::thread::sleep(Duration::from_millis(5)),
-                Some((i, status)) => {
-                    self.0.swap_remove(i);
-                    if !status.success() {
+        loop {
+            let mut running = false;
+            for child in &mut self.0 {
+                match child.try_wait().map_err(|e| Error::system("waiting for a rank", e))? {
+                    None => running = true,
+                    Some(status) if status.success() => {}
+                    Some(_) => {
                         // The others hear of it through their communicators, and have this long to say so.
                         std::thread::sleep(Duration::from_millis(500));
                         return Ok(false);
                     }
                 }
             }
+            if !running {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(true)
     }
 }
 

@@ -164,3 +164,38 @@ fn any_split_gives_the_same_values() {
         }
     }
 }
+
+#[test]
+fn the_reduction_kernels_agree() {
+    use maypole_collectives::reduce;
+    for (dtype, op) in combinations() {
+        for ranks in [1, 2, 3, 8, 65] {
+            let count = 777;
+            let values = Values::new(ranks as u64, dtype, Some(op), ranks);
+            let mut total = vec![0u8; count * dtype.size()];
+            let mut next = total.clone();
+            // From the last rank to the first, so that this order is not the checker's own.
+            for rank in (0..ranks).rev() {
+                let part = if rank == ranks - 1 { &mut total } else { &mut next };
+                values.input(rank, 0, part);
+                if op == NamedOp::PreMulSum {
+                    let part = part.as_mut_ptr();
+                    // SAFETY: `part` has `count` elements, and is its own source.
+                    unsafe { reduce::scale(dtype, part, part, premul_factor(rank, dtype), count) };
+                }
+                if rank < ranks - 1 {
+                    let (dst, src) = (total.as_mut_ptr(), next.as_ptr());
+                    // SAFETY: both have `count` elements; dst is an operand, and `next` does not overlap it.
+                    unsafe { reduce::reduce(op.reduce_op(rank, dtype), dtype, dst, dst, src, count) };
+                }
+            }
+            if op == NamedOp::Avg {
+                // SAFETY: `total` has `count` elements.
+                unsafe { reduce::divide(dtype, total.as_mut_ptr(), ranks as u64, count) };
+            }
+            let mut expected = vec![0u8; count * dtype.size()];
+            values.reduced(0, &mut expected);
+            assert!(total == expected, "{} on {dtype}, {ranks} ranks", op.name());
+        }
+    }
+}
