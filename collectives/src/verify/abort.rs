@@ -61,3 +61,55 @@ fn check_stop(world: &World, stopped: At) -> Result<(), Fault> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::{Collective, Region, Schedule, Step};
+
+    struct Written(Vec<Step>);
+
+    impl Schedule for Written {
+        fn pieces(&self) -> usize {
+            1
+        }
+        fn steps(&self, _lane: usize) -> usize {
+            self.0.len()
+        }
+        fn step(&self, _lane: usize, i: usize) -> Step {
+            self.0[i]
+        }
+        fn message_chunks(&self) -> usize {
+            1
+        }
+    }
+
+    fn world(programs: [Vec<Step>; 3]) -> World {
+        let schedules: Vec<Box<dyn Schedule>> = programs.map(|p| Box::new(Written(p)) as Box<dyn Schedule>).into();
+        World::new(&schedules, Collective::Barrier, 0, false).unwrap()
+    }
+
+    fn send(to: usize) -> Step {
+        Step::Send { to, src: Region::EMPTY }
+    }
+    fn recv(from: usize) -> Step {
+        Step::Recv { from, dst: Region::EMPTY }
+    }
+
+    /// Whoever waits behind others for the stopped rank is freed; a wait that has nothing to do with it is not.
+    #[test]
+    fn blames_the_stopped_rank_only_for_what_it_causes() {
+        let line = world([vec![send(1)], vec![recv(0), send(2)], vec![recv(1)]]);
+        assert_eq!(check(&line), Ok(()));
+
+        let apart = world([vec![send(1), recv(1)], vec![recv(0), recv(2), send(0)], vec![recv(1), send(1)]]);
+        let stop = At { rank: 0, lane: 0, step: 0, round: 0 };
+        // Rank 2 waits for rank 1, which waits for rank 0: all freed.
+        assert_eq!(check_stop(&apart, stop), Ok(()));
+        // Once rank 0 has sent, ranks 1 and 2 wait for each other, which is not the stopped rank's doing.
+        let stop = At { step: 1, ..stop };
+        let Err(Fault::Stranded { stopped, blocked }) = check_stop(&apart, stop) else { panic!("not noticed") };
+        assert_eq!((stopped, blocked.at.rank), (stop, 1));
+        assert_eq!(blocked.wait.ranks(), [2]);
+    }
+}

@@ -153,6 +153,9 @@ pub enum Fault {
     /// The result is not what the collective promises.
     #[error("rank {rank} ends round {round} with {found} in chunk {chunk} of the output, expected {expected}")]
     Wrong { rank: Rank, round: usize, chunk: usize, found: String, expected: String },
+    /// The same contributions, but added in different order: floating-point results would differ.
+    #[error("rank {rank} combines chunk {chunk} in another order than rank 0; their bits may differ")]
+    Diverges { rank: Rank, chunk: usize },
     /// A barrier that lets somebody through too soon.
     #[error("rank {rank} may leave round {round} before rank {other} has entered it")]
     EarlyExit { rank: Rank, other: Rank, round: usize },

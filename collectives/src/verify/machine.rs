@@ -11,7 +11,7 @@ use super::fault::{At, Blocked, Fault, Wait};
 use super::memory::{Accessor, Memory};
 use super::value::{Ranks, Value};
 use super::world::{Op, World};
-use crate::schedule::{Collective, Rank, Region, Step};
+use crate::schedule::{Collective, Order, Rank, Region, Step};
 use std::rc::Rc;
 
 /// Rounds that are run: the second shows what the first leaves behind.
@@ -346,14 +346,14 @@ impl<'a> Machine<'a> {
                 self.write(i, at, dst, came.clone())?;
                 Ok(came)
             }
-            Step::RecvReduce { local, dst, .. } | Step::FetchReduce { local, dst, .. } => {
+            Step::RecvReduce { local, order, dst, .. } | Step::FetchReduce { local, order, dst, .. } => {
                 let mine = self.read(i, at, local)?;
-                let sum = self.combine(at, dst, mine, came)?;
+                let sum = combine(at, dst, mine, order, came)?;
                 self.write(i, at, dst, sum)
             }
-            Step::RecvReduceSend { local, dst, .. } => {
+            Step::RecvReduceSend { local, order, dst, .. } => {
                 let mine = self.read(i, at, local)?;
-                let sum = self.combine(at, local, mine, came)?;
+                let sum = combine(at, local, mine, order, came)?;
                 if let Some(dst) = dst {
                     self.write(i, at, dst, sum.clone())?;
                 }
@@ -365,7 +365,7 @@ impl<'a> Machine<'a> {
             }
             Step::Reduce { a, b, dst } => {
                 let (a, b) = (self.read(i, at, a)?, self.read(i, at, b)?);
-                let sum = self.combine(at, dst, a, b)?;
+                let sum = combine(at, dst, a, Order::LocalFirst, b)?;
                 self.write(i, at, dst, sum)
             }
             Step::Send { .. } | Step::Publish { .. } => Ok(came),
@@ -386,18 +386,6 @@ impl<'a> Machine<'a> {
             memory.write(&by, region.buffer, chunk, value)?;
         }
         Ok(Vec::new())
-    }
-
-    fn combine(&self, at: At, region: Region, mine: Vec<Value>, theirs: Vec<Value>) -> Result<Vec<Value>, Fault> {
-        let both = region.chunks().zip(mine.into_iter().zip(theirs));
-        both.map(|(chunk, (mut a, b))| {
-            if (a.block, a.round) != (b.block, b.round) {
-                return Err(Fault::Mixed { at, chunk, a: a.to_string(), b: b.to_string() });
-            }
-            a.ranks.join(&b.ranks).map_err(|contributor| Fault::Duplicate { at, chunk, contributor })?;
-            Ok(a)
-        })
-        .collect()
     }
 
     fn parcel(&self, i: usize, at: At, region: Region, values: Vec<Value>) -> Parcel {
@@ -434,4 +422,21 @@ fn accessor<'m>(actor: &'m Actor, memories: &'m mut [Memory], world: &World, at:
     let own_lanes = at.rank * world.lanes;
     let seen = actor.clock.get(own_lanes..own_lanes + world.lanes).unwrap_or(&[]);
     (Accessor { at, tick: actor.tick, seen }, &mut memories[at.rank])
+}
+
+/// Chunk by chunk: what the rank has, reduced with what came.
+fn combine(at: At, region: Region, mine: Vec<Value>, order: Order, came: Vec<Value>) -> Result<Vec<Value>, Fault> {
+    let (first, second) = match order {
+        Order::LocalFirst => (mine, came),
+        Order::PeerFirst => (came, mine),
+    };
+    let both = region.chunks().zip(first.into_iter().zip(second));
+    both.map(|(chunk, (mut a, b))| {
+        if (a.block, a.round) != (b.block, b.round) {
+            return Err(Fault::Mixed { at, chunk, a: a.to_string(), b: b.to_string() });
+        }
+        a.reduce(&b).map_err(|contributor| Fault::Duplicate { at, chunk, contributor })?;
+        Ok(a)
+    })
+    .collect()
 }

@@ -9,7 +9,7 @@
 //! its lane's clock has seen those ticks.
 
 use super::fault::{At, Fault};
-use super::value::{Ranks, Value};
+use super::value::Value;
 use super::world::World;
 use crate::schedule::{Buffer, Rank};
 
@@ -69,7 +69,7 @@ impl Memory {
 
     /// What the caller put into a chunk of the input.
     fn original(&self, chunk: usize, round: usize) -> Value {
-        Value { round, block: chunk / self.pieces, ranks: Ranks::only(self.rank, self.size) }
+        Value::leaf(self.rank, self.size, chunk / self.pieces, round)
     }
 
     fn cell(&self, buffer: Buffer, chunk: usize, round: usize) -> usize {

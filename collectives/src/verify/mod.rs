@@ -6,6 +6,7 @@
 //! checks that
 //!
 //! * every chunk of every output ends as exactly what the collective promises, each contribution counted once;
+//! * all ranks of an all-reduce combine each element in the same order, and so end with the same bits;
 //! * nothing is read before it is written in the same round, nor an input after an output in place has overwritten it;
 //! * inputs are never written, regions lie within their buffers, and chunks that are joined are the same piece;
 //! * messages match in order, number of chunks, pieces and round on each link, none stays behind, and a link's end belongs to one lane;

@@ -2,7 +2,7 @@
 
 use super::fault::{Fault, Wait};
 use super::machine::{Machine, ROUNDS};
-use super::value::{Ranks, Value};
+use super::value::{Ranks, Value, describe};
 use super::world::World;
 use crate::schedule::{Collective, Rank};
 
@@ -37,20 +37,27 @@ impl Machine<'_> {
         Fault::NeverFetched { publisher, missing: self.not_fetched(owner) }
     }
 
-    /// Every chunk of every output holds what the collective promises.
+    /// Every chunk of every output holds what the collective promises, and where all ranks get the same, they get the
+    /// same bits.
     pub(super) fn check_outputs(&self) -> Result<(), Fault> {
         let world = self.world;
         for (rank, memory) in self.memories.iter().enumerate() {
             for chunk in 0..world.sizes[rank].output {
                 let (block, ranks) = promised(world, rank, chunk / world.pieces);
-                let mut expected = Value { round: 0, block, ranks };
                 for round in 0..ROUNDS {
-                    expected.round = round;
                     let found = memory.output(chunk, round);
-                    if found != Some(&expected) {
+                    if !found.is_some_and(|value| value.is(round, block, &ranks)) {
                         let found = found.map_or("nothing".to_owned(), Value::to_string);
-                        return Err(Fault::Wrong { rank, round, chunk, found, expected: expected.to_string() });
+                        return Err(Fault::Wrong { rank, round, chunk, found, expected: describe(block, &ranks) });
                     }
+                }
+            }
+        }
+        if world.collective == Collective::AllReduce {
+            for chunk in 0..world.pieces {
+                let bits = |rank: Rank| self.memories[rank].output(chunk, 0).map(|value| value.expression);
+                if let Some(rank) = (1..world.size).find(|&rank| bits(rank) != bits(0)) {
+                    return Err(Fault::Diverges { rank, chunk });
                 }
             }
         }

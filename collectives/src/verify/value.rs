@@ -77,17 +77,51 @@ pub(super) struct Value {
     /// Which block of the contributors' inputs.
     pub(super) block: usize,
     pub(super) ranks: Ranks,
+    /// Fingerprint of the expression.
+    pub(super) expression: u64,
+}
+
+impl Value {
+    /// What `rank` contributes.
+    pub(super) fn leaf(rank: Rank, size: usize, block: usize, round: usize) -> Value {
+        let expression = mix(mix(rank as u64) ^ block as u64);
+        Value { round, block, ranks: Ranks::only(rank, size), expression }
+    }
+
+    /// Reduces this, the first operand, with `second`; the first rank that has contributed to both is an error.
+    pub(super) fn reduce(&mut self, second: &Value) -> Result<(), Rank> {
+        self.ranks.join(&second.ranks)?;
+        self.expression = mix(mix(self.expression).wrapping_add(second.expression));
+        Ok(())
+    }
+
+    /// Whether this is these ranks' contributions, however combined.
+    pub(super) fn is(&self, round: usize, block: usize, ranks: &Ranks) -> bool {
+        (self.round, self.block) == (round, block) && self.ranks == *ranks
+    }
+}
+
+/// The finaliser of SplitMix64 (G. L. Steele, D. Lea, C. H. Flood, OOPSLA 2014).
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// "block 2 of ranks 0, 1, 5", shortened where many.
+pub(super) fn describe(block: usize, ranks: &Ranks) -> String {
+    let ranks: Vec<String> = ranks.iter().map(|r| r.to_string()).collect();
+    match ranks.len() {
+        1 => format!("block {block} of rank {}", ranks[0]),
+        n if n > 12 => format!("block {block} of {n} ranks ({}, ..., {})", ranks[..6].join(", "), ranks[n - 1]),
+        _ => format!("block {block} of ranks {}", ranks.join(", ")),
+    }
 }
 
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "block {} of ", self.block)?;
-        let ranks: Vec<String> = self.ranks.iter().map(|r| r.to_string()).collect();
-        match ranks.len() {
-            1 => write!(f, "rank {}", ranks[0]),
-            n if n > 12 => write!(f, "{n} ranks ({}, ..., {})", ranks[..6].join(", "), ranks[n - 1]),
-            _ => write!(f, "ranks {}", ranks.join(", ")),
-        }
+        f.write_str(&describe(self.block, &self.ranks))
     }
 }
 
@@ -106,6 +140,20 @@ mod tests {
             }
             assert_eq!(set, Ranks::all(size));
             assert!(set.iter().eq(0..size));
+        }
+    }
+
+    #[test]
+    fn expressions_tell_operands_and_brackets_apart() {
+        let leaf = |rank| Value::leaf(rank, 3, 0, 0);
+        let sum = |mut a: Value, b: Value| {
+            a.reduce(&b).unwrap();
+            a
+        };
+        let left = sum(sum(leaf(0), leaf(1)), leaf(2));
+        assert_eq!(left, sum(sum(leaf(0), leaf(1)), leaf(2)));
+        for other in [sum(leaf(0), sum(leaf(1), leaf(2))), sum(sum(leaf(1), leaf(0)), leaf(2))] {
+            assert!(other.is(0, 0, &left.ranks) && other != left);
         }
     }
 }
