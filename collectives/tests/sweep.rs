@@ -28,8 +28,8 @@ fn every_algorithm_size_and_root_up_to_64() {
             });
         }
     });
-    // Pairs of collective and algorithm: 12 rooted ones with 2080 pairs of size and root, 11 others with 64 sizes; all but
-    // all-to-all and barrier twice.
+    // Pairs of collective and algorithm: 12 rooted ones with 2080 pairs of size and root, 11 others with 64 sizes; all
+    // but all-to-all and barrier twice.
     let rooted: usize = Collective::ALL.into_iter().filter(|c| c.is_rooted()).map(pairs).sum();
     let twice = pairs(Collective::AllReduce) + pairs(Collective::AllGather) + pairs(Collective::ReduceScatter);
     let once = pairs(Collective::AllToAll) + pairs(Collective::Barrier);

@@ -109,12 +109,9 @@ pub enum Fault {
     #[error("lanes {} and {} of rank {rank} both {verb} on the link from rank {from} to rank {to}, channel {channel}; \
              the order between them is not defined", .lanes.0, .lanes.1)]
     SharedLink { rank: Rank, verb: &'static str, lanes: (usize, usize), from: Rank, to: Rank, channel: usize },
-    /// Content that nobody has written.
-    #[error("{at}: reads chunk {chunk} of the {}, which nothing has written", name(*.buffer))]
+    /// Content that nobody has written, or not in this round.
+    #[error("{at}: reads chunk {chunk} of the {}, which nothing has written in this round", name(*.buffer))]
     Uninitialised { at: At, buffer: Buffer, chunk: usize },
-    /// Scratch that holds what the round before left there.
-    #[error("{at}: reads chunk {chunk} of the {}, which was last written in round {written}", name(*.buffer))]
-    Stale { at: At, buffer: Buffer, chunk: usize, written: usize },
     /// Input that an output in place has overwritten.
     #[error("{at}: reads chunk {chunk} of the input, but in place the output has overwritten it with {found}")]
     Overwritten { at: At, chunk: usize, found: String },
@@ -140,12 +137,15 @@ pub enum Fault {
     /// A publication that a rank does not fetch from never returns its credit.
     #[error("{publisher}: {} never fetches from this publication", list("rank", .missing))]
     NeverFetched { publisher: At, missing: Vec<Rank> },
-    /// Nobody can go on.
+    /// A message that its receiver never takes.
+    #[error("{sender}: rank {to} never receives this message")]
+    NeverReceived { sender: At, to: Rank },
+    /// A message or publication that its maker never makes.
+    #[error("{0}, which has finished")]
+    NeverComes(Blocked),
+    /// Ranks wait for each other.
     #[error("deadlock: {}", chain(.0))]
     Deadlock(Vec<Blocked>),
-    /// A message that stays in its link.
-    #[error("{sender}: rank {to} never receives this message")]
-    LeftOver { sender: At, to: Rank },
     /// Lanes touch the same chunk and nothing orders them.
     #[error("{first} and {second} both touch chunk {chunk} of the {}, at least one writes, and nothing orders them",
             name(*.buffer))]

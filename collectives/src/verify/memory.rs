@@ -89,12 +89,11 @@ impl Memory {
             touches.readers.push((at, by.tick));
         }
         match &self.cells[cell] {
-            None => Err(Fault::Uninitialised { at, buffer, chunk }),
-            Some(value) if value.round != at.round => Err(Fault::Stale { at, buffer, chunk, written: value.round }),
             Some(value) if buffer == Buffer::Input && *value != self.original(chunk, at.round) => {
                 Err(Fault::Overwritten { at, chunk, found: value.to_string() })
             }
-            Some(value) => Ok(value.clone()),
+            Some(value) if value.round == at.round => Ok(value.clone()),
+            _ => Err(Fault::Uninitialised { at, buffer, chunk }),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What must hold when nobody can go on any more.
 
-use super::fault::{Fault, Wait};
+use super::fault::{Blocked, Fault, Wait};
 use super::machine::{Machine, ROUNDS};
 use super::value::{Ranks, Value, describe};
 use super::world::World;
@@ -10,25 +10,39 @@ impl Machine<'_> {
     /// Everybody has finished, every message was received and every publication fetched.
     pub(super) fn check_end(&self) -> Result<(), Fault> {
         let blocked = self.blocked();
+        let (lanes, over) = (self.world.lanes, |actor: usize| self.actors[actor].round == ROUNDS);
+        // A lane that waits for a rank which has finished shows the cause; others may wait for that lane.
         for b in &blocked {
-            // A publisher that waits for a rank whose lane is over shows the cause; the others wait for the publisher.
-            let Wait::Fetches(missing) = &b.wait else { continue };
-            let lanes = self.world.lanes;
-            if missing.iter().any(|rank| self.actors[rank * lanes + b.at.lane].round == ROUNDS) {
-                return Err(self.never_fetched(b.at.rank * lanes + b.at.lane));
+            let gone = |rank: &Rank| (rank * lanes..(rank + 1) * lanes).all(over);
+            if b.wait.ranks().iter().any(gone) {
+                return Err(self.in_vain(b));
             }
         }
         if !blocked.is_empty() {
             return Err(Fault::Deadlock(blocked));
         }
-        for (link, ends) in self.links.iter().zip(&self.world.links) {
-            if let Some(parcel) = &link.message {
-                return Err(Fault::LeftOver { sender: parcel.at, to: ends.to });
-            }
+        // What the last round left: nobody waits for its place any more.
+        if let Some((link, ends)) = self.links.iter().zip(&self.world.links).find(|(link, _)| link.message.is_some()) {
+            let sender = link.message.as_ref().expect("just found").at;
+            return Err(Fault::NeverReceived { sender, to: ends.to });
         }
         match (0..self.windows.len()).find(|&owner| self.windows[owner].missing > 0) {
             Some(owner) => Err(self.never_fetched(owner)),
             None => Ok(()),
+        }
+    }
+
+    /// What is wrong when a lane waits for a rank that has finished.
+    fn in_vain(&self, b: &Blocked) -> Fault {
+        let actor = b.at.rank * self.world.lanes + b.at.lane;
+        match b.wait {
+            Wait::Message(_) | Wait::Publication(..) => Fault::NeverComes(b.clone()),
+            Wait::Fetches(_) => self.never_fetched(actor),
+            Wait::Room(to) => {
+                let link = self.world.programs[actor][b.at.step].puts;
+                let sender = self.links[link].message.as_ref().expect("a sender waits only for a full link").at;
+                Fault::NeverReceived { sender, to }
+            }
         }
     }
 
