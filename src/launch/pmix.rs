@@ -1,0 +1,368 @@
+//! PMIx: how Open MPI's mpirun, PRRTE and `srun --mpi=pmix` talk to their ranks.
+//!
+//! PMIx is a C library (`libpmix.so.2`), not a wire protocol one could speak, so it is loaded when the launcher's variables are there and not
+//! otherwise. Rank 0 puts the notice under a key and commits it; the others get it from rank 0 by name. A get waits at the launcher
+//! until rank 0 has committed, so no fence is needed, and a missing third rank does not keep the first two from reading: who is missing
+//! is then found out, by name, where the ranks meet.
+//!
+//! The C structures used here have had the same layout since PMIx 3 (2018); older libraries are refused.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use libloading::Library;
+
+use super::{Board, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
+use crate::error::{Error, Result};
+
+/// Whether the variables offer PMIx.
+pub(super) fn present(lookup: Lookup) -> bool {
+    lookup("PMIX_NAMESPACE").is_some() && lookup("PMIX_RANK").is_some()
+}
+
+/// Whose PMIx it is.
+pub(super) fn launcher(lookup: Lookup) -> &'static str {
+    if lookup("OMPI_COMM_WORLD_RANK").is_some() || lookup("OMPI_COMMAND").is_some() {
+        "Open MPI"
+    } else if lookup("SLURM_PROCID").is_some() {
+        super::slurm::LAUNCHER
+    } else {
+        "PMIx"
+    }
+}
+
+/// Load the library, connect to the launcher's server, and ask who we are.
+pub(super) fn launch(lookup: Lookup, deadline: Instant) -> Result<Launch> {
+    let api = match Api::load(lookup) {
+        Ok(api) => api,
+        Err(error) => {
+            // mpirun's own variables still say who we are; with an address that is enough.
+            return match super::environment::Variables::read_open_mpi(lookup) {
+                Ok(Some(variables)) => variables.launch(deadline),
+                _ => Err(error),
+            };
+        }
+    };
+    let board = Client::connect(api)?;
+    let rank = board.me.rank as usize;
+    let named: Option<usize> = number(lookup, "PMIX_RANK", "this process's rank")?;
+    if named != Some(rank) {
+        return Err(Error::bootstrap(format!(
+            "PMIx says that this process is rank {rank}, but PMIX_RANK={}: the variables are left over from another job, or the library's \
+             structures are not those of PMIx 3 and later",
+            named.unwrap_or_default()
+        )));
+    }
+    let everyone = Proc { rank: RANK_WILDCARD, ..board.me };
+    let size = match board.number(&everyone, c"pmix.job.size") {
+        Some(size) => size,
+        None => {
+            return Err(Error::bootstrap(format!(
+                "rank {rank}: PMIx does not say how many ranks there are (pmix.job.size)"
+            )));
+        }
+    };
+    check_rank("PMIX_RANK", rank, "pmix.job.size", size)?;
+    Ok(Launch {
+        rank,
+        size,
+        local_rank: board.number(&board.me, c"pmix.lrank"),
+        local_size: board.number(&everyone, c"pmix.local.size"),
+        launcher: launcher(lookup),
+        meeting: LaunchMeeting::Board(Box::new(board)),
+    })
+}
+
+/// Where `libpmix` was found and its version, or why it cannot be used; for `maypole info`.
+pub fn library(lookup: &dyn Fn(&str) -> Option<String>) -> std::result::Result<String, String> {
+    Api::load(lookup).map(|api| api.description.clone()).map_err(|error| error.to_string())
+}
+
+const SUCCESS: c_int = 0;
+const ERR_NOT_FOUND: c_int = -46;
+const SCOPE_GLOBAL: u8 = 3;
+const RANK_WILDCARD: u32 = u32::MAX - 1;
+const TYPE_SIZE: u16 = 4;
+const TYPE_UINT16: u16 = 13;
+const TYPE_UINT32: u16 = 14;
+const TYPE_UINT64: u16 = 15;
+const TYPE_BYTE_OBJECT: u16 = 27;
+const TYPE_PROC_RANK: u16 = 40;
+
+/// `pmix_proc_t`: a process is a namespace (a job) and a rank in it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Proc {
+    nspace: [c_char; 256],
+    rank: u32,
+}
+
+/// `pmix_byte_object_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ByteObject {
+    bytes: *mut c_char,
+    size: usize,
+}
+
+/// The union inside `pmix_value_t`, as far as it is used here; its largest member is three words.
+#[repr(C)]
+union Data {
+    uint16: u16,
+    uint32: u32,
+    uint64: u64,
+    bytes: ByteObject,
+    _room: [usize; 3],
+}
+
+/// `pmix_value_t`.
+#[repr(C)]
+struct Value {
+    kind: u16,
+    data: Data,
+}
+
+// What a C compiler makes of the library's own header, on every 64-bit Linux.
+const _: () = assert!(size_of::<Proc>() == 260 && size_of::<Value>() == 32 && std::mem::offset_of!(Value, data) == 8);
+
+/// `pmix_info_t` is never built here: no call is given directives.
+enum Info {}
+
+type GetCallback = extern "C" fn(c_int, *mut Value, *mut c_void);
+
+/// The library's functions that are used.
+struct Api {
+    description: String,
+    init: unsafe extern "C" fn(*mut Proc, *mut Info, usize) -> c_int,
+    finalize: unsafe extern "C" fn(*const Info, usize) -> c_int,
+    put: unsafe extern "C" fn(u8, *const c_char, *mut Value) -> c_int,
+    commit: unsafe extern "C" fn() -> c_int,
+    get: unsafe extern "C" fn(*const Proc, *const c_char, *const Info, usize, *mut *mut Value) -> c_int,
+    get_nb: unsafe extern "C" fn(*const Proc, *const c_char, *const Info, usize, GetCallback, *mut c_void) -> c_int,
+    error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    _library: Library,
+}
+
+impl Api {
+    /// The library, loaded once and for good: it runs threads of its own.
+    fn load(lookup: Lookup) -> Result<&'static Api> {
+        static API: OnceLock<Api> = OnceLock::new();
+        if let Some(api) = API.get() {
+            return Ok(api);
+        }
+        let api = Api::open(lookup)?;
+        Ok(API.get_or_init(|| api))
+    }
+
+    fn open(lookup: Lookup) -> Result<Api> {
+        let mut candidates = vec![PathBuf::from("libpmix.so.2")];
+        // Open MPI built from source carries its own, beside its other libraries.
+        candidates.extend(lookup("OPAL_PREFIX").map(|prefix| PathBuf::from(prefix).join("lib/libpmix.so.2")));
+        for directory in std::env::split_paths(&lookup("PATH").unwrap_or_default()) {
+            if directory.join("mpirun").exists() {
+                candidates.push(directory.join("../lib/libpmix.so.2"));
+            }
+        }
+        let mut errors = Vec::new();
+        for path in candidates {
+            // SAFETY: loading runs the library's initialisers; this is the launcher's own library, which its administrator installed for programs to load.
+            match unsafe { Library::new(&path) } {
+                Ok(library) => return Api::bind(library, &path.display().to_string()),
+                Err(error) => errors.push(error.to_string()),
+            }
+        }
+        Err(Error::bootstrap(format!(
+            "this process was started through PMIx (PMIX_NAMESPACE is set), but its library cannot be loaded: {}; install it \
+             (Debian and Ubuntu: apt-get install libpmix2; elsewhere the package openpmix or pmix), put the directory of libpmix.so.2 into LD_LIBRARY_PATH, \
+             or set MASTER_ADDR and MASTER_PORT to an address of rank 0's host and a free port there",
+            errors.join("; ")
+        )))
+    }
+
+    fn bind(library: Library, path: &str) -> Result<Api> {
+        let lacks = |error: libloading::Error| {
+            Error::bootstrap(format!("{path} is not a PMIx library that can be used: {error}"))
+        };
+        // SAFETY: the types are those of pmix.h, PMIx 3 to 6. The pointers are kept beside the library that they point into.
+        unsafe {
+            let version: unsafe extern "C" fn() -> *const c_char =
+                *library.get(b"PMIx_Get_version\0").map_err(lacks)?;
+            let version = text(version());
+            let major = version.split(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty());
+            if !major.and_then(|digits| digits.parse::<u32>().ok()).is_some_and(|major| (3..=6).contains(&major)) {
+                return Err(Error::bootstrap(format!("{path} is \"{version}\"; Maypole knows PMIx 3 to 6")));
+            }
+            let short = version.split(',').next().unwrap_or_default();
+            Ok(Api {
+                description: format!("{path} ({short})"),
+                init: *library.get(b"PMIx_Init\0").map_err(lacks)?,
+                finalize: *library.get(b"PMIx_Finalize\0").map_err(lacks)?,
+                put: *library.get(b"PMIx_Put\0").map_err(lacks)?,
+                commit: *library.get(b"PMIx_Commit\0").map_err(lacks)?,
+                get: *library.get(b"PMIx_Get\0").map_err(lacks)?,
+                get_nb: *library.get(b"PMIx_Get_nb\0").map_err(lacks)?,
+                error_string: *library.get(b"PMIx_Error_string\0").map_err(lacks)?,
+                _library: library,
+            })
+        }
+    }
+
+    /// `Ok` for success, otherwise an error that says what the call was for.
+    fn check(&self, status: c_int, doing: &str) -> Result<()> {
+        if status == SUCCESS {
+            return Ok(());
+        }
+        // SAFETY: the function takes any number and returns a static C string.
+        let text = unsafe { text((self.error_string)(status)) };
+        Err(Error::bootstrap(format!("PMIx cannot {doing}: {text} ({status})")))
+    }
+}
+
+/// A C string's text.
+///
+/// # Safety
+/// `pointer` is null or a C string that lives during the call.
+unsafe fn text(pointer: *const c_char) -> String {
+    if pointer.is_null() {
+        return "no text".to_string();
+    }
+    // SAFETY: the caller's promise.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+/// This process as a client of the launcher's PMIx server, between `PMIx_Init` and `PMIx_Finalize`, and a board in it.
+struct Client {
+    api: &'static Api,
+    me: Proc,
+    key: CString,
+    connected: bool,
+}
+
+impl Client {
+    fn connect(api: &'static Api) -> Result<Client> {
+        let mut me = Proc { nspace: [0; 256], rank: 0 };
+        // SAFETY: `me` is a pmix_proc_t for the library to fill; no directives are given.
+        let status = unsafe { (api.init)(&mut me, std::ptr::null_mut(), 0) };
+        api.check(status, "reach the launcher (is mpirun still running?)")?;
+        let key = CString::new(format!("maypole.{}", next_board())).expect("no zero byte in it");
+        Ok(Client { api, me, key, connected: true })
+    }
+
+    /// An integer that the launcher provides about `whom`.
+    fn number(&self, whom: &Proc, key: &CStr) -> Option<usize> {
+        let mut value: *mut Value = std::ptr::null_mut();
+        // SAFETY: pointers to live values of the right types; what comes back is ours to free.
+        let status = unsafe { (self.api.get)(whom, key.as_ptr(), std::ptr::null(), 0, &mut value) };
+        if status != SUCCESS || value.is_null() {
+            return None;
+        }
+        // SAFETY: the library returned a valid pmix_value_t from malloc; its kind says which member of the union holds.
+        unsafe {
+            let number = match (*value).kind {
+                TYPE_UINT16 => Some((*value).data.uint16 as usize),
+                TYPE_UINT32 | TYPE_PROC_RANK => Some((*value).data.uint32 as usize),
+                TYPE_SIZE | TYPE_UINT64 => usize::try_from((*value).data.uint64).ok(),
+                _ => None,
+            };
+            libc::free(value.cast());
+            number
+        }
+    }
+
+    /// Ask once for rank 0's notice; `Ok(None)` if the launcher says that there is none yet.
+    fn ask(&self, deadline: Instant) -> Result<Option<Vec<u8>>> {
+        let (sender, receiver) = channel::<std::result::Result<Vec<u8>, c_int>>();
+        let rank0 = Proc { rank: 0, ..self.me };
+        let data = Box::into_raw(Box::new(sender)).cast();
+        // SAFETY: `rank0` and the key are copied by the call. `data` is passed to `got` exactly once if the call succeeds, and
+        // never if it fails.
+        let status = unsafe { (self.api.get_nb)(&rank0, self.key.as_ptr(), std::ptr::null(), 0, got, data) };
+        if status != SUCCESS {
+            // SAFETY: see above: the callback will not come, so the box is ours again.
+            drop(unsafe { Box::from_raw(data.cast::<Sender<std::result::Result<Vec<u8>, c_int>>>()) });
+            return if status == ERR_NOT_FOUND { Ok(None) } else { self.api.check(status, READ).map(|()| None) };
+        }
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Ok(bytes)) => Ok(Some(bytes)),
+            Ok(Err(ERR_NOT_FOUND)) => Ok(None),
+            Ok(Err(status)) => self.api.check(status, READ).map(|()| None),
+            // The box stays with the library, which may still answer; a few words are lost.
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(self.late()),
+        }
+    }
+
+    fn late(&self) -> Error {
+        Error::bootstrap(format!(
+            "rank {}: rank 0 has posted nothing through PMIx in time: it has not started, or has not created its communicator",
+            self.me.rank
+        ))
+    }
+}
+
+const READ: &str = "read what rank 0 posted";
+
+/// The library's answer to `PMIx_Get_nb`, on its own thread.
+extern "C" fn got(status: c_int, value: *mut Value, data: *mut c_void) {
+    // SAFETY: `data` is the box that `ask` gave to the call whose answer this is, and there is one answer.
+    let sender = unsafe { Box::from_raw(data.cast::<Sender<std::result::Result<Vec<u8>, c_int>>>()) };
+    let answer = if status != SUCCESS || value.is_null() {
+        Err(if status == SUCCESS { ERR_NOT_FOUND } else { status })
+    } else {
+        // SAFETY: on success `value` is a valid pmix_value_t during the callback, and its kind says what it holds.
+        unsafe {
+            let object = (*value).data.bytes;
+            if (*value).kind == TYPE_BYTE_OBJECT && !object.bytes.is_null() {
+                Ok(std::slice::from_raw_parts(object.bytes.cast::<u8>(), object.size).to_vec())
+            } else {
+                Err(ERR_NOT_FOUND)
+            }
+        }
+    };
+    // Nobody listens any more after a deadline.
+    let _ = sender.send(answer);
+}
+
+impl Board for Client {
+    fn post(&mut self, bytes: &[u8]) -> Result<()> {
+        let object = ByteObject { bytes: bytes.as_ptr().cast_mut().cast(), size: bytes.len() };
+        let mut value = Value { kind: TYPE_BYTE_OBJECT, data: Data { bytes: object } };
+        // SAFETY: the value points to `bytes` for the length of the call, which copies it and does not write.
+        let status = unsafe { (self.api.put)(SCOPE_GLOBAL, self.key.as_ptr(), &mut value) };
+        self.api.check(status, "take rank 0's notice")?;
+        // SAFETY: takes nothing.
+        let status = unsafe { (self.api.commit)() };
+        self.api.check(status, "publish rank 0's notice")
+    }
+
+    fn read(&mut self, deadline: Instant) -> Result<Vec<u8>> {
+        let mut pause = Duration::from_millis(2);
+        loop {
+            if let Some(bytes) = self.ask(deadline)? {
+                return Ok(bytes);
+            }
+            if Instant::now() + pause >= deadline {
+                return Err(self.late());
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.connected, false) {
+            return Ok(());
+        }
+        // SAFETY: pairs with the PMIx_Init of `connect`; no directives are given.
+        let status = unsafe { (self.api.finalize)(std::ptr::null(), 0) };
+        self.api.check(status, "take leave of the launcher")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.finish();
+    }
+}

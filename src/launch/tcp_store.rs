@@ -1,0 +1,168 @@
+//! A board on torch's TCPStore.
+//!
+//! torchrun's agent serves a key-value store on `MASTER_ADDR:MASTER_PORT` for its workers. Its protocol (c10d's `TCPStoreBackend`, the same for the
+//! libuv server and the older one, torch 2.1 and later) is one connection on which the client writes requests; integers are in host byte order,
+//! strings and values are a 64-bit length and that many bytes:
+//!
+//! ```text
+//! VALIDATE 0x00  u32 magic              no answer; must come first
+//! SET      0x01  key value              no answer
+//! GET      0x03  key                    value; the key must exist
+//! WAIT     0x06  u64 n, n keys          one byte 0x00 once all keys exist
+//! ```
+//!
+//! So reading is WAIT and then GET. The store is open to everybody who reaches its port; what rank 0 posts there, the job's key included,
+//! is as private as the network. Setting `MAYPOLE_KEY` on all ranks keeps the key out of it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use super::Board;
+use crate::error::{Error, Result};
+
+const VALIDATE: u8 = 0;
+const SET: u8 = 1;
+const GET: u8 = 3;
+const WAIT: u8 = 6;
+const MAGIC: u32 = 0x3C85_F7CE;
+const STOP_WAITING: u8 = 0;
+/// No value of ours is longer; a longer one is not ours.
+const LONGEST: u64 = 4096;
+
+/// A connection to the store, and the key under which this world's notice stands.
+pub(super) struct TcpStore {
+    stream: Option<TcpStream>,
+    address: String,
+    key: String,
+}
+
+impl TcpStore {
+    /// Connect and introduce ourselves. Tries again until the deadline: the agent may be late.
+    pub(super) fn connect(host: &str, port: u16, key: String, deadline: Instant) -> Result<TcpStore> {
+        let address = format!("{host}:{port}");
+        let failed = |error: String| {
+            Error::bootstrap(format!(
+                "torchrun's store at {address} (MASTER_ADDR:MASTER_PORT) cannot be reached: {error}; is torchrun's first \
+                 agent still running, and can this host reach it?"
+            ))
+        };
+        let stream = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let error = match connect_any(host, port, left.max(Duration::from_millis(1))) {
+                Ok(stream) => break stream,
+                Err(error) => error,
+            };
+            if left < Duration::from_millis(100) {
+                return Err(failed(error.to_string()));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        stream.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
+        let mut store = TcpStore { stream: Some(stream), address, key };
+        let mut hello = vec![VALIDATE];
+        hello.extend(MAGIC.to_ne_bytes());
+        store.send(&hello)?;
+        Ok(store)
+    }
+
+    fn stream(&mut self) -> Result<&mut TcpStream> {
+        self.stream.as_mut().ok_or_else(|| Error::bootstrap("torchrun's store was used after it was finished"))
+    }
+
+    fn send(&mut self, request: &[u8]) -> Result<()> {
+        let sent = self.stream()?.write_all(request);
+        sent.map_err(|error| self.lost(&error))
+    }
+
+    /// Read exactly `bytes.len()` bytes by the deadline.
+    fn receive(&mut self, mut bytes: &mut [u8], deadline: Instant) -> Result<()> {
+        while !bytes.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::bootstrap(format!(
+                    "rank 0 posted nothing on torchrun's store at {} in time: it has not come, or is not a Maypole program",
+                    self.address
+                )));
+            }
+            let stream = self.stream()?;
+            let got = stream.set_read_timeout(Some(left)).and_then(|()| stream.read(bytes));
+            match got {
+                Ok(0) => return Err(self.lost(&ErrorKind::UnexpectedEof.into())),
+                Ok(n) => bytes = &mut bytes[n..],
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(self.lost(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&self, error: &std::io::Error) -> Error {
+        Error::bootstrap(format!(
+            "torchrun's store at {} closed the connection ({error}): the agent is gone, or does not speak the protocol of torch 2.1 and later",
+            self.address
+        ))
+    }
+}
+
+impl Board for TcpStore {
+    fn post(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut request = vec![SET];
+        put(&mut request, self.key.as_bytes());
+        put(&mut request, bytes);
+        self.send(&request)
+    }
+
+    fn read(&mut self, deadline: Instant) -> Result<Vec<u8>> {
+        let mut request = vec![WAIT];
+        request.extend(1u64.to_ne_bytes());
+        put(&mut request, self.key.as_bytes());
+        self.send(&request)?;
+        let mut answer = [0u8];
+        self.receive(&mut answer, deadline)?;
+        if answer[0] != STOP_WAITING {
+            return Err(Error::bootstrap(format!(
+                "torchrun's store at {} answered {} to a wait, not {STOP_WAITING}: this is not the protocol of torch 2.1 and later",
+                self.address, answer[0]
+            )));
+        }
+        let mut request = vec![GET];
+        put(&mut request, self.key.as_bytes());
+        self.send(&request)?;
+        let mut length = [0u8; 8];
+        self.receive(&mut length, deadline)?;
+        let length = u64::from_ne_bytes(length);
+        if length > LONGEST {
+            return Err(Error::bootstrap(format!(
+                "torchrun's store at {} holds {length} bytes under {}, where at most {LONGEST} were posted",
+                self.address, self.key
+            )));
+        }
+        let mut value = vec![0; length as usize];
+        self.receive(&mut value, deadline)?;
+        Ok(value)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.stream = None;
+        Ok(())
+    }
+}
+
+fn put(request: &mut Vec<u8>, bytes: &[u8]) {
+    request.extend((bytes.len() as u64).to_ne_bytes());
+    request.extend(bytes);
+}
+
+fn connect_any(host: &str, port: u16, timeout: Duration) -> std::io::Result<TcpStream> {
+    let mut last = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
+    // A few seconds each: of a host's several addresses the first may be one that drops everything.
+    let timeout = timeout.min(Duration::from_secs(5));
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, timeout) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

@@ -1,0 +1,203 @@
+//! Detection from environments as the launchers leave them, and the TCPStore client against a small server.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::Duration;
+
+use super::*;
+
+const TORCHRUN: &str = "RANK=3 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 GROUP_RANK=1 ROLE_RANK=3 MASTER_ADDR=node01 MASTER_PORT=29500 \
+                        TORCHELASTIC_RUN_ID=none TORCHELASTIC_RESTART_COUNT=0 TORCHELASTIC_USE_AGENT_STORE=False";
+const SRUN: &str = "SLURM_JOB_ID=4711 SLURM_STEP_ID=2 SLURM_STEPID=2 SLURM_PROCID=5 SLURM_NTASKS=6 SLURM_STEP_NUM_TASKS=6 SLURM_NPROCS=6 \
+                    SLURM_LOCALID=2 SLURM_NODEID=1 SLURM_NNODES=2 SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST=gpu[07-08] \
+                    SLURM_JOB_NODELIST=gpu[07-12] SLURM_STEP_TASKS_PER_NODE=3(x2) SLURM_LAUNCH_NODE_IPADDR=10.1.0.9";
+const BATCH: &str = "SLURM_JOB_ID=4711 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=6 SLURM_NPROCS=6 SLURM_JOB_NODELIST=gpu[07-08] \
+                     SLURM_TASKS_PER_NODE=3(x2)";
+
+fn lookup(text: &str) -> impl Fn(&str) -> Option<String> {
+    let variables: HashMap<String, String> = text
+        .split_whitespace()
+        .filter_map(|v| v.split_once('='))
+        .map(|(k, v)| (k.to_string(), v.to_string()))
+        .collect();
+    move |name| variables.get(name).cloned()
+}
+
+fn launch(text: &str) -> Launch {
+    detect(&Config::default(), &lookup(text)).unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+fn refused(text: &str) -> String {
+    detect(&Config::default(), &lookup(text)).err().unwrap_or_else(|| panic!("{text} was accepted")).to_string()
+}
+
+fn place(launch: &Launch) -> (&'static str, usize, usize, Option<usize>, Option<usize>) {
+    (launch.launcher, launch.rank, launch.size, launch.local_rank, launch.local_size)
+}
+
+fn meeting(launch: &Launch) -> Option<(&str, u16)> {
+    match &launch.meeting {
+        LaunchMeeting::Address { host, port, .. } => Some((host, *port)),
+        _ => None,
+    }
+}
+
+#[test]
+fn nothing_is_a_world_of_one() {
+    for text in ["", "RANK= WORLD_SIZE=", BATCH, "SLURM_JOB_ID=4711 SLURM_NTASKS=6"] {
+        let alone = launch(text);
+        assert_eq!(place(&alone), ("none", 0, 1, Some(0), Some(1)), "{text}");
+        assert!(matches!(alone.meeting, LaunchMeeting::Alone));
+    }
+}
+
+#[test]
+fn torchrun_without_its_store_and_by_hand() {
+    let torchrun = launch(TORCHRUN);
+    assert_eq!(place(&torchrun), ("torchrun", 3, 8, Some(1), Some(2)));
+    assert_eq!(meeting(&torchrun), Some(("node01", 29500)));
+    let by_hand = launch("RANK=0 WORLD_SIZE=2 MASTER_ADDR=[::1] MASTER_PORT=4000");
+    assert_eq!(place(&by_hand), ("environment", 0, 2, None, None));
+    assert_eq!(meeting(&by_hand), Some(("::1", 4000)));
+    // One rank meets nobody, so it needs no address.
+    let single = launch("RANK=0 WORLD_SIZE=1");
+    assert!(matches!(single.meeting, LaunchMeeting::Alone));
+}
+
+#[test]
+fn the_innermost_launcher_counts() {
+    // torchrun started by srun, one per host, and by mpirun without a PMIx that could be reached.
+    for outer in [
+        SRUN,
+        "PMIX_NAMESPACE=stale PMIX_RANK=0 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1",
+        "PMI_FD=77 PMI_RANK=0 PMI_SIZE=1",
+    ] {
+        assert_eq!(place(&launch(&format!("{outer} {TORCHRUN}"))), ("torchrun", 3, 8, Some(1), Some(2)), "{outer}");
+    }
+    // Half a set of somebody else's variables does not hide a whole one.
+    assert_eq!(place(&launch(&format!("RANK=7 {SRUN}"))).0, "Slurm");
+    assert_eq!(launcher_name(&lookup(SRUN)).unwrap(), "Slurm");
+    assert_eq!(launcher_name(&lookup("PMI_FD=3 PMI_RANK=0 PMI_SIZE=1")).unwrap(), "MPICH (PMI-1)");
+    assert_eq!(launcher_name(&lookup("PMIX_NAMESPACE=1 PMIX_RANK=0 OMPI_COMMAND=a")).unwrap(), "Open MPI");
+}
+
+#[test]
+fn a_step_of_slurm() {
+    let step = launch(SRUN);
+    assert_eq!(place(&step), ("Slurm", 5, 6, Some(2), Some(3)));
+    let (host, port) = meeting(&step).unwrap();
+    assert_eq!(host, "gpu07");
+    let other_task = SRUN.replace("SLURM_PROCID=5", "SLURM_PROCID=0");
+    assert_eq!(meeting(&launch(&other_task)), Some(("gpu07", port)), "all tasks must compute the same address");
+    let other_step = SRUN.replace("SLURM_STEP_ID=2", "SLURM_STEP_ID=3");
+    assert_ne!(meeting(&launch(&other_step)), Some(("gpu07", port)), "two steps must not share a port");
+    assert_eq!(meeting(&launch(&format!("{SRUN} MASTER_ADDR=10.1.0.7 MASTER_PORT=5000"))), Some(("10.1.0.7", 5000)));
+    let uneven = SRUN.replace("3(x2)", "4,2");
+    assert_eq!(launch(&uneven).local_size, Some(2));
+}
+
+#[test]
+fn open_mpi_without_pmix() {
+    let who = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=4";
+    let error = refused(who);
+    assert!(error.contains("MASTER_ADDR") && error.contains("PMIX_NAMESPACE"), "{error}");
+    let with_address = launch(&format!("{who} MASTER_ADDR=10.0.0.1 MASTER_PORT=4711"));
+    assert_eq!(place(&with_address), ("Open MPI", 1, 4, Some(1), Some(4)));
+    assert_eq!(meeting(&with_address), Some(("10.0.0.1", 4711)));
+}
+
+#[test]
+fn what_makes_no_sense_names_the_variable() {
+    for (text, expected) in [
+        ("RANK=0", "RANK is set but WORLD_SIZE is not"),
+        ("WORLD_SIZE=4", "WORLD_SIZE is set but RANK is not"),
+        ("RANK=x WORLD_SIZE=4", "RANK=x: expected"),
+        ("RANK=-1 WORLD_SIZE=4", "RANK=-1: expected"),
+        ("RANK=0 WORLD_SIZE=four", "WORLD_SIZE=four: expected"),
+        ("RANK=0 WORLD_SIZE=0", "WORLD_SIZE=0: expected at least 1 rank"),
+        ("RANK=4 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=1", "RANK=4: expected a rank below WORLD_SIZE=4"),
+        ("RANK=0 WORLD_SIZE=4", "RANK is set but MASTER_ADDR is not"),
+        ("RANK=0 WORLD_SIZE=4 MASTER_ADDR=a", "MASTER_ADDR is set but MASTER_PORT is not"),
+        ("RANK=0 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=0", "MASTER_PORT=0: expected a TCP port"),
+        ("RANK=0 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=65536", "MASTER_PORT=65536: expected a TCP port"),
+        (
+            "RANK=0 WORLD_SIZE=4 LOCAL_RANK=2 LOCAL_WORLD_SIZE=2",
+            "LOCAL_RANK=2: expected a rank below LOCAL_WORLD_SIZE=2",
+        ),
+        ("RANK=0 WORLD_SIZE=4 LOCAL_WORLD_SIZE=5", "LOCAL_WORLD_SIZE=5: expected at most WORLD_SIZE=4"),
+        ("PMI_FD=5", "PMI_FD is set but PMI_RANK is not"),
+        ("PMI_FD=5 PMI_RANK=2 PMI_SIZE=2", "PMI_RANK=2: expected a rank below PMI_SIZE=2"),
+        ("OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_RANK is set but OMPI_COMM_WORLD_SIZE is not"),
+        ("SLURM_PROCID=9 SLURM_STEP_NUM_TASKS=4", "SLURM_PROCID=9: expected a rank below SLURM_STEP_NUM_TASKS=4"),
+        ("SLURM_PROCID=0 SLURM_STEP_NODELIST=a[1-2]", "SLURM_STEP_NUM_TASKS (or SLURM_NTASKS) is not"),
+        ("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NODELIST=a[x] SLURM_JOB_ID=1", "SLURM_STEP_NODELIST=a[x]: expected"),
+    ] {
+        let error = refused(text);
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+}
+
+/// A store that serves one connection: VALIDATE, then SET, WAIT and GET.
+fn store(listener: TcpListener) {
+    let (mut stream, _) = listener.accept().unwrap();
+    fn bytes<const N: usize>(stream: &mut std::net::TcpStream) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        stream.read_exact(&mut bytes).ok().map(|()| bytes)
+    }
+    fn string(stream: &mut std::net::TcpStream) -> Vec<u8> {
+        let mut text = vec![0; u64::from_ne_bytes(bytes(stream).unwrap()) as usize];
+        stream.read_exact(&mut text).unwrap();
+        text
+    }
+    assert_eq!(bytes::<1>(&mut stream), Some([0]));
+    assert_eq!(u32::from_ne_bytes(bytes(&mut stream).unwrap()), 0x3C85F7CE);
+    let mut kept = HashMap::new();
+    while let Some([query]) = bytes(&mut stream) {
+        match query {
+            1 => {
+                let key = string(&mut stream);
+                kept.insert(key, string(&mut stream));
+            }
+            6 => {
+                assert_eq!(u64::from_ne_bytes(bytes(&mut stream).unwrap()), 1);
+                if kept.contains_key(&string(&mut stream)) {
+                    stream.write_all(&[0]).unwrap();
+                }
+            }
+            3 => {
+                let value = &kept[&string(&mut stream)];
+                stream.write_all(&(value.len() as u64).to_ne_bytes()).unwrap();
+                stream.write_all(value).unwrap();
+            }
+            other => panic!("unexpected query {other}"),
+        }
+    }
+}
+
+#[test]
+fn a_board_in_torchruns_store() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || store(listener));
+    let text = TORCHRUN.replace("node01", "127.0.0.1").replace("29500", &port.to_string()).replace("False", "True");
+    let LaunchMeeting::Board(mut board) = launch(&text).meeting else { panic!("no board") };
+    // Nothing there yet: the wait ends at the deadline, and the error says who is missing.
+    let error = board.read(Instant::now() + Duration::from_millis(50)).unwrap_err().to_string();
+    assert!(error.contains("rank 0 posted nothing"), "{error}");
+    board.post(b"where we meet").unwrap();
+    assert_eq!(board.read(Instant::now() + Duration::from_secs(10)).unwrap(), b"where we meet");
+    board.finish().unwrap();
+    drop(board);
+    server.join().unwrap();
+}
+
+#[test]
+fn an_absent_store_is_an_error_with_the_address() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = TORCHRUN.replace("node01", "127.0.0.1").replace("29500", &port.to_string()).replace("False", "True");
+    let mut config = Config::default();
+    config.connect_timeout = Duration::from_millis(200);
+    let error = detect(&config, &lookup(&text)).err().unwrap().to_string();
+    assert!(error.contains(&format!("127.0.0.1:{port}")), "{error}");
+}
