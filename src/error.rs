@@ -139,6 +139,9 @@ impl std::fmt::Display for Verdict {
             }
             Verdict::Stalled { operation, reporter, after, culprits } => {
                 write!(f, "{operation} did not end within {after:?} (reported by rank {reporter}); ")?;
+                if culprits.is_empty() && operation.is_point_to_point() {
+                    return write!(f, "its other side has not come to it, or is too slow");
+                }
                 if culprits.is_empty() {
                     return write!(f, "every rank has entered it: the network or a rank inside it is too slow");
                 }

@@ -68,6 +68,11 @@ impl Fingerprint {
         }
     }
 
+    /// Whether this is a message between two ranks, whose `sequence` is not the communicator's.
+    pub fn is_point_to_point(&self) -> bool {
+        self.collective == POINT_TO_POINT
+    }
+
     /// A 32-bit digest, never 0, for flags that have no room for the whole.
     pub fn digest(&self) -> u32 {
         let mut h: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -105,6 +105,11 @@ impl Watch {
         self.latest.store(sequence, Ordering::Release);
     }
 
+    /// The number of this rank's latest operation, entered or refused; 0 before the first.
+    pub fn latest(&self) -> u64 {
+        self.latest.load(Ordering::Acquire)
+    }
+
     /// What this rank did as operation `sequence`. Called from other threads; an entry that is overwritten meanwhile reads as forgotten.
     pub fn record(&self, sequence: u64) -> Record {
         let latest = self.latest.load(Ordering::Acquire);

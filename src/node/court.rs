@@ -1,0 +1,429 @@
+//! One verdict per communicator: the hub's side of the [`Jury`](crate::watch::Jury). No I/O and no clock: [`super::hub`] feeds it frames and
+//! times, and sends the letters it writes.
+//!
+//! The first verdict that reaches the court stands, and every member is told that one and no other. Four things lead to one:
+//! a member reports; a member's process ends or leaves while others need it; a comparison shows that members called different things
+//! (an *inquiry* of one member about one other, or the *audit* of what all have called lately); or an *inquest* finds out who is missing after a deadline.
+//!
+//! Inside, ranks are a communicator's own unless the name says `world`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use super::frame::{Runs, ToNode};
+use crate::error::Verdict;
+use crate::fingerprint::Fingerprint;
+use crate::watch::Record;
+
+/// How long members have to answer an inquest.
+const INQUEST: Duration = Duration::from_millis(300);
+/// How long a lost link waits for news of the peer's death, which explains it better.
+const LINK_GRACE: Duration = Duration::from_millis(150);
+/// How many operation numbers the audit of a communicator keeps.
+const AUDITED: usize = 256;
+/// `question` of an inquest; an inquiry has its asker's rank plus one.
+const INQUEST_QUESTION: u64 = 0;
+
+/// A letter: to a world rank.
+pub(super) type Letter = (usize, ToNode);
+
+/// What became of a world rank's process.
+#[derive(Clone, Debug)]
+enum Gone {
+    /// It said goodbye.
+    InOrder,
+    /// It did not.
+    Died(String),
+}
+
+/// What the audit knows of one operation number.
+#[derive(Default)]
+struct Audited {
+    called: Option<(usize, Fingerprint)>,
+    refused: Option<(usize, String)>,
+}
+
+/// A search for those who are missing.
+struct Inquest {
+    until: Instant,
+    reporter: usize,
+    operation: Fingerprint,
+    after: Duration,
+    answers: HashMap<usize, Record>,
+}
+
+/// One communicator.
+struct Case {
+    /// World ranks in the communicator's order.
+    members: Vec<usize>,
+    /// The other way round.
+    places: HashMap<usize, usize>,
+    /// Members that have left, with their latest operations.
+    left: HashMap<usize, Vec<(u64, Record)>>,
+    verdict: Option<Verdict>,
+    inquest: Option<Inquest>,
+    /// A lost link that waits for a better explanation.
+    suspicion: Option<(Instant, Verdict)>,
+    /// Who waits for whom, since when it last asked: (asker, peer).
+    waiting: HashMap<(usize, usize), Fingerprint>,
+    audit: BTreeMap<u64, Audited>,
+}
+
+/// See the [module](self).
+pub(super) struct Court {
+    /// Host of each world rank, for people.
+    hosts: Vec<String>,
+    gone: Vec<Option<Gone>>,
+    cases: HashMap<u64, Case>,
+    letters: Vec<Letter>,
+}
+
+impl Case {
+    /// What `rank`, which has left, did as operation `sequence`.
+    fn left_record(&self, rank: usize, sequence: u64) -> Record {
+        let Some(records) = self.left.get(&rank) else { return Record::Forgotten };
+        match records.iter().find(|(s, _)| *s == sequence) {
+            Some((_, record)) => record.clone(),
+            None if records.iter().all(|(s, _)| *s < sequence) => Record::NotYet(latest(records)),
+            None => Record::Forgotten,
+        }
+    }
+
+    /// How `rank` left, for people.
+    fn departure(&self, rank: usize) -> String {
+        match self.left.get(&rank).and_then(|records| latest(records)) {
+            Some(last) => format!("it left the communicator after {last}"),
+            None => "it left the communicator without calling anything".to_string(),
+        }
+    }
+}
+
+fn latest(records: &[(u64, Record)]) -> Option<Fingerprint> {
+    let called = records.iter().filter_map(|(s, r)| if let Record::Called(f) = r { Some((s, f)) } else { None });
+    called.max_by_key(|(s, _)| **s).map(|(_, f)| *f)
+}
+
+/// What follows when `asker` is in `operation` and `peer`'s history has `record` in its place.
+fn compare(asker: usize, operation: Fingerprint, peer: usize, record: &Record) -> Option<Verdict> {
+    match record {
+        Record::Called(theirs) if *theirs != operation => {
+            Some(Verdict::Mismatch { one: (asker, operation), other: (peer, *theirs) })
+        }
+        Record::Refused(why) => Some(Verdict::Refused { rank: peer, sequence: operation.sequence, why: why.clone() }),
+        _ => None,
+    }
+}
+
+impl Court {
+    /// A court for a world whose ranks are on `hosts`.
+    pub fn new(hosts: Vec<String>) -> Court {
+        Court { gone: vec![None; hosts.len()], hosts, cases: HashMap::new(), letters: Vec::new() }
+    }
+
+    /// The letters written since the last call.
+    pub fn letters(&mut self) -> Vec<Letter> {
+        std::mem::take(&mut self.letters)
+    }
+
+    /// Whether all ranks have gone, and whether any of them did not go in order.
+    pub fn over(&self) -> bool {
+        self.gone.iter().all(Option::is_some)
+    }
+
+    /// Whether something has gone wrong in the job.
+    pub fn disturbed(&self) -> bool {
+        self.gone.iter().any(|g| matches!(g, Some(Gone::Died(_)))) || self.cases.values().any(|c| c.verdict.is_some())
+    }
+
+    /// Whether world rank `rank` has gone.
+    pub fn has_gone(&self, rank: usize) -> bool {
+        self.gone[rank].is_some()
+    }
+
+    /// World rank `from` belongs to `context`.
+    pub fn register(&mut self, from: usize, context: u64, members: &Runs) {
+        let Some(members) = members.ranks(self.hosts.len()).filter(|m| m.contains(&from)) else {
+            tracing::warn!("rank {from} registered communicator {context:#x} with a list of ranks that makes no sense");
+            return;
+        };
+        if let Some(case) = self.cases.get(&context) {
+            if case.members != members {
+                let rank = case.places.get(&from).copied().unwrap_or(0);
+                let why = format!("world rank {from} has another list of this communicator's members than the others");
+                self.declare(context, Verdict::Aborted { rank, why });
+            }
+            return;
+        }
+        let places = members.iter().enumerate().map(|(place, world)| (*world, place)).collect();
+        let absent: Vec<(usize, Option<Gone>)> =
+            members.iter().enumerate().map(|(place, world)| (place, self.gone[*world].clone())).collect();
+        let case = Case {
+            members,
+            places,
+            left: HashMap::new(),
+            verdict: None,
+            inquest: None,
+            suspicion: None,
+            waiting: HashMap::new(),
+            audit: BTreeMap::new(),
+        };
+        self.cases.insert(context, case);
+        for (place, gone) in absent {
+            let how = match gone {
+                None => continue,
+                Some(Gone::Died(how)) => how,
+                Some(Gone::InOrder) => "it left the job before this communicator was made".to_string(),
+            };
+            self.declare_died(context, place, how);
+        }
+    }
+
+    /// World rank `from` reports.
+    pub fn report(&mut self, from: usize, context: u64, verdict: Verdict, now: Instant) {
+        let Some((case, _)) = self.case(from, context) else { return };
+        if let Verdict::Link { peer, .. } = &verdict {
+            if case.left.contains_key(peer) {
+                let (peer, how) = (*peer, case.departure(*peer));
+                return self.declare_died(context, peer, how);
+            }
+            case.suspicion.get_or_insert((now + LINK_GRACE, verdict));
+            return;
+        }
+        self.declare(context, verdict);
+    }
+
+    /// World rank `from` waits in `operation` for rank `peer`.
+    pub fn inquire(&mut self, from: usize, context: u64, operation: Fingerprint, peer: usize) {
+        let Some((case, asker)) = self.case(from, context) else { return };
+        let Some(&world) = case.members.get(peer) else { return };
+        if case.left.contains_key(&peer) {
+            return self.judge(context, asker, operation, peer, None);
+        }
+        case.waiting.insert((asker, peer), operation);
+        let question = asker as u64 + 1;
+        self.letters.push((world, ToNode::Ask { context, sequence: operation.sequence, question }));
+    }
+
+    /// World rank `from`'s deadline has passed in `operation`.
+    pub fn stalled(&mut self, from: usize, context: u64, operation: Fingerprint, after: Duration, now: Instant) {
+        let Some((case, reporter)) = self.case(from, context) else { return };
+        if case.inquest.is_some() {
+            return;
+        }
+        case.inquest = Some(Inquest { until: now + INQUEST, reporter, operation, after, answers: HashMap::new() });
+        // Messages between two ranks have their own numbers: there the question is only whether a process answers, and how far it is.
+        let sequence = if operation.is_point_to_point() { u64::MAX } else { operation.sequence };
+        let ask = ToNode::Ask { context, sequence, question: INQUEST_QUESTION };
+        let members = case.members.iter().enumerate();
+        let asked = members.filter(|(r, _)| *r != reporter && !case.left.contains_key(r)).map(|(_, world)| *world);
+        let letters: Vec<Letter> = asked.map(|world| (world, ask.clone())).collect();
+        self.letters.extend(letters);
+        self.conclude_if_complete(context);
+    }
+
+    /// World rank `from` answers.
+    pub fn answer(&mut self, from: usize, context: u64, sequence: u64, question: u64, record: Record) {
+        let Some((case, rank)) = self.case(from, context) else { return };
+        if question == INQUEST_QUESTION {
+            if let Some(inquest) = &mut case.inquest {
+                inquest.answers.insert(rank, record);
+                self.conclude_if_complete(context);
+            }
+            return;
+        }
+        let asker = question as usize - 1;
+        if let Some(operation) = case.waiting.get(&(asker, rank)).copied().filter(|o| o.sequence == sequence) {
+            self.judge(context, asker, operation, rank, Some(record));
+        }
+    }
+
+    /// What world rank `from` has called lately.
+    pub fn audit(&mut self, from: usize, context: u64, records: Vec<(u64, Record)>) {
+        let Some((case, rank)) = self.case(from, context) else { return };
+        for (sequence, record) in records {
+            let known = case.audit.entry(sequence).or_default();
+            // A refusal by itself concerns nobody: only when others called something as that operation.
+            match &record {
+                Record::Called(_) | Record::Refused(_) => {}
+                Record::NotYet(_) | Record::Forgotten => continue,
+            }
+            let contradiction = match (&known.called, &known.refused, &record) {
+                (Some((other, theirs)), _, record) => compare(*other, *theirs, rank, record),
+                (_, Some((other, why)), Record::Called(_)) => {
+                    Some(Verdict::Refused { rank: *other, sequence, why: why.clone() })
+                }
+                _ => None,
+            };
+            if let Some(verdict) = contradiction {
+                return self.declare(context, verdict);
+            }
+            match record {
+                Record::Called(operation) => known.called = Some((rank, operation)),
+                Record::Refused(why) => known.refused = Some((rank, why)),
+                Record::NotYet(_) | Record::Forgotten => {}
+            }
+            if case.audit.len() > AUDITED {
+                case.audit.pop_first();
+            }
+        }
+    }
+
+    /// World rank `from` has left `context`.
+    pub fn leave(&mut self, from: usize, context: u64, records: Vec<(u64, Record)>) {
+        let Some(case) = self.cases.get_mut(&context) else { return };
+        let Some(&rank) = case.places.get(&from) else { return };
+        if case.left.contains_key(&rank) {
+            return;
+        }
+        case.left.insert(rank, records);
+        if case.left.len() == case.members.len() {
+            self.cases.remove(&context);
+            return;
+        }
+        if case.verdict.is_some() {
+            return;
+        }
+        if matches!(&case.suspicion, Some((_, Verdict::Link { peer, .. })) if *peer == rank) {
+            let how = case.departure(rank);
+            return self.declare_died(context, rank, how);
+        }
+        let waiters: Vec<(usize, Fingerprint)> =
+            case.waiting.iter().filter(|((_, peer), _)| *peer == rank).map(|((asker, _), o)| (*asker, *o)).collect();
+        for (asker, operation) in waiters {
+            self.judge(context, asker, operation, rank, None);
+        }
+        self.conclude_if_complete(context);
+    }
+
+    /// World rank `rank`'s process has gone: in good order, or `how`.
+    pub fn departed(&mut self, rank: usize, how: Option<String>) {
+        if self.gone[rank].is_some() {
+            return;
+        }
+        self.gone[rank] = Some(how.clone().map_or(Gone::InOrder, Gone::Died));
+        let concerned: Vec<u64> = self
+            .cases
+            .iter()
+            .filter(|(_, case)| case.places.contains_key(&rank))
+            .map(|(context, _)| *context)
+            .collect();
+        for context in concerned {
+            let case = &self.cases[&context];
+            let place = case.places[&rank];
+            if let Some(how) = how.clone().filter(|_| !case.left.contains_key(&place)) {
+                self.declare_died(context, place, how);
+            }
+            self.leave(rank, context, Vec::new());
+        }
+    }
+
+    /// When [`Court::tick`] has something to do.
+    pub fn deadline(&self) -> Option<Instant> {
+        let of = |case: &Case| [case.inquest.as_ref().map(|i| i.until), case.suspicion.as_ref().map(|s| s.0)];
+        self.cases.values().flat_map(of).flatten().min()
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) {
+        let contexts: Vec<u64> = self.cases.keys().copied().collect();
+        for context in contexts {
+            let case = self.cases.get_mut(&context).expect("listed above");
+            if case.inquest.as_ref().is_some_and(|i| i.until <= now) {
+                self.conclude(context);
+            } else if case.suspicion.as_ref().is_some_and(|s| s.0 <= now) {
+                let (_, verdict) = case.suspicion.take().expect("seen above");
+                self.declare(context, verdict);
+            }
+        }
+    }
+
+    /// The case of `context` and `world`'s rank in it, if there is one, no verdict stands and the rank has not left.
+    fn case(&mut self, world: usize, context: u64) -> Option<(&mut Case, usize)> {
+        let case = self.cases.get_mut(&context)?;
+        let rank = *case.places.get(&world)?;
+        (case.verdict.is_none() && !case.left.contains_key(&rank)).then_some((case, rank))
+    }
+
+    /// `asker` waits in `operation` for `peer`, whose history says `record`, or has left.
+    fn judge(&mut self, context: u64, asker: usize, operation: Fingerprint, peer: usize, record: Option<Record>) {
+        let case = &self.cases[&context];
+        let record = record.unwrap_or_else(|| case.left_record(peer, operation.sequence));
+        if let Some(verdict) = compare(asker, operation, peer, &record) {
+            self.declare(context, verdict);
+        } else if case.left.contains_key(&peer) && matches!(record, Record::NotYet(_)) {
+            let how = format!("{}, while rank {asker} waits for it in {operation}", case.departure(peer));
+            self.declare_died(context, peer, how);
+        }
+    }
+
+    fn conclude_if_complete(&mut self, context: u64) {
+        let Some(case) = self.cases.get(&context) else { return };
+        let Some(inquest) = &case.inquest else { return };
+        let heard = |rank: &usize| {
+            *rank == inquest.reporter || inquest.answers.contains_key(rank) || case.left.contains_key(rank)
+        };
+        if (0..case.members.len()).all(|rank| heard(&rank)) {
+            self.conclude(context);
+        }
+    }
+
+    /// The inquest of `context` ends with what is known.
+    fn conclude(&mut self, context: u64) {
+        let case = self.cases.get_mut(&context).expect("called for a case");
+        let Some(inquest) = case.inquest.take() else { return };
+        let operation = inquest.operation;
+        let between_two = operation.is_point_to_point();
+        let mut culprits = Vec::new();
+        for rank in (0..case.members.len()).filter(|rank| *rank != inquest.reporter) {
+            let record = match inquest.answers.get(&rank) {
+                Some(record) => Some(record.clone()),
+                None if case.left.contains_key(&rank) => Some(case.left_record(rank, operation.sequence)),
+                None => None,
+            };
+            if let Some(verdict) =
+                record.as_ref().filter(|_| !between_two).and_then(|r| compare(inquest.reporter, operation, rank, r))
+            {
+                return self.declare(context, verdict);
+            }
+            let state = match record {
+                None => "its process does not answer".to_string(),
+                Some(_)
+                    if case.left.contains_key(&rank) && (between_two || matches!(record, Some(Record::NotYet(_)))) =>
+                {
+                    case.departure(rank)
+                }
+                // Who sends to whom is not in the fingerprint: only among two is the other one known to be the one.
+                Some(Record::NotYet(_)) if between_two && case.members.len() > 2 => continue,
+                Some(Record::NotYet(Some(last))) => format!("its latest operation was {last}"),
+                Some(Record::NotYet(None)) => "it has not called anything yet".to_string(),
+                Some(_) => continue,
+            };
+            culprits.push((rank, self.hosts[case.members[rank]].clone(), state));
+        }
+        let verdict = Verdict::Stalled { operation, reporter: inquest.reporter, after: inquest.after, culprits };
+        self.declare(context, verdict);
+    }
+
+    fn declare_died(&mut self, context: u64, rank: usize, how: String) {
+        let host = self.cases.get(&context).map(|case| self.hosts[case.members[rank]].clone()).unwrap_or_default();
+        self.declare(context, Verdict::Died { rank, host, how });
+    }
+
+    /// Let `verdict` stand, unless one does, and tell every member that is still there.
+    fn declare(&mut self, context: u64, verdict: Verdict) {
+        let Some(case) = self.cases.get_mut(&context).filter(|case| case.verdict.is_none()) else { return };
+        tracing::debug!("communicator {context:#x}: {verdict}");
+        case.verdict = Some(verdict.clone());
+        (case.inquest, case.suspicion) = (None, None);
+        case.waiting.clear();
+        case.audit.clear();
+        let there =
+            case.members.iter().enumerate().filter(|(r, w)| !case.left.contains_key(r) && self.gone[**w].is_none());
+        let letter = ToNode::Declare { context, verdict };
+        self.letters.extend(there.map(|(_, world)| (*world, letter.clone())));
+    }
+}
+
+#[cfg(test)]
+#[path = "court_tests.rs"]
+mod tests;

@@ -1,0 +1,264 @@
+//! What nodes and the hub say to each other on a control connection, and how it is put into bytes.
+//!
+//! A frame is its length (4 bytes, little-endian) and that many bytes of [`postcard`]. A reader sets a bound on the length before it
+//! keeps anything, and holds only bytes that have arrived: a length by itself allocates nothing.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::peer::Peer;
+use crate::error::Verdict;
+use crate::fingerprint::Fingerprint;
+use crate::watch::Record;
+
+/// The longest frame that the hub takes from a process that has not been admitted to the table.
+pub(super) const HELLO_LIMIT: usize = 16 << 10;
+/// The longest frame that the hub takes from a rank.
+pub(super) const RANK_LIMIT: usize = 1 << 20;
+/// The longest frame that a node takes: the table of the largest world.
+pub(super) const TABLE_LIMIT: usize = 256 << 20;
+
+/// A process introduces itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Hello {
+    /// World size, as this process was told.
+    pub size: usize,
+    /// Version of this crate.
+    pub version: String,
+    /// Equal for all nodes of one process; see [`super::peer::process_id`].
+    pub process: u64,
+    /// The process; `peer.rank` is the rank it was told.
+    pub peer: Peer,
+}
+
+/// Who holds the job together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct HubPlace {
+    /// The lowest rank in the hub's process; `None` if the hub runs in a process that is no rank.
+    pub rank: Option<usize>,
+    /// Its host, for people.
+    pub host: String,
+    /// Its process.
+    pub pid: u32,
+}
+
+/// From a node to the hub.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum ToHub {
+    /// The first frame.
+    Hello(Hello),
+    /// This rank belongs to a communicator of these world ranks.
+    Register { context: u64, members: Runs },
+    /// This rank has left the communicator; these are its latest operations.
+    Leave { context: u64, records: Vec<(u64, Record)> },
+    /// This rank has something to declare.
+    Report { context: u64, verdict: Verdict },
+    /// This rank waits in `operation` for the communicator's rank `peer`.
+    Inquire { context: u64, operation: Fingerprint, peer: usize },
+    /// This rank's deadline has passed.
+    Stalled { context: u64, operation: Fingerprint, after: Duration },
+    /// The answer to [`ToNode::Ask`].
+    Answer { context: u64, sequence: u64, question: u64, record: Record },
+    /// This rank's latest operations, for comparison with the others'.
+    Audit { context: u64, records: Vec<(u64, Record)> },
+    /// This rank leaves the job in good order.
+    Bye,
+    /// This rank leaves the job because something went wrong in its process.
+    Fallen { how: String },
+}
+
+/// From the hub to a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum ToNode {
+    /// All ranks have come.
+    Table { peers: Vec<Peer>, hub: HubPlace },
+    /// The job cannot start, and why.
+    Failed { what: String },
+    /// The communicator has failed.
+    Declare { context: u64, verdict: Verdict },
+    /// What did this rank do as operation `sequence`? `question` comes back with the answer.
+    Ask { context: u64, sequence: u64, question: u64 },
+    /// The hub knows that this rank has left and needs its process no longer.
+    Farewell,
+}
+
+/// A list of ranks as runs `(first, step, length)`: a world, a row or a column of a grid is one run whatever its size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Runs(Vec<(usize, isize, usize)>);
+
+impl Runs {
+    /// Compress a list of ranks, keeping its order.
+    pub fn new(ranks: &[usize]) -> Runs {
+        let mut runs: Vec<(usize, isize, usize)> = Vec::new();
+        for &rank in ranks {
+            match runs.last_mut() {
+                Some((first, step, length)) if *length == 1 => {
+                    *step = rank as isize - *first as isize;
+                    *length = 2;
+                }
+                Some((first, step, length)) if *first as isize + *step * *length as isize == rank as isize => {
+                    *length += 1
+                }
+                _ => runs.push((rank, 0, 1)),
+            }
+        }
+        Runs(runs)
+    }
+
+    /// The list again, or `None` if it is not one of distinct ranks below `size`.
+    pub fn ranks(&self, size: usize) -> Option<Vec<usize>> {
+        let mut seen = vec![false; size];
+        let mut ranks = Vec::new();
+        for &(first, step, length) in &self.0 {
+            for i in 0..length {
+                let at = isize::try_from(i).ok().and_then(|i| step.checked_mul(i))?;
+                let rank = first.checked_add_signed(at).filter(|r| *r < size)?;
+                if std::mem::replace(&mut seen[rank], true) {
+                    return None;
+                }
+                ranks.push(rank);
+            }
+        }
+        Some(ranks)
+    }
+}
+
+/// Bytes that have arrived and are not yet whole frames.
+#[derive(Default)]
+pub(super) struct Inbox {
+    bytes: Vec<u8>,
+}
+
+impl Inbox {
+    /// Read what `from` has, without waiting if it is non-blocking. `Ok(false)` when the other end has closed.
+    pub fn fill(&mut self, mut from: impl Read) -> io::Result<bool> {
+        let mut chunk = [0u8; 16 << 10];
+        loop {
+            match from.read(&mut chunk) {
+                Ok(0) => return Ok(false),
+                Ok(n) => {
+                    self.bytes.extend_from_slice(&chunk[..n]);
+                    // A short read has emptied the socket; level-triggered epoll calls again if it has not.
+                    if n < chunk.len() {
+                        return Ok(true);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// The next whole frame, or `None` if it has not arrived. A frame longer than `limit` or that does not parse is an error.
+    pub fn next<M: DeserializeOwned>(&mut self, limit: usize) -> io::Result<Option<M>> {
+        let Some(head) = self.bytes.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*head) as usize;
+        if length > limit {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a frame of {length} bytes, more than {limit}"),
+            ));
+        }
+        if self.bytes.len() < 4 + length {
+            return Ok(None);
+        }
+        let message = postcard::from_bytes(&self.bytes[4..4 + length])
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("a frame that does not parse: {e}")))?;
+        self.bytes.drain(..4 + length);
+        Ok(Some(message))
+    }
+}
+
+/// Frames that are still to be written.
+#[derive(Default)]
+pub(super) struct Outbox {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Outbox {
+    /// Append a frame.
+    pub fn push(&mut self, message: &impl Serialize) {
+        let body = postcard::to_stdvec(message).expect("these types always serialise");
+        let length = u32::try_from(body.len()).expect("frames are far below 4 GiB");
+        self.bytes.extend_from_slice(&length.to_le_bytes());
+        self.bytes.extend_from_slice(&body);
+    }
+
+    /// Write what `to` takes, without waiting if it is non-blocking. `Ok(true)` when nothing is left.
+    pub fn flush(&mut self, mut to: impl Write) -> io::Result<bool> {
+        while self.written < self.bytes.len() {
+            match to.write(&self.bytes[self.written..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => self.written += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.bytes.clear();
+        self.written = 0;
+        Ok(true)
+    }
+
+    /// Bytes that are still to be written.
+    pub fn backlog(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_keep_order_and_stay_short() {
+        for ranks in [vec![], vec![5], vec![0, 1, 2, 3], vec![3, 1], vec![0, 4, 8, 12], vec![7, 0, 1, 2, 9, 5]] {
+            assert_eq!(Runs::new(&ranks).ranks(16), Some(ranks));
+        }
+        assert_eq!(Runs::new(&(0..16384).collect::<Vec<_>>()).0.len(), 1);
+    }
+
+    #[test]
+    fn runs_from_outside_are_checked() {
+        assert_eq!(Runs(vec![(0, 1, usize::MAX)]).ranks(4), None);
+        assert_eq!(Runs(vec![(3, -1, 5)]).ranks(4), None);
+        assert_eq!(Runs(vec![(1, 0, 2)]).ranks(4), None, "the same rank twice");
+        assert_eq!(Runs(vec![(usize::MAX, 1, 1)]).ranks(4), None);
+    }
+
+    #[test]
+    fn frames_survive_any_cut() {
+        let mut out = Outbox::default();
+        let sent = [ToNode::Farewell, ToNode::Failed { what: "x".repeat(300) }, ToNode::Farewell];
+        sent.iter().for_each(|m| out.push(m));
+        let mut wire = Vec::new();
+        assert!(out.flush(&mut wire).unwrap());
+        assert_eq!(out.backlog(), 0);
+        for cut in 0..wire.len() {
+            let mut inbox = Inbox::default();
+            let mut got: Vec<ToNode> = Vec::new();
+            for part in [&wire[..cut], &wire[cut..]] {
+                inbox.fill(part).unwrap();
+                while let Some(m) = inbox.next(TABLE_LIMIT).unwrap() {
+                    got.push(m);
+                }
+            }
+            assert_eq!(got, sent);
+        }
+    }
+
+    #[test]
+    fn long_and_garbled_frames_are_errors() {
+        let mut inbox = Inbox::default();
+        inbox.fill(&[0xff, 0xff, 0xff, 0x7f][..]).unwrap();
+        assert!(inbox.next::<ToHub>(RANK_LIMIT).is_err());
+        let mut inbox = Inbox::default();
+        inbox.fill(&[2, 0, 0, 0, 0xee, 0xee][..]).unwrap();
+        assert!(inbox.next::<ToHub>(RANK_LIMIT).is_err());
+    }
+}

@@ -1,0 +1,458 @@
+//! The hub: one thread in one of the job's processes, to which every node keeps a control connection. It gathers the ranks ([`super::roster`]), then
+//! carries verdicts between them ([`super::court`]). This file is its I/O: an epoll loop over the listener and the connections.
+//!
+//! It ends when every rank has gone, or when the ranks could not be brought together and all were told so.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use super::auth::{HUB, Key, Purpose};
+use super::court::Court;
+use super::door::{Door, split, token};
+use super::frame::{HELLO_LIMIT, Hello, HubPlace, Inbox, Outbox, RANK_LIMIT, ToHub, ToNode};
+use super::peer;
+use super::roster::Roster;
+use crate::config::{Config, Family};
+use crate::error::{Error, Result};
+
+/// Token kinds of the loop.
+const DOOR: u8 = 0;
+const LINE: u8 = 1;
+/// How long a connection that has shown the key has to say who it is.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+/// How long the hub, when the ranks could not be brought together, keeps its own process from ending so that the others can be told.
+const HELD: Duration = Duration::from_secs(1);
+/// How long the hub's own process waits in leaving for ranks that remain, once something has gone wrong.
+const DISTURBED: Duration = Duration::from_secs(3);
+/// Bytes that a connection may leave unread before it counts as dead.
+const BACKLOG: usize = 512 << 20;
+/// How many processes wait in the kernel for the hub to accept them.
+const QUEUE: i32 = 4096;
+
+/// Bind a port for a hub: at `ip`, or at all addresses of the family, IPv4 and IPv6 on one socket where that is allowed. Port 0 takes a free one.
+pub(super) fn listen(ip: Option<IpAddr>, port: u16, family: Family) -> io::Result<TcpListener> {
+    let bind = |ip: IpAddr| {
+        let address = SocketAddr::new(ip, port);
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(family == Family::V6 || !ip.is_unspecified())?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(QUEUE)?;
+        Ok::<_, io::Error>(TcpListener::from(socket))
+    };
+    match (ip, family) {
+        (Some(ip), _) => bind(ip),
+        (None, Family::V4) => bind(Ipv4Addr::UNSPECIFIED.into()),
+        (None, Family::V6) => bind(Ipv6Addr::UNSPECIFIED.into()),
+        // A machine may have no IPv6 at all.
+        (None, Family::Any) => bind(Ipv6Addr::UNSPECIFIED.into()).or_else(|e| match e.kind() {
+            io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(e),
+            _ => bind(Ipv4Addr::UNSPECIFIED.into()),
+        }),
+    }
+}
+
+/// Have the kernel notice within some ten seconds when the other end's host has vanished.
+pub(super) fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let socket = socket2::SockRef::from(stream);
+    let probes =
+        TcpKeepalive::new().with_time(Duration::from_secs(3)).with_interval(Duration::from_secs(2)).with_retries(3);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(10)))
+}
+
+/// Start the hub's thread behind `listener`. `size`: the world size if this process knows it.
+pub(super) fn start(listener: TcpListener, key: Key, config: &Config, size: Option<usize>) -> Result<()> {
+    let failed = |e: io::Error| Error::system("cannot start the thread that holds the job together", e);
+    listener.set_nonblocking(true).map_err(failed)?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| failed(e.into()))?;
+    let door = Door::open(listener, DOOR, Purpose::Control, HUB, key, &epoll).map_err(failed)?;
+    let hub = Hub {
+        epoll,
+        door,
+        lines: HashMap::new(),
+        next_line: 0,
+        phase: Phase::Gathering(Roster::default()),
+        process: peer::process_id(),
+        patience: config.connect_timeout,
+        timeout: config.timeout,
+        give_up: Instant::now() + config.connect_timeout * if size.is_some() { 1 } else { 10 },
+        somebody_came: size.is_some(),
+    };
+    std::thread::Builder::new().name("maypole-hub".into()).spawn(move || hub.run()).map_err(failed)?;
+    Ok(())
+}
+
+/// A control connection that has shown the key.
+struct Line {
+    stream: TcpStream,
+    inbox: Inbox,
+    outbox: Outbox,
+    /// Whether epoll watches for room to write.
+    wants_room: bool,
+    since: Instant,
+    /// Whether it has introduced itself, and whether it is a thread of the hub's own process.
+    known: Option<(usize, bool)>,
+    /// It has left and waits for a farewell.
+    leaving: bool,
+}
+
+enum Phase {
+    /// Until all ranks have come.
+    Gathering(Roster),
+    /// They cannot be brought together; everybody who comes is told.
+    Failed { what: String, size: usize, told: HashSet<usize>, held: HashSet<u64>, hold_until: Instant, until: Instant },
+    /// They have come. `ranks`: the connection of each; `farewell_by`: when this process' own last rank is let go at the latest.
+    Running { court: Court, ranks: Vec<u64>, farewell_by: Option<Instant> },
+}
+
+struct Hub {
+    epoll: Epoll,
+    door: Door<TcpListener>,
+    lines: HashMap<u64, Line>,
+    next_line: u64,
+    phase: Phase,
+    process: u64,
+    patience: Duration,
+    timeout: Duration,
+    /// When gathering ends.
+    give_up: Instant,
+    somebody_came: bool,
+}
+
+impl Hub {
+    fn run(mut self) {
+        super::quiet_thread();
+        let mut events = [EpollEvent::empty(); 64];
+        let mut admitted = Vec::new();
+        while !self.finished() {
+            let nap = self.deadline().map_or(EpollTimeout::NONE, super::nap_until);
+            let count = match self.epoll.wait(&mut events, nap) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => 0,
+                Err(e) => return tracing::error!("the hub cannot wait for its connections: {e}"),
+            };
+            for event in &events[..count] {
+                match split(event.data()) {
+                    (DOOR, id) => self.door.attend(id, &self.epoll, &mut admitted),
+                    (_, id) => self.hear(id),
+                }
+            }
+            for (stream, _) in admitted.drain(..) {
+                self.greet(stream);
+            }
+            self.tick(Instant::now());
+            self.deliver();
+        }
+        self.flush_for(Duration::from_secs(1));
+    }
+
+    /// Whether nobody needs the hub any more.
+    fn finished(&self) -> bool {
+        match &self.phase {
+            Phase::Gathering(_) => !self.somebody_came && self.give_up <= Instant::now(),
+            Phase::Failed { size, told, held, until, .. } => {
+                held.is_empty() && (told.len() >= *size || *until <= Instant::now())
+            }
+            Phase::Running { court, .. } => court.over() && self.lines.values().all(|line| !line.leaving),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let phase = match &self.phase {
+            Phase::Gathering(_) => [Some(self.give_up), None],
+            Phase::Failed { held, hold_until, until, .. } => {
+                [Some(*until), Some(*hold_until).filter(|_| !held.is_empty())]
+            }
+            Phase::Running { court, farewell_by, .. } => [court.deadline(), *farewell_by],
+        };
+        let strangers = self.lines.values().filter(|l| l.known.is_none()).map(|l| l.since + INTRODUCTION).min();
+        phase.into_iter().chain([self.door.deadline(), strangers]).flatten().min()
+    }
+
+    /// A connection has shown the key.
+    fn greet(&mut self, stream: TcpStream) {
+        self.next_line += 1;
+        let id = self.next_line;
+        if let Err(e) = keep_alive(&stream) {
+            tracing::debug!("no keep-alive on a control connection: {e}");
+        }
+        if self.epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, token(LINE, id))).is_err() {
+            return;
+        }
+        let line = Line {
+            stream,
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+            wants_room: false,
+            since: Instant::now(),
+            known: None,
+            leaving: false,
+        };
+        self.lines.insert(id, line);
+        self.hear(id);
+    }
+
+    /// Something happened on a connection.
+    fn hear(&mut self, id: u64) {
+        let Some(line) = self.lines.get_mut(&id) else { return };
+        let open = line.inbox.fill(&line.stream);
+        loop {
+            let Some(line) = self.lines.get_mut(&id) else { return };
+            let limit = if line.known.is_some() { RANK_LIMIT } else { HELLO_LIMIT };
+            match line.inbox.next::<ToHub>(limit) {
+                Ok(Some(ToHub::Hello(hello))) if line.known.is_none() => self.introduce(id, hello),
+                Ok(Some(frame)) if line.known.is_some() => self.serve(id, frame),
+                Ok(None) => break,
+                Ok(Some(_)) => return self.hang_up(id, "it did not introduce itself"),
+                Err(e) => return self.hang_up(id, &format!("its control connection carried {e}")),
+            }
+        }
+        match open {
+            Ok(true) => {}
+            Ok(false) => self.hang_up(id, "its process ended without leaving the job (its control connection closed)"),
+            Err(e) => self.hang_up(id, &format!("its process or host is gone (its control connection failed: {e})")),
+        }
+    }
+
+    /// A process says who it is.
+    fn introduce(&mut self, id: u64, hello: Hello) {
+        let rank = hello.peer.rank;
+        let own = hello.process == self.process;
+        self.lines.get_mut(&id).expect("it spoke").known = Some((rank, own));
+        if !std::mem::replace(&mut self.somebody_came, true) {
+            self.give_up = Instant::now() + self.patience;
+        }
+        match &mut self.phase {
+            Phase::Gathering(roster) => match roster.admit(hello) {
+                Ok(false) => {}
+                Ok(true) => self.complete(),
+                Err(what) => {
+                    let size = roster.size().unwrap_or(0);
+                    self.fail(what, size, HashSet::new(), Instant::now() + HELD);
+                }
+            },
+            Phase::Failed { .. } => self.tell(id),
+            Phase::Running { ranks, .. } => {
+                let what = format!(
+                    "process {} on host {} came as rank {rank}, but all {} ranks of this job have come already; \
+                     was it started twice, or does another job use the same meeting point and key?",
+                    hello.peer.pid,
+                    hello.peer.host,
+                    ranks.len()
+                );
+                self.send(id, &ToNode::Failed { what });
+                // It is no rank of this job: what it says and when it goes concerns nobody.
+                self.lines.get_mut(&id).expect("it spoke").known = None;
+            }
+        }
+    }
+
+    /// All have come.
+    fn complete(&mut self) {
+        let Phase::Gathering(roster) = &self.phase else { return };
+        let (peers, rank) = roster.table(self.process);
+        let mut ranks = vec![0; peers.len()];
+        for (id, line) in &self.lines {
+            if let Some((rank, _)) = line.known {
+                ranks[rank] = *id;
+            }
+        }
+        tracing::debug!("all {} ranks have come", peers.len());
+        let court = Court::new(peers.iter().map(|p| p.host.clone()).collect());
+        let hub = HubPlace { rank, host: peer::host_name(), pid: std::process::id() };
+        let table = ToNode::Table { peers, hub };
+        for id in &ranks {
+            self.send(*id, &table);
+        }
+        self.phase = Phase::Running { court, ranks, farewell_by: None };
+    }
+
+    /// They cannot be brought together: tell all who are there. `gone`: those who need not be told; `hold_until`: how long this process' own
+    /// ranks wait for the others to be told.
+    fn fail(&mut self, what: String, size: usize, gone: HashSet<usize>, hold_until: Instant) {
+        tracing::debug!("the ranks cannot be brought together: {what}");
+        let until = self.give_up.max(hold_until);
+        self.phase = Phase::Failed { what, size, told: gone, held: HashSet::new(), hold_until, until };
+        let known: Vec<u64> = self.lines.iter().filter(|(_, l)| l.known.is_some()).map(|(id, _)| *id).collect();
+        for id in known {
+            self.tell(id);
+        }
+    }
+
+    /// Tell one process why the job cannot start; this process' own ranks last, since the hub ends with the process.
+    fn tell(&mut self, id: u64) {
+        let Phase::Failed { what, told, held, hold_until, .. } = &mut self.phase else { return };
+        let Some((rank, own)) = self.lines.get(&id).and_then(|l| l.known) else { return };
+        if own && Instant::now() < *hold_until {
+            held.insert(id);
+        } else {
+            told.insert(rank);
+            let message = ToNode::Failed { what: what.clone() };
+            self.send(id, &message);
+        }
+    }
+
+    /// A rank says something.
+    fn serve(&mut self, id: u64, frame: ToHub) {
+        let Some((from, own)) = self.lines.get(&id).and_then(|l| l.known) else { return };
+        let Phase::Running { court, .. } = &mut self.phase else { return };
+        let now = Instant::now();
+        match frame {
+            ToHub::Hello(_) => self.hang_up(id, "it introduced itself twice"),
+            ToHub::Register { context, members } => court.register(from, context, &members),
+            ToHub::Leave { context, records } => court.leave(from, context, records),
+            ToHub::Report { context, verdict } => court.report(from, context, verdict, now),
+            ToHub::Inquire { context, operation, peer } => court.inquire(from, context, operation, peer),
+            ToHub::Stalled { context, operation, after } => court.stalled(from, context, operation, after, now),
+            ToHub::Answer { context, sequence, question, record } => {
+                court.answer(from, context, sequence, question, record)
+            }
+            ToHub::Audit { context, records } => court.audit(from, context, records),
+            ToHub::Bye => self.let_go(id, from, own, None),
+            ToHub::Fallen { how } => self.let_go(id, from, own, Some(how)),
+        }
+    }
+
+    /// A rank leaves. The last one of this process is kept until the others have left too: the hub ends with the process.
+    fn let_go(&mut self, id: u64, rank: usize, own: bool, how: Option<String>) {
+        let Phase::Running { court, ranks, farewell_by } = &mut self.phase else { return };
+        court.departed(rank, how);
+        self.lines.get_mut(&id).expect("it spoke").leaving = true;
+        let lines = &self.lines;
+        let own_remain = ranks
+            .iter()
+            .enumerate()
+            .any(|(rank, id)| !court.has_gone(rank) && lines.get(id).and_then(|l| l.known).is_some_and(|(_, own)| own));
+        if own && !own_remain && !court.over() {
+            *farewell_by = Some(Instant::now() + if court.disturbed() { DISTURBED } else { self.timeout });
+        } else {
+            self.farewell(id);
+        }
+    }
+
+    fn farewell(&mut self, id: u64) {
+        self.send(id, &ToNode::Farewell);
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.leaving = false;
+        }
+    }
+
+    /// A connection is over.
+    fn hang_up(&mut self, id: u64, how: &str) {
+        let Some(line) = self.lines.remove(&id) else { return };
+        let Some((rank, _)) = line.known else { return };
+        match &mut self.phase {
+            Phase::Gathering(roster) => {
+                let (what, size) = (roster.lost(rank), roster.size().unwrap_or(0));
+                self.fail(what, size, HashSet::from([rank]), Instant::now() + HELD);
+            }
+            Phase::Failed { held, told, .. } => {
+                held.remove(&id);
+                told.insert(rank);
+            }
+            Phase::Running { court, .. } => court.departed(rank, Some(how.to_string())),
+        }
+    }
+
+    /// Time has passed.
+    fn tick(&mut self, now: Instant) {
+        self.door.sweep(now, &self.epoll);
+        self.lines.retain(|_, l| l.known.is_some() || now < l.since + INTRODUCTION);
+        match &mut self.phase {
+            Phase::Gathering(roster) => {
+                if self.somebody_came && self.give_up <= now {
+                    let (what, size) = (roster.missing(self.patience), roster.size().unwrap_or(0));
+                    self.fail(what, size, HashSet::new(), now);
+                }
+            }
+            Phase::Failed { size, told, held, hold_until, .. } => {
+                if !held.is_empty() && (*hold_until <= now || told.len() + held.len() >= *size) {
+                    *hold_until = now;
+                    for id in std::mem::take(held) {
+                        self.tell(id);
+                    }
+                }
+            }
+            Phase::Running { court, farewell_by, .. } => {
+                court.tick(now);
+                if court.disturbed()
+                    && let Some(by) = farewell_by
+                {
+                    *by = (*by).min(now + DISTURBED);
+                }
+                if court.over() || farewell_by.is_some_and(|by| by <= now) {
+                    *farewell_by = None;
+                    let leaving: Vec<u64> = self.lines.iter().filter(|(_, l)| l.leaving).map(|(id, _)| *id).collect();
+                    for id in leaving {
+                        self.farewell(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Queue a frame.
+    fn send(&mut self, id: u64, message: &ToNode) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.outbox.push(message);
+        }
+    }
+
+    /// Send the court's letters and whatever else is queued, as far as the connections take it.
+    fn deliver(&mut self) {
+        loop {
+            if let Phase::Running { court, ranks, .. } = &mut self.phase {
+                for (rank, message) in court.letters() {
+                    if let Some(line) = self.lines.get_mut(&ranks[rank]) {
+                        line.outbox.push(&message);
+                    }
+                }
+            }
+            let mut broken = Vec::new();
+            for (id, line) in self.lines.iter_mut().filter(|(_, l)| l.outbox.backlog() > 0 || l.wants_room) {
+                match line.outbox.flush(&line.stream) {
+                    Ok(done) => {
+                        if line.wants_room == done {
+                            line.wants_room = !done;
+                            let more = if done { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };
+                            let mut event = EpollEvent::new(EpollFlags::EPOLLIN | more, token(LINE, *id));
+                            let _ = self.epoll.modify(&line.stream, &mut event);
+                        }
+                        if line.outbox.backlog() > BACKLOG {
+                            broken.push((*id, "its process does not read its control connection".to_string()));
+                        }
+                    }
+                    Err(e) => {
+                        broken.push((*id, format!("its process or host is gone (its control connection failed: {e})")))
+                    }
+                }
+            }
+            if broken.is_empty() {
+                return;
+            }
+            for (id, how) in broken {
+                // What it said before the connection broke counts: it may be its goodbye.
+                self.hear(id);
+                self.hang_up(id, &how);
+            }
+        }
+    }
+
+    /// Before the thread ends: give what is queued a moment.
+    fn flush_for(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        self.deliver();
+        while self.lines.values().any(|l| l.outbox.backlog() > 0) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+            self.deliver();
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Names a job and says where it meets: [`UniqueId`] and [`Meeting`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use super::auth::{self, Key};
+use super::hub;
+use super::peer;
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// Opens the 128 bytes; the last byte is their version.
+const MAGIC: [u8; 8] = *b"maypole\x01";
+/// Bytes of one address: family, 16 of address, 2 of port.
+const ADDRESS: usize = 19;
+/// The most addresses an id has room for.
+const ADDRESSES: usize = 4;
+/// Where the addresses begin: after the magic, the key and their number.
+const FIRST: usize = 8 + 32 + 1;
+/// Where the checksum begins.
+const CHECKSUM: usize = 124;
+
+/// Names a world that is about to meet: hand the same one to every rank. 128 bytes, safe to pass through any key-value store or file.
+///
+/// It holds the job's random key, so whoever reads it can join the job, and the addresses of the process that created it. That process must live, and can be reached by every rank,
+/// until the job is over: it holds the job together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct UniqueId(
+    /// The bytes; [`UniqueId::from_bytes`] checks them.
+    pub [u8; 128],
+);
+
+impl std::fmt::Debug for UniqueId {
+    /// The addresses only: the key stays secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("UniqueId").field(&self.addresses()).finish()
+    }
+}
+
+impl UniqueId {
+    /// Make an id and the meeting point behind it: a listener and a thread in this process, which end when the job is over, or when nobody has come for ten
+    /// times `MAYPOLE_CONNECT_TIMEOUT`. Any process may do it; usually rank 0 does and hands the id to the others.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if `MAYPOLE_INTERFACE` or `MAYPOLE_FAMILY` leave no address; [`Error::System`] if no port can be bound.
+    pub fn create(config: &Config) -> Result<UniqueId> {
+        let key = auth::random().map_err(|e| Error::system("cannot make a key for the job", e))?;
+        let ips = peer::addresses(config)?;
+        let listener = hub::listen(config.interface.as_ref().map(|_| ips[0]), 0, config.family)
+            .map_err(|e| Error::system("cannot open a port for the ranks to meet at", e))?;
+        let at = listener.local_addr().map_err(|e| Error::system("cannot tell the meeting point's port", e))?;
+        let bound_one = !at.ip().is_unspecified();
+        let addresses: Vec<SocketAddr> = ips
+            .into_iter()
+            .filter(|ip| !bound_one || *ip == at.ip())
+            .filter(|ip| at.is_ipv6() || ip.is_ipv4())
+            .map(|ip| SocketAddr::new(ip, at.port()))
+            .take(ADDRESSES)
+            .collect();
+        hub::start(listener, key, config, None)?;
+        Ok(UniqueId::encode(&key, &addresses))
+    }
+
+    fn encode(key: &Key, addresses: &[SocketAddr]) -> UniqueId {
+        let mut bytes = [0; 128];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..40].copy_from_slice(key);
+        bytes[40] = addresses.len() as u8;
+        for (place, address) in bytes[FIRST..].chunks_exact_mut(ADDRESS).zip(addresses) {
+            match address.ip() {
+                IpAddr::V4(v4) => {
+                    place[0] = 4;
+                    place[1..5].copy_from_slice(&v4.octets());
+                }
+                IpAddr::V6(v6) => {
+                    place[0] = 6;
+                    place[1..17].copy_from_slice(&v6.octets());
+                }
+            }
+            place[17..].copy_from_slice(&address.port().to_be_bytes());
+        }
+        let sum = checksum(&bytes);
+        bytes[CHECKSUM..].copy_from_slice(&sum);
+        UniqueId(bytes)
+    }
+
+    /// The bytes to hand to the other ranks.
+    pub fn as_bytes(&self) -> &[u8; 128] {
+        &self.0
+    }
+
+    /// An id from bytes that another rank handed over.
+    ///
+    /// # Errors
+    /// [`Error::Bootstrap`] if these bytes are no id: another length, cut or changed on the way, or another version's.
+    pub fn from_bytes(bytes: &[u8]) -> Result<UniqueId> {
+        let bad = |what: &str| {
+            Error::bootstrap(format!(
+                "these {} bytes are no unique id: {what}; hand over all that `UniqueId::as_bytes` gave",
+                bytes.len()
+            ))
+        };
+        let array: [u8; 128] = bytes.try_into().map_err(|_| bad("an id has 128"))?;
+        if array[..7] != MAGIC[..7] {
+            return Err(bad("they do not begin like one"));
+        }
+        if array[7] != MAGIC[7] {
+            return Err(bad("another version of Maypole made them"));
+        }
+        if array[CHECKSUM..] != checksum(&array) {
+            return Err(bad("they were changed on the way"));
+        }
+        let id = UniqueId(array);
+        if id.addresses().is_empty() {
+            return Err(bad("they hold no address"));
+        }
+        Ok(id)
+    }
+
+    /// The job's key.
+    pub(super) fn key(&self) -> Key {
+        *self.0[8..].first_chunk().expect("128 bytes")
+    }
+
+    /// Where the job meets, best first.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        let count = usize::from(self.0[40]).min(ADDRESSES);
+        self.0[FIRST..CHECKSUM]
+            .chunks_exact(ADDRESS)
+            .take(count)
+            .filter_map(|place| {
+                let ip: IpAddr = match place[0] {
+                    4 => <[u8; 4]>::try_from(&place[1..5]).ok()?.into(),
+                    6 => <[u8; 16]>::try_from(&place[1..17]).ok()?.into(),
+                    _ => return None,
+                };
+                Some(SocketAddr::new(ip, u16::from_be_bytes([place[17], place[18]])))
+            })
+            .collect()
+    }
+}
+
+fn checksum(bytes: &[u8; 128]) -> [u8; 4] {
+    *blake3::hash(&bytes[..CHECKSUM]).as_bytes().first_chunk().expect("32 bytes")
+}
+
+/// Where and how the ranks of a job meet.
+pub enum Meeting {
+    /// At the process that created this id.
+    Id(UniqueId),
+    /// At an address that every rank was told: rank 0 listens there, the others connect, and try again until it does.
+    Address {
+        /// Name or address of rank 0's host.
+        host: String,
+        /// The port.
+        port: u16,
+        /// Rank 0 may have inherited the port already bound (a TCP socket, listening or not).
+        listener: Option<OwnedFd>,
+        /// The job's secret.
+        key: [u8; 32],
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_survive_the_way_and_changes_are_noticed() {
+        let addresses: Vec<SocketAddr> =
+            ["10.1.2.3:45678", "[2001:db8::1]:1", "[::1]:65535", "127.0.0.1:9"].map(|a| a.parse().unwrap()).to_vec();
+        let id = UniqueId::encode(&[7; 32], &addresses);
+        let back = UniqueId::from_bytes(id.as_bytes()).unwrap();
+        assert_eq!(back, id);
+        assert_eq!(back.key(), [7; 32]);
+        assert_eq!(back.addresses(), addresses);
+        assert!(!format!("{id:?}").contains("7, 7"), "the key is not shown");
+        for at in 0..128 {
+            let mut changed = *id.as_bytes();
+            changed[at] ^= 1;
+            UniqueId::from_bytes(&changed).unwrap_err();
+        }
+        UniqueId::from_bytes(&id.as_bytes()[..127]).unwrap_err();
+        UniqueId::from_bytes(&[]).unwrap_err();
+    }
+}

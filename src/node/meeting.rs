@@ -1,0 +1,292 @@
+//! A rank's way into the job: reach the meeting point, open its own doors, introduce itself, and wait until all have come.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use super::auth::{self, Errand, HUB, Key, Purpose};
+use super::dial::{self, Failures};
+use super::frame::{Hello, HubPlace, Inbox, Outbox, TABLE_LIMIT, ToHub, ToNode};
+use super::id::Meeting;
+use super::peer::{self, Peer, Settings};
+use super::{hub, roster};
+use crate::config::{Config, Family};
+use crate::error::{Error, Result};
+
+/// Between attempts to reach the meeting point: at first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
+/// How long one round of attempts lasts before names are looked up again.
+const ROUND: Duration = Duration::from_secs(5);
+/// How long another job's process may hold the meeting point (it may be ending) before that is an error.
+const WRONG_KEY_PATIENCE: Duration = Duration::from_secs(3);
+/// How much longer than the hub a rank waits: the hub knows better what is wrong.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What a rank has when all have come.
+pub(super) struct Met {
+    pub key: Key,
+    /// The control connection, non-blocking, and what has arrived on it.
+    pub control: TcpStream,
+    pub inbox: Inbox,
+    pub peers: Vec<Peer>,
+    pub hub: HubPlace,
+    pub data: TcpListener,
+    pub local: UnixListener,
+}
+
+/// Where to go.
+enum Point {
+    Known(Vec<SocketAddr>),
+    Named { host: String, port: u16, fallback: Option<SocketAddr> },
+}
+
+impl Point {
+    /// For people.
+    fn name(&self) -> String {
+        match self {
+            Point::Known(addresses) => addresses.iter().map(|a| a.to_string()).collect::<Vec<_>>().join(" or "),
+            Point::Named { host, port, .. } => format!("{host}:{port}"),
+        }
+    }
+
+    /// The addresses now: a name may get others while ranks start.
+    fn addresses(&self, family: Family) -> std::result::Result<Vec<SocketAddr>, String> {
+        let (mut list, fallback) = match self {
+            Point::Known(addresses) => (addresses.clone(), None),
+            Point::Named { host, port, fallback } => {
+                let found = (host.as_str(), *port).to_socket_addrs();
+                (
+                    found.map(|all| all.collect()).or_else(|e| fallback.map(|_| Vec::new()).ok_or(e.to_string()))?,
+                    *fallback,
+                )
+            }
+        };
+        list.retain(|a| peer::allowed(family, &a.ip()));
+        list.sort_by_key(|a| a.is_ipv6());
+        list.dedup();
+        list.extend(fallback.filter(|f| !list.contains(f)));
+        if list.is_empty() {
+            Err(format!("it has no address of the family that MAYPOLE_FAMILY asks for"))
+        } else {
+            Ok(list)
+        }
+    }
+}
+
+/// Bring this rank into the job. Blocks until all ranks have come.
+///
+/// # Errors
+/// [`Error::Bootstrap`]: what is wrong with the job, the same on every rank, or why the meeting point cannot be reached.
+pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<Met> {
+    let start = Instant::now();
+    if size == 0 || size > roster::LARGEST || u32::try_from(rank).is_err() {
+        return Err(Error::bootstrap(format!(
+            "rank {rank} of a world of {size}: the size must be from 1 to {} and the rank below it",
+            roster::LARGEST
+        )));
+    }
+    let open = matches!(&meeting, Meeting::Address { host, .. } if !names_this_host(host));
+    let (point, key) = go(meeting, rank, size, config)?;
+    let (control, address) = reach(&point, &key, rank, config, start)?;
+    hub::keep_alive(&control).map_err(|e| Error::system("cannot set keep-alive on the control connection", e))?;
+    let route = control.local_addr().map_err(|e| Error::system("cannot tell this rank's own address", e))?.ip();
+    let (data, published) = open_data(route, open, config)?;
+    let (local, name) = open_local().map_err(|e| Error::system("cannot open a unix socket", e))?;
+    let hello = Hello {
+        size,
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        process: peer::process_id(),
+        peer: Peer {
+            rank,
+            host: peer::host_name(),
+            host_id: peer::host_id(config),
+            pid: std::process::id(),
+            data: published,
+            local: name,
+            cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            affinity: peer::affinity(),
+            settings: Settings::of(config),
+        },
+    };
+    let mut inbox = Inbox::default();
+    let what = introduce(&control, &mut inbox, hello, Instant::now() + config.connect_timeout + GRACE);
+    match what {
+        Ok(ToNode::Table { peers, hub }) if peers.len() == size => {
+            Ok(Met { key, control, inbox, peers, hub, data, local })
+        }
+        Ok(ToNode::Failed { what }) => Err(Error::bootstrap(format!("rank {rank}: {what}"))),
+        Ok(_) => {
+            Err(Error::bootstrap(format!("rank {rank}: the meeting point at {address} answered something unexpected")))
+        }
+        Err(refusal) => Err(Error::bootstrap(format!(
+            "rank {rank} came to the meeting point {address}, but waited in vain for the other ranks: {}; \
+             see the output of the process that holds it ({})",
+            match refusal {
+                auth::Refusal::Closed => "the process there ended".to_string(),
+                auth::Refusal::Silent => format!("nothing was heard for {:?}", config.connect_timeout + GRACE),
+                other => other.to_string(),
+            },
+            match &point {
+                Point::Named { .. } => "rank 0",
+                Point::Known(_) => "the one that made the unique id",
+            }
+        ))),
+    }
+}
+
+/// Whether `host` can only mean the machine itself, so that all ranks are on it.
+fn names_this_host(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Where this rank has to go; rank 0 opens the meeting point if it is an address.
+fn go(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<(Point, Key)> {
+    let (host, port, listener, key) = match meeting {
+        Meeting::Id(id) => {
+            let id = super::UniqueId::from_bytes(id.as_bytes())?;
+            return Ok((Point::Known(id.addresses()), id.key()));
+        }
+        Meeting::Address { host, port, listener, key } => (host, port, listener, key),
+    };
+    if rank != 0 {
+        return Ok((Point::Named { host, port, fallback: None }, key));
+    }
+    let bound = match listener {
+        Some(fd) => inherit(fd),
+        None => {
+            // A loopback name is for this machine only; any other may mean an address that this machine does not know as its own.
+            let known = (host.as_str(), port).to_socket_addrs().ok().filter(|_| names_this_host(&host));
+            let own = known.and_then(|mut all| all.find(|a| peer::allowed(config.family, &a.ip())));
+            hub::listen(own.map(|a| a.ip()), port, config.family)
+        }
+    };
+    let listener = bound.map_err(|e| {
+        Error::bootstrap(format!(
+            "rank 0 cannot listen at the meeting point {host}:{port}: {e}; is another job or program using the port? \
+             Give all ranks another one (MASTER_PORT)"
+        ))
+    })?;
+    let at = listener.local_addr().map_err(|e| Error::system("cannot tell the meeting point's address", e))?;
+    let fallback = match at.ip() {
+        IpAddr::V6(ip) if ip.is_unspecified() && config.family == Family::V6 => {
+            SocketAddr::from(([0u16, 0, 0, 0, 0, 0, 0, 1], at.port()))
+        }
+        ip if ip.is_unspecified() => SocketAddr::from(([127, 0, 0, 1], at.port())),
+        _ => at,
+    };
+    hub::start(listener, key, config, Some(size))?;
+    Ok((Point::Named { host, port: at.port(), fallback: Some(fallback) }, key))
+}
+
+/// A listener that the launcher has bound.
+fn inherit(fd: OwnedFd) -> std::io::Result<TcpListener> {
+    let socket = socket2::Socket::from(fd);
+    socket.set_cloexec(true)?;
+    socket.listen(1024)?;
+    Ok(socket.into())
+}
+
+/// Connect to the hub, again and again until it is there.
+fn reach(point: &Point, key: &Key, rank: usize, config: &Config, start: Instant) -> Result<(TcpStream, SocketAddr)> {
+    let deadline = start + config.connect_timeout;
+    let errand =
+        Errand { purpose: Purpose::Control, from: rank as u32, to: HUB, context: 0, channel: 0, index: 0, total: 0 };
+    let mut pause = RETRY.0;
+    let mut wrong_key: Option<Instant> = None;
+    loop {
+        let why = match point.addresses(config.family) {
+            Err(e) => e,
+            Ok(addresses) => {
+                let round = deadline.min(Instant::now() + ROUND);
+                let failures: Failures = match dial::call(&addresses, None, key, &errand, round, &|| false) {
+                    Ok(reached) => return Ok(reached),
+                    Err(failures) => failures,
+                };
+                let wrong = failures.iter().any(|(_, r)| matches!(r, auth::Refusal::WrongKey));
+                wrong_key = wrong.then(|| wrong_key.unwrap_or_else(Instant::now));
+                dial::explain(&failures)
+            }
+        };
+        let now = Instant::now();
+        if now + pause >= deadline || wrong_key.is_some_and(|since| now - since >= WRONG_KEY_PATIENCE) {
+            return Err(Error::bootstrap(format!(
+                "rank {rank} on host {} could not reach the meeting point {} within {:.1?} ({why}); check that {}, and \
+                 that no firewall is in between",
+                peer::host_name(),
+                point.name(),
+                start.elapsed(),
+                match point {
+                    Point::Named { .. } =>
+                        "rank 0 runs there, that every rank was given the same address, port (MASTER_ADDR, MASTER_PORT) and key (MAYPOLE_KEY)",
+                    Point::Known(_) => "the process that made the unique id still runs",
+                }
+            )));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+/// Open the door for data connections. `open`: whether other hosts may come although this rank reached the meeting point by a loopback address.
+/// Returns what to publish, best first.
+fn open_data(route: IpAddr, open: bool, config: &Config) -> Result<(TcpListener, Vec<SocketAddr>)> {
+    let allowed = peer::addresses(config)?;
+    let route = match route {
+        // An IPv4 connection to a socket that serves both.
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(route, IpAddr::V4),
+        IpAddr::V4(_) => route,
+    };
+    let wanted = match (&config.interface, route.is_loopback() && !open) {
+        (Some(_), _) => Some(allowed[0]),
+        (None, true) => Some(route),
+        (None, false) => None,
+    };
+    let listener = hub::listen(wanted, 0, config.family)
+        .map_err(|e| Error::system("cannot open a port for data connections", e))?;
+    listener.set_nonblocking(true).map_err(|e| Error::system("cannot set up the data port", e))?;
+    let at = listener.local_addr().map_err(|e| Error::system("cannot tell the data port", e))?;
+    let mut ips = match wanted {
+        Some(ip) => vec![ip],
+        None => allowed,
+    };
+    ips.retain(|ip| at.is_ipv6() || ip.is_ipv4());
+    ips.sort_by_key(|ip| *ip != route);
+    Ok((listener, ips.into_iter().map(|ip| SocketAddr::new(ip, at.port())).collect()))
+}
+
+/// Open the door for ranks of this host: an abstract socket with a random name, which leaves no file.
+fn open_local() -> std::io::Result<(UnixListener, String)> {
+    let random = u64::from_le_bytes(*auth::random()?.first_chunk().expect("32 bytes"));
+    let name = format!("maypole-{}-{random:016x}", std::process::id());
+    let listener = UnixListener::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(&name)?)?;
+    listener.set_nonblocking(true)?;
+    Ok((listener, name))
+}
+
+/// Say who this is and wait for the hub's word.
+fn introduce(
+    control: &TcpStream,
+    inbox: &mut Inbox,
+    hello: Hello,
+    until: Instant,
+) -> std::result::Result<ToNode, auth::Refusal> {
+    let mut outbox = Outbox::default();
+    outbox.push(&ToHub::Hello(hello));
+    while !outbox.flush(control)? {
+        auth::wait(control, PollFlags::POLLOUT, until, &|| false)?;
+    }
+    loop {
+        let open = inbox.fill(control)?;
+        if let Some(word) = inbox.next(TABLE_LIMIT)? {
+            return Ok(word);
+        }
+        if !open {
+            return Err(auth::Refusal::Closed);
+        }
+        auth::wait(control, PollFlags::POLLIN, until, &|| false)?;
+    }
+}

@@ -1,0 +1,220 @@
+//! What ranks know of each other: [`Peer`], and how a process describes itself.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Family};
+use crate::error::{Error, Result};
+
+/// The most addresses that a rank publishes.
+const ADDRESSES: usize = 8;
+/// The longest settings text that is passed on; the digest covers all of it.
+const SETTINGS_TEXT: usize = 1024;
+
+/// One rank of the job, as every rank sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its rank in the world.
+    pub rank: usize,
+    /// Its host's name, for people.
+    pub host: String,
+    /// Equal for two ranks exactly if they may share memory: same boot of the same machine, same namespaces (processes, IPC, network, users),
+    /// same user, same `MAYPOLE_HOST`.
+    pub host_id: u64,
+    /// Its process, in its own process namespace.
+    pub pid: u32,
+    /// Where its data listener can be reached, best first.
+    pub data: Vec<SocketAddr>,
+    /// Name of its abstract unix socket, for ranks with the same `host_id`.
+    pub local: String,
+    /// How many cores it can use: affinity and the container's share considered.
+    pub cores: usize,
+    /// Which cores its affinity allows, 64 a word, lowest first; empty if unknown. Ranks bound to one core each have disjoint sets.
+    pub affinity: Vec<u64>,
+    /// The settings on which all ranks must agree.
+    pub settings: Settings,
+}
+
+/// The settings that shape messages: all ranks must have the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Equal exactly if the settings are.
+    pub digest: u64,
+    /// The settings as text.
+    pub text: String,
+}
+
+impl Settings {
+    /// Those of `config`.
+    pub fn of(config: &Config) -> Settings {
+        let mut text = format!(
+            "MAYPOLE_ALGORITHM={} MAYPOLE_TRANSPORT={:?} MAYPOLE_SLICE={} MAYPOLE_RING={} MAYPOLE_WINDOW={} MAYPOLE_CONNECTIONS={}",
+            config.algorithm, config.transport, config.slice, config.ring, config.window, config.connections
+        );
+        let digest = digest(text.as_bytes());
+        if text.len() > SETTINGS_TEXT {
+            text.truncate((0..=SETTINGS_TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+        }
+        Settings { digest, text }
+    }
+}
+
+/// 64 bits of BLAKE3.
+fn digest(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(*blake3::hash(bytes).as_bytes().first_chunk().expect("32 bytes"))
+}
+
+/// This machine's name for people.
+pub(super) fn host_name() -> String {
+    let name = nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut name = if name.is_empty() { "localhost".to_string() } else { name };
+    name.truncate((0..=255.min(name.len())).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0));
+    name
+}
+
+/// What identifies this boot of this machine and the namespaces `names`. Parts that cannot be read count as empty.
+fn machine(names: &[&str]) -> String {
+    let mut text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| host_name());
+    for name in names {
+        let link = std::fs::read_link(format!("/proc/self/ns/{name}"));
+        text += &format!("\n{name}={}", link.map(|l| l.to_string_lossy().into_owned()).unwrap_or_default());
+    }
+    text
+}
+
+/// See [`Peer::host_id`].
+pub(super) fn host_id(config: &Config) -> u64 {
+    let uid = nix::unistd::geteuid();
+    let named = config.host.as_deref().unwrap_or_default();
+    digest(format!("{}\nuid={uid}\nhost={named}", machine(&["pid", "ipc", "net", "user"])).as_bytes())
+}
+
+/// Equal exactly for callers in one process, whatever their settings: process numbers start anew in each namespace.
+pub(super) fn process_id() -> u64 {
+    digest(format!("{}\npid={}", machine(&["pid"]), std::process::id()).as_bytes())
+}
+
+/// See [`Peer::affinity`].
+pub(super) fn affinity() -> Vec<u64> {
+    use nix::sched::{CpuSet, sched_getaffinity};
+    let Ok(set) = sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return Vec::new() };
+    let mut words = vec![0u64; CpuSet::count().div_ceil(64)];
+    for cpu in (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)) {
+        words[cpu / 64] |= 1 << (cpu % 64);
+    }
+    words.truncate(words.iter().rposition(|w| *w != 0).map_or(0, |last| last + 1));
+    words
+}
+
+/// Whether `address` is of the family that was asked for.
+pub(super) fn allowed(family: Family, address: &IpAddr) -> bool {
+    match family {
+        Family::Any => true,
+        Family::V4 => address.is_ipv4(),
+        Family::V6 => address.is_ipv6(),
+    }
+}
+
+/// Every usable address of this machine with its interface's name: IPv4 first, loopback last. Link-local IPv6 addresses are left out: they mean nothing
+/// without the interface's number, which differs between hosts.
+pub(super) fn interfaces() -> Vec<(String, IpAddr)> {
+    use nix::net::if_::InterfaceFlags;
+    let Ok(list) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let mut found: Vec<(String, IpAddr)> = list
+        .filter(|i| i.flags.contains(InterfaceFlags::IFF_UP))
+        .filter_map(|i| {
+            let address = i.address?;
+            let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+                (Some(v4), _) => IpAddr::V4(v4.ip()),
+                (_, Some(v6)) if !v6.ip().is_unicast_link_local() => IpAddr::V6(v6.ip()),
+                _ => return None,
+            };
+            Some((i.interface_name, ip))
+        })
+        .collect();
+    found.sort_by_key(|(_, ip)| (ip.is_loopback(), ip.is_ipv6()));
+    found
+}
+
+/// The addresses that `MAYPOLE_INTERFACE` and `MAYPOLE_FAMILY` allow: all of the machine's if no interface is asked for.
+///
+/// # Errors
+/// [`Error::Setting`] if there is none, naming the interfaces there are.
+pub(super) fn addresses(config: &Config) -> Result<Vec<IpAddr>> {
+    let all = interfaces();
+    let wanted = config.interface.as_deref();
+    let literal: Option<IpAddr> = wanted.and_then(|w| w.parse().ok());
+    let found: Vec<IpAddr> = all
+        .iter()
+        .filter(|(name, ip)| wanted.is_none_or(|w| w == name || literal == Some(*ip)))
+        .map(|(_, ip)| *ip)
+        .filter(|ip| allowed(config.family, ip))
+        .take(ADDRESSES)
+        .collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let family = match config.family {
+        Family::Any => "",
+        Family::V4 => " with an IPv4 address",
+        Family::V6 => " with an IPv6 address",
+    };
+    let list: Vec<String> = all.iter().map(|(name, ip)| format!("{name} ({ip})")).collect();
+    let (name, value) = match wanted {
+        Some(wanted) => ("MAYPOLE_INTERFACE", wanted.to_string()),
+        None => ("MAYPOLE_FAMILY", if config.family == Family::V6 { "6" } else { "4" }.to_string()),
+    };
+    Err(Error::Setting {
+        name: name.to_string(),
+        value,
+        expected: format!(
+            "no such network interface or address{family} on host {}; there are {}",
+            host_name(),
+            if list.is_empty() { "none at all".to_string() } else { list.join(", ") }
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_what_its_settings_say() {
+        let mut config = Config::default();
+        let here = host_id(&config);
+        assert_eq!(here, host_id(&config));
+        config.host = Some("elsewhere".into());
+        assert_ne!(here, host_id(&config));
+        assert_eq!(process_id(), process_id());
+    }
+
+    #[test]
+    fn settings_differ_when_they_differ() {
+        let mut config = Config::default();
+        let one = Settings::of(&config);
+        config.ring *= 2;
+        assert_ne!(one.digest, Settings::of(&config).digest);
+        config.algorithm = "é".repeat(2000);
+        let long = Settings::of(&config);
+        assert!(long.text.len() <= SETTINGS_TEXT);
+        config.algorithm += "x";
+        assert_ne!(long.digest, Settings::of(&config).digest);
+    }
+
+    #[test]
+    fn an_unknown_interface_is_an_error_that_lists_those_there_are() {
+        let config = Config { interface: Some("nosuch0".into()), ..Config::default() };
+        let error = addresses(&config).unwrap_err().to_string();
+        assert!(error.contains("nosuch0") && error.contains("127.0.0.1"), "{error}");
+        let config = Config { interface: Some("127.0.0.1".into()), ..Config::default() };
+        assert_eq!(addresses(&config).unwrap(), [IpAddr::from([127, 0, 0, 1])]);
+    }
+
+    #[test]
+    fn affinity_names_at_least_this_core() {
+        let cores: u32 = affinity().iter().map(|w| w.count_ones()).sum();
+        assert!(cores as usize >= std::thread::available_parallelism().unwrap().get());
+    }
+}

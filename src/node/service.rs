@@ -1,0 +1,286 @@
+//! A node's thread: an epoll loop over the control connection, the doors for data connections and for ranks of this host, and a bell. Everything in it is done at
+//! once; what has to wait is a state of a connection or a time to wake up.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::auth::{Errand, Purpose};
+use super::door::{Door, split, token};
+use super::frame::{Inbox, TABLE_LIMIT, ToHub, ToNode};
+use super::{CONNECTIONS, Shared, handover, latest};
+use crate::watch::Record;
+
+/// Token kinds of the loop.
+const CONTROL: u8 = 0;
+const BELL: u8 = 1;
+const DATA: u8 = 2;
+const LOCAL: u8 = 3;
+const FETCHER: u8 = 4;
+
+/// How often what ranks have called is compared while they are at work, at first and when nothing happens. Larger worlds take longer:
+/// all of it goes through the hub.
+const AUDIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// World size from which the audit becomes rarer.
+const AUDIT_SIZE: usize = 64;
+/// How many operations each audit tells.
+const AUDITED: usize = 4;
+/// How much longer than `MAYPOLE_TIMEOUT` a leaving node waits for the hub's farewell; the hub says it in time if it lives.
+const FAREWELL_GRACE: Duration = Duration::from_secs(3);
+
+pub(super) struct Service {
+    shared: Arc<Shared>,
+    epoll: Epoll,
+    inbox: Inbox,
+    data: Door<TcpListener>,
+    local: Door<UnixListener>,
+    /// Ranks that wait for a descriptor that is not offered yet, with its context.
+    fetchers: HashMap<u64, (UnixStream, u64)>,
+    next_fetcher: u64,
+    /// Whether epoll watches for room on the control connection.
+    wants_room: bool,
+    audit_at: Instant,
+    audit_pause: Duration,
+    /// When a leaving node stops waiting for its farewell.
+    leave_by: Option<Instant>,
+    farewell: bool,
+}
+
+impl Service {
+    /// Set up everything that can fail. `inbox` is what has arrived on the control connection so far.
+    pub fn new(shared: Arc<Shared>, inbox: Inbox, data: TcpListener, local: UnixListener) -> io::Result<Service> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let me = shared.rank as u32;
+        epoll.add(&shared.control, EpollEvent::new(EpollFlags::EPOLLIN, token(CONTROL, 0)))?;
+        epoll.add(&shared.bell, EpollEvent::new(EpollFlags::EPOLLIN, token(BELL, 0)))?;
+        let data = Door::open(data, DATA, Purpose::Data, me, shared.key, &epoll)?;
+        let local = Door::open(local, LOCAL, Purpose::Local, me, shared.key, &epoll)?;
+        let audit_pause = pace(&shared);
+        Ok(Service {
+            shared,
+            epoll,
+            inbox,
+            data,
+            local,
+            fetchers: HashMap::new(),
+            next_fetcher: 0,
+            wants_room: false,
+            audit_at: Instant::now() + audit_pause,
+            audit_pause,
+            leave_by: None,
+            farewell: false,
+        })
+    }
+
+    /// Serve until the node has left and the hub knows it.
+    pub fn run(mut self) {
+        super::quiet_thread();
+        let mut events = [EpollEvent::empty(); 64];
+        let (mut streams, mut fetchers) = (Vec::new(), Vec::new());
+        self.obey();
+        while !self.finished() {
+            let nap = self.deadline().map_or(EpollTimeout::NONE, super::nap_until);
+            let count = match self.epoll.wait(&mut events, nap) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => 0,
+                Err(e) => {
+                    tracing::error!("rank {}: its node cannot wait for its connections: {e}", self.shared.rank);
+                    return self.lose_hub();
+                }
+            };
+            for event in &events[..count] {
+                match split(event.data()) {
+                    (CONTROL, _) => self.hear(),
+                    (BELL, _) => {
+                        let _ = self.shared.bell.read();
+                    }
+                    (DATA, id) => self.data.attend(id, &self.epoll, &mut streams),
+                    (LOCAL, id) => self.local.attend(id, &self.epoll, &mut fetchers),
+                    // A fetcher has nothing to say: it has gone.
+                    (_, id) => drop(self.fetchers.remove(&id)),
+                }
+            }
+            for (stream, errand) in streams.drain(..) {
+                self.arrive(stream, errand);
+            }
+            for (stream, errand) in fetchers.drain(..) {
+                self.park(stream, errand);
+            }
+            self.hand_over();
+            self.tick(Instant::now());
+            self.flush();
+        }
+    }
+
+    fn finished(&mut self) -> bool {
+        if !self.shared.leaving.load(Ordering::Acquire) {
+            return false;
+        }
+        let now = Instant::now();
+        let by = *self.leave_by.get_or_insert(now + self.shared.config.timeout + FAREWELL_GRACE);
+        self.farewell || self.shared.hub_lost.load(Ordering::Acquire) || by <= now
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let due = self.shared.due.lock().iter().map(|(at, ..)| *at).min();
+        let audit = (!self.shared.contexts.lock().is_empty()).then_some(self.audit_at);
+        [due, audit, self.leave_by, self.data.deadline(), self.local.deadline()].into_iter().flatten().min()
+    }
+
+    /// The control connection has something.
+    fn hear(&mut self) {
+        let open = self.inbox.fill(&self.shared.control);
+        self.obey();
+        match open {
+            Ok(true) => {}
+            Ok(false) => self.lose_hub(),
+            Err(e) => {
+                tracing::debug!("rank {}: its control connection failed: {e}", self.shared.rank);
+                self.lose_hub();
+            }
+        }
+    }
+
+    /// Do what the hub's frames say.
+    fn obey(&mut self) {
+        loop {
+            match self.inbox.next::<ToNode>(TABLE_LIMIT) {
+                Ok(None) => return,
+                Ok(Some(ToNode::Declare { context, verdict })) => self.shared.declare(context, verdict),
+                Ok(Some(ToNode::Ask { context, sequence, question })) => {
+                    let watch = self.shared.contexts.lock().get(&context).map(|r| r.watch.clone());
+                    let record = watch.map_or(Record::NotYet(None), |watch| watch.record(sequence));
+                    self.shared.post(&ToHub::Answer { context, sequence, question, record });
+                }
+                Ok(Some(ToNode::Farewell)) => self.farewell = true,
+                Ok(Some(ToNode::Table { .. } | ToNode::Failed { .. })) => {}
+                Err(e) => {
+                    tracing::error!("rank {}: its control connection carried {e}", self.shared.rank);
+                    return self.lose_hub();
+                }
+            }
+        }
+    }
+
+    /// The hub is gone.
+    fn lose_hub(&mut self) {
+        if !self.shared.hub_lost.swap(true, Ordering::AcqRel) {
+            let _ = self.epoll.delete(&self.shared.control);
+            if !self.shared.leaving.load(Ordering::Acquire) {
+                self.shared.declare_hub_lost();
+            }
+        }
+    }
+
+    /// A data connection has come.
+    fn arrive(&mut self, stream: TcpStream, errand: Errand) {
+        let (from, index, total) = (errand.from as usize, usize::from(errand.index), usize::from(errand.total));
+        if from >= self.shared.peers.len() || index >= total || total > CONNECTIONS {
+            return tracing::warn!("rank {}: closed a connection whose errand makes no sense", self.shared.rank);
+        }
+        let key = (from, errand.context, errand.channel as usize);
+        {
+            let mut arrivals = self.shared.arrivals.lock();
+            let places = arrivals.entry(key).or_default();
+            places.resize_with(total, || None);
+            places[index] = Some(stream);
+        }
+        let wakes = self.shared.on_accept.lock().clone();
+        wakes.iter().for_each(|wake| wake());
+    }
+
+    /// A rank of this host wants a descriptor.
+    fn park(&mut self, stream: UnixStream, errand: Errand) {
+        self.next_fetcher += 1;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, token(FETCHER, self.next_fetcher));
+        if self.epoll.add(&stream, event).is_ok() {
+            self.fetchers.insert(self.next_fetcher, (stream, errand.context));
+        }
+    }
+
+    /// Serve those whose descriptor is offered by now.
+    fn hand_over(&mut self) {
+        if self.fetchers.is_empty() {
+            return;
+        }
+        let offered = self.shared.offered.lock().clone();
+        self.fetchers.retain(|_, (stream, context)| {
+            let Some(fd) = offered.get(context) else { return true };
+            if let Err(e) = handover::give(stream, fd) {
+                tracing::warn!("cannot pass a file descriptor on: {e}");
+            }
+            false
+        });
+    }
+
+    /// Time has passed.
+    fn tick(&mut self, now: Instant) {
+        self.data.sweep(now, &self.epoll);
+        self.local.sweep(now, &self.epoll);
+        let mut due = Vec::new();
+        self.shared.due.lock().retain(|entry| {
+            let over = entry.0 <= now;
+            if over {
+                due.push(entry.clone());
+            }
+            !over
+        });
+        for (_, context, verdict) in due {
+            self.shared.declare(context, verdict);
+        }
+        if self.audit_at <= now {
+            let busy = self.audit();
+            self.audit_pause =
+                if busy { pace(&self.shared) } else { (self.audit_pause * 2).min(AUDIT.1.max(pace(&self.shared))) };
+            self.audit_at = now + self.audit_pause;
+        }
+    }
+
+    /// Tell the hub what this rank has called since the last time. Returns whether it has called anything.
+    fn audit(&mut self) -> bool {
+        let mut news = Vec::new();
+        for (context, registered) in self.shared.contexts.lock().iter_mut() {
+            let last = registered.watch.latest();
+            if last != registered.audited
+                && registered.members.len() > 1
+                && !registered.left
+                && !registered.watch.raised()
+            {
+                registered.audited = last;
+                news.push(ToHub::Audit { context: *context, records: latest(&registered.watch, AUDITED) });
+            }
+        }
+        news.iter().for_each(|message| self.shared.post(message));
+        !news.is_empty()
+    }
+
+    /// Write what is queued for the hub, and have epoll say when there is room for the rest.
+    fn flush(&mut self) {
+        if self.shared.hub_lost.load(Ordering::Acquire) {
+            return;
+        }
+        let result = self.shared.outbox.lock().flush(&self.shared.control);
+        let done = match result {
+            Ok(done) => done,
+            // What the hub said last is still to be read; the end of the connection is seen there.
+            Err(_) => return self.hear(),
+        };
+        if self.wants_room == done {
+            self.wants_room = !done;
+            let more = if done { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };
+            let mut event = EpollEvent::new(EpollFlags::EPOLLIN | more, token(CONTROL, 0));
+            let _ = self.epoll.modify(&self.shared.control, &mut event);
+        }
+    }
+}
+
+/// Time between audits while there is something to compare.
+fn pace(shared: &Shared) -> Duration {
+    AUDIT.0 * shared.peers.len().div_ceil(AUDIT_SIZE).max(1) as u32
+}
