@@ -3,14 +3,19 @@
 
 pub mod communicator;
 pub mod config;
+mod engine;
 pub mod error;
 pub mod fingerprint;
 pub mod launch;
+mod log;
 pub mod node;
 pub mod perf;
-pub mod tuner;
+pub mod topology;
+mod tuner;
 pub mod watch;
 
+pub use communicator::request::{Request, Scope, scope};
+pub use communicator::stream::Stream;
 pub use communicator::{Call, Communicator};
 pub use config::Config;
 pub use error::{Error, Result, Verdict};

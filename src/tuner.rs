@@ -1,10 +1,18 @@
 //! Which algorithm and slice an operation gets.
+//!
+//! The choice depends on nothing but what all ranks know alike: the collective, its size, the world, how its ranks are linked, and the
+//! settings. So all ranks choose the same without a word. The sizes at which it switches were measured on two cores; `benches/` has the runs.
 
-use maypole_collectives::algorithms::Algorithm;
-use maypole_collectives::schedule::Collective;
+use std::sync::Arc;
+
+use maypole_collectives::algorithms::{self, Algorithm};
+use maypole_collectives::schedule::{Collective, Place, Schedule};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
 
 /// Read `MAYPOLE_ALGORITHM`: comma-separated `algorithm` or `collective=algorithm`.
-pub fn parse_overrides(text: &str) -> Result<Vec<(Option<Collective>, Algorithm)>, String> {
+pub fn parse_overrides(text: &str) -> std::result::Result<Vec<(Option<Collective>, Algorithm)>, String> {
     text.split(',')
         .map(str::trim)
         .filter(|entry| !entry.is_empty())
@@ -17,7 +25,172 @@ pub fn parse_overrides(text: &str) -> Result<Vec<(Option<Collective>, Algorithm)
                 }
             };
             let algorithm: Algorithm = algorithm.parse().map_err(|e| format!("{e}"))?;
+            if let Some(c) = collective
+                && !algorithm.supports(c)
+            {
+                return Err(format!("{} has no schedule for {}", algorithm.name(), c.name()));
+            }
             Ok((collective, algorithm))
         })
         .collect()
+}
+
+/// How a communicator's ranks are linked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Links {
+    /// All share memory.
+    Shared,
+    /// Some pairs are linked by TCP.
+    Network,
+}
+
+/// What an operation runs.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub algorithm: Algorithm,
+    pub schedule: Arc<dyn Schedule>,
+    /// The longest slice, bytes.
+    pub slice: usize,
+}
+
+/// Chooses, and remembers the schedules it has chosen.
+pub(crate) struct Tuner {
+    rank: usize,
+    size: usize,
+    links: Links,
+    /// Bytes that one message may have on any link, and one publication.
+    link_credit: usize,
+    window: usize,
+    slice: usize,
+    overrides: Vec<(Option<Collective>, Algorithm)>,
+    plans: Vec<(Collective, usize, Plan)>,
+}
+
+const NOT_SHARED: &str = "needs all ranks to share memory";
+
+impl Tuner {
+    pub fn new((rank, size): (usize, usize), links: Links, config: &Config) -> Tuner {
+        let overrides = parse_overrides(&config.algorithm).unwrap_or_default();
+        let link_credit = match links {
+            Links::Shared => config.ring.next_power_of_two(),
+            // Both kinds of links may be in use.
+            Links::Network => config.ring.next_power_of_two().min(crate::communicator::build::CREDIT),
+        };
+        Tuner {
+            rank,
+            size,
+            links,
+            link_credit,
+            window: config.window,
+            slice: config.slice,
+            overrides,
+            plans: Vec::new(),
+        }
+    }
+
+    /// The algorithm the user asked for, if it has a schedule for this collective.
+    pub fn asked_for(&self, collective: Collective) -> Option<Algorithm> {
+        let specific = self.overrides.iter().rev().find(|(c, _)| *c == Some(collective));
+        let general = self.overrides.iter().rev().find(|(c, a)| c.is_none() && a.supports(collective));
+        specific.or(general).map(|(_, algorithm)| *algorithm)
+    }
+
+    /// Whether all ranks share memory and the user leaves the choice open, so that small vectors may take the fused path.
+    pub fn may_fuse(&self, collective: Collective) -> bool {
+        self.links == Links::Shared && self.overrides.is_empty() && self.size > 1 && collective != Collective::Reduce
+    }
+
+    /// The plan for an operation on blocks of `bytes` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the user asked for a one-sided algorithm and not all ranks share memory.
+    pub fn plan(&mut self, collective: Collective, root: usize, bytes: usize) -> Result<Plan> {
+        let (algorithm, why) = match self.asked_for(collective) {
+            Some(asked) if asked.one_sided() && self.links == Links::Network => {
+                return Err(Error::Argument {
+                    rank: self.rank,
+                    what: format!(
+                        "MAYPOLE_ALGORITHM asks for {} in {}, which {NOT_SHARED}; choose another or leave it to the tuner",
+                        asked.name(),
+                        collective.name()
+                    ),
+                });
+            }
+            Some(asked) => (asked, "asked for"),
+            None => self.choose(collective, bytes),
+        };
+        let known = self.plans.iter().find(|(c, r, p)| (*c, *r) == (collective, root) && p.algorithm == algorithm);
+        if let Some((_, _, plan)) = known {
+            return Ok(plan.clone());
+        }
+        let place = Place { rank: self.rank, size: self.size, root };
+        let schedule = algorithms::schedule(algorithm, collective, place).ok_or_else(|| Error::Argument {
+            rank: self.rank,
+            what: format!("{} has no schedule for {}", algorithm.name(), collective.name()),
+        })?;
+        let slice = self.slice(algorithm, schedule.message_chunks());
+        tracing::info!(
+            rank = self.rank, size = self.size, root, algorithm = algorithm.name(), slice, links = ?self.links,
+            "{} from {bytes} bytes a block: {why}", collective.name()
+        );
+        let plan = Plan { algorithm, schedule: schedule.into(), slice };
+        self.plans.push((collective, root, plan.clone()));
+        Ok(plan)
+    }
+
+    /// The longest slice such that a message fits into what a link or window takes.
+    fn slice(&self, algorithm: Algorithm, message_chunks: usize) -> usize {
+        // The first message of an operation also carries its fingerprint.
+        let most = if algorithm.one_sided() { self.window } else { self.link_credit - 64 };
+        let wish = if self.slice > 0 { self.slice } else { usize::MAX };
+        ((most / message_chunks.max(1)) & !63).min(wish).max(64)
+    }
+
+    /// The longest slice of a point-to-point message.
+    pub fn message_slice(&self) -> usize {
+        (self.link_credit - 64) & !63
+    }
+
+    fn choose(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
+        match self.links {
+            Links::Shared => self.choose_shared(collective, bytes),
+            Links::Network => self.choose_network(collective, bytes),
+        }
+    }
+
+    fn choose_shared(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
+        use Algorithm::*;
+        match collective {
+            Collective::AllReduce if bytes <= 4 << 10 => (OneShot, "small: one wait, everybody reads everything"),
+            Collective::AllReduce => (TwoShot, "each element is reduced once"),
+            Collective::Broadcast if bytes <= 64 << 10 || self.size == 2 => (OneShot, "everybody reads from the root"),
+            Collective::Broadcast => (TwoShot, "large: the root's bytes are read once, then spread"),
+            Collective::AllGather | Collective::ReduceScatter | Collective::AllToAll => {
+                (OneShot, "everybody reads what it needs")
+            }
+            Collective::Reduce if bytes <= 32 << 10 => (Binomial, "small: fewest hops"),
+            Collective::Reduce => (Chain, "large: a pipeline"),
+            Collective::Gather | Collective::Scatter => (Binomial, "the only choice"),
+            Collective::Barrier => (Dissemination, "the only choice"),
+        }
+    }
+
+    fn choose_network(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
+        use Algorithm::*;
+        match collective {
+            Collective::AllReduce if bytes <= 16 << 10 => (RecursiveDoubling, "small: fewest hops"),
+            Collective::AllReduce if bytes <= 256 << 10 && self.size > 2 => (HalvingDoubling, "few hops, little data"),
+            Collective::AllReduce => (Ring, "large: least data on every link"),
+            Collective::Broadcast | Collective::Reduce if bytes <= 64 << 10 => (Binomial, "small: fewest hops"),
+            Collective::Broadcast | Collective::Reduce if self.size <= 4 => (Chain, "large, few ranks: a pipeline"),
+            Collective::Broadcast | Collective::Reduce => (DoubleTree, "large: every link carries half"),
+            Collective::AllGather if bytes <= 8 << 10 => (Bruck, "small: fewest messages"),
+            Collective::AllGather => (Ring, "large: neighbours only"),
+            Collective::ReduceScatter => (Ring, "the only choice over a network"),
+            Collective::AllToAll if bytes <= 1 << 10 => (Bruck, "small: fewest messages"),
+            Collective::AllToAll => (Pairwise, "large: every byte moves once"),
+            Collective::Gather | Collective::Scatter => (Binomial, "the only choice"),
+            Collective::Barrier => (Dissemination, "the only choice"),
+        }
+    }
 }

@@ -66,8 +66,8 @@ pub enum Seen {
     All,
     /// Not (all) there yet.
     NotYet,
-    /// The publisher's exchange of this number has another digest.
-    Other(u32),
+    /// The publisher's exchange of this number has another digest: it does something else.
+    Other,
 }
 
 /// Copy what was published under `flag` into `into`, if it is all there.
@@ -77,7 +77,7 @@ pub fn read(lines: &[Line], flag: u64, into: &mut [u8]) -> Seen {
     for line in lines {
         let found = line.flag.load(Ordering::Acquire);
         if found != flag {
-            return if found as u32 == flag as u32 { Seen::Other((found >> 32) as u32) } else { Seen::NotYet };
+            return if found as u32 == flag as u32 { Seen::Other } else { Seen::NotYet };
         }
         let length = rest.len().min(PER_LINE);
         let (now, later) = rest.split_at_mut(length);
@@ -110,6 +110,7 @@ pub struct Exchange {
     number: u32,
     flag: u64,
     members: Vec<Member>,
+    unsettled: bool,
 }
 
 impl Exchange {
@@ -128,7 +129,7 @@ impl Exchange {
                 presence: unsafe { segment.shared(shape.presence(r)) },
             })
             .collect();
-        Exchange { me, number: 0, flag: 0, members }
+        Exchange { me, number: 0, flag: 0, members, unsettled: false }
     }
 
     /// Begin the next exchange with this rank's bytes, at most [`Exchange::CAPACITY`]. The one before must have been read from every other member.
@@ -137,6 +138,7 @@ impl Exchange {
         // 0 is what fresh memory holds, so no exchange has that number.
         self.number = self.number.checked_add(1).unwrap_or(2);
         self.flag = u64::from(digest) << 32 | u64::from(self.number);
+        self.unsettled = true;
         publish(&*self.members[self.me].sets[self.number as usize & 1], self.flag, bytes);
     }
 
@@ -153,11 +155,13 @@ impl Exchange {
 
     /// Wake whoever sleeps on this rank's lines. To be called before this rank waits for long, and when it has read everything.
     #[inline]
-    pub fn settle(&self) {
-        fence(Ordering::SeqCst);
-        for (rank, member) in self.members.iter().enumerate() {
-            if rank != self.me {
-                member.bell.ring_after_fence();
+    pub fn settle(&mut self) {
+        if std::mem::take(&mut self.unsettled) {
+            fence(Ordering::SeqCst);
+            for (rank, member) in self.members.iter().enumerate() {
+                if rank != self.me {
+                    member.bell.ring_after_fence();
+                }
             }
         }
     }

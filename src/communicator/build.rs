@@ -1,0 +1,301 @@
+//! Making communicators: bringing ranks together and giving each its links.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use maypole_transports::shm::{Group, Segment, Shape};
+use maypole_transports::tcp::Poller;
+use maypole_transports::wait::Patience;
+
+use super::Communicator;
+use super::local::Threads;
+use crate::config::{Config, TransportChoice};
+use crate::engine::Engine;
+use crate::engine::links::{CHANNELS, Links, Network, WINDOW_HEADER};
+use crate::engine::wait::Court;
+use crate::error::{Error, Result};
+use crate::launch::{self, LaunchMeeting};
+use crate::node::{Meeting, Node, UniqueId};
+use crate::topology::Topology;
+use crate::watch::{Jury, Watch};
+
+/// The context of a world's first communicator.
+const WORLD: u64 = 1;
+
+/// What the ranks of a world have in common; children of a communicator are made from it.
+#[derive(Clone)]
+pub(super) enum World {
+    /// A world of one needs nobody.
+    Alone,
+    /// Ranks as threads of this process.
+    Threads(Arc<Threads>),
+    /// Ranks as processes.
+    Processes(Arc<Node>),
+}
+
+/// This machine's name, for messages.
+pub(super) fn host_name() -> String {
+    nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
+}
+
+impl Communicator {
+    /// The world that this process was launched into, with settings from `MAYPOLE_*`.
+    ///
+    /// Understands torchrun, `maypole run`, Open MPI (PMIx), MPICH, Intel MPI and other Hydra launchers (PMI-1), Slurm, and plain RANK, WORLD_SIZE,
+    /// MASTER_ADDR and MASTER_PORT. Without any of these the world has one rank. Blocks until all ranks have come, at most `MAYPOLE_CONNECT_TIMEOUT`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a variable that makes no sense, [`Error::Bootstrap`] when ranks are missing, doubled or disagree, on every rank.
+    pub fn from_env() -> Result<Communicator> {
+        Communicator::from_env_with(Config::from_env()?)
+    }
+
+    /// [`Communicator::from_env`] with the settings given; the environment is only asked who and where this rank is.
+    pub fn from_env_with(config: Config) -> Result<Communicator> {
+        crate::log::init();
+        let launch = launch::detect(&config, &|name| std::env::var(name).ok())?;
+        let (rank, size) = (launch.rank, launch.size);
+        tracing::debug!(rank, size, launcher = launch.launcher, "launched");
+        let meeting = match launch.meeting {
+            LaunchMeeting::Alone => return Communicator::alone(config),
+            LaunchMeeting::Address { host, port, listener } => {
+                let key = job_key(&config, &host, port);
+                Meeting::Address { host, port, listener, key }
+            }
+            LaunchMeeting::Board(mut board) => {
+                let id = if rank == 0 {
+                    let id = UniqueId::create(&config)?;
+                    board.post(id.as_bytes())?;
+                    id
+                } else {
+                    UniqueId::from_bytes(&board.read(Instant::now() + config.connect_timeout)?)?
+                };
+                let node = Node::join(Meeting::Id(id), rank, size, &config);
+                board.finish()?;
+                return Communicator::of_processes(node?, config);
+            }
+        };
+        Communicator::of_processes(Node::join(meeting, rank, size, &config)?, config)
+    }
+
+    /// A world whose ranks all hold the same id, made by one of them with [`UniqueId::create`] and handed to the others in any way. Blocks until all
+    /// have come. Ranks may be processes or threads.
+    pub fn from_id(id: &UniqueId, rank: usize, size: usize, config: Config) -> Result<Communicator> {
+        crate::log::init();
+        Communicator::of_processes(Node::join(Meeting::Id(*id), rank, size, &config)?, config)
+    }
+
+    /// A world of `size` ranks within this process, one for each thread that is handed one. They share memory like processes do.
+    ///
+    /// ```
+    /// let world = maypole::Communicator::threads(3)?;
+    /// std::thread::scope(|s| {
+    ///     for comm in world {
+    ///         s.spawn(move || {
+    ///             let mut sum = [0.0f32; 2];
+    ///             comm.all_reduce(&[1.0, comm.rank() as f32], &mut sum, maypole::ReduceOp::Sum).unwrap();
+    ///             assert_eq!(sum, [3.0, 3.0]);
+    ///         });
+    ///     }
+    /// });
+    /// # Ok::<(), maypole::Error>(())
+    /// ```
+    pub fn threads(size: usize) -> Result<Vec<Communicator>> {
+        Communicator::threads_with(size, Config::from_env()?)
+    }
+
+    /// [`Communicator::threads`] with the settings given. With TCP as the transport, the threads meet on loopback.
+    pub fn threads_with(size: usize, config: Config) -> Result<Vec<Communicator>> {
+        crate::log::init();
+        if size == 0 {
+            return Err(Error::bootstrap("a world needs at least one rank, but 0 were asked for"));
+        }
+        if config.transport == TransportChoice::Tcp && size > 1 {
+            let id = UniqueId::create(&config)?;
+            return std::thread::scope(|s| {
+                let join = |rank| {
+                    let config = config.clone();
+                    s.spawn(move || Communicator::from_id(&id, rank, size, config))
+                };
+                let ranks: Vec<_> = (0..size).map(join).collect();
+                ranks.into_iter().map(|rank| rank.join().expect("joining does not panic")).collect()
+            });
+        }
+        let threads = Arc::new(Threads::default());
+        (0..size).map(|rank| Communicator::of_threads(&threads, WORLD, rank, size, config.clone())).collect()
+    }
+
+    fn alone(config: Config) -> Result<Communicator> {
+        Ok(Communicator::threads_with(1, config)?.remove(0))
+    }
+
+    fn of_threads(
+        threads: &Arc<Threads>,
+        context: u64,
+        me: usize,
+        size: usize,
+        config: Config,
+    ) -> Result<Communicator> {
+        let (segment, watch) = threads.join(context, me, shape(size, &config))?;
+        let group = Group::new(segment, me);
+        let topology = Topology::one_host(host_name(), size);
+        let places = (0..size).map(Some).collect();
+        let links = Links::new(me, places, Some(group), None);
+        let world = if size == 1 { World::Alone } else { World::Threads(threads.clone()) };
+        let jury: Arc<dyn Jury> = threads.clone();
+        let members = (0..size).collect();
+        Ok(Communicator::assemble(world, (context, members), topology, links, (watch, jury), config))
+    }
+
+    fn of_processes(node: Arc<Node>, config: Config) -> Result<Communicator> {
+        let members = (0..node.size()).collect();
+        Communicator::of_members(node, WORLD, members, config)
+    }
+
+    /// A communicator of some ranks of a node's world. `members`: their world ranks, in the order of the communicator.
+    fn of_members(node: Arc<Node>, context: u64, members: Vec<usize>, config: Config) -> Result<Communicator> {
+        let me = members.iter().position(|w| *w == node.rank()).expect("a rank builds only its own communicators");
+        let watch: Arc<Watch> = Arc::default();
+        node.register(context, members.clone(), watch.clone());
+        let peers = node.peers();
+        let topology = Topology::new(members.iter().map(|w| &peers[*w]));
+        let shares = |r: &usize| {
+            config.transport != TransportChoice::Tcp && peers[members[*r]].host_id == peers[members[me]].host_id
+        };
+        let local: Vec<usize> = (0..members.len()).filter(|r| *r == me || shares(r)).collect();
+        if config.transport == TransportChoice::Shm && local.len() < members.len() {
+            let far = (0..members.len()).find(|r| !local.contains(r)).expect("counted");
+            return Err(Error::bootstrap(format!(
+                "MAYPOLE_TRANSPORT=shm, but rank {me} on host {} shares no memory with rank {far} on host {}; use \
+                 MAYPOLE_TRANSPORT=auto",
+                peers[members[me]].host, peers[members[far]].host,
+            )));
+        }
+        let mut places = vec![None; members.len()];
+        let mut group = None;
+        if local.len() > 1 {
+            for (place, rank) in local.iter().enumerate() {
+                places[*rank] = Some(place);
+            }
+            let place = places[me].expect("this rank is local to itself");
+            let segment = share_segment(&node, context, &members, &local, shape(local.len(), &config), place)?;
+            group = Some(Group::new(segment, place));
+        } else {
+            places[me] = Some(0);
+        }
+        let network = if local.len() < members.len() {
+            let poller = Poller::new().map_err(|e| Error::system("making an epoll set", e))?;
+            let waker = poller.waker();
+            watch.on_verdict(Box::new({
+                let waker = waker.clone();
+                move || waker.wake()
+            }));
+            node.on_accept(Box::new(move || waker.wake()));
+            let connections = config.connections;
+            Some(Network { node: node.clone(), context, members: members.clone(), connections, credit: CREDIT, poller })
+        } else {
+            None
+        };
+        let links = Links::new(me, places, group, network);
+        let jury: Arc<dyn Jury> = node.clone();
+        Ok(Communicator::assemble(World::Processes(node), (context, members), topology, links, (watch, jury), config))
+    }
+
+    fn assemble(
+        world: World,
+        (context, members): (u64, Vec<usize>),
+        topology: Topology,
+        links: Links,
+        (watch, jury): (Arc<Watch>, Arc<dyn Jury>),
+        config: Config,
+    ) -> Communicator {
+        let me = links.me;
+        if let Some(group) = &links.group {
+            let bell = group.bell().clone();
+            watch.on_verdict(Box::new(move || bell.ring()));
+        }
+        let patience = Patience::for_host(topology.ranks_here(me), topology.cores_here(me));
+        let court = Court {
+            context,
+            me,
+            hosts: topology.hosts().to_vec(),
+            watch,
+            jury,
+            patience: config.spin.map_or(patience, |time| patience.with_time(time)),
+            timeout: config.timeout,
+        };
+        tracing::info!(rank = me, size = links.size, context, "communicator made: {}", links.describe(&topology));
+        Communicator::new(world, (context, members), topology, Engine::new(links, court), config)
+    }
+
+    /// Divide the communicator: ranks that give the same `color` form a new one, ranked by `key` and, where keys are equal, by their rank here. `None` takes part and gets none.
+    /// Every rank must call it; it blocks until all have.
+    pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Communicator>> {
+        let mine = [color.map_or(-1, i64::from), key];
+        let mut all = vec![0i64; 2 * self.size()];
+        self.all_gather(&mine, &mut all)?;
+        let number = self.inner.splits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let Some(color) = color else { return Ok(None) };
+        let mut ranks: Vec<usize> = (0..self.size()).filter(|r| all[2 * r] == i64::from(color)).collect();
+        ranks.sort_by_key(|r| (all[2 * r + 1], *r));
+        let context = child_context(self.inner.context, number, color);
+        let config = self.config().clone();
+        let me = ranks.iter().position(|r| *r == self.rank()).expect("this rank gave that color");
+        Ok(Some(match &self.inner.world {
+            World::Alone => Communicator::alone(config)?,
+            World::Threads(threads) => Communicator::of_threads(threads, context, me, ranks.len(), config)?,
+            World::Processes(node) => {
+                let members = ranks.iter().map(|r| self.inner.members[*r]).collect();
+                Communicator::of_members(node.clone(), context, members, config)?
+            }
+        }))
+    }
+}
+
+/// The secret of ranks that meet at an address. Without `MAYPOLE_KEY` it is only as secret as the address: it keeps out accidents and other jobs, not an attacker.
+fn job_key(config: &Config, host: &str, port: u16) -> [u8; 32] {
+    let secret = config.key.clone().unwrap_or_else(|| format!("{host}:{port}"));
+    blake3::derive_key("maypole 2026 job key", secret.as_bytes())
+}
+
+/// Bytes that a TCP link takes in before they are asked for.
+pub(crate) const CREDIT: usize = 1 << 20;
+
+/// The segment of a communicator with `members` ranks on this host.
+fn shape(members: usize, config: &Config) -> Shape {
+    Shape {
+        members,
+        channels: CHANNELS,
+        ring: config.ring.next_power_of_two(),
+        window: config.window.next_multiple_of(64) + WINDOW_HEADER,
+    }
+}
+
+/// The lowest local rank makes the segment, the others fetch it from there.
+fn share_segment(
+    node: &Node,
+    context: u64,
+    members: &[usize],
+    local: &[usize],
+    shape: Shape,
+    place: usize,
+) -> Result<Arc<Segment>> {
+    let system = |e| Error::system(format!("rank {}: sharing memory", local[place]), e);
+    if place > 0 {
+        let fd = node.fetch_fd(members[local[0]], context)?;
+        return Segment::open(shape, fd).map_err(system);
+    }
+    let segment = Segment::create(shape).map_err(system)?;
+    let fd = segment.fd().expect("made with a descriptor").try_clone_to_owned().map_err(|e| Error::system("dup", e))?;
+    node.share_fd(context, fd);
+    Ok(segment)
+}
+
+/// A number for the child that all its members, and no other communicator's, compute.
+fn child_context(parent: u64, number: u64, color: u32) -> u64 {
+    let mut hash = blake3::Hasher::new();
+    for part in [parent, number, u64::from(color)] {
+        hash.update(&part.to_le_bytes());
+    }
+    u64::from_le_bytes(hash.finalize().as_bytes()[..8].try_into().expect("8 bytes"))
+}

@@ -1,0 +1,240 @@
+//! One operation: its arguments checked, its plan chosen, its schedule run.
+
+use maypole_collectives::schedule::{Buffer, Collective};
+use maypole_collectives::{DataType, ReduceOp, reduce};
+
+use super::{Communicator, Inner, Work};
+use crate::engine::bound::Bound;
+use crate::engine::{Part, small};
+use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
+
+/// What a dynamically typed call asks for; see [`Communicator::call`].
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Which collective.
+    pub collective: Collective,
+    /// Element type.
+    pub dtype: DataType,
+    /// Elements per block.
+    pub count: usize,
+    /// The operation, for collectives that reduce; ignored by the others.
+    pub op: ReduceOp,
+    /// The root, for collectives that have one; ignored by the others.
+    pub root: usize,
+}
+
+/// The buffers of a call, as this rank's schedule sees them. Equal or one inside the other where the call is in place.
+#[derive(Clone, Copy)]
+pub(crate) struct Buffers {
+    pub input: *const u8,
+    pub output: *mut u8,
+}
+
+// SAFETY: plain addresses. Whoever makes a `Buffers` sees to it that they stay valid, and unshared, until the operation is done.
+unsafe impl Send for Buffers {}
+
+impl Communicator {
+    /// The collectives as one dynamically typed call; [`Communicator::all_reduce`] and the others are this with types.
+    ///
+    /// `input` has as many blocks of `call.count` elements as the collective takes on this rank
+    /// ([`Collective::input_blocks`]) and `output` as many as it gives ([`Collective::output_blocks`]), as bytes; either is empty where there are none. Blocks until
+    /// this rank's part is done.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for buffers of other lengths, a root that is no rank, or an operation that the type does not have: nothing was
+    /// started, and ranks that wait for this one are told. [`Error::Failed`] with the verdict that all ranks get.
+    pub fn call(&self, call: Call, input: &[u8], output: &mut [u8]) -> Result<()> {
+        let number = self.inner.turns.take();
+        let buffers = Buffers { input: input.as_ptr(), output: output.as_mut_ptr() };
+        let lengths = Lengths::Apart { input: input.len(), output: output.len() };
+        // SAFETY: the slices are borrowed until this returns, and their lengths are checked before they are used.
+        unsafe { self.inner.run(number, call, buffers, lengths) }
+    }
+
+    /// [`Communicator::call`] in place: `buffer` is the larger of this rank's input and output, and the smaller lies inside it, at this rank's block
+    /// ([`Collective::in_place_block`], as in NCCL). All-to-all replaces every block.
+    pub fn call_in_place(&self, call: Call, buffer: &mut [u8]) -> Result<()> {
+        let number = self.inner.turns.take();
+        let buffers = Buffers { input: buffer.as_ptr(), output: buffer.as_mut_ptr() };
+        // SAFETY: as above.
+        unsafe { self.inner.run(number, call, buffers, Lengths::InPlace { buffer: buffer.len() }) }
+    }
+}
+
+/// The lengths of what the caller passed, in bytes.
+#[derive(Clone, Copy)]
+pub(crate) enum Lengths {
+    Apart { input: usize, output: usize },
+    InPlace { buffer: usize },
+}
+
+impl Inner {
+    /// What only the holder of the present ticket may touch.
+    ///
+    /// # Safety
+    /// The caller holds the ticket for as long as it uses what this returns, and asks once.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn work(&self) -> &mut Work {
+        // SAFETY: tickets are served one at a time, each after the one before was dropped, with release and acquire in between.
+        unsafe { &mut *self.work.get() }
+    }
+
+    /// Run operation `call` when ticket `number` comes up.
+    ///
+    /// # Safety
+    /// The buffers are valid for the lengths given until this returns, and nobody else writes them or reads the output.
+    pub(super) unsafe fn run(&self, number: u64, call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
+        let _ticket = self.turns.enter(number);
+        // SAFETY: this thread holds the ticket to the end of the function.
+        let work = unsafe { self.work() };
+        work.sequence += 1;
+        if let Err(what) = self.check(&call, lengths) {
+            self.watch.refuse(work.sequence, what.clone());
+            return Err(Error::Argument { rank: self.rank, what });
+        }
+        let buffers = match lengths {
+            Lengths::Apart { .. } => buffers,
+            Lengths::InPlace { .. } => self.in_place(&call, buffers),
+        };
+        // SAFETY: the lengths are right, by the check; the rest is the caller's promise.
+        unsafe { work.collective(self, call, buffers, matches!(lengths, Lengths::InPlace { .. })) }
+    }
+
+    /// What is wrong with a call's arguments, if anything.
+    fn check(&self, call: &Call, lengths: Lengths) -> std::result::Result<(), String> {
+        let name = call.collective.name();
+        let (rank, size) = (self.rank, self.size);
+        let root = if call.collective.is_rooted() { call.root } else { 0 };
+        if root >= size {
+            return Err(format!("{name}: the root is {root}, but the ranks are 0 to {}", size - 1));
+        }
+        if call.collective.reduces() && !call.op.supports(call.dtype) {
+            return Err(format!(
+                "{name}: {} is not defined on {}; bitwise operations need an integer type",
+                call.op.name(),
+                call.dtype
+            ));
+        }
+        let inputs = call.collective.input_blocks(rank, size, root);
+        let outputs = call.collective.output_blocks(rank, size, root);
+        let block = call.count.checked_mul(call.dtype.size());
+        let expect = |blocks: usize| block.and_then(|b| b.checked_mul(blocks));
+        let wrong = |what: &str, got: usize, blocks: usize| {
+            let want = expect(blocks).map_or("more bytes than there are".to_string(), |b| format!("{b} bytes"));
+            Err(format!(
+                "{name}: the {what} has {got} bytes, but {blocks} x {} elements of {} on rank {rank} of {size} are {want}",
+                call.count, call.dtype
+            ))
+        };
+        match lengths {
+            Lengths::Apart { input, .. } if expect(inputs) != Some(input) => wrong("input", input, inputs),
+            Lengths::Apart { output, .. } if expect(outputs) != Some(output) => wrong("output", output, outputs),
+            Lengths::InPlace { buffer } if expect(inputs.max(outputs)) != Some(buffer) => {
+                wrong("buffer", buffer, inputs.max(outputs))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Input and output within the one buffer of an in-place call.
+    fn in_place(&self, call: &Call, buffers: Buffers) -> Buffers {
+        let (rank, size) = (self.rank, self.size);
+        let offset = call.collective.in_place_block(rank).unwrap_or(0) * call.count * call.dtype.size();
+        let inputs = call.collective.input_blocks(rank, size, call.root);
+        let outputs = call.collective.output_blocks(rank, size, call.root);
+        match (inputs, outputs) {
+            (i, o) if i > 1 && o == 1 => Buffers { output: buffers.output.wrapping_add(offset), ..buffers },
+            (i, o) if i == 1 && o > 1 => Buffers { input: buffers.input.wrapping_add(offset), ..buffers },
+            _ => buffers,
+        }
+    }
+}
+
+impl Work {
+    /// # Safety
+    /// The buffers have the blocks that the collective asks for, and are valid and unshared until this returns.
+    unsafe fn collective(&mut self, inner: &Inner, call: Call, buffers: Buffers, in_place: bool) -> Result<()> {
+        let Call { collective, dtype, count, op, .. } = call;
+        let root = if collective.is_rooted() { call.root } else { 0 };
+        let reduces = collective.reduces();
+        let operation = Fingerprint::collective(self.sequence, collective, dtype, reduces.then_some(op), root, count);
+        inner.watch.enter(&operation);
+        let court = &self.engine.court;
+        if court.watch.raised() {
+            return Err(court.failed());
+        }
+        let bytes = count * dtype.size();
+        let outputs = collective.output_blocks(inner.rank, inner.size, root);
+        let done = if self.fuses(collective, op, bytes) {
+            match collective {
+                Collective::Barrier => self.engine.small_barrier(&operation),
+                // SAFETY: the caller's promise; it fits, by `fuses`.
+                _ => unsafe {
+                    self.engine.small_all_reduce(&operation, (dtype, op), count, (buffers.input, buffers.output))
+                },
+            }
+        } else {
+            let copies =
+                matches!(op, ReduceOp::PreMulSum(_)) && reduces || in_place && collective == Collective::AllToAll;
+            let inputs = collective.input_blocks(inner.rank, inner.size, root);
+            // SAFETY: the caller's promise.
+            unsafe { self.schedule(&operation, call, root, buffers, if copies { inputs * bytes } else { 0 }) }
+        };
+        done?;
+        if reduces && matches!(op, ReduceOp::Avg) {
+            // SAFETY: this rank's output has `outputs` blocks.
+            unsafe { reduce::divide(dtype, buffers.output, inner.size as u64, outputs * count) };
+        }
+        Ok(())
+    }
+
+    /// Whether the operation takes the hand-fused path.
+    fn fuses(&self, collective: Collective, op: ReduceOp, bytes: usize) -> bool {
+        match collective {
+            Collective::AllReduce => {
+                bytes <= small::MOST && !matches!(op, ReduceOp::PreMulSum(_)) && self.tuner.may_fuse(collective)
+            }
+            Collective::Barrier => self.tuner.may_fuse(collective),
+            _ => false,
+        }
+    }
+
+    /// Run the planned schedule. `copied`: bytes of input that are first copied (scaled, for a pre-multiplied sum) into scratch.
+    ///
+    /// # Safety
+    /// As for [`Work::collective`].
+    unsafe fn schedule(
+        &mut self,
+        operation: &Fingerprint,
+        call: Call,
+        root: usize,
+        buffers: Buffers,
+        copied: usize,
+    ) -> Result<()> {
+        let Call { collective, dtype, count, op, .. } = call;
+        let plan = self.tuner.plan(collective, root, count * dtype.size())?;
+        let pieces = plan.schedule.pieces();
+        let mut bound = Bound::new(dtype, op, count, pieces, plan.slice, (buffers.input, buffers.output));
+        let steps = plan.schedule.scratch() * bound.stride;
+        if steps + copied > 0 {
+            bound.scratch = self.engine.scratch(steps + copied);
+        }
+        if copied > 0 {
+            let copy = bound.scratch.wrapping_add(steps);
+            // SAFETY: scratch has room for `copied` bytes after the steps'; the input has as many.
+            unsafe {
+                match op {
+                    ReduceOp::PreMulSum(factor) if collective.reduces() => {
+                        reduce::scale(dtype, copy, buffers.input, factor, copied / dtype.size());
+                    }
+                    _ => std::ptr::copy_nonoverlapping(buffers.input, copy, copied),
+                }
+            }
+            bound.input = copy;
+        }
+        debug_assert!(bound.slice(Buffer::Input, 0, 0).1 <= bound.stride);
+        let part = Part { schedule: &*plan.schedule, bound: &bound, operation };
+        self.engine.execute(&[part], true)
+    }
+}

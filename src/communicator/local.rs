@@ -1,0 +1,106 @@
+//! Ranks as threads of one process: what they share besides the segment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use maypole_transports::shm::{Segment, Shape};
+use parking_lot::Mutex;
+
+use crate::error::{Result, Verdict};
+use crate::fingerprint::Fingerprint;
+use crate::watch::{Jury, Record, Watch};
+
+/// What the members of one communicator find in each other.
+#[derive(Clone)]
+struct Family {
+    segment: Arc<Segment>,
+    watches: Arc<Vec<Arc<Watch>>>,
+    /// Members that have not come for it yet.
+    missing: usize,
+}
+
+/// All communicators of a group of threads. The jury of thread ranks: it looks into the others' watches directly.
+#[derive(Default)]
+pub(super) struct Threads {
+    forming: Mutex<HashMap<u64, Family>>,
+    watches: Mutex<HashMap<u64, Arc<Vec<Arc<Watch>>>>>,
+}
+
+impl Threads {
+    /// Member `me` of the communicator `context` comes for its segment and watch. The first to come makes them.
+    pub fn join(&self, context: u64, me: usize, shape: Shape) -> Result<(Arc<Segment>, Arc<Watch>)> {
+        let mut forming = self.forming.lock();
+        let family = match forming.entry(context) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let segment = Segment::anonymous(shape)
+                    .map_err(|e| crate::Error::system("making a communicator's shared memory", e))?;
+                let watches: Arc<Vec<Arc<Watch>>> =
+                    Arc::new(std::iter::repeat_with(Arc::default).take(shape.members).collect());
+                self.watches.lock().insert(context, watches.clone());
+                entry.insert(Family { segment, watches, missing: shape.members })
+            }
+        };
+        family.missing -= 1;
+        let (segment, watch) = (family.segment.clone(), family.watches[me].clone());
+        if family.missing == 0 {
+            forming.remove(&context);
+        }
+        Ok((segment, watch))
+    }
+
+    fn watches(&self, context: u64) -> Arc<Vec<Arc<Watch>>> {
+        self.watches.lock().get(&context).cloned().unwrap_or_default()
+    }
+}
+
+impl Jury for Threads {
+    fn report(&self, context: u64, verdict: Verdict) {
+        // Under the lock, so that two reports do not reach two ranks in different order.
+        let all = self.watches.lock();
+        for watch in all.get(&context).into_iter().flat_map(|w| w.iter()) {
+            watch.declare(verdict.clone());
+        }
+    }
+
+    fn inquire(&self, context: u64, asker: usize, operation: Fingerprint, peer: usize) {
+        let watches = self.watches(context);
+        let Some(watch) = watches.get(peer) else { return };
+        match watch.record(operation.sequence) {
+            Record::Called(theirs) if theirs != operation => {
+                self.report(context, Verdict::Mismatch { one: (asker, operation), other: (peer, theirs) });
+            }
+            Record::Refused(why) => {
+                self.report(context, Verdict::Refused { rank: peer, sequence: operation.sequence, why });
+            }
+            _ => {}
+        }
+    }
+
+    fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration) {
+        let watches = self.watches(context);
+        for peer in 0..watches.len() {
+            self.inquire(context, reporter, operation, peer);
+        }
+        let culprits = watches.iter().enumerate().filter_map(|(rank, watch)| match watch.record(operation.sequence) {
+            Record::NotYet(latest) => {
+                let state = latest.map_or("it has not called anything yet".into(), |l| format!("its latest is {l}"));
+                Some((rank, super::build::host_name(), state))
+            }
+            _ => None,
+        });
+        let culprits = culprits.collect();
+        self.report(context, Verdict::Stalled { operation, reporter, after, culprits });
+    }
+
+    fn leave(&self, context: u64, _rank: usize) {
+        let mut all = self.watches.lock();
+        // This map and the leaver hold one reference each; who is left holds more.
+        if let Some(watches) = all.get(&context)
+            && watches.iter().all(|w| Arc::strong_count(w) <= 2)
+        {
+            all.remove(&context);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! [`Communicator`]: one rank's handle to a group of ranks.
+//!
+//! * `build`: making one, from the environment, from an id, as threads, by splitting.
+//! * `call`: what an operation is made of: checking its arguments, planning it, running it.
+//! * `typed`: the collectives as methods on slices of [`Element`](crate::Element)s.
+//! * [`stream`], [`request`]: asynchronous calls.
+//! * `turn`: the order of operations. `local`: the jury of ranks that are threads.
+
+pub(crate) mod build;
+mod call;
+mod local;
+mod point_to_point;
+pub mod request;
+pub mod stream;
+mod turn;
+mod typed;
+
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::Mutex;
+
+pub use call::Call;
+
+use self::build::World;
+use self::stream::Stream;
+use self::turn::Turns;
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::error::Verdict;
+use crate::topology::Topology;
+use crate::tuner::{self, Tuner};
+use crate::watch::{Jury, Watch};
+
+/// One rank's handle to a group of ranks that exchange data by collective operations.
+///
+/// Every rank of the group makes the same calls in the same order, with the same counts, types, operations and roots; ranks that do not, all get an error that shows both
+/// sides. Operations run one at a time in the order of the calls. A call blocks until this rank's part is done: its output is
+/// complete and its input may be changed; other ranks may still be at it.
+///
+/// After an error other than [`Error::Argument`](crate::Error::Argument) the communicator has failed for good, on every rank, and every further call returns the same error.
+///
+/// It may be shared between threads; their calls are then ordered by when they were made, which must be the same on every
+/// rank to be of use. Dropping it leaves the group; it does not wait for anybody.
+pub struct Communicator {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    world: World,
+    context: u64,
+    /// World rank of each rank.
+    members: Vec<usize>,
+    rank: usize,
+    size: usize,
+    config: Config,
+    topology: Topology,
+    turns: Turns,
+    work: UnsafeCell<Work>,
+    watch: Arc<Watch>,
+    jury: Arc<dyn Jury>,
+    splits: AtomicU64,
+    /// Carries asynchronous calls that name no stream; started by the first of them.
+    own_stream: Mutex<Option<Stream>>,
+}
+
+/// What an operation works with. Only the holder of the present ticket touches it.
+struct Work {
+    engine: Engine,
+    tuner: Tuner,
+    /// Number of the next collective, and of the next point-to-point message to and from each rank.
+    sequence: u64,
+    sent: Vec<u64>,
+    received: Vec<u64>,
+}
+
+// SAFETY: `work` is only touched by whoever holds the present ticket of `turns` (see `Inner::work`), which orders the accesses of different threads; the
+// raw pointers in it point into memory it owns. Everything else is Send and Sync.
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+impl Communicator {
+    fn new(
+        world: World,
+        (context, members): (u64, Vec<usize>),
+        topology: Topology,
+        engine: Engine,
+        config: Config,
+    ) -> Communicator {
+        let links = &engine.links;
+        let (rank, size) = (links.me, links.size);
+        let kind = if links.one_sided() { tuner::Links::Shared } else { tuner::Links::Network };
+        let tuner = Tuner::new((rank, size), kind, &config);
+        let (watch, jury) = (engine.court.watch.clone(), engine.court.jury.clone());
+        let work = Work { engine, tuner, sequence: 0, sent: vec![0; size], received: vec![0; size] };
+        let inner = Inner {
+            world,
+            context,
+            members,
+            rank,
+            size,
+            config,
+            topology,
+            turns: Turns::default(),
+            work: UnsafeCell::new(work),
+            watch,
+            jury,
+            splits: AtomicU64::new(0),
+            own_stream: Mutex::new(None),
+        };
+        Communicator { inner: Arc::new(inner) }
+    }
+
+    /// This rank's number, from 0.
+    pub fn rank(&self) -> usize {
+        self.inner.rank
+    }
+
+    /// How many ranks there are.
+    pub fn size(&self) -> usize {
+        self.inner.size
+    }
+
+    /// The settings it was made with.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Where its ranks are.
+    pub fn topology(&self) -> &Topology {
+        &self.inner.topology
+    }
+
+    /// Give up: every rank's present and future calls on this communicator return an error that names this rank and `why`. Returns at once.
+    pub fn abort(&self, why: &str) {
+        let verdict = Verdict::Aborted { rank: self.rank(), why: why.to_string() };
+        self.inner.jury.report(self.inner.context, verdict.clone());
+        self.inner.watch.declare(verdict);
+    }
+
+    /// The verdict on this communicator, if it has failed.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.inner.watch.verdict()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.jury.leave(self.context, self.rank);
+    }
+}

@@ -1,0 +1,370 @@
+//! One lane of a schedule as it runs: a state machine that does as much of its steps as links allow, and says for whom it waits.
+
+use maypole_collectives::schedule::{Order, Region, Schedule, Step};
+
+use super::bound::Bound;
+use super::links::{Links, WINDOW_HEADER};
+use crate::fingerprint::Fingerprint;
+
+/// The most bytes that a fused step moves before it looks at its other side again: small enough to stay in the first-level caches on the way through.
+const MORSEL: usize = 32 << 10;
+
+/// Why a lane cannot go on.
+pub(crate) enum Trouble {
+    /// The link to this rank failed.
+    Link(usize, maypole_transports::LinkError),
+    /// This rank's first message was for another operation.
+    Mismatch(usize, Fingerprint),
+    /// Something that is already an error of this crate.
+    Error(crate::Error),
+}
+
+/// How far a lane has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Nothing could be done: it waits for this rank (`None`: for several).
+    Blocked(Option<usize>),
+    /// Something was done.
+    Moved,
+    /// The lane is at its end.
+    Done,
+}
+
+/// A lane in the middle of its work.
+pub(crate) struct Lane<'a> {
+    schedule: &'a dyn Schedule,
+    lane: usize,
+    channel: usize,
+    bound: &'a Bound,
+    operation: &'a Fingerprint,
+    /// Identifies this operation to the links, so that each knows whether it has been opened for it.
+    stamp: u64,
+    steps: usize,
+    round: usize,
+    index: usize,
+    current: Option<Step>,
+    /// Position within the current step: which chunk of its region, and how many of the chunk's bytes are in and out.
+    chunk: usize,
+    got: usize,
+    sent: usize,
+    /// Publications made in this round.
+    published: usize,
+}
+
+impl<'a> Lane<'a> {
+    pub fn new(
+        (schedule, lane): (&'a dyn Schedule, usize),
+        bound: &'a Bound,
+        operation: &'a Fingerprint,
+        stamp: u64,
+    ) -> Lane<'a> {
+        let steps = schedule.steps(lane);
+        let channel = schedule.channel(lane);
+        let round = if steps == 0 { bound.rounds } else { 0 };
+        Lane {
+            schedule,
+            lane,
+            channel,
+            bound,
+            operation,
+            stamp,
+            steps,
+            round,
+            index: 0,
+            current: None,
+            chunk: 0,
+            got: 0,
+            sent: 0,
+            published: 0,
+        }
+    }
+
+    /// Do as much as can be done now.
+    pub fn advance(&mut self, links: &mut Links) -> Result<Progress, Trouble> {
+        let mut moved = false;
+        while self.round < self.bound.rounds {
+            let step = match self.current {
+                Some(step) => step,
+                None => *self.current.insert(self.schedule.step(self.lane, self.index)),
+            };
+            let before = (self.chunk, self.got, self.sent);
+            match self.step(step, links)? {
+                None => {
+                    moved = true;
+                    self.current = None;
+                    (self.chunk, self.got, self.sent) = (0, 0, 0);
+                    self.index += 1;
+                    if self.index == self.steps {
+                        self.index = 0;
+                        self.round += 1;
+                        self.published = 0;
+                    }
+                }
+                Some(waits_for) => {
+                    moved |= before != (self.chunk, self.got, self.sent);
+                    return Ok(if moved { Progress::Moved } else { Progress::Blocked(waits_for) });
+                }
+            }
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Go on with one step. `None`: it is complete; otherwise for whom it waits.
+    fn step(&mut self, step: Step, links: &mut Links) -> Result<Option<Option<usize>>, Trouble> {
+        let done = match step {
+            Step::Send { to, src } => self.send(links, to, src)?.then_some(()).ok_or(Some(to)),
+            Step::Recv { from, dst } => self.recv(links, from, dst)?.then_some(()).ok_or(Some(from)),
+            Step::RecvReduce { from, local, order, dst } => {
+                self.recv_reduce(links, from, (local, order, dst))?.then_some(()).ok_or(Some(from))
+            }
+            Step::RecvReduceSend { from, local, order, dst, to } => {
+                self.recv_reduce_send(links, from, (local, order, dst), to)?.map_or(Ok(()), |who| Err(Some(who)))
+            }
+            Step::RecvCopySend { from, dst, to } => {
+                self.recv_copy_send(links, from, dst, to)?.map_or(Ok(()), |who| Err(Some(who)))
+            }
+            Step::Copy { src, dst } => {
+                self.copy(src, dst);
+                Ok(())
+            }
+            Step::Reduce { a, b, dst } => {
+                self.reduce(a, b, dst);
+                Ok(())
+            }
+            Step::Publish { src } => self.publish(links, src)?.then_some(()).ok_or(None),
+            Step::Fetch { from, nth, at, dst } => {
+                self.fetch(links, (from, nth, at), None, dst)?.then_some(()).ok_or(Some(from))
+            }
+            Step::FetchReduce { from, nth, at, local, order, dst } => {
+                self.fetch(links, (from, nth, at), Some((local, order)), dst)?.then_some(()).ok_or(Some(from))
+            }
+        };
+        Ok(done.err())
+    }
+
+    fn send(&mut self, links: &mut Links, to: usize, src: Region) -> Result<bool, Trouble> {
+        let Some(tx) = links.open_sender(to, self.channel, self.stamp, self.operation)? else { return Ok(false) };
+        while self.chunk < src.len {
+            let (at, bytes) = self.bound.of(src, self.chunk, self.round);
+            // SAFETY: the region lies in a buffer of this call, which nothing writes while this step sends it (the verifier's promise).
+            let rest = unsafe { std::slice::from_raw_parts(at.add(self.sent), bytes - self.sent) };
+            self.sent += tx.send(rest).map_err(|e| Trouble::Link(to, e))?;
+            if self.sent < bytes {
+                return Ok(false);
+            }
+            (self.chunk, self.sent) = (self.chunk + 1, 0);
+        }
+        tx.end().map_err(|e| Trouble::Link(to, e))?;
+        Ok(true)
+    }
+
+    fn recv(&mut self, links: &mut Links, from: usize, dst: Region) -> Result<bool, Trouble> {
+        let Some(rx) = links.open_receiver(from, self.channel, self.stamp, self.operation)? else { return Ok(false) };
+        while self.chunk < dst.len {
+            let (at, bytes) = self.bound.of(dst, self.chunk, self.round);
+            // SAFETY: the region lies in the output or scratch of this call, and nothing else touches it during this step.
+            let rest = unsafe { std::slice::from_raw_parts_mut(at.add(self.got), bytes - self.got) };
+            self.got += rx.recv(rest).map_err(|e| Trouble::Link(from, e))?;
+            if self.got < bytes {
+                return Ok(false);
+            }
+            (self.chunk, self.got) = (self.chunk + 1, 0);
+        }
+        rx.end();
+        Ok(true)
+    }
+
+    fn recv_reduce(
+        &mut self,
+        links: &mut Links,
+        from: usize,
+        (local, order, dst): (Region, Order, Region),
+    ) -> Result<bool, Trouble> {
+        let Some(rx) = links.open_receiver(from, self.channel, self.stamp, self.operation)? else { return Ok(false) };
+        while self.chunk < dst.len {
+            let (to, bytes) = self.bound.of(dst, self.chunk, self.round);
+            let (mine, _) = self.bound.of(local, self.chunk, self.round);
+            while self.got < bytes {
+                let there = rx.peek().map_err(|e| Trouble::Link(from, e))?;
+                let n = whole(there.len().min(bytes - self.got), self.bound);
+                if n == 0 {
+                    return Ok(false);
+                }
+                // SAFETY: n bytes from `got` lie within both chunks' slices; `there` is the link's memory, apart from both.
+                unsafe { combine(self.bound, to.add(self.got), mine.add(self.got), there.as_ptr(), order, n) };
+                rx.release(n);
+                self.got += n;
+            }
+            (self.chunk, self.got) = (self.chunk + 1, 0);
+        }
+        rx.end();
+        Ok(true)
+    }
+
+    /// `Ok(Some(rank))`: waits for that rank.
+    fn recv_reduce_send(
+        &mut self,
+        links: &mut Links,
+        from: usize,
+        (local, order, dst): (Region, Order, Option<Region>),
+        to: usize,
+    ) -> Result<Option<usize>, Trouble> {
+        let Some((rx, tx)) = links.open_both(from, to, self.channel, self.stamp, self.operation)? else {
+            return Ok(Some(links.unopened(from, to, self.channel, self.stamp)));
+        };
+        while self.chunk < local.len {
+            let (mine, bytes) = self.bound.of(local, self.chunk, self.round);
+            while self.got < bytes {
+                let there = rx.peek().map_err(|e| Trouble::Link(from, e))?;
+                let room = tx.reserve().map_err(|e| Trouble::Link(to, e))?;
+                let most = (bytes - self.got).min(MORSEL);
+                let n = whole(there.len().min(room.len()).min(most), self.bound);
+                if n == 0 {
+                    return Ok(Some(if there.is_empty() { from } else { to }));
+                }
+                // SAFETY: n bytes from `got` lie within the chunk's slice; the two links' memory is apart from it and from each other.
+                unsafe { combine(self.bound, room.as_mut_ptr(), mine.add(self.got), there.as_ptr(), order, n) };
+                if let Some(dst) = dst {
+                    let (keep, _) = self.bound.of(dst, self.chunk, self.round);
+                    // SAFETY: as above; the result was just written to `room`.
+                    unsafe { std::ptr::copy_nonoverlapping(room.as_ptr(), keep.add(self.got), n) };
+                }
+                rx.release(n);
+                tx.commit(n);
+                self.got += n;
+            }
+            (self.chunk, self.got) = (self.chunk + 1, 0);
+        }
+        rx.end();
+        tx.end().map_err(|e| Trouble::Link(to, e))?;
+        Ok(None)
+    }
+
+    fn recv_copy_send(
+        &mut self,
+        links: &mut Links,
+        from: usize,
+        dst: Region,
+        to: usize,
+    ) -> Result<Option<usize>, Trouble> {
+        let Some((rx, tx)) = links.open_both(from, to, self.channel, self.stamp, self.operation)? else {
+            return Ok(Some(links.unopened(from, to, self.channel, self.stamp)));
+        };
+        while self.chunk < dst.len {
+            let (at, bytes) = self.bound.of(dst, self.chunk, self.round);
+            while self.sent < bytes {
+                let before = (self.got, self.sent);
+                let most = (bytes - self.got).min(MORSEL);
+                // SAFETY: [got, got + most) of the chunk's slice is written by nobody else and read only below, after it was received.
+                let into = unsafe { std::slice::from_raw_parts_mut(at.add(self.got), most) };
+                self.got += rx.recv(into).map_err(|e| Trouble::Link(from, e))?;
+                // SAFETY: [sent, got) of the chunk's slice has been received, and the borrow above has ended.
+                let onward = unsafe { std::slice::from_raw_parts(at.add(self.sent), self.got - self.sent) };
+                self.sent += tx.send(onward).map_err(|e| Trouble::Link(to, e))?;
+                if before == (self.got, self.sent) {
+                    return Ok(Some(if self.got == self.sent { from } else { to }));
+                }
+            }
+            (self.chunk, self.got, self.sent) = (self.chunk + 1, 0, 0);
+        }
+        rx.end();
+        tx.end().map_err(|e| Trouble::Link(to, e))?;
+        Ok(None)
+    }
+
+    fn copy(&self, src: Region, dst: Region) {
+        for i in 0..src.len {
+            let (from, _) = self.bound.of(src, i, self.round);
+            let (to, bytes) = self.bound.of(dst, i, self.round);
+            if from != to {
+                // SAFETY: both slices lie in this call's buffers; different chunks do not overlap, equal ones were just excluded.
+                unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
+            }
+        }
+    }
+
+    fn reduce(&self, a: Region, b: Region, dst: Region) {
+        for i in 0..dst.len {
+            let (to, bytes) = self.bound.of(dst, i, self.round);
+            let ((a, _), (b, _)) = (self.bound.of(a, i, self.round), self.bound.of(b, i, self.round));
+            // SAFETY: all slices lie in this call's buffers and have the same length; `dst` is one of the others or apart from both.
+            unsafe { self.bound.reduce(to, a, b, bytes) };
+        }
+    }
+
+    fn publish(&mut self, links: &mut Links, src: Region) -> Result<bool, Trouble> {
+        let me = links.me;
+        let window = links.window();
+        let Some(place) = window.reserve().map_err(|e| Trouble::Link(me, e))? else { return Ok(false) };
+        place[..size_of::<Fingerprint>()].copy_from_slice(bytemuck::bytes_of(self.operation));
+        for i in 0..src.len {
+            let (from, bytes) = self.bound.of(src, i, self.round);
+            // SAFETY: the slice lies in a buffer of this call.
+            let slice = unsafe { std::slice::from_raw_parts(from, bytes) };
+            place[WINDOW_HEADER + i * self.bound.stride..][..bytes].copy_from_slice(slice);
+        }
+        window.publish();
+        links.publications[me] += 1;
+        self.published += 1;
+        Ok(true)
+    }
+
+    fn fetch(
+        &self,
+        links: &mut Links,
+        (from, nth, at): (usize, usize, usize),
+        local: Option<(Region, Order)>,
+        dst: Region,
+    ) -> Result<bool, Trouble> {
+        // Publications of others are fetched in order, each once; this rank's own are counted when they are made.
+        let own = from == links.me;
+        let number = links.publications[from] - if own { (self.published - nth) as u64 } else { 0 };
+        let window = links.window();
+        let Some(place) = window.fetch(from, number).map_err(|e| Trouble::Link(from, e))? else { return Ok(false) };
+        let theirs: &Fingerprint = bytemuck::from_bytes(&place[..size_of::<Fingerprint>()]);
+        if theirs != self.operation {
+            return Err(Trouble::Mismatch(from, *theirs));
+        }
+        for i in 0..dst.len {
+            let (to, bytes) = self.bound.of(dst, i, self.round);
+            let there = &place[WINDOW_HEADER + (at + i) * self.bound.stride..][..bytes];
+            match local {
+                None => {
+                    // SAFETY: the slice lies in this call's output or scratch; the window's memory is apart from it.
+                    unsafe { std::ptr::copy_nonoverlapping(there.as_ptr(), to, bytes) }
+                }
+                Some((local, order)) => {
+                    let (mine, _) = self.bound.of(local, i, self.round);
+                    // SAFETY: as above; `mine` is a slice of this call's buffers of the same length.
+                    unsafe { combine(self.bound, to, mine, there.as_ptr(), order, bytes) };
+                }
+            }
+        }
+        window.done(from, number);
+        if !own {
+            links.publications[from] += 1;
+        }
+        Ok(true)
+    }
+}
+
+/// The largest multiple of the element size that `bytes` holds.
+#[inline]
+fn whole(bytes: usize, bound: &Bound) -> usize {
+    bytes & !(bound.dtype.size() - 1)
+}
+
+/// `to` = `mine` ⊕ `theirs`, or the other way round.
+///
+/// # Safety
+/// All three are valid for `bytes` bytes, a multiple of the element size; `to` may be `mine`, and is otherwise apart from both.
+#[inline]
+unsafe fn combine(bound: &Bound, to: *mut u8, mine: *const u8, theirs: *const u8, order: Order, bytes: usize) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match order {
+            Order::LocalFirst => bound.reduce(to, mine, theirs, bytes),
+            Order::PeerFirst => bound.reduce(to, theirs, mine, bytes),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The engine: runs a rank's schedules over its links.
+//!
+//! *Collectives decide, transports move, src composes*: this is the composing. [`bound`] turns chunks into bytes, [`lane`] runs one
+//! lane as a state machine, [`links`] makes and opens links, [`wait`] waits and gives up, [`small`] is the hand-fused path of the smallest
+//! messages. The engine belongs to one communicator on one rank and does one operation at a time.
+
+pub(crate) mod bound;
+pub(crate) mod lane;
+pub(crate) mod links;
+pub(crate) mod small;
+pub(crate) mod wait;
+
+use arrayvec::ArrayVec;
+use maypole_collectives::schedule::Schedule;
+
+use self::bound::Bound;
+use self::lane::{Lane, Progress, Trouble};
+use self::links::Links;
+use self::wait::{Court, Wait};
+use crate::error::{Error, Result, Verdict};
+use crate::fingerprint::Fingerprint;
+
+/// The most lanes that run at once: four of a double binary tree, or one each way of a point-to-point exchange.
+const LANES: usize = 8;
+
+/// One part of what [`Engine::execute`] runs: a schedule, its buffers, and what it is called.
+pub(crate) struct Part<'a> {
+    pub schedule: &'a dyn Schedule,
+    pub bound: &'a Bound,
+    pub operation: &'a Fingerprint,
+}
+
+/// Runs operations for one rank of one communicator.
+pub(crate) struct Engine {
+    pub links: Links,
+    pub court: Court,
+    stamp: u64,
+    scratch: Vec<u64>,
+    vectors: Box<[small::Vector; 2]>,
+}
+
+impl Engine {
+    pub fn new(links: Links, court: Court) -> Engine {
+        Engine { links, court, stamp: 0, scratch: Vec::new(), vectors: small::Vector::pair() }
+    }
+
+    /// Scratch memory of at least `bytes` bytes, uninitialised, aligned to 64; valid until the next call.
+    pub fn scratch(&mut self, bytes: usize) -> *mut u8 {
+        let words = bytes.div_ceil(8) + 8;
+        if self.scratch.len() < words {
+            self.scratch.resize(words, 0);
+        }
+        let at = self.scratch.as_mut_ptr().cast::<u8>();
+        at.wrapping_add(at.align_offset(64))
+    }
+
+    /// Run all lanes of all parts to their end. `collective`: the operation is one that every rank takes part in.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] with the verdict that all ranks get.
+    pub fn execute(&mut self, parts: &[Part<'_>], collective: bool) -> Result<()> {
+        self.stamp += 1;
+        let stamp = self.stamp;
+        let mut lanes: ArrayVec<Lane<'_>, LANES> = ArrayVec::new();
+        for part in parts {
+            for lane in 0..part.schedule.lanes() {
+                lanes.push(Lane::new((part.schedule, lane), part.bound, part.operation, stamp));
+            }
+        }
+        let operation = parts[0].operation;
+        let (links, court) = (&mut self.links, &self.court);
+        let mut wait = Wait::new(court, operation, collective);
+        let convict = |trouble| court.convict_for(trouble, operation);
+        loop {
+            let mut moved = false;
+            let mut blocked_on = None;
+            let mut running = lanes.len();
+            for lane in &mut lanes {
+                match lane.advance(links).map_err(convict)? {
+                    Progress::Moved => moved = true,
+                    Progress::Blocked(whom) => blocked_on = whom.or(blocked_on),
+                    Progress::Done => running -= 1,
+                }
+            }
+            if running == 0 {
+                match links.flush().map_err(convict)? {
+                    None => break,
+                    Some(whom) => blocked_on = Some(whom),
+                }
+            }
+            if moved {
+                wait.moved(links);
+            } else if links.absorb().map_err(convict)? {
+                wait.moved(links);
+            } else {
+                wait.nothing(links, blocked_on)?;
+            }
+        }
+        wait.moved(links);
+        links.settle();
+        Ok(())
+    }
+}
+
+impl Court {
+    /// The error that all ranks get for a lane's trouble.
+    #[cold]
+    pub fn convict_for(&self, trouble: Trouble, operation: &Fingerprint) -> Error {
+        use maypole_transports::LinkError;
+        match trouble {
+            Trouble::Error(error) => error,
+            Trouble::Mismatch(peer, theirs) => {
+                self.convict(Verdict::Mismatch { one: (self.me, *operation), other: (peer, theirs) })
+            }
+            Trouble::Link(peer, LinkError::Gone { detail }) => self.convict(Verdict::Died {
+                rank: peer,
+                host: self.hosts[peer].clone(),
+                how: format!("{detail}, noticed by rank {} in {operation}", self.me),
+            }),
+            Trouble::Link(peer, error) => self.convict(Verdict::Link {
+                rank: self.me,
+                peer,
+                host: self.hosts[peer].clone(),
+                what: format!("{error}, in {operation}"),
+            }),
+        }
+    }
+}

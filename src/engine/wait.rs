@@ -1,0 +1,195 @@
+//! One rank's waiting inside an operation: patience first, then questions, then sleep, and an end at the deadline.
+//!
+//! While a wait is short nothing is looked at but the flag that a verdict has been declared. After [`ASK_AFTER`] the rank asks, through the
+//! jury, what the rank it waits for is doing, which uncovers ranks that called something else; at the deadline the jury finds who has not come. Either
+//! ends in a verdict on every rank's watch.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use maypole_transports::wait::{Idle, Next, Patience};
+
+use super::links::Links;
+use crate::error::{Error, Verdict};
+use crate::fingerprint::Fingerprint;
+use crate::watch::{Jury, Watch};
+
+/// How long a rank waits before it asks after the one it waits for, and between questions at first; doubled each time.
+const ASK_AFTER: Duration = Duration::from_millis(2);
+/// The longest time between two questions.
+const ASK_AT_LEAST: Duration = Duration::from_millis(500);
+/// The longest sleep without a look around.
+const NAP: Duration = Duration::from_millis(100);
+/// The longest sleep where both shared memory and sockets are waited for: no single system call waits for both.
+const MIXED_NAP: Duration = Duration::from_micros(200);
+/// How long the jury may take from a report to the verdict.
+const VERDICT_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a waiting rank knows of its communicator.
+pub(crate) struct Court {
+    pub context: u64,
+    pub me: usize,
+    /// Host of each rank.
+    pub hosts: Vec<String>,
+    pub watch: Arc<Watch>,
+    pub jury: Arc<dyn Jury>,
+    pub patience: Patience,
+    pub timeout: Duration,
+}
+
+impl Court {
+    /// The error of a communicator on which a verdict stands.
+    #[cold]
+    pub fn failed(&self) -> Error {
+        let verdict = self.watch.verdict().unwrap_or(Verdict::Aborted { rank: self.me, why: "no reason given".into() });
+        Error::Failed { rank: self.me, verdict }
+    }
+
+    /// Report something, wait for what all ranks are told, and return that.
+    #[cold]
+    pub fn convict(&self, verdict: Verdict) -> Error {
+        // Somebody else may have said already why: a link breaks because its owner gave up.
+        let grace =
+            Instant::now() + Duration::from_millis(if matches!(verdict, Verdict::Mismatch { .. }) { 0 } else { 50 });
+        while !self.watch.raised() && Instant::now() < grace {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        if !self.watch.raised() {
+            self.jury.report(self.context, verdict.clone());
+        }
+        self.await_verdict(verdict)
+    }
+
+    /// Rank `peer` is known to have called something else than `operation`: have the jury find out what.
+    #[cold]
+    pub fn disagree(&self, operation: &Fingerprint, peer: usize) -> Error {
+        self.jury.inquire(self.context, self.me, *operation, peer);
+        self.await_verdict(Verdict::Link {
+            rank: self.me,
+            peer,
+            host: self.hosts[peer].clone(),
+            what: format!("it does something else while this rank is in {operation}"),
+        })
+    }
+
+    fn await_verdict(&self, otherwise: Verdict) -> Error {
+        let until = Instant::now() + VERDICT_WITHIN;
+        while !self.watch.raised() && Instant::now() < until {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        // Without an answer the hub is out of reach; what this rank saw is then the best it can say.
+        self.watch.declare(otherwise);
+        self.failed()
+    }
+}
+
+/// A wait within one operation.
+pub(crate) struct Wait<'a> {
+    court: &'a Court,
+    operation: &'a Fingerprint,
+    idle: Idle,
+    armed: bool,
+    since: Option<Instant>,
+    ask_at: Duration,
+    /// Whether the operation has a number that all ranks share, so that it makes sense to ask after it.
+    collective: bool,
+}
+
+impl<'a> Wait<'a> {
+    pub fn new(court: &'a Court, operation: &'a Fingerprint, collective: bool) -> Wait<'a> {
+        let idle = Idle::new(court.patience);
+        Wait { court, operation, idle, armed: false, since: None, ask_at: ASK_AFTER, collective }
+    }
+
+    /// Whether polling alone has not helped for a while: time to look at less likely causes.
+    #[inline]
+    pub fn is_long(&self) -> bool {
+        self.idle.polls() > 256
+    }
+
+    /// Something was done since the last poll.
+    #[inline]
+    pub fn moved(&mut self, links: &Links) {
+        if self.armed {
+            self.disarm(links);
+        }
+        self.idle.reset();
+    }
+
+    /// The last poll found nothing to do: pause, and return when it is worth polling again. `blocked_on`: for whom this rank
+    /// waits, if for one.
+    ///
+    /// # Errors
+    /// When a verdict stands or the deadline has passed.
+    #[inline]
+    pub fn nothing(&mut self, links: &mut Links, blocked_on: Option<usize>) -> Result<(), Error> {
+        if self.court.watch.raised() {
+            return Err(self.court.failed());
+        }
+        if self.idle.polls() == 64 {
+            links.settle();
+        }
+        match self.idle.found_nothing() {
+            Next::Poll => Ok(()),
+            Next::Sleep => self.sleep(links, blocked_on),
+        }
+    }
+
+    #[cold]
+    fn sleep(&mut self, links: &mut Links, blocked_on: Option<usize>) -> Result<(), Error> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let waited = since.elapsed();
+        if waited >= self.court.timeout {
+            return Err(self.deadline());
+        }
+        if waited >= self.ask_at && self.collective {
+            let next = if self.court.me + 1 == links.size { 0 } else { self.court.me + 1 };
+            let peer = blocked_on.unwrap_or(next);
+            self.court.jury.inquire(self.court.context, self.court.me, *self.operation, peer);
+            self.ask_at = waited + waited.min(ASK_AT_LEAST);
+        }
+        if !self.armed {
+            links.settle();
+            if let Some(group) = &links.group {
+                group.bell().arm();
+            }
+            self.armed = true;
+            // One more poll with the bell armed, or nobody would ring for what came just before.
+            return Ok(());
+        }
+        let nap = NAP.min(self.court.timeout - waited).min(self.ask_at.saturating_sub(waited) + ASK_AFTER);
+        match (&links.group, &mut links.network) {
+            (Some(group), None) => group.bell().sleep(nap),
+            (group, Some(network)) => {
+                let nap = if group.is_some() { nap.min(MIXED_NAP) } else { nap };
+                let _ = network.poller.sleep(nap);
+            }
+            (None, None) => std::thread::sleep(nap),
+        }
+        self.disarm(links);
+        if self.court.watch.raised() {
+            return Err(self.court.failed());
+        }
+        Ok(())
+    }
+
+    fn disarm(&mut self, links: &Links) {
+        if let Some(group) = &links.group {
+            group.bell().disarm();
+        }
+        self.armed = false;
+    }
+
+    #[cold]
+    fn deadline(&self) -> Error {
+        let after = self.court.timeout;
+        let court = self.court;
+        court.jury.stalled(court.context, court.me, *self.operation, after);
+        court.await_verdict(Verdict::Stalled {
+            operation: *self.operation,
+            reporter: court.me,
+            after,
+            culprits: Vec::new(),
+        })
+    }
+}
