@@ -257,7 +257,7 @@ pub trait Schedule: Send + Sync {
     fn scratch(&self) -> usize {
         0
     }
-    /// How many lanes.
+    /// How many lanes; the same on every rank (a lane may be empty).
     fn lanes(&self) -> usize {
         1
     }

@@ -1,5 +1,5 @@
-//! What each algorithm costs, as its source says: messages, data moved, and the longest chain of steps; and that a schedule
-//! costs next to nothing to hold and to ask.
+//! What each algorithm costs, as its source says: messages, data moved, and the longest chain of steps; and that a
+//! schedule costs next to nothing to hold and to ask.
 
 use maypole_collectives::algorithms::{Algorithm, Algorithm::*, schedule};
 use maypole_collectives::schedule::{Collective, Place, Schedule, Step};

@@ -28,12 +28,11 @@ fn every_algorithm_size_and_root_up_to_64() {
             });
         }
     });
-    // Pairs of collective and algorithm: 12 rooted ones with 2080 pairs of size and root, 11 others with 64 sizes; all
-    // but all-to-all and barrier twice.
+    // Rooted ones have 1 + 2 + ... + 64 pairs of size and root; all but all-to-all and the barrier run twice, also in place.
     let rooted: usize = Collective::ALL.into_iter().filter(|c| c.is_rooted()).map(pairs).sum();
     let twice = pairs(Collective::AllReduce) + pairs(Collective::AllGather) + pairs(Collective::ReduceScatter);
     let once = pairs(Collective::AllToAll) + pairs(Collective::Barrier);
-    assert_eq!(worlds.into_inner(), 2 * rooted * 2080 + 64 * (2 * twice + once));
+    assert_eq!(worlds.into_inner(), 2 * rooted * (64 * 65 / 2) + 64 * (2 * twice + once));
 }
 
 fn pairs(collective: Collective) -> usize {
@@ -41,15 +40,16 @@ fn pairs(collective: Collective) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn larger_worlds(size in 65usize..300, root in 0usize..300, in_place: bool) {
         for collective in Collective::ALL {
             let root = if collective.is_rooted() { root % size } else { 0 };
             for algorithm in Algorithm::for_collective(collective) {
-                let verified = verify::verify(algorithm, collective, size, root, in_place);
-                prop_assert!(verified.is_ok(), "{} {algorithm} {size} {root}: {}", collective.name(), verified.unwrap_err());
+                if let Err(fault) = verify::verify(algorithm, collective, size, root, in_place) {
+                    prop_assert!(false, "{} by {algorithm}, {size} ranks, root {root}: {fault}", collective.name());
+                }
             }
         }
     }
