@@ -1,6 +1,7 @@
 //! A [`Communicator`] is one rank's handle to a group of ranks that exchange data by collective operations: all-reduce, broadcast,
 //! all-to-all and the rest.
 
+pub mod command;
 pub mod communicator;
 pub mod config;
 mod engine;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `maypole` command; see [`maypole::command`].
+
+fn main() -> std::process::ExitCode {
+    maypole::command::main()
+}

@@ -82,6 +82,8 @@ pub fn library(lookup: &dyn Fn(&str) -> Option<String>) -> std::result::Result<S
 }
 
 const SUCCESS: c_int = 0;
+/// Servers give up on a key after a while of their own (Open MPI's after 2 s), whatever the deadline here.
+const ERR_TIMEOUT: c_int = -24;
 const ERR_NOT_FOUND: c_int = -46;
 const SCOPE_GLOBAL: u8 = 3;
 const RANK_WILDCARD: u32 = u32::MAX - 1;
@@ -195,7 +197,7 @@ impl Api {
             if !major.and_then(|digits| digits.parse::<u32>().ok()).is_some_and(|major| (3..=6).contains(&major)) {
                 return Err(Error::bootstrap(format!("{path} is \"{version}\"; Maypole knows PMIx 3 to 6")));
             }
-            let short = version.split(',').next().unwrap_or_default();
+            let short = version.split([',', '(']).next().unwrap_or_default().trim();
             Ok(Api {
                 description: format!("{path} ({short})"),
                 init: *library.get(b"PMIx_Init\0").map_err(lacks)?,
@@ -283,14 +285,21 @@ impl Client {
         if status != SUCCESS {
             // SAFETY: see above: the callback will not come, so the box is ours again.
             drop(unsafe { Box::from_raw(data.cast::<Sender<std::result::Result<Vec<u8>, c_int>>>()) });
-            return if status == ERR_NOT_FOUND { Ok(None) } else { self.api.check(status, READ).map(|()| None) };
+            return self.not_yet(status);
         }
         match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Ok(bytes)) => Ok(Some(bytes)),
-            Ok(Err(ERR_NOT_FOUND)) => Ok(None),
-            Ok(Err(status)) => self.api.check(status, READ).map(|()| None),
+            Ok(Err(status)) => self.not_yet(status),
             // The box stays with the library, which may still answer; a few words are lost.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(self.late()),
+        }
+    }
+
+    /// Whether a failure may turn into success if one asks again.
+    fn not_yet(&self, status: c_int) -> Result<Option<Vec<u8>>> {
+        match status {
+            ERR_NOT_FOUND | ERR_TIMEOUT => Ok(None),
+            status => self.api.check(status, "read what rank 0 posted").map(|()| None),
         }
     }
 
@@ -301,8 +310,6 @@ impl Client {
         ))
     }
 }
-
-const READ: &str = "read what rank 0 posted";
 
 /// The library's answer to `PMIx_Get_nb`, on its own thread.
 extern "C" fn got(status: c_int, value: *mut Value, data: *mut c_void) {

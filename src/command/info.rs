@@ -1,0 +1,259 @@
+//! `maypole info`: this build, this machine, the settings, and what a launcher says.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+
+use crate::config::{Config, KNOBS};
+use crate::error::Result;
+use crate::launch::{self, LaunchMeeting};
+
+/// Show what Maypole finds: version, processors, transports, launcher, and every setting with its default and present value.
+///
+/// With --launch, say instead in one line which rank this process is, and try the launcher's way of bringing ranks together, twice.
+/// Start it as the ranks of a job to see whether a launcher is set up rightly.
+///
+/// Exit status: 0, or 1 if a setting makes no sense or the launcher cannot be used.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  maypole info
+  mpirun -n 4 maypole info --launch
+  srun -n 4 maypole info --launch")]
+pub struct Args {
+    /// Take part in a job of ranks: one line per rank
+    #[arg(long)]
+    launch: bool,
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Run the command.
+pub(super) fn run(args: &Args) -> ExitCode {
+    let outcome = if args.launch { meet() } else { Ok(page()) };
+    match outcome {
+        Ok((text, well)) => {
+            println!("{text}");
+            if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("maypole info: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The page, and whether all settings make sense.
+fn page() -> (String, bool) {
+    let mut page = String::new();
+    let mut well = true;
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(page, "{name:<12} {text}");
+    };
+    line(
+        "maypole",
+        format!(
+            "{} ({})",
+            env!("CARGO_PKG_VERSION"),
+            if cfg!(debug_assertions) { "debug build: slow" } else { "release build" }
+        ),
+    );
+    line("host", format!("{}, {}", host(), kernel()));
+    line("processor", format!("{}, vector instructions: {}", processor(), maypole_collectives::reduce::level()));
+    line("cores", cores());
+    line("NUMA", numa());
+    line("threads", "ranks as threads of one process: always".to_string());
+    line("shm", shared_memory());
+    line("tcp", tcp());
+    line(
+        "PMIx library",
+        launch::pmix_library(&environment).unwrap_or_else(|_| "not found (only needed under Open MPI)".to_string()),
+    );
+    let launcher = launch::launcher_name(&environment).map(str::to_string);
+    well &= launcher.is_ok();
+    let launcher = launcher.unwrap_or_else(|error| format!("cannot be used: {error}"));
+    line("launcher", launcher);
+
+    let _ = writeln!(page, "\nSettings (environment variables; the same on all ranks of a job):");
+    for knob in KNOBS {
+        let value = match environment(knob.name) {
+            None => String::new(),
+            Some(_) if knob.name == "MAYPOLE_KEY" => " = (set)".to_string(),
+            Some(value) => match Config::default().set(knob.name, &value) {
+                Ok(()) => format!(" = {value}"),
+                Err(error) => {
+                    well = false;
+                    format!(" WRONG: {error}")
+                }
+            },
+        };
+        let _ = writeln!(page, "  {}{value}\n      {}\n      default: {}", knob.name, knob.meaning, knob.default);
+    }
+    (page.trim_end().to_string(), well)
+}
+
+/// Meet the other ranks on the launcher's board, if it has one, and say so. Twice, since a program may create two worlds.
+fn meet() -> Result<(String, bool)> {
+    let config = Config::from_env()?;
+    let launch = launch::detect(&config, &environment)?;
+    let local = match (launch.local_rank, launch.local_size) {
+        (Some(rank), Some(size)) => format!(" (local {rank} of {size})"),
+        (Some(rank), None) => format!(" (local {rank})"),
+        _ => String::new(),
+    };
+    let (rank, size, launcher, host) = (launch.rank, launch.size, launch.launcher, host());
+    let met = match launch.meeting {
+        LaunchMeeting::Alone => "a world of one meets nobody".to_string(),
+        LaunchMeeting::Address { host, port, listener } => {
+            let inherited = if listener.is_some() { ", listening already" } else { "" };
+            format!("ranks meet at {host} port {port}{inherited}")
+        }
+        LaunchMeeting::Board(mut board) => {
+            let first = exchange(&mut *board, rank, &config)?;
+            drop(board);
+            let LaunchMeeting::Board(mut board) = launch::detect(&config, &environment)?.meeting else {
+                return Err(crate::Error::bootstrap(format!(
+                    "rank {rank}: the launcher offered a notice board only once"
+                )));
+            };
+            let second = exchange(&mut *board, rank, &config)?;
+            format!("rank 0's notices read {first} and {second}")
+        }
+    };
+    Ok((format!("rank {rank} of {size}{local} on {host}, launcher {launcher}: {met}"), true))
+}
+
+/// Rank 0 posts random bytes, everybody reads them. A digest of what was read.
+fn exchange(board: &mut dyn launch::Board, rank: usize, config: &Config) -> Result<String> {
+    if rank == 0 {
+        let mut notice = [0u8; 128];
+        getrandom::fill(&mut notice).map_err(|error| crate::Error::system("getrandom", error))?;
+        board.post(&notice)?;
+    }
+    let notice = board.read(Instant::now() + config.connect_timeout)?;
+    board.finish()?;
+    Ok(blake3::hash(&notice).to_hex().chars().take(12).collect())
+}
+
+fn host() -> String {
+    nix::unistd::gethostname().map_or("?".to_string(), |host| host.to_string_lossy().into_owned())
+}
+
+fn kernel() -> String {
+    nix::sys::utsname::uname().map_or_else(
+        |_| "?".to_string(),
+        |name| format!("{} {} {}", name.sysname().display(), name.release().display(), name.machine().display()),
+    )
+}
+
+fn read(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|text| text.trim().to_string())
+}
+
+fn processor() -> String {
+    let text = read("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, model)| model));
+    model.unwrap_or(std::env::consts::ARCH).to_string()
+}
+
+/// How many cores the machine has and which of them this process may use.
+fn cores() -> String {
+    let online = read("/sys/devices/system/cpu/online").unwrap_or_else(|| "?".to_string());
+    let allowed = sched_getaffinity(Pid::from_raw(0)).map(|set| {
+        let cores: Vec<usize> = (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect();
+        format!("{} ({})", cores.len(), ranges(&cores))
+    });
+    format!("{} usable by this process; online: {online}", allowed.unwrap_or_else(|_| "?".to_string()))
+}
+
+fn numa() -> String {
+    let Some(nodes) = read("/sys/devices/system/node/online") else { return "unknown".to_string() };
+    let mut lists: Vec<(usize, String)> = std::fs::read_dir("/sys/devices/system/node")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let node = name.strip_prefix("node")?.parse().ok()?;
+            Some((node, read(&format!("/sys/devices/system/node/{name}/cpulist"))?))
+        })
+        .collect();
+    lists.sort();
+    let lists: Vec<String> = lists.into_iter().map(|(node, cores)| format!("node {node}: cores {cores}")).collect();
+    if lists.is_empty() { format!("nodes {nodes}") } else { lists.join("; ") }
+}
+
+fn shared_memory() -> String {
+    match nix::sys::memfd::memfd_create(c"maypole-info", nix::sys::memfd::MFdFlags::MFD_CLOEXEC) {
+        Ok(_) => "shared memory between processes: yes (memfd)".to_string(),
+        Err(error) => format!("no: memfd_create: {error}"),
+    }
+}
+
+fn tcp() -> String {
+    let loopback = |address: &str| std::net::TcpListener::bind(address).is_ok();
+    let mut families = Vec::new();
+    if loopback("127.0.0.1:0") {
+        families.push("IPv4");
+    }
+    if loopback("[::1]:0") {
+        families.push("IPv6");
+    }
+    let mut interfaces: Vec<String> = nix::ifaddrs::getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let text = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+                (Some(v4), _) => v4.ip().to_string(),
+                (_, Some(v6)) => v6.ip().to_string(),
+                _ => return None,
+            };
+            Some(format!("{} {text}", interface.interface_name))
+        })
+        .collect();
+    interfaces.dedup();
+    if families.is_empty() {
+        return "no: neither 127.0.0.1 nor ::1 can be bound".to_string();
+    }
+    format!("{}; interfaces: {}", families.join(" and "), interfaces.join(", "))
+}
+
+/// Numbers as ranges: 0-3,7.
+fn ranges(numbers: &[usize]) -> String {
+    let mut text = String::new();
+    let mut rest = numbers;
+    while let Some(&first) = rest.first() {
+        let run = rest.iter().enumerate().take_while(|&(i, &n)| n == first + i).count();
+        let comma = if text.is_empty() { "" } else { "," };
+        let _ = match run {
+            1 => write!(text, "{comma}{first}"),
+            _ => write!(text, "{comma}{first}-{}", first + run - 1),
+        };
+        rest = &rest[run..];
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_as_ranges() {
+        assert_eq!(ranges(&[]), "");
+        assert_eq!(ranges(&[0, 1, 2, 3, 7, 9, 10]), "0-3,7,9-10");
+    }
+
+    #[test]
+    fn the_page_lists_every_setting() {
+        let (page, _) = page();
+        for knob in KNOBS {
+            assert!(page.contains(knob.name) && page.contains(knob.meaning), "{}", knob.name);
+        }
+    }
+}

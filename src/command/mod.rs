@@ -1,0 +1,41 @@
+//! The `maypole` command: `run` starts ranks, `perf` measures, `verify` checks the schedules, `info` shows what there is.
+//!
+//! Exit statuses: 0 for success, 2 for a command line that makes no sense, otherwise what each command's help says.
+
+mod info;
+mod run;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Collective communication for training code: start ranks, measure collectives, verify their schedules.
+#[derive(Parser)]
+#[command(name = "maypole", version, max_term_width = 120, propagate_version = true)]
+#[command(
+    after_help = "Each command has its own --help. Settings are environment variables; `maypole info` lists them."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Args),
+    /// Measure a collective and check every element of its results; nccl-tests' flags and table.
+    Perf(Box<crate::perf::PerfArgs>),
+    Verify(verify::Args),
+    Info(info::Args),
+}
+
+/// The `main` of the `maypole` command.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Perf(args) => crate::perf::run(*args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Info(args) => info::run(&args),
+    }
+}
