@@ -72,8 +72,9 @@ enum Finish {
     Integer { divisor: i64 },
     /// An f32 or f64, divided in that type.
     Wide { divisor: i64 },
-    /// A narrower float, divided and rounded beforehand: the elements of `-limit..=limit`.
-    Narrow { limit: i64, table: Vec<u64> },
+    /// A narrower float, divided and rounded beforehand: the elements of `-limit..=limit`. Inputs are looked up too: `inputs`
+    /// has the elements of the halves of `-offset..=offset`.
+    Narrow { limit: i64, table: Vec<u64>, offset: i64, inputs: Vec<u64> },
 }
 
 impl Values {
@@ -84,10 +85,10 @@ impl Values {
         let rule = match op {
             None => Rule::Bits,
             Some(NamedOp::Min | NamedOp::Max) => Rule::Extreme,
-            Some(NamedOp::Avg) => sum_rule(dtype, ranks, ranks as i64),
+            Some(NamedOp::Avg) => sum_rule(dtype, ranks, ranks as i64, false),
             Some(_) if dtype.is_integer() => Rule::Wrapping { words: ranks.next_power_of_two().ilog2().max(1) },
             Some(NamedOp::Prod) => product_rule(dtype),
-            Some(_) => sum_rule(dtype, ranks, 1),
+            Some(op) => sum_rule(dtype, ranks, 1, op == NamedOp::PreMulSum),
         };
         Values { seed, ranks, dtype, op, rule }
     }
@@ -115,19 +116,22 @@ impl Values {
     fn input_words<const W: usize>(&self, rank: usize, first: usize, out: &mut [u8]) {
         let mut drawn = [0i64; BATCH];
         let factor = premul_factor(rank, self.dtype);
+        let premultiplied = self.op == Some(NamedOp::PreMulSum);
         for (batch, bytes) in out.chunks_mut(BATCH * W).enumerate() {
             let drawn = &mut drawn[..bytes.len() / W];
             self.draw(rank, first + batch * BATCH, drawn);
-            for (element, &x) in bytes.chunks_exact_mut(W).zip(drawn.iter()) {
-                let bits = match &self.rule {
-                    Rule::Sum { finish: Finish::Integer { .. }, .. } => x as u64,
-                    // The inverse of the factor is a power of two, so this division is exact.
-                    Rule::Sum { .. } if self.op == Some(NamedOp::PreMulSum) => self.float(x as f64 / factor),
-                    Rule::Sum { finish: Finish::Narrow { .. }, .. } => self.float(x as f64),
-                    Rule::Sum { finish: Finish::Wide { .. }, .. } => self.wide(x, 1),
-                    _ => self.element(x),
-                };
-                store::<W>(element, bits);
+            match &self.rule {
+                Rule::Sum { finish: Finish::Narrow { offset, inputs, .. }, .. } => {
+                    // Factors are 1/2, 1 and 2, so this is a whole number of halves.
+                    let halves = if premultiplied { (2.0 / factor) as i64 } else { 2 };
+                    store::<W>(bytes, drawn, |x| inputs[(x * halves + offset) as usize]);
+                }
+                Rule::Sum { finish: Finish::Wide { .. }, .. } => {
+                    let factor = if premultiplied { factor } else { 1.0 };
+                    store::<W>(bytes, drawn, |x| self.wide(x as f64 / factor));
+                }
+                Rule::Sum { finish: Finish::Integer { .. }, .. } => store::<W>(bytes, drawn, |x| x as u64),
+                _ => self.elements::<W>(drawn, bytes),
             }
         }
     }
@@ -148,9 +152,7 @@ impl Values {
                     self.combine(&mut sum[..len], &next[..len]);
                 }
             }
-            for (element, &x) in bytes.chunks_exact_mut(W).zip(&sum) {
-                store::<W>(element, self.element(x));
-            }
+            self.elements::<W>(&sum[..len], bytes);
         }
     }
 
@@ -213,38 +215,31 @@ impl Values {
         }
     }
 
-    /// The element that a contribution or a combination of contributions stands for.
-    #[inline]
-    fn element(&self, x: i64) -> u64 {
+    /// Write the elements that contributions, or combinations of them, stand for.
+    fn elements<const W: usize>(&self, from: &[i64], out: &mut [u8]) {
         match &self.rule {
-            Rule::Bits | Rule::Wrapping { .. } => x as u64,
-            Rule::Extreme => self.unordered(x),
-            Rule::Sum { finish, .. } => match finish {
-                Finish::Integer { divisor } => (x / divisor) as u64,
-                Finish::Wide { divisor } => self.wide(x, *divisor),
-                Finish::Narrow { limit, table } => table[(x + limit) as usize],
-            },
-            Rule::Product { offset, table, .. } => table[(x + offset) as usize],
+            Rule::Bits | Rule::Wrapping { .. } => store::<W>(out, from, |x| x as u64),
+            Rule::Extreme => store::<W>(out, from, |x| self.unordered(x)),
+            Rule::Product { offset, table, .. } => store::<W>(out, from, |x| table[(x + offset) as usize]),
+            Rule::Sum { finish: Finish::Narrow { limit, table, .. }, .. } => {
+                store::<W>(out, from, |x| table[(x + limit) as usize]);
+            }
+            Rule::Sum { finish: Finish::Integer { divisor }, .. } => store::<W>(out, from, |x| (x / divisor) as u64),
+            Rule::Sum { finish: Finish::Wide { divisor }, .. } if self.dtype == DataType::F32 => {
+                let divisor = *divisor as f32;
+                store::<W>(out, from, |x| (x as f32 / divisor).to_bits() as u64);
+            }
+            Rule::Sum { finish: Finish::Wide { divisor }, .. } => {
+                let divisor = *divisor as f64;
+                store::<W>(out, from, |x| (x as f64 / divisor).to_bits());
+            }
         }
     }
 
-    /// `x / divisor` as an f32 or f64, divided in that type.
+    /// The bits of an f32 or f64.
     #[inline]
-    fn wide(&self, x: i64, divisor: i64) -> u64 {
-        match self.dtype {
-            DataType::F32 => (x as f32 / divisor as f32).to_bits() as u64,
-            _ => (x as f64 / divisor as f64).to_bits(),
-        }
-    }
-
-    /// A float's bits, rounded.
-    #[inline]
-    fn float(&self, value: f64) -> u64 {
-        match self.dtype {
-            DataType::F32 => (value as f32).to_bits() as u64,
-            DataType::F64 => value.to_bits(),
-            _ => minifloat::encode(self.dtype, value),
-        }
+    fn wide(&self, value: f64) -> u64 {
+        if self.dtype == DataType::F32 { (value as f32).to_bits() as u64 } else { value.to_bits() }
     }
 
     /// Any finite value but a float's zeros, as an integer that compares as the value does.
@@ -277,14 +272,17 @@ impl Values {
 /// Elements drawn at a time.
 const BATCH: usize = 512;
 
-/// The low `W` bytes of `bits` in the machine's order.
+/// Each of `from` as an element of `W` bytes, in the machine's order; higher bits are dropped.
 #[inline]
-fn store<const W: usize>(element: &mut [u8], bits: u64) {
-    match W {
-        1 => element[0] = bits as u8,
-        2 => element.copy_from_slice(&(bits as u16).to_ne_bytes()),
-        4 => element.copy_from_slice(&(bits as u32).to_ne_bytes()),
-        _ => element.copy_from_slice(&bits.to_ne_bytes()),
+fn store<const W: usize>(out: &mut [u8], from: &[i64], bits: impl Fn(i64) -> u64) {
+    for (element, &x) in out.chunks_exact_mut(W).zip(from) {
+        let bits = bits(x);
+        match W {
+            1 => element[0] = bits as u8,
+            2 => element.copy_from_slice(&(bits as u16).to_ne_bytes()),
+            4 => element.copy_from_slice(&(bits as u32).to_ne_bytes()),
+            _ => element.copy_from_slice(&bits.to_ne_bytes()),
+        }
     }
 }
 
@@ -295,7 +293,7 @@ fn sparse(bits: u64, words: u32) -> u64 {
 }
 
 /// The rule of a sum that is then divided by `divisor`.
-fn sum_rule(dtype: DataType, ranks: usize, divisor: i64) -> Rule {
+fn sum_rule(dtype: DataType, ranks: usize, divisor: i64, premultiplied: bool) -> Rule {
     // The largest sum of magnitudes that every order of adding represents exactly.
     let limit: u64 = match dtype {
         DataType::I8 => i8::MAX as u64,
@@ -313,7 +311,15 @@ fn sum_rule(dtype: DataType, ranks: usize, divisor: i64) -> Rule {
         _ => {
             let limit = limit as i64;
             let quotient = |sum: i64| minifloat::encode(dtype, (sum as f32 / divisor as f32) as f64);
-            Finish::Narrow { limit, table: (-limit..=limit).map(quotient).collect() }
+            // A factor of 1/2 doubles an input.
+            let offset = if premultiplied { 4 * limit } else { 2 * limit };
+            let input = |halves: i64| minifloat::encode(dtype, halves as f64 / 2.0);
+            Finish::Narrow {
+                limit,
+                table: (-limit..=limit).map(quotient).collect(),
+                offset,
+                inputs: (-offset..=offset).map(input).collect(),
+            }
         }
     };
     let signed = !matches!(dtype, DataType::U8 | DataType::U32 | DataType::U64);
