@@ -140,8 +140,9 @@ impl Tuner {
 
     /// The longest slice such that a message fits into what a link or window takes.
     fn slice(&self, algorithm: Algorithm, message_chunks: usize) -> usize {
-        // The first message of an operation also carries its fingerprint.
-        let most = if algorithm.one_sided() { self.window } else { self.link_credit - 64 };
+        // A rank that passes on what it receives needs room for a message besides the one it waits to be taken; and the
+        // first message of an operation also carries its fingerprint.
+        let most = if algorithm.one_sided() { self.window } else { self.link_credit / 2 - 64 };
         let wish = if self.slice > 0 { self.slice } else { usize::MAX };
         ((most / message_chunks.max(1)) & !63).min(wish).max(64)
     }
