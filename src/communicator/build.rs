@@ -63,13 +63,13 @@ impl Communicator {
                 Meeting::Address { host, port, listener, key }
             }
             LaunchMeeting::Board(mut board) => {
-                let id = if rank == 0 {
-                    let id = UniqueId::create(&config)?;
+                // Rank 0's id must live until the others have come, and it reads too: some boards need every rank for that.
+                let own = if rank == 0 { Some(UniqueId::create(&config)?) } else { None };
+                if let Some(id) = &own {
                     board.post(id.as_bytes())?;
-                    id
-                } else {
-                    UniqueId::from_bytes(&board.read(Instant::now() + config.connect_timeout)?)?
-                };
+                }
+                let notice = board.read(Instant::now() + config.connect_timeout)?;
+                let id = own.map_or_else(|| UniqueId::from_bytes(&notice), Ok)?;
                 let node = Node::join(Meeting::Id(id), rank, size, &config);
                 board.finish()?;
                 return Communicator::of_processes(node?, config);
