@@ -8,6 +8,9 @@ use super::operation::{NamedOp, Operation, parse_dtype};
 use crate::config::parse_size;
 use crate::{Config, DataType, Error, Result};
 
+/// The most ranks that one machine is asked to start, as in `maypole run`.
+const MOST_RANKS: usize = 4096;
+
 /// Flags of `maypole perf` and of the perf binaries.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Flags {
@@ -148,8 +151,10 @@ impl Plan {
         let refuse = |name: &str, value: &dyn std::fmt::Display, expected: String| {
             Err(Error::Setting { name: name.to_string(), value: value.to_string(), expected })
         };
-        if flags.ranks == Some(0) {
-            return refuse("--ranks", &0, "expected at least one rank".into());
+        if let Some(ranks) = flags.ranks
+            && !(1..=MOST_RANKS).contains(&ranks)
+        {
+            return refuse("--ranks", &ranks, format!("expected at least one rank and at most {MOST_RANKS}"));
         }
         if flags.nthreads != 1 {
             return refuse(

@@ -48,8 +48,7 @@ pub struct PerfArgs {
 pub fn run(args: PerfArgs) -> ExitCode {
     let outcome = flags::Plan::new(args.operation, args.flags).and_then(|plan| ranks::run(&plan));
     match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("perf: {error}");
             ExitCode::from(if matches!(error, Error::Setting { .. }) { 2 } else { 1 })

@@ -2,25 +2,24 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::TcpListener;
-use std::process::{Child, Command};
-use std::time::Duration;
+use std::process::ExitCode;
 
 use super::flags::Plan;
 use super::session;
+use crate::command::run::ranks_of;
 use crate::{Communicator, Error, Result};
 
 /// Variables by which launchers number the ranks they start.
 const LAUNCHERS: [&str; 4] = ["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"];
 
-/// Run the plan with the ranks that it asks for. Returns whether everything that was checked was right.
+/// Run the plan with the ranks that it asks for. Success if everything that was checked was right, on all of them.
 ///
 /// # Errors
 /// [`Error::Setting`] if `--ranks` is given to a process that a launcher started as a rank; what [`session::run`] returns.
-pub fn run(plan: &Plan) -> Result<bool> {
+pub fn run(plan: &Plan) -> Result<ExitCode> {
     let Some(ranks) = plan.flags.ranks else {
         let comm = Communicator::from_env_with(plan.config.clone())?;
-        return session::run(plan, &comm, &mut io::stdout());
+        return Ok(verdict(session::run(plan, &comm, &mut io::stdout())?));
     };
     if let Some(variable) = LAUNCHERS.into_iter().find(|name| std::env::var_os(name).is_some()) {
         return Err(Error::Setting {
@@ -29,7 +28,11 @@ pub fn run(plan: &Plan) -> Result<bool> {
             expected: format!("a launcher has started this process as a rank ({variable} is set); leave --ranks out"),
         });
     }
-    if plan.flags.threads { threads(plan, ranks) } else { processes(ranks) }
+    if plan.flags.threads { threads(plan, ranks).map(verdict) } else { processes(ranks) }
+}
+
+fn verdict(right: bool) -> ExitCode {
+    if right { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Ranks as threads; the first error wins.
@@ -44,27 +47,12 @@ fn threads(plan: &Plan, ranks: usize) -> Result<bool> {
     })
 }
 
-/// Ranks as processes: this program again, with the same arguments less `--ranks`, and the variables by which torchrun
-/// numbers ranks. When one fails the others are ended.
-fn processes(ranks: usize) -> Result<bool> {
+/// Ranks as processes, as `maypole run` starts them: this program again, with the same arguments less `--ranks`.
+fn processes(ranks: usize) -> Result<ExitCode> {
     let program = std::env::current_exe().map_err(|e| Error::system("finding this program's own file", e))?;
     let arguments = without_ranks(std::env::args_os().skip(1));
-    let port = free_port().map_err(|e| Error::system("finding a free TCP port on 127.0.0.1", e))?;
-    let mut started = Started(Vec::with_capacity(ranks));
-    for rank in 0..ranks {
-        let child = Command::new(&program)
-            .args(&arguments)
-            .env("RANK", rank.to_string())
-            .env("LOCAL_RANK", rank.to_string())
-            .env("WORLD_SIZE", ranks.to_string())
-            .env("LOCAL_WORLD_SIZE", ranks.to_string())
-            .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", port.to_string())
-            .spawn()
-            .map_err(|e| Error::system(format!("starting rank {rank}"), e))?;
-        started.0.push(child);
-    }
-    started.wait()
+    let ranks = u32::try_from(ranks).expect("the plan has bounded it");
+    Ok(ranks_of([vec![program.into_os_string()], arguments].concat(), ranks))
 }
 
 /// The arguments without `--ranks N` and `--ranks=N`.
@@ -79,48 +67,6 @@ fn without_ranks(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
         }
     }
     kept
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
-}
-
-/// Processes that do not outlive this value.
-struct Started(Vec<Child>);
-
-impl Started {
-    /// Wait until all have ended, or one has failed; whether all ended well.
-    fn wait(mut self) -> Result<bool> {
-        loop {
-            let mut running = false;
-            for child in &mut self.0 {
-                match child.try_wait().map_err(|e| Error::system("waiting for a rank", e))? {
-                    None => running = true,
-                    Some(status) if status.success() => {}
-                    Some(_) => {
-                        // The others hear of it through their communicators, and have this long to say so.
-                        std::thread::sleep(Duration::from_millis(500));
-                        return Ok(false);
-                    }
-                }
-            }
-            if !running {
-                return Ok(true);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            // Either fails only for a process that has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -96,6 +96,13 @@ pub(super) fn run(args: &Args) -> ExitCode {
     }
 }
 
+/// Start `ranks` ranks of `program` (with its arguments) that write to this process's own output, and see them to their end: how
+/// `maypole perf --ranks` gets its ranks. The calling process must have one thread.
+pub(crate) fn ranks_of(program: Vec<std::ffi::OsString>, ranks: u32) -> ExitCode {
+    let grace = Duration::from_secs(5);
+    run(&Args { ranks, timeout: None, grace, tag_output: false, no_prefix: true, set: Vec::new(), program })
+}
+
 /// What has been done to end the job.
 #[derive(Clone, Copy, PartialEq)]
 enum Ended {

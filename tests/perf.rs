@@ -1,0 +1,257 @@
+//! The perf binaries, run as a user runs them: every collective, type, operation and root, on 1 to 4 ranks, with no wrong
+//! element; and flags that make no sense, refused before anything starts.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// Program, whether it reduces, whether it has a root.
+const BINARIES: [(&str, bool, bool); 10] = [
+    (env!("CARGO_BIN_EXE_all_reduce_perf"), true, false),
+    (env!("CARGO_BIN_EXE_reduce_scatter_perf"), true, false),
+    (env!("CARGO_BIN_EXE_reduce_perf"), true, true),
+    (env!("CARGO_BIN_EXE_broadcast_perf"), false, true),
+    (env!("CARGO_BIN_EXE_gather_perf"), false, true),
+    (env!("CARGO_BIN_EXE_scatter_perf"), false, true),
+    (env!("CARGO_BIN_EXE_all_gather_perf"), false, false),
+    (env!("CARGO_BIN_EXE_alltoall_perf"), false, false),
+    (env!("CARGO_BIN_EXE_sendrecv_perf"), false, false),
+    (env!("CARGO_BIN_EXE_barrier_perf"), false, false),
+];
+const ALL_REDUCE: &str = env!("CARGO_BIN_EXE_all_reduce_perf");
+const BROADCAST: &str = env!("CARGO_BIN_EXE_broadcast_perf");
+
+/// Types times operations of `-d all -o all`: six integer types with nine, six floating-point types with six.
+const TYPES_AND_OPERATIONS: usize = 6 * 9 + 6 * 6;
+
+/// How long one run may take; a hang is a failure, not a stuck test.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// One run at a time: each starts several ranks, and the machine may have two cores.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Run `program`; whatever it starts is gone when this returns.
+fn run(program: &str, arguments: &str, environment: &[(&str, &str)]) -> Output {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut command = Command::new(program);
+    command.args(arguments.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for variable in
+        ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"]
+    {
+        command.env_remove(variable);
+    }
+    let mut child = command.envs(environment.iter().copied()).process_group(0).spawn().expect("the binary starts");
+    let (mut stdout, mut stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let read = |source: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        source.read_to_end(&mut bytes).expect("a pipe can be read");
+        bytes
+    };
+    std::thread::scope(|scope| {
+        let stdout = scope.spawn(move || read(&mut stdout));
+        let stderr = scope.spawn(move || read(&mut stderr));
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("a child can be waited for") {
+                break status;
+            }
+            if start.elapsed() > LIMIT {
+                let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+                panic!("{program} {arguments} did not end within {LIMIT:?}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let [stdout, stderr] = [stdout, stderr].map(|reader| reader.join().expect("a reader does not panic"));
+        Output { status, stdout, stderr }
+    })
+}
+
+/// Run with a JSON file, demand success, and return the report.
+fn report(program: &str, arguments: &str) -> Value {
+    let directory =
+        std::env::temp_dir().join(format!("maypole-perf-{}-{:?}", std::process::id(), std::thread::current().id()));
+    std::fs::create_dir_all(&directory).expect("a directory for the report");
+    let path = directory.join("report.json");
+    let output = run(program, &format!("{arguments} -J {}", path.display()), &[]);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program} {arguments}: {}\n{stdout}\n{stderr}", output.status);
+    let text = std::fs::read_to_string(&path).expect("a report was written");
+    std::fs::remove_dir_all(&directory).expect("the directory is ours");
+    serde_json::from_str(&text).expect("the report is JSON")
+}
+
+/// Demand that every row of the report was checked and right.
+fn assert_right(report: &Value, context: &str) {
+    for row in report["results"].as_array().expect("rows") {
+        for form in ["out_of_place", "in_place"] {
+            let figures = &row[form];
+            let absent = form == "in_place" && report["collective"] == "send_recv";
+            assert_eq!(figures.is_null(), absent, "{context}: {row}");
+            if !absent {
+                assert_eq!(figures["nwrong"], 0, "{context}: {row}");
+                assert!(figures["time"].as_f64().is_some_and(|t| t > 0.0), "{context}: {row}");
+                assert!(figures["time_median"].as_f64() <= figures["time_p99"].as_f64(), "{context}: {row}");
+            }
+        }
+    }
+    assert_eq!(report["out_of_bounds"]["okay"], true, "{context}");
+}
+
+fn every_collective_on(ranks: usize) {
+    for (program, reduces, rooted) in BINARIES {
+        let arguments = format!("--ranks {ranks} -b 24 -e 13K -f 23 -n 2 -w 1 -d all -o all -r all");
+        let report = report(program, &arguments);
+        assert_eq!(report["ranks"].as_array().map(Vec::len), Some(ranks), "{program}");
+        let rows = report["results"].as_array().expect("rows").len();
+        if report["collective"] == "barrier" {
+            assert_eq!(rows, 1);
+            continue;
+        }
+        let sizes = 3; // 24, 552 and 12696 bytes
+        let kinds = if reduces { TYPES_AND_OPERATIONS } else { 12 };
+        let roots = if rooted { ranks } else { 1 };
+        assert_eq!(rows, kinds * roots * sizes, "{program}");
+        assert_right(&report, &format!("{program} {arguments}"));
+    }
+}
+
+#[test]
+fn every_collective_type_and_operation_on_1_rank() {
+    every_collective_on(1);
+}
+
+#[test]
+fn every_collective_type_and_operation_on_2_ranks() {
+    every_collective_on(2);
+}
+
+#[test]
+fn every_collective_type_and_operation_on_3_ranks() {
+    every_collective_on(3);
+}
+
+#[test]
+fn every_collective_type_and_operation_on_4_ranks() {
+    every_collective_on(4);
+}
+
+#[test]
+fn larger_sizes_on_both_transports() {
+    for transport in ["shm", "tcp"] {
+        for (program, _, _) in BINARIES {
+            let arguments = format!("--ranks 3 -b 100000 -e 1600000 -f 16 -n 2 -w 1 --transport {transport}");
+            let report = report(program, &arguments);
+            if report["collective"] != "barrier" {
+                assert_right(&report, &format!("{program} {arguments}"));
+            }
+            assert_eq!(report["config"]["transport"], transport);
+        }
+    }
+}
+
+#[test]
+fn ranks_as_threads() {
+    for (program, _, _) in BINARIES {
+        let report = report(program, "--ranks 3 --threads -b 0 -e 5000 -i 1250 -n 2 -w 1");
+        let pids: Vec<_> = report["ranks"].as_array().expect("ranks").iter().map(|rank| &rank["pid"]).collect();
+        assert!(pids.len() == 3 && pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
+        if report["collective"] != "barrier" {
+            assert_right(&report, program);
+        }
+    }
+}
+
+#[test]
+fn the_table_is_nccl_tests() {
+    let output = run(ALL_REDUCE, "--ranks 2 -b 1K -e 4K -f 2 -n 3 -N 2", &[]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success(), "{text}");
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows.len(), 6, "{text}");
+    assert_eq!(rows[0][..5], ["1024", "256", "f32", "sum", "-1"], "{text}");
+    for row in &rows {
+        assert_eq!(row.len(), 13, "{text}");
+        let numbers: Vec<f64> = [5, 6, 7, 9, 10, 11].iter().map(|&i| row[i].parse().expect("a number")).collect();
+        assert!(numbers.iter().all(|&x| x >= 0.0) && numbers[0] > 0.0, "{text}");
+        assert_eq!((row[8], row[12]), ("0", "0"), "{text}");
+    }
+    for line in ["# Rank", "# Cycle 2", "# Out of bounds values : 0 OK", "# Avg bus bandwidth"] {
+        assert!(text.contains(line) || text.contains(&line.replace("# ", "#  ")), "{line} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn unchecked_rows_say_so() {
+    let output = run(ALL_REDUCE, "--ranks 2 -b 64 -e 64 -n 3 -c 0", &[]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success() && text.contains("N/A") && text.contains("not checked"), "{text}");
+}
+
+#[test]
+fn nonsense_is_refused_before_anything_starts() {
+    for (program, arguments, environment, reason) in [
+        (ALL_REDUCE, "--ranks 2 -b 1M -e 8", &[] as &[(&str, &str)], "--maxbytes"),
+        (ALL_REDUCE, "--ranks 0", &[], "at least one rank"),
+        (ALL_REDUCE, "--ranks 2 -f 0", &[], "--stepfactor"),
+        (ALL_REDUCE, "--ranks 2 -d quad", &[], "no such type"),
+        (ALL_REDUCE, "--ranks 2 -o xor -d float", &[], "not defined on f32"),
+        (ALL_REDUCE, "--ranks 2 -t 4", &[], "--threads"),
+        (ALL_REDUCE, "--ranks 2 --no-such-flag", &[], "--no-such-flag"),
+        (ALL_REDUCE, "--ranks 2 --transport pigeon", &[], "auto, shm or tcp"),
+        (ALL_REDUCE, "--ranks 2", &[("MAYPOLE_TIMEOUT", "soon")], "MAYPOLE_TIMEOUT"),
+        (ALL_REDUCE, "--ranks 2", &[("RANK", "0")], "RANK is set"),
+        (ALL_REDUCE, "--ranks 2 -J /no/such/directory/file", &[], "no directory"),
+        (BROADCAST, "--ranks 2 -r 2", &[], "0 to 1"),
+    ] {
+        let output = run(program, arguments, environment);
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {stdout}{stderr}");
+        assert!(stdout.is_empty(), "{arguments}: {stdout}");
+        assert!(stderr.contains(reason), "{arguments}: {stderr}");
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_written_fails_the_run() {
+    // A directory exists, but is no file.
+    let output = run(ALL_REDUCE, &format!("--ranks 2 -b 8 -e 8 -n 2 -J {}", std::env::temp_dir().display()), &[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("--json"), "{stderr}");
+}
+
+#[test]
+fn the_command_does_what_the_binaries_do() {
+    let maypole = env!("CARGO_BIN_EXE_maypole");
+    for name in [
+        "all_reduce",
+        "reduce",
+        "broadcast",
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+        "gather",
+        "scatter",
+        "barrier",
+        "send_recv",
+    ] {
+        let output = run(maypole, &format!("perf {name} --ranks 2 -b 64 -e 4K -f 8 -n 3"), &[]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let first = text.lines().next().unwrap_or_default();
+        assert!(output.status.success(), "{name}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(first.contains(name) && first.contains("2 ranks"), "{text}");
+    }
+    let output = run(maypole, &format!("run -n 3 --no-prefix -- {ALL_REDUCE} -b 64 -e 64 -n 3"), &[]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("0 OK") && text.contains("on 3 ranks"), "{text}");
+}
