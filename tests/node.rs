@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -186,4 +186,240 @@ fn descriptors_are_passed_when_they_are_there() {
     let start = Instant::now();
     nodes[1].fetch_fd(0, WORLD).unwrap();
     println!("a descriptor is fetched in {:?}", start.elapsed());
+}
+
+#[test]
+fn ipv6_only_works_throughout() {
+    let mut config = config();
+    config.set("MAYPOLE_FAMILY", "6").unwrap();
+    let id = UniqueId::create(&config).unwrap();
+    let nodes = ranks(2, |rank| Node::join(Meeting::Id(id), rank, 2, &config).unwrap());
+    assert!(nodes[0].peers().iter().all(|p| !p.data.is_empty() && p.data.iter().all(|a| a.is_ipv6())));
+    let stream = nodes[0].connect(1, WORLD, 0, 1).unwrap();
+    assert!(stream[0].peer_addr().unwrap().is_ipv6());
+}
+
+#[test]
+fn the_interface_can_be_chosen() {
+    let mut config = config();
+    config.set("MAYPOLE_INTERFACE", "lo").unwrap();
+    let id = UniqueId::create(&config).unwrap();
+    let nodes = ranks(2, |rank| Node::join(Meeting::Id(id), rank, 2, &config).unwrap());
+    assert!(nodes[1].peers()[0].data.iter().all(|a| a.ip().is_loopback()));
+    nodes[0].connect(1, WORLD, 0, 2).unwrap();
+    config.set("MAYPOLE_INTERFACE", "nosuch7").unwrap();
+    let error = UniqueId::create(&config).unwrap_err();
+    assert!(matches!(&error, Error::Setting { .. }) && error.to_string().contains("lo ("), "{error}");
+}
+
+/// Join ranks that cannot come together: the error of each.
+fn refused(size: usize, who: impl Fn(usize) -> (usize, usize, Config) + Sync) -> Vec<String> {
+    let id = UniqueId::create(&config()).unwrap();
+    ranks(size, |i| {
+        let (rank, size, config) = who(i);
+        let error = Node::join(Meeting::Id(id), rank, size, &config).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Bootstrap { .. }), "{error:?}");
+        error.to_string()
+    })
+}
+
+#[test]
+fn every_rank_is_told_why_the_job_cannot_start() {
+    let pid = std::process::id().to_string();
+    for error in refused(3, |i| ([0, 1, 1][i], 3, config())) {
+        assert!(error.contains("two processes have rank 1") && error.contains(&pid), "{error}");
+    }
+    for error in refused(3, |i| (i, [3, 3, 4][i], config())) {
+        assert!(error.contains("says 3") && error.contains("says 4"), "{error}");
+    }
+    for error in refused(3, |i| ([0, 1, 5][i], 3, config())) {
+        assert!(error.contains("rank 5") && error.contains("out of range"), "{error}");
+    }
+    let mut other = config();
+    other.ring *= 2;
+    for error in refused(2, |i| (i, 2, if i == 0 { config() } else { other.clone() })) {
+        assert!(error.contains("MAYPOLE_RING=262144") && error.contains("MAYPOLE_RING=524288"), "{error}");
+    }
+}
+
+#[test]
+fn those_who_come_after_the_failure_are_told_too() {
+    let id = UniqueId::create(&config()).unwrap();
+    let errors = ranks(3, |i| {
+        std::thread::sleep(Duration::from_millis([0, 0, 400][i]));
+        Node::join(Meeting::Id(id), [0, 0, 1][i], 2, &config()).map(|_| ()).unwrap_err().to_string()
+    });
+    assert!(errors.iter().all(|e| e.contains("two processes have rank 0")), "{errors:?}");
+}
+
+#[test]
+fn missing_ranks_are_named() {
+    let mut config = config();
+    config.connect_timeout = Duration::from_millis(500);
+    let id = UniqueId::create(&config).unwrap();
+    let start = Instant::now();
+    let errors = ranks(2, |i| Node::join(Meeting::Id(id), [0, 3][i], 5, &config).map(|_| ()).unwrap_err().to_string());
+    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(errors.iter().all(|e| e.contains("ranks 1, 2, 4 did not come within 500ms")), "{errors:?}");
+}
+
+#[test]
+fn a_meeting_point_that_nobody_holds_is_an_error_that_names_it() {
+    let mut config = config();
+    config.connect_timeout = Duration::from_millis(300);
+    let port = free_port();
+    let error = Node::join(at("127.0.0.1", port), 1, 2, &config).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("127.0.0.1:{port}")) && error.contains("refused") && error.contains("MASTER_PORT"),
+        "{error}"
+    );
+    let error = Node::join(at("no-such-host.invalid", port), 1, 2, &config).unwrap_err().to_string();
+    assert!(error.contains("no-such-host.invalid"), "{error}");
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let error = Node::join(at("127.0.0.1", port), 0, 2, &config).unwrap_err().to_string();
+    assert!(error.contains("rank 0 cannot listen") && error.contains("in use"), "{error}");
+    drop(taken);
+}
+
+#[test]
+fn strangers_change_nothing() {
+    let port = free_port();
+    let hub: SocketAddr = ([127, 0, 0, 1], port).into();
+    std::thread::scope(|scope| {
+        let zero = scope.spawn(|| Node::join(at("127.0.0.1", port), 0, 2, &config()).unwrap());
+        while TcpStream::connect(hub).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let bother = |to: SocketAddr| {
+            let silent: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(to).unwrap()).collect();
+            let mut half = TcpStream::connect(to).unwrap();
+            half.write_all(b"maypole\x01\x01").unwrap();
+            let mut garbage = TcpStream::connect(to).unwrap();
+            garbage.write_all(&[0xa5; 4096]).unwrap();
+            let mut answer = Vec::new();
+            // Closed, or reset because not all of the garbage was read.
+            assert!(!matches!(garbage.read_to_end(&mut answer), Ok(n) if n > 0), "garbage gets no answer");
+            (silent, half)
+        };
+        let crowd = bother(hub);
+        let wrong = scope.spawn(|| {
+            let meeting = Meeting::Address { host: "127.0.0.1".into(), port, listener: None, key: [8; 32] };
+            Node::join(meeting, 1, 2, &config()).map(|_| ()).unwrap_err().to_string()
+        });
+        let error = wrong.join().unwrap();
+        assert!(error.contains("another key") && error.contains("MAYPOLE_KEY"), "{error}");
+        let start = Instant::now();
+        let one = Node::join(at("127.0.0.1", port), 1, 2, &config()).unwrap();
+        let zero = zero.join().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(1), "half-open connections hold nobody up");
+        let door = bother(one.peers()[1].data[0]);
+        assert_eq!(zero.connect(1, WORLD, 0, 1).unwrap().len(), 1);
+        // A second process with a rank of a job that has begun is told so, and the job goes on.
+        let error = Node::join(at("127.0.0.1", port), 1, 2, &config()).unwrap_err().to_string();
+        assert!(error.contains("have come already"), "{error}");
+        let watches = watches(&[zero.clone(), one.clone()]);
+        assert!(wait_verdict(&watches[0], Duration::from_millis(100)).is_none());
+        drop((crowd, door));
+    });
+}
+
+#[test]
+fn ranks_that_call_different_things_see_both_sides() {
+    let nodes = world(3);
+    let watches = watches(&nodes);
+    for (watch, count) in watches.iter().zip([8, 8, 9]) {
+        watch.enter(&all_reduce(1, count));
+    }
+    nodes[0].inquire(WORLD, 0, all_reduce(1, 8), 1);
+    nodes[1].inquire(WORLD, 1, all_reduce(1, 8), 2);
+    let expected = Verdict::Mismatch { one: (1, all_reduce(1, 8)), other: (2, all_reduce(1, 9)) };
+    // The audit may find it first, from another side.
+    match common_verdict(&watches) {
+        Verdict::Mismatch { one, other } => assert_ne!(one.1, other.1, "expected like {expected:?}"),
+        verdict => panic!("{verdict:?}"),
+    }
+}
+
+#[test]
+fn ranks_that_never_wait_for_each_other_are_found_out_by_the_audit() {
+    let nodes = world(2);
+    let watches = watches(&nodes);
+    let start = Instant::now();
+    watches[0].enter(&broadcast(1, 0));
+    watches[1].enter(&broadcast(1, 1));
+    assert!(matches!(common_verdict(&watches), Verdict::Mismatch { .. }));
+    println!("found out after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn a_refusal_reaches_those_who_started() {
+    let nodes = world(2);
+    let watches = watches(&nodes);
+    watches[0].enter(&all_reduce(1, 4));
+    watches[1].refuse(1, "3 elements where 4 were expected".into());
+    nodes[0].inquire(WORLD, 0, all_reduce(1, 4), 1);
+    let Verdict::Refused { rank: 1, sequence: 1, why } = common_verdict(&watches) else { panic!() };
+    assert!(why.contains("3 elements"));
+}
+
+#[test]
+fn a_deadline_names_who_is_late() {
+    let nodes = world(4);
+    let watches = watches(&nodes);
+    watches.iter().take(3).for_each(|w| w.enter(&all_reduce(1, 4)));
+    watches.iter().take(2).for_each(|w| w.enter(&all_reduce(2, 4)));
+    let start = Instant::now();
+    nodes[0].stalled(WORLD, 0, all_reduce(2, 4), Duration::from_secs(3));
+    nodes[1].stalled(WORLD, 1, all_reduce(2, 4), Duration::from_secs(3));
+    let verdict = common_verdict(&watches);
+    let Verdict::Stalled { culprits, .. } = &verdict else { panic!("{verdict:?}") };
+    assert_eq!(culprits.iter().map(|c| c.0).collect::<Vec<_>>(), [2, 3]);
+    assert!(culprits[0].2.contains("all_reduce #1") && culprits[1].2.contains("not called anything"), "{verdict}");
+    println!("an inquest takes {:?}", start.elapsed());
+}
+
+#[test]
+fn leaving_early_is_told_to_those_who_still_wait() {
+    let nodes = world(2);
+    let watches = watches(&nodes);
+    watches[0].enter(&all_reduce(1, 4));
+    watches[1].enter(&all_reduce(1, 4));
+    nodes[1].leave(WORLD, 1);
+    nodes[1].unregister(WORLD);
+    nodes[0].inquire(WORLD, 0, all_reduce(1, 4), 1);
+    assert!(wait_verdict(&watches[0], Duration::from_millis(50)).is_none(), "it took part in this one");
+    watches[0].enter(&all_reduce(2, 4));
+    nodes[0].inquire(WORLD, 0, all_reduce(2, 4), 1);
+    let verdict = wait_verdict(&watches[0], Duration::from_secs(2)).expect("a verdict");
+    assert!(verdict.to_string().contains("left the communicator after all_reduce #1"), "{verdict}");
+    assert!(!watches[1].raised());
+}
+
+#[test]
+fn whoever_reports_first_all_get_one_verdict_even_those_who_register_late() {
+    let nodes = world(4);
+    let watches: Vec<_> = watches(&nodes[..3]);
+    std::thread::scope(|scope| {
+        for (rank, node) in nodes[..3].iter().enumerate() {
+            scope.spawn(move || node.report(WORLD, Verdict::Aborted { rank, why: format!("reason {rank}") }));
+        }
+    });
+    let verdict = common_verdict(&watches);
+    let late = Arc::new(Watch::default());
+    nodes[3].register(WORLD, vec![0, 1, 2, 3], late.clone());
+    assert_eq!(wait_verdict(&late, Duration::from_secs(2)), Some(verdict));
+}
+
+#[test]
+fn connecting_and_fetching_end_with_a_verdict() {
+    let nodes = world(2);
+    let watches = watches(&nodes);
+    std::thread::scope(|scope| {
+        let fetch = scope.spawn(|| nodes[0].fetch_fd(1, WORLD).map(|_| ()));
+        std::thread::sleep(Duration::from_millis(30));
+        nodes[1].report(WORLD, Verdict::Aborted { rank: 1, why: "enough".into() });
+        assert!(matches!(fetch.join().unwrap(), Err(Error::Failed { rank: 0, .. })));
+    });
+    assert!(watches[0].raised());
 }

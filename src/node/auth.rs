@@ -139,11 +139,6 @@ impl<S: Read + Write> Guest<S> {
         Guest { stream, buffer: [0; OPENING], filled: 0, expected: None, deadline }
     }
 
-    /// The connection itself.
-    pub fn stream(&self) -> &S {
-        &self.stream
-    }
-
     /// Give the connection up to whoever serves it now.
     pub fn into_stream(self) -> S {
         self.stream
@@ -302,7 +297,7 @@ mod tests {
                 let mut guest = Guest::new(inside, soon);
                 loop {
                     match guest.advance(&door, me, purpose) {
-                        Standing::Waiting => wait(guest.stream(), PollFlags::POLLIN, soon, &|| false).unwrap(),
+                        Standing::Waiting => wait(&guest.stream, PollFlags::POLLIN, soon, &|| false).unwrap(),
                         standing => return standing,
                     }
                 }

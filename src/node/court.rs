@@ -125,7 +125,7 @@ impl Court {
         std::mem::take(&mut self.letters)
     }
 
-    /// Whether all ranks have gone, and whether any of them did not go in order.
+    /// Whether all ranks have gone.
     pub fn over(&self) -> bool {
         self.gone.iter().all(Option::is_some)
     }
@@ -175,6 +175,7 @@ impl Court {
                 Some(Gone::InOrder) => "it left the job before this communicator was made".to_string(),
             };
             self.declare_died(context, place, how);
+            self.cases.get_mut(&context).expect("inserted above").left.insert(place, Vec::new());
         }
     }
 

@@ -1,1 +1,288 @@
+//! The court by itself, in made-up time.
 
+use maypole_collectives::schedule::Collective;
+use maypole_collectives::{DataType, ReduceOp};
+
+use super::*;
+
+const WORLD: u64 = 1;
+/// World ranks 4, 2, 0 as ranks 0, 1, 2.
+const PART: u64 = 2;
+
+fn court() -> Court {
+    let mut court = Court::new((0..5).map(|r| format!("host{r}")).collect());
+    for rank in 0..5 {
+        court.register(rank, WORLD, &Runs::new(&[0, 1, 2, 3, 4]));
+    }
+    for rank in [0, 2, 4] {
+        court.register(rank, PART, &Runs::new(&[4, 2, 0]));
+    }
+    assert!(court.letters().is_empty());
+    court
+}
+
+fn op(sequence: u64, count: usize) -> Fingerprint {
+    Fingerprint::collective(sequence, Collective::AllReduce, DataType::F32, Some(ReduceOp::Sum), 0, count)
+}
+
+/// Those who were told a verdict, in order, and the verdict, which must be one.
+fn told(court: &mut Court, context: u64) -> (Vec<usize>, Verdict) {
+    let mut letters: Vec<(usize, Verdict)> = court
+        .letters()
+        .into_iter()
+        .filter_map(|(to, letter)| match letter {
+            ToNode::Declare { context: c, verdict } if c == context => Some((to, verdict)),
+            _ => None,
+        })
+        .collect();
+    letters.sort_by_key(|(to, _)| *to);
+    assert!(letters.windows(2).all(|w| w[0].1 == w[1].1), "{letters:?}");
+    (letters.iter().map(|(to, _)| *to).collect(), letters.first().expect("a verdict").1.clone())
+}
+
+fn asks(court: &mut Court) -> Vec<(usize, u64, u64)> {
+    let ask = |(to, letter)| match letter {
+        ToNode::Ask { sequence, question, .. } => (to, sequence, question),
+        other => panic!("{other:?}"),
+    };
+    court.letters().into_iter().map(ask).collect()
+}
+
+fn abort(why: &str) -> Verdict {
+    Verdict::Aborted { rank: 0, why: why.into() }
+}
+
+#[test]
+fn the_first_report_stands() {
+    let (mut court, now) = (court(), Instant::now());
+    court.report(2, PART, abort("one"), now);
+    court.report(0, PART, abort("two"), now);
+    assert_eq!(told(&mut court, PART), (vec![0, 2, 4], abort("one")));
+    court.report(1, PART, abort("no member"), now);
+    court.report(1, 99, abort("no such communicator"), now);
+    assert!(court.letters().is_empty());
+}
+
+#[test]
+fn a_death_is_told_in_each_communicators_own_ranks() {
+    let mut court = court();
+    court.departed(2, Some("gone".into()));
+    let letters = court.letters();
+    let verdict_of = |context| {
+        letters.iter().find_map(|(_, l)| match l {
+            ToNode::Declare { context: c, verdict: Verdict::Died { rank, host, .. } } if *c == context => {
+                Some((*rank, host.clone()))
+            }
+            _ => None,
+        })
+    };
+    assert_eq!(verdict_of(WORLD), Some((2, "host2".into())));
+    assert_eq!(verdict_of(PART), Some((1, "host2".into())));
+    assert!(letters.iter().all(|(to, _)| *to != 2), "the dead get no letters");
+    assert_eq!(letters.len(), 4 + 2);
+}
+
+#[test]
+fn who_left_a_communicator_may_die_and_who_left_the_job_is_missed_later() {
+    let mut court = court();
+    court.leave(2, PART, vec![]);
+    court.departed(2, Some("gone".into()));
+    assert!(court.letters().iter().all(|(_, l)| matches!(l, ToNode::Declare { context: WORLD, .. })));
+    court.departed(3, None);
+    court.register(1, 9, &Runs::new(&[1, 3]));
+    let (to, verdict) = told(&mut court, 9);
+    assert_eq!(to, [1]);
+    assert!(matches!(verdict, Verdict::Died { rank: 1, .. }));
+}
+
+#[test]
+fn different_calls_and_refusals_are_found_by_inquiry() {
+    for (record, expected) in [
+        (Record::Called(op(3, 8)), Verdict::Mismatch { one: (2, op(3, 4)), other: (1, op(3, 8)) }),
+        (Record::Refused("no".into()), Verdict::Refused { rank: 1, sequence: 3, why: "no".into() }),
+    ] {
+        let mut court = court();
+        court.inquire(0, PART, op(3, 4), 1);
+        assert_eq!(asks(&mut court), [(2, 3, 3)]);
+        court.answer(2, PART, 3, 3, record);
+        assert_eq!(told(&mut court, PART), (vec![0, 2, 4], expected));
+    }
+    let mut court = court();
+    court.inquire(0, PART, op(3, 4), 1);
+    for harmless in [Record::Called(op(3, 4)), Record::NotYet(Some(op(2, 9))), Record::NotYet(None), Record::Forgotten]
+    {
+        court.letters();
+        court.answer(2, PART, 3, 3, harmless);
+        assert!(court.letters().is_empty());
+    }
+}
+
+#[test]
+fn waiting_for_a_rank_that_has_left_ends() {
+    // It leaves after the question, or before it.
+    for before in [true, false] {
+        let mut court = court();
+        let history = vec![(1, Record::Called(op(1, 1))), (2, Record::Called(op(2, 2)))];
+        if before {
+            court.leave(2, PART, history.clone());
+        }
+        court.inquire(0, PART, op(2, 2), 1);
+        assert!(before == court.letters().is_empty());
+        court.inquire(0, PART, op(3, 4), 1);
+        if !before {
+            court.answer(2, PART, 3, 3, Record::NotYet(Some(op(2, 2))));
+            court.leave(2, PART, history);
+        }
+        let (to, verdict) = told(&mut court, PART);
+        assert_eq!(to, [0, 4]);
+        let Verdict::Died { rank: 1, how, .. } = verdict else { panic!("{verdict:?}") };
+        assert!(how.contains("left the communicator after all_reduce #2") && how.contains("all_reduce #3"), "{how}");
+    }
+}
+
+#[test]
+fn an_inquest_names_who_is_missing() {
+    let (mut court, now) = (court(), Instant::now());
+    court.leave(4, WORLD, vec![(5, Record::Called(op(5, 1)))]);
+    court.stalled(0, WORLD, op(7, 4), Duration::from_secs(9), now);
+    assert_eq!(asks(&mut court), [(1, 7, 0), (2, 7, 0), (3, 7, 0)]);
+    court.stalled(1, WORLD, op(7, 4), Duration::from_secs(9), now);
+    assert!(court.letters().is_empty(), "one inquest is enough");
+    court.answer(1, WORLD, 7, 0, Record::Called(op(7, 4)));
+    court.answer(2, WORLD, 7, 0, Record::NotYet(Some(op(6, 3))));
+    assert!(court.deadline().unwrap() <= now + Duration::from_millis(300));
+    court.tick(now + Duration::from_millis(299));
+    assert!(court.letters().is_empty());
+    court.tick(now + Duration::from_millis(300));
+    let (to, verdict) = told(&mut court, WORLD);
+    assert_eq!(to, [0, 1, 2, 3]);
+    let Verdict::Stalled { reporter: 0, culprits, .. } = &verdict else { panic!("{verdict:?}") };
+    assert_eq!(culprits.iter().map(|c| c.0).collect::<Vec<_>>(), [2, 3, 4]);
+    let text = verdict.to_string();
+    for part in [
+        "rank 2 on host host2 (its latest operation was all_reduce #6",
+        "rank 3",
+        "does not answer",
+        "left the communicator after all_reduce #5",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(court.deadline(), None);
+}
+
+#[test]
+fn an_inquest_ends_early_and_prefers_a_contradiction() {
+    let (mut court, now) = (court(), Instant::now());
+    court.stalled(4, PART, op(7, 4), Duration::from_secs(9), now);
+    court.answer(2, PART, 7, 0, Record::NotYet(None));
+    court.letters();
+    court.answer(0, PART, 7, 0, Record::Called(op(7, 5)));
+    assert_eq!(told(&mut court, PART).1, Verdict::Mismatch { one: (0, op(7, 4)), other: (2, op(7, 5)) });
+}
+
+#[test]
+fn messages_between_two_are_not_looked_up_by_number() {
+    let (mut court, now) = (court(), Instant::now());
+    court.register(0, 9, &Runs::new(&[0, 1]));
+    court.register(1, 9, &Runs::new(&[0, 1]));
+    let message = Fingerprint::point_to_point(2, DataType::F32, 4);
+    court.stalled(0, 9, message, Duration::from_secs(1), now);
+    assert_eq!(asks(&mut court), [(1, u64::MAX, 0)]);
+    court.answer(1, 9, u64::MAX, 0, Record::NotYet(Some(op(2, 9))));
+    let text = told(&mut court, 9).1.to_string();
+    assert!(text.contains("rank 1") && text.contains("its latest operation was all_reduce #2"), "{text}");
+
+    court.stalled(0, PART, message, Duration::from_secs(1), now);
+    court.answer(2, PART, u64::MAX, 0, Record::NotYet(None));
+    court.answer(4, PART, u64::MAX, 0, Record::NotYet(None));
+    let text = told(&mut court, PART).1.to_string();
+    assert!(text.contains("its other side has not come"), "{text}");
+}
+
+#[test]
+fn the_audit_finds_ranks_that_never_wait_for_each_other() {
+    let mut court = court();
+    court.audit(4, PART, vec![(1, Record::Called(op(1, 1))), (2, Record::Called(op(2, 1)))]);
+    court.audit(0, PART, vec![(1, Record::Called(op(1, 1)))]);
+    court.audit(2, PART, vec![(3, Record::Called(op(3, 1)))]);
+    assert!(court.letters().is_empty());
+    court.audit(0, PART, vec![(1, Record::Called(op(1, 1))), (2, Record::Called(op(2, 6)))]);
+    assert_eq!(told(&mut court, PART).1, Verdict::Mismatch { one: (0, op(2, 1)), other: (2, op(2, 6)) });
+}
+
+#[test]
+fn a_refusal_concerns_those_who_called_and_only_them() {
+    let refused = |why: &str| Record::Refused(why.into());
+    for first in [0, 1] {
+        let mut court = court();
+        court.audit(4, WORLD, vec![(1, refused("bad"))]);
+        court.audit(3, WORLD, vec![(1, refused("bad too"))]);
+        assert!(court.letters().is_empty(), "all refused the same: nothing was started");
+        let mut news = [(2, Record::Called(op(2, 1))), (2, refused("no"))];
+        news.rotate_left(first);
+        let [a, b] = news;
+        court.audit(3, WORLD, vec![a]);
+        assert!(court.letters().is_empty());
+        court.audit(4, WORLD, vec![b]);
+        let rank = if first == 0 { 4 } else { 3 };
+        assert_eq!(told(&mut court, WORLD).1, Verdict::Refused { rank, sequence: 2, why: "no".into() });
+    }
+}
+
+#[test]
+fn what_the_audit_keeps_is_bounded() {
+    let mut court = court();
+    for sequence in 1..5000 {
+        court.audit(1, WORLD, vec![(sequence, Record::Called(op(sequence, 1)))]);
+    }
+    assert_eq!(court.cases[&WORLD].audit.len(), AUDITED);
+    court.audit(2, WORLD, vec![(4999, Record::Called(op(4999, 2)))]);
+    assert!(matches!(told(&mut court, WORLD).1, Verdict::Mismatch { .. }));
+}
+
+#[test]
+fn a_lost_link_is_explained_by_a_death_if_there_is_one() {
+    let lost = Verdict::Link { rank: 2, peer: 1, host: "host2".into(), what: "reset".into() };
+    let now = Instant::now();
+    let mut one = court();
+    one.report(0, PART, lost.clone(), now);
+    assert!(one.letters().is_empty());
+    one.departed(2, Some("its process ended".into()));
+    assert!(matches!(told(&mut one, PART).1, Verdict::Died { rank: 1, .. }));
+
+    let mut two = court();
+    two.report(0, PART, lost.clone(), now);
+    two.leave(2, PART, vec![(1, Record::Called(op(1, 1)))]);
+    assert!(
+        matches!(told(&mut two, PART).1, Verdict::Died { rank: 1, how, .. } if how.contains("after all_reduce #1"))
+    );
+
+    let mut three = court();
+    three.report(0, PART, lost.clone(), now);
+    three.tick(three.deadline().unwrap());
+    assert_eq!(told(&mut three, PART).1, lost);
+}
+
+#[test]
+fn members_must_agree_on_who_they_are() {
+    let mut court = court();
+    court.register(0, 9, &Runs::new(&[0, 1]));
+    court.register(1, 9, &Runs::new(&[1, 0]));
+    assert!(matches!(told(&mut court, 9).1, Verdict::Aborted { rank: 1, .. }));
+    court.register(3, 10, &Runs::new(&[0, 1]));
+    assert!(!court.cases.contains_key(&10), "a rank that is no member");
+}
+
+#[test]
+fn nothing_is_kept_of_communicators_that_all_have_left() {
+    let mut court = court();
+    for rank in [0, 2, 4] {
+        court.leave(rank, PART, vec![]);
+    }
+    assert!(!court.cases.contains_key(&PART));
+    for rank in 0..5 {
+        assert!(!court.over());
+        court.departed(rank, None);
+    }
+    assert!(court.over() && court.cases.is_empty() && !court.disturbed());
+}
