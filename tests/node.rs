@@ -1,4 +1,5 @@
-//! Promises of the node: ranks meet or all are told why not, connect, pass descriptors, and learn of each other's fate with one verdict.
+//! Promises of the node: ranks meet or all are told why not, connect, pass descriptors, and learn of each other's fate
+//! with one verdict.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -422,4 +423,18 @@ fn connecting_and_fetching_end_with_a_verdict() {
         assert!(matches!(fetch.join().unwrap(), Err(Error::Failed { rank: 0, .. })));
     });
     assert!(watches[0].raised());
+}
+
+#[test]
+fn a_rank_that_panics_does_not_leave_in_good_order() {
+    let mut nodes = world(2);
+    let watches = watches(&nodes);
+    let one = nodes.pop().unwrap();
+    let panicked = std::thread::spawn(move || {
+        let _node = one;
+        panic!("planted: this panic belongs to the test");
+    });
+    panicked.join().unwrap_err();
+    let verdict = wait_verdict(&watches[0], Duration::from_secs(2)).expect("a verdict");
+    assert!(matches!(&verdict, Verdict::Died { rank: 1, how, .. } if how.contains("panicked")), "{verdict}");
 }

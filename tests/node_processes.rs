@@ -1,6 +1,8 @@
-//! Promises of the node that need processes: deaths, stopped processes, who waits for whom at the end, nothing left behind.
+//! Promises of the node that need processes: deaths, stopped processes, who waits for whom at the end, nothing left
+//! behind.
 //!
-//! Each test starts its own executable again, with its own name and a role in the environment: that process plays the role.
+//! Each test starts its own executable again, with its own name and a role in the environment: that process plays the
+//! role.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};

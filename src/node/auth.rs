@@ -6,9 +6,10 @@
 //!                                   <-  answer: magic, nonce, MAC("door", opening, nonce)     72 bytes
 //!   proof: MAC("caller", opening, nonce) ->         32 bytes
 //! ```
-//! MAC is BLAKE3 keyed with the job's key. Both nonces are fresh, so nothing recorded can be played again, and the errand (who calls, for whom,
-//! what for) is covered. The caller may write on at once after the proof. Everything has a fixed size: a stranger costs the
-//! door a few hundred bytes and a file descriptor until its time is up. The connection itself is not encrypted.
+//! MAC is BLAKE3 keyed with the job's key. Both nonces are fresh, so nothing recorded can be played again, and the
+//! errand (who calls, for whom, what for) is covered. The caller may write on at once after the proof. Everything has a
+//! fixed size: a stranger costs the door a few hundred bytes and a file descriptor until its time is up. The connection
+//! itself is not encrypted.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -144,7 +145,8 @@ impl<S: Read + Write> Guest<S> {
         self.stream
     }
 
-    /// Take in what has arrived. `me` is who is called at this door, for `purpose` only. No byte after the proof is read.
+    /// Take in what has arrived. `me` is who is called at this door, for `purpose` only. No byte after the proof is
+    /// read.
     pub fn advance(&mut self, key: &Key, me: u32, purpose: Purpose) -> Standing {
         loop {
             let want = if self.expected.is_some() { PROOF } else { OPENING };
@@ -202,7 +204,8 @@ pub(super) enum Refusal {
     Io(#[from] io::Error),
 }
 
-/// The caller's side: show the key and have the door show it. Blocks until `deadline`, or until `give_up` says so (asked every 20 ms). `stream` is non-blocking and stays so.
+/// The caller's side: show the key and have the door show it. Blocks until `deadline`, or until `give_up` says so
+/// (asked every 20 ms). `stream` is non-blocking and stays so.
 pub(super) fn knock<S: Read + Write + AsFd>(
     stream: &mut S,
     key: &Key,

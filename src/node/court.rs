@@ -1,9 +1,10 @@
-//! One verdict per communicator: the hub's side of the [`Jury`](crate::watch::Jury). No I/O and no clock: [`super::hub`] feeds it frames and
-//! times, and sends the letters it writes.
+//! One verdict per communicator: the hub's side of the [`Jury`](crate::watch::Jury). No I/O and no clock:
+//! [`super::hub`] feeds it frames and times, and sends the letters it writes.
 //!
-//! The first verdict that reaches the court stands, and every member is told that one and no other. Four things lead to one:
-//! a member reports; a member's process ends or leaves while others need it; a comparison shows that members called different things
-//! (an *inquiry* of one member about one other, or the *audit* of what all have called lately); or an *inquest* finds out who is missing after a deadline.
+//! The first verdict that reaches the court stands, and every member is told that one and no other. Four things lead to
+//! one: a member reports; a member's process ends or leaves while others need it; a comparison shows that members
+//! called different things (an *inquiry* of one member about one other, or the *audit* of what all have called lately);
+//! or an *inquest* finds out who is missing after a deadline.
 //!
 //! Inside, ranks are a communicator's own unless the name says `world`.
 
@@ -212,7 +213,8 @@ impl Court {
             return;
         }
         case.inquest = Some(Inquest { until: now + INQUEST, reporter, operation, after, answers: HashMap::new() });
-        // Messages between two ranks have their own numbers: there the question is only whether a process answers, and how far it is.
+        // Messages between two ranks have their own numbers: there the question is only whether a process answers, and
+        // how far it is.
         let sequence = if operation.is_point_to_point() { u64::MAX } else { operation.sequence };
         let ask = ToNode::Ask { context, sequence, question: INQUEST_QUESTION };
         let members = case.members.iter().enumerate();

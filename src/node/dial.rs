@@ -1,7 +1,8 @@
 //! Calling a process that has several addresses, of which some may lead nowhere.
 //!
-//! Connections are attempted side by side, each next one [`STAGGER`] after the last (as RFC 8305 has it), and whoever answers and shows the key first is taken.
-//! Another process may listen at one of the addresses: then the key tells, and the others are tried.
+//! Connections are attempted side by side, each next one [`STAGGER`] after the last (as RFC 8305 has it), and whoever
+//! answers and shows the key first is taken. Another process may listen at one of the addresses: then the key tells,
+//! and the others are tried.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -21,8 +22,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// What went wrong at each address.
 pub(super) type Failures = Vec<(SocketAddr, Refusal)>;
 
-/// Call the process at `addresses` for `errand`, from the local address `source` if one is given. Blocks until somebody has answered
-/// who holds the key, all have failed, or `deadline`. The stream is non-blocking, without Nagle's delay.
+/// Call the process at `addresses` for `errand`, from the local address `source` if one is given. Blocks until somebody
+/// has answered who holds the key, all have failed, or `deadline`. The stream is non-blocking, without Nagle's delay.
 pub(super) fn call(
     addresses: &[SocketAddr],
     source: Option<IpAddr>,

@@ -1,7 +1,8 @@
 //! A listening socket and the guests at it: connections that have not shown the job's key yet.
 //!
-//! A [`Door`] lives in an epoll loop (the hub's or a node's) and never waits. A guest has a few seconds; when too many stand there, the one that has stood longest goes,
-//! so strangers who connect and say nothing cannot keep a rank out for long.
+//! A [`Door`] lives in an epoll loop (the hub's or a node's) and never waits. A guest has a few seconds; when too many
+//! stand there, the one that has stood longest goes, so strangers who connect and say nothing cannot keep a rank out
+//! for long.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -86,7 +87,8 @@ impl<L: Listen> Door<L> {
         Ok(Door { listener, kind, purpose, me, key, guests: BTreeMap::new(), arrivals: 0, shut_until: None })
     }
 
-    /// Something happened at number `id` of this door. Those who have shown the key are appended to `admitted`; they are no longer in `epoll`.
+    /// Something happened at number `id` of this door. Those who have shown the key are appended to `admitted`; they
+    /// are no longer in `epoll`.
     pub fn attend(&mut self, id: u64, epoll: &Epoll, admitted: &mut Vec<(L::Stream, Errand)>) {
         if id != 0 {
             return self.hear(id, epoll, admitted);

@@ -1,7 +1,7 @@
 //! What nodes and the hub say to each other on a control connection, and how it is put into bytes.
 //!
-//! A frame is its length (4 bytes, little-endian) and that many bytes of [`postcard`]. A reader sets a bound on the length before it
-//! keeps anything, and holds only bytes that have arrived: a length by itself allocates nothing.
+//! A frame is its length (4 bytes, little-endian) and that many bytes of [`postcard`]. A reader sets a bound on the
+//! length before it keeps anything, and holds only bytes that have arrived: a length by itself allocates nothing.
 
 use std::io::{self, Read, Write};
 use std::time::Duration;
@@ -153,7 +153,8 @@ impl Inbox {
         }
     }
 
-    /// The next whole frame, or `None` if it has not arrived. A frame longer than `limit` or that does not parse is an error.
+    /// The next whole frame, or `None` if it has not arrived. A frame longer than `limit` or that does not parse is an
+    /// error.
     pub fn next<M: DeserializeOwned>(&mut self, limit: usize) -> io::Result<Option<M>> {
         let Some(head) = self.bytes.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_le_bytes(*head) as usize;

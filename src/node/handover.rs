@@ -1,7 +1,8 @@
-//! Passing a file descriptor (a memfd, shared memory without a file) to another process of this host, over an abstract unix socket.
+//! Passing a file descriptor (a memfd, shared memory without a file) to another process of this host, over an abstract
+//! unix socket.
 //!
-//! The fetcher connects, both sides show the key ([`super::auth`]) and check that the other runs as the same user, and the
-//! owner answers with one byte and the descriptor as soon as it has one to give.
+//! The fetcher connects, both sides show the key ([`super::auth`]) and check that the other runs as the same user, and
+//! the owner answers with one byte and the descriptor as soon as it has one to give.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -56,7 +57,8 @@ pub(super) fn give(to: &UnixStream, fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Fetch the descriptor of `errand` from the owner of the abstract socket `name`. Blocks until it is given, `deadline`, or `give_up`.
+/// Fetch the descriptor of `errand` from the owner of the abstract socket `name`. Blocks until it is given, `deadline`,
+/// or `give_up`.
 pub(super) fn fetch(
     name: &str,
     key: &Key,

@@ -1,5 +1,6 @@
-//! The hub: one thread in one of the job's processes, to which every node keeps a control connection. It gathers the ranks ([`super::roster`]), then
-//! carries verdicts between them ([`super::court`]). This file is its I/O: an epoll loop over the listener and the connections.
+//! The hub: one thread in one of the job's processes, to which every node keeps a control connection. It gathers the
+//! ranks ([`super::roster`]), then carries verdicts between them ([`super::court`]). This file is its I/O: an epoll
+//! loop over the listener and the connections.
 //!
 //! It ends when every rank has gone, or when the ranks could not be brought together and all were told so.
 
@@ -25,7 +26,8 @@ const DOOR: u8 = 0;
 const LINE: u8 = 1;
 /// How long a connection that has shown the key has to say who it is.
 const INTRODUCTION: Duration = Duration::from_secs(5);
-/// How long the hub, when the ranks could not be brought together, keeps its own process from ending so that the others can be told.
+/// How long the hub, when the ranks could not be brought together, keeps its own process from ending so that the others
+/// can be told.
 const HELD: Duration = Duration::from_secs(1);
 /// How long the hub's own process waits in leaving for ranks that remain, once something has gone wrong.
 const DISTURBED: Duration = Duration::from_secs(3);
@@ -34,7 +36,8 @@ const BACKLOG: usize = 512 << 20;
 /// How many processes wait in the kernel for the hub to accept them.
 const QUEUE: i32 = 4096;
 
-/// Bind a port for a hub: at `ip`, or at all addresses of the family, IPv4 and IPv6 on one socket where that is allowed. Port 0 takes a free one.
+/// Bind a port for a hub: at `ip`, or at all addresses of the family, IPv4 and IPv6 on one socket where that is
+/// allowed. Port 0 takes a free one.
 pub(super) fn listen(ip: Option<IpAddr>, port: u16, family: Family) -> io::Result<TcpListener> {
     let bind = |ip: IpAddr| {
         let address = SocketAddr::new(ip, port);
@@ -109,7 +112,8 @@ enum Phase {
     Gathering(Roster),
     /// They cannot be brought together; everybody who comes is told.
     Failed { what: String, size: usize, told: HashSet<usize>, held: HashSet<u64>, hold_until: Instant, until: Instant },
-    /// They have come. `ranks`: the connection of each; `farewell_by`: when this process' own last rank is let go at the latest.
+    /// They have come. `ranks`: the connection of each; `farewell_by`: when this process' own last rank is let go at
+    /// the latest.
     Running { court: Court, ranks: Vec<u64>, farewell_by: Option<Instant> },
 }
 
@@ -275,8 +279,8 @@ impl Hub {
         self.phase = Phase::Running { court, ranks, farewell_by: None };
     }
 
-    /// They cannot be brought together: tell all who are there. `gone`: those who need not be told; `hold_until`: how long this process' own
-    /// ranks wait for the others to be told.
+    /// They cannot be brought together: tell all who are there. `gone`: those who need not be told; `hold_until`: how
+    /// long this process' own ranks wait for the others to be told.
     fn fail(&mut self, what: String, size: usize, gone: HashSet<usize>, hold_until: Instant) {
         tracing::debug!("the ranks cannot be brought together: {what}");
         let until = self.give_up.max(hold_until);
@@ -321,7 +325,8 @@ impl Hub {
         }
     }
 
-    /// A rank leaves. The last one of this process is kept until the others have left too: the hub ends with the process.
+    /// A rank leaves. The last one of this process is kept until the others have left too: the hub ends with the
+    /// process.
     fn let_go(&mut self, id: u64, rank: usize, own: bool, how: Option<String>) {
         let Phase::Running { court, ranks, farewell_by } = &mut self.phase else { return };
         court.departed(rank, how);

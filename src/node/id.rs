@@ -20,10 +20,11 @@ const FIRST: usize = 8 + 32 + 1;
 /// Where the checksum begins.
 const CHECKSUM: usize = 124;
 
-/// Names a world that is about to meet: hand the same one to every rank. 128 bytes, safe to pass through any key-value store or file.
+/// Names a world that is about to meet: hand the same one to every rank. 128 bytes, safe to pass through any key-value
+/// store or file.
 ///
-/// It holds the job's random key, so whoever reads it can join the job, and the addresses of the process that created it. That process must live, and can be reached by every rank,
-/// until the job is over: it holds the job together.
+/// It holds the job's random key, so whoever reads it can join the job, and the addresses of the process that created
+/// it. That process must live, and can be reached by every rank, until the job is over: it holds the job together.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct UniqueId(
     /// The bytes; [`UniqueId::from_bytes`] checks them.
@@ -38,11 +39,13 @@ impl std::fmt::Debug for UniqueId {
 }
 
 impl UniqueId {
-    /// Make an id and the meeting point behind it: a listener and a thread in this process, which end when the job is over, or when nobody has come for ten
-    /// times `MAYPOLE_CONNECT_TIMEOUT`. Any process may do it; usually rank 0 does and hands the id to the others.
+    /// Make an id and the meeting point behind it: a listener and a thread in this process, which end when the job is
+    /// over, or when nobody has come for ten times `MAYPOLE_CONNECT_TIMEOUT`. Any process may do it; usually rank 0
+    /// does and hands the id to the others.
     ///
     /// # Errors
-    /// [`Error::Setting`] if `MAYPOLE_INTERFACE` or `MAYPOLE_FAMILY` leave no address; [`Error::System`] if no port can be bound.
+    /// [`Error::Setting`] if `MAYPOLE_INTERFACE` or `MAYPOLE_FAMILY` leave no address; [`Error::System`] if no port can
+    /// be bound.
     pub fn create(config: &Config) -> Result<UniqueId> {
         let key = auth::random().map_err(|e| Error::system("cannot make a key for the job", e))?;
         let ips = peer::addresses(config)?;

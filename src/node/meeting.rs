@@ -1,4 +1,5 @@
-//! A rank's way into the job: reach the meeting point, open its own doors, introduce itself, and wait until all have come.
+//! A rank's way into the job: reach the meeting point, open its own doors, introduce itself, and wait until all have
+//! come.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
@@ -70,7 +71,7 @@ impl Point {
         list.dedup();
         list.extend(fallback.filter(|f| !list.contains(f)));
         if list.is_empty() {
-            Err(format!("it has no address of the family that MAYPOLE_FAMILY asks for"))
+            Err("it has no address of the family that MAYPOLE_FAMILY asks for".to_string())
         } else {
             Ok(list)
         }
@@ -80,7 +81,8 @@ impl Point {
 /// Bring this rank into the job. Blocks until all ranks have come.
 ///
 /// # Errors
-/// [`Error::Bootstrap`]: what is wrong with the job, the same on every rank, or why the meeting point cannot be reached.
+/// [`Error::Bootstrap`]: what is wrong with the job, the same on every rank, or why the meeting point cannot be
+/// reached.
 pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<Met> {
     let start = Instant::now();
     if size == 0 || size > roster::LARGEST || u32::try_from(rank).is_err() {
@@ -158,7 +160,8 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<(Po
     let bound = match listener {
         Some(fd) => inherit(fd),
         None => {
-            // A loopback name is for this machine only; any other may mean an address that this machine does not know as its own.
+            // A loopback name is for this machine only; any other may mean an address that this machine does not know
+            // as its own.
             let known = (host.as_str(), port).to_socket_addrs().ok().filter(|_| names_this_host(&host));
             let own = known.and_then(|mut all| all.find(|a| peer::allowed(config.family, &a.ip())));
             hub::listen(own.map(|a| a.ip()), port, config.family)
@@ -221,7 +224,8 @@ fn reach(point: &Point, key: &Key, rank: usize, config: &Config, start: Instant)
                 start.elapsed(),
                 match point {
                     Point::Named { .. } =>
-                        "rank 0 runs there, that every rank was given the same address, port (MASTER_ADDR, MASTER_PORT) and key (MAYPOLE_KEY)",
+                        "rank 0 runs there, that every rank was given the same address, port (MASTER_ADDR, \
+                         MASTER_PORT) and key (MAYPOLE_KEY)",
                     Point::Known(_) => "the process that made the unique id still runs",
                 }
             )));
@@ -231,8 +235,8 @@ fn reach(point: &Point, key: &Key, rank: usize, config: &Config, start: Instant)
     }
 }
 
-/// Open the door for data connections. `open`: whether other hosts may come although this rank reached the meeting point by a loopback address.
-/// Returns what to publish, best first.
+/// Open the door for data connections. `open`: whether other hosts may come although this rank reached the meeting
+/// point by a loopback address. Returns what to publish, best first.
 fn open_data(route: IpAddr, open: bool, config: &Config) -> Result<(TcpListener, Vec<SocketAddr>)> {
     let allowed = peer::addresses(config)?;
     let route = match route {

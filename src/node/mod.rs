@@ -1,4 +1,5 @@
-//! A node is one process's membership in a job: meeting the others, showing the key, and from then on news of their fate.
+//! A node is one process's membership in a job: meeting the others, showing the key, and from then on news of their
+//! fate.
 //!
 //! ```text
 //!           node 0 ── control ──┐                 ┌── control ── node 2
@@ -6,19 +7,20 @@
 //!           node 1 ── control ──┘   (one thread   └── control ── node 3
 //!                                in one process)
 //! ```
-//! Every node has one thread and one control connection to the *hub*, a thread in rank 0's process or wherever the [`UniqueId`] was made. The hub gathers the ranks, tells each who
-//! the others are, and afterwards carries what they report: it sees a process end because its connection closes, and it
-//! makes sure that all members of a communicator get the same verdict. Data never passes through it: for that, nodes accept connections
-//! from each other ([`Node::connect`]) and hand each other shared memory ([`Node::fetch_fd`]).
+//! Every node has one thread and one control connection to the *hub*, a thread in rank 0's process or wherever the
+//! [`UniqueId`] was made. The hub gathers the ranks, tells each who the others are, and afterwards carries what they
+//! report: it sees a process end because its connection closes, and it makes sure that all members of a communicator
+//! get the same verdict. Data never passes through it: for that, nodes accept connections from each other
+//! ([`Node::connect`]) and hand each other shared memory ([`Node::fetch_fd`]).
 //!
 //! * [`id`]: what names a job and says where it meets. [`meeting`]: a rank's way in.
 //! * [`hub`]: the hub's I/O, around [`roster`] (who has come) and [`court`] (verdicts), both without I/O.
-//! * [`service`]: a node's thread. [`handover`]: passing file descriptors.
+//! * [`service`]: a node's thread. [`shared`]: what it shares with its callers. [`handover`]: passing file descriptors.
 //! * [`frame`]: the control connection's messages. [`auth`]: showing the key. [`door`]: accepting strangers safely.
 //!   [`dial`]: calling somebody with several addresses. [`peer`]: what ranks know of each other.
 //!
-//! Nothing here is global to the process: threads may each have a node of their own. Forking is not supported: the child would keep
-//! the parent's connections open and hide its death.
+//! Nothing here is global to the process: threads may each have a node of their own. Forking is not supported: the
+//! child would keep the parent's connections open and hide its death.
 
 mod auth;
 mod court;
@@ -32,10 +34,10 @@ mod meeting;
 mod peer;
 mod roster;
 mod service;
+mod shared;
 
-use std::collections::{HashMap, HashSet};
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -45,80 +47,39 @@ use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
-use self::auth::{Errand, Key, Purpose};
-use self::frame::{HubPlace, Outbox, Runs, ToHub};
+use self::auth::{Errand, Purpose};
+use self::frame::{Runs, ToHub};
 pub use self::id::{Meeting, UniqueId};
 pub use self::peer::{Peer, Settings};
+use self::shared::{Registered, Shared};
 use crate::config::Config;
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
-use crate::watch::{Jury, Record, Watch};
+use crate::watch::{Jury, Watch};
 
-/// How long the hub has to answer a report before the rank acts alone: a stopped hub must not hold anybody past a deadline.
-const HUB_PATIENCE: Duration = Duration::from_secs(3);
-/// How many of its latest operations a rank that leaves a communicator tells.
-const TOLD_ON_LEAVING: usize = 16;
 /// The most TCP connections between two ranks on a channel.
 const CONNECTIONS: usize = 64;
 
 /// One rank's membership in a job. See the [module](self).
 ///
-/// Dropping it leaves the job in good order. That takes a round trip to the hub; in the process that has the hub, the last node to be dropped
-/// waits until the other processes have left too, at most `MAYPOLE_TIMEOUT` (a few seconds if something has gone wrong), because the hub ends with its process. A process
-/// that ends without dropping its node, or drops it while panicking, counts as dead.
+/// Dropping it leaves the job in good order. That takes a round trip to the hub; in the process that has the hub, the
+/// last node to be dropped waits until the other processes have left too, at most `MAYPOLE_TIMEOUT` (a few seconds if
+/// something has gone wrong), because the hub ends with its process. A process that ends without dropping its node, or
+/// drops it while panicking, counts as dead.
 pub struct Node {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// A communicator of which this rank is a member.
-struct Registered {
-    /// World ranks in the communicator's order.
-    members: Vec<usize>,
-    /// This rank in it.
-    me: usize,
-    watch: Arc<Watch>,
-    /// Whether the hub has been told that this rank has left.
-    left: bool,
-    /// The latest operation number that was sent for comparison.
-    audited: u64,
-}
-
-/// TCP connections that came in, by (world rank, context, channel), until they are asked for.
-type Arrivals = HashMap<(usize, u64, usize), Vec<Option<TcpStream>>>;
-
-/// What the node's thread and its callers share.
-struct Shared {
-    rank: usize,
-    peers: Vec<Peer>,
-    hub: HubPlace,
-    key: Key,
-    config: Config,
-    control: TcpStream,
-    outbox: Mutex<Outbox>,
-    /// Wakes the node's thread.
-    bell: EventFd,
-    contexts: Mutex<HashMap<u64, Registered>>,
-    /// Verdicts on communicators that this rank has not registered yet.
-    early: Mutex<HashMap<u64, Verdict>>,
-    /// Communicators that this rank has left: nothing about them is kept.
-    finished: Mutex<HashSet<u64>>,
-    arrivals: Mutex<Arrivals>,
-    on_accept: Mutex<Vec<Arc<dyn Fn() + Send + Sync>>>,
-    offered: Mutex<HashMap<u64, Arc<OwnedFd>>>,
-    /// What to declare here at a time if the hub has not spoken until then.
-    due: Mutex<Vec<(Instant, u64, Verdict)>>,
-    leaving: AtomicBool,
-    hub_lost: AtomicBool,
-}
-
 impl Node {
-    /// Bring this rank into the job. Blocks until all `size` ranks have come, at most `MAYPOLE_CONNECT_TIMEOUT` and a few seconds.
+    /// Bring this rank into the job. Blocks until all `size` ranks have come, at most `MAYPOLE_CONNECT_TIMEOUT` and a
+    /// few seconds.
     ///
     /// # Errors
-    /// [`Error::Bootstrap`], on every rank with the same text: a rank that did not come (named), two processes with one rank, a rank out of range, different
-    /// world sizes, versions or settings. The same kind if this rank cannot reach the meeting point. [`Error::Setting`] if no network interface is as the
-    /// settings ask; [`Error::System`] if the system refuses sockets or a thread.
+    /// [`Error::Bootstrap`], on every rank with the same text: a rank that did not come (named), two processes with one
+    /// rank, a rank out of range, different world sizes, versions or settings. The same kind if this rank cannot reach
+    /// the meeting point. [`Error::Setting`] if no network interface is as the settings ask; [`Error::System`] if the
+    /// system refuses sockets or a thread.
     pub fn join(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<Arc<Node>> {
         let met = meeting::meet(meeting, rank, size, config)?;
         let system = |e: std::io::Error| Error::system(format!("rank {rank} cannot start its node's thread"), e);
@@ -163,8 +124,9 @@ impl Node {
         &self.shared.peers
     }
 
-    /// Take part in the communicator `context` (a number that no other communicator of the job has), whose members are these world ranks in the communicator's order: `watch` is told its
-    /// verdict, at once if there is one already, and is asked what this rank has called. Verdicts name communicator ranks. Returns at once.
+    /// Take part in the communicator `context` (a number that no other communicator of the job has), whose members are
+    /// these world ranks in the communicator's order: `watch` is told its verdict, at once if there is one already, and
+    /// is asked what this rank has called. Verdicts name communicator ranks. Returns at once.
     ///
     /// # Panics
     /// If this rank is not among `members`.
@@ -187,7 +149,8 @@ impl Node {
         shared.ring();
     }
 
-    /// This rank has no more to do with `context`; the others are told if [`Jury::leave`] has not told them. Connections and descriptors that wait for it are dropped.
+    /// This rank has no more to do with `context`; the others are told if [`Jury::leave`] has not told them.
+    /// Connections and descriptors that wait for it are dropped.
     pub fn unregister(&self, context: u64) {
         let shared = &self.shared;
         shared.leave(context);
@@ -198,12 +161,14 @@ impl Node {
         self.unshare_fd(context);
     }
 
-    /// Open `connections` TCP connections to world rank `peer` for `context` and `channel`. Blocks until they stand, at most
-    /// `MAYPOLE_CONNECT_TIMEOUT`, or until the communicator has a verdict. The other side gets them from [`Node::accepted`]; one of two ranks connects, the lower one. Streams are non-blocking,
-    /// with `TCP_NODELAY`, in the same order on both sides.
+    /// Open `connections` TCP connections to world rank `peer` for `context` and `channel`. Blocks until they stand, at
+    /// most `MAYPOLE_CONNECT_TIMEOUT`, or until the communicator has a verdict. The other side gets them from
+    /// [`Node::accepted`]; one of two ranks connects, the lower one. Streams are non-blocking, with `TCP_NODELAY`, in
+    /// the same order on both sides.
     ///
     /// # Errors
-    /// [`Error::Bootstrap`] naming the peer, its addresses and what is wrong with each; [`Error::Failed`] if there is a verdict.
+    /// [`Error::Bootstrap`] naming the peer, its addresses and what is wrong with each; [`Error::Failed`] if there is a
+    /// verdict.
     pub fn connect(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Result<Vec<TcpStream>> {
         assert!((1..=CONNECTIONS).contains(&connections), "from 1 to {CONNECTIONS} connections");
         let shared = &self.shared;
@@ -233,8 +198,9 @@ impl Node {
                     }
                     if Instant::now() + pause >= deadline {
                         return Err(Error::bootstrap(format!(
-                            "rank {} on host {} could not connect to rank {peer} on host {} within {:.1?} ({}); check that the hosts can \
-                             reach each other there, or choose the network with MAYPOLE_INTERFACE",
+                            "rank {} on host {} could not connect to rank {peer} on host {} within {:.1?} \
+                             ({}); check that the hosts can reach each other there, or choose the network \
+                             with MAYPOLE_INTERFACE",
                             shared.rank,
                             shared.peers[shared.rank].host,
                             other.host,
@@ -250,7 +216,8 @@ impl Node {
         Ok(streams)
     }
 
-    /// The connections that world rank `peer` has opened to this rank for `context` and `channel`, once all `connections` of them are there; each is given out once. Never waits.
+    /// The connections that world rank `peer` has opened to this rank for `context` and `channel`, once all
+    /// `connections` of them are there; each is given out once. Never waits.
     pub fn accepted(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Option<Vec<TcpStream>> {
         let mut arrivals = self.shared.arrivals.lock();
         let there = arrivals.get(&(peer, context, channel))?;
@@ -260,18 +227,21 @@ impl Node {
         arrivals.remove(&(peer, context, channel))?.into_iter().collect()
     }
 
-    /// Have `wake` called, on the node's thread, whenever a TCP connection has come in. It must not block. It is kept until the node is dropped.
+    /// Have `wake` called, on the node's thread, whenever a TCP connection has come in. It must not block. It is kept
+    /// until the node is dropped.
     pub fn on_accept(&self, wake: Box<dyn Fn() + Send + Sync>) {
         self.shared.on_accept.lock().push(wake.into());
     }
 
-    /// Offer `fd` (a memfd) to the ranks of this host that fetch it for `context`, until [`Node::unshare_fd`] or [`Node::unregister`].
+    /// Offer `fd` (a memfd) to the ranks of this host that fetch it for `context`, until [`Node::unshare_fd`] or
+    /// [`Node::unregister`].
     pub fn share_fd(&self, context: u64, fd: OwnedFd) {
         self.shared.offered.lock().insert(context, Arc::new(fd));
         self.shared.ring();
     }
 
-    /// Fetch what world rank `peer`, on the same host, shares for `context`. Blocks until it does, at most `MAYPOLE_CONNECT_TIMEOUT`, or until the communicator has a verdict.
+    /// Fetch what world rank `peer`, on the same host, shares for `context`. Blocks until it does, at most
+    /// `MAYPOLE_CONNECT_TIMEOUT`, or until the communicator has a verdict.
     ///
     /// # Errors
     /// [`Error::Bootstrap`] naming the peer and what is wrong; [`Error::Failed`] if there is a verdict.
@@ -294,8 +264,8 @@ impl Node {
             match watch.as_ref().and_then(|(w, me)| Some((w.verdict()?, *me))) {
                 Some((verdict, rank)) => Error::Failed { rank, verdict },
                 None => Error::bootstrap(format!(
-                    "rank {} could not get shared memory from rank {peer} (process {} on host {}) within {:.1?}: {refusal}; \
-                     if the ranks are in different containers, set MAYPOLE_TRANSPORT=tcp",
+                    "rank {} could not get shared memory from rank {peer} (process {} on host {}) within \
+                     {:.1?}: {refusal}; if the ranks are in different containers, set MAYPOLE_TRANSPORT=tcp",
                     shared.rank,
                     other.pid,
                     other.host,
@@ -362,116 +332,6 @@ impl Drop for Node {
     }
 }
 
-impl Shared {
-    /// Wake the node's thread.
-    fn ring(&self) {
-        // Only a full counter fails, and then the thread is woken anyway.
-        let _ = self.bell.write(1);
-    }
-
-    /// Send a frame to the hub; what the socket does not take now, the node's thread writes.
-    fn post(&self, message: &ToHub) {
-        if self.hub_lost.load(Ordering::Acquire) {
-            return;
-        }
-        let mut outbox = self.outbox.lock();
-        outbox.push(message);
-        if !matches!(outbox.flush(&self.control), Ok(true)) {
-            drop(outbox);
-            self.ring();
-        }
-    }
-
-    /// Send a frame that must lead to a verdict on `context`; without the hub, `alone` is declared here.
-    fn post_or_else(&self, context: u64, message: &ToHub, alone: Verdict) {
-        let members = self.contexts.lock().get(&context).map_or(0, |r| r.members.len());
-        if self.hub_lost.load(Ordering::Acquire) || members == 1 {
-            return self.declare(context, alone);
-        }
-        self.post(message);
-        let mut due = self.due.lock();
-        if !due.iter().any(|(_, c, _)| *c == context) {
-            due.push((Instant::now() + HUB_PATIENCE, context, alone));
-        }
-        drop(due);
-        self.ring();
-    }
-
-    fn report(&self, context: u64, verdict: Verdict) {
-        self.post_or_else(context, &ToHub::Report { context, verdict: verdict.clone() }, verdict);
-    }
-
-    /// Tell the hub, once, that this rank leaves `context`, and what it did last.
-    fn leave(&self, context: u64) {
-        let mut contexts = self.contexts.lock();
-        let Some(registered) = contexts.get_mut(&context) else { return };
-        if std::mem::replace(&mut registered.left, true) || registered.members.len() == 1 {
-            return;
-        }
-        let records = latest(&registered.watch, TOLD_ON_LEAVING);
-        drop(contexts);
-        self.post(&ToHub::Leave { context, records });
-    }
-
-    /// Pass a verdict on to this rank's watch.
-    fn declare(&self, context: u64, verdict: Verdict) {
-        let watch = self.contexts.lock().get(&context).map(|r| r.watch.clone());
-        match watch {
-            Some(watch) => watch.declare(verdict),
-            None if self.finished.lock().contains(&context) => {}
-            None => {
-                self.early.lock().entry(context).or_insert(verdict);
-                // It may have been registered between the two looks.
-                let registered = self.contexts.lock().get(&context).map(|r| r.watch.clone());
-                if let Some(watch) = registered
-                    && let Some(verdict) = self.early.lock().remove(&context)
-                {
-                    watch.declare(verdict);
-                }
-            }
-        }
-    }
-
-    /// The hub's rank in `context`, if it is a member.
-    fn hub_as_member(&self, context: u64) -> Option<usize> {
-        let rank = self.hub.rank?;
-        self.contexts.lock().get(&context)?.members.iter().position(|r| *r == rank)
-    }
-
-    /// The hub is gone, and with it all news of the others: every communicator of this rank fails.
-    fn declare_hub_lost(&self) {
-        let contexts: Vec<u64> =
-            self.contexts.lock().iter().filter(|(_, r)| r.members.len() > 1).map(|(c, _)| *c).collect();
-        for context in contexts {
-            let host = self.hub.host.clone();
-            let (rank, how) = match (self.hub_as_member(context), self.hub.rank) {
-                (Some(member), _) => {
-                    (member, "its process, which held the job together, ended without leaving".to_string())
-                }
-                (None, Some(world)) => (
-                    world,
-                    format!(
-                        "process {}, rank {world} of the world and no member here, held the job together and ended",
-                        self.hub.pid
-                    ),
-                ),
-                (None, None) => {
-                    (0, format!("process {}, which made the unique id and held the job together, ended", self.hub.pid))
-                }
-            };
-            self.declare(context, Verdict::Died { rank, host, how });
-        }
-    }
-}
-
-/// The latest operations of a rank, at most `count` numbers, oldest first.
-fn latest(watch: &Watch, count: usize) -> Vec<(u64, Record)> {
-    let last = watch.latest();
-    let first = last.saturating_sub(count as u64 - 1).max(1);
-    let records = (first..=last).map(|sequence| (sequence, watch.record(sequence)));
-    records.filter(|(_, record)| matches!(record, Record::Called(_) | Record::Refused(_))).collect()
-}
-
 /// Keep signals away from this thread: handlers are the application's, and so are the threads they interrupt.
 fn quiet_thread() {
     let _ = nix::sys::signal::SigSet::all().thread_block();
@@ -485,7 +345,6 @@ fn nap_until(deadline: Instant) -> EpollTimeout {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let fd = self.shared.control.as_raw_fd();
-        f.debug_struct("Node").field("rank", &self.rank()).field("size", &self.size()).field("control", &fd).finish()
+        f.debug_struct("Node").field("rank", &self.rank()).field("size", &self.size()).finish_non_exhaustive()
     }
 }

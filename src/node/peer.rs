@@ -19,8 +19,8 @@ pub struct Peer {
     pub rank: usize,
     /// Its host's name, for people.
     pub host: String,
-    /// Equal for two ranks exactly if they may share memory: same boot of the same machine, same namespaces (processes, IPC, network, users),
-    /// same user, same `MAYPOLE_HOST`.
+    /// Equal for two ranks exactly if they may share memory: same boot of the same machine, same namespaces (processes,
+    /// IPC, network, users), same user, same `MAYPOLE_HOST`.
     pub host_id: u64,
     /// Its process, in its own process namespace.
     pub pid: u32,
@@ -30,7 +30,8 @@ pub struct Peer {
     pub local: String,
     /// How many cores it can use: affinity and the container's share considered.
     pub cores: usize,
-    /// Which cores its affinity allows, 64 a word, lowest first; empty if unknown. Ranks bound to one core each have disjoint sets.
+    /// Which cores its affinity allows, 64 a word, lowest first; empty if unknown. Ranks bound to one core each have
+    /// disjoint sets.
     pub affinity: Vec<u64>,
     /// The settings on which all ranks must agree.
     pub settings: Settings,
@@ -49,7 +50,8 @@ impl Settings {
     /// Those of `config`.
     pub fn of(config: &Config) -> Settings {
         let mut text = format!(
-            "MAYPOLE_ALGORITHM={} MAYPOLE_TRANSPORT={:?} MAYPOLE_SLICE={} MAYPOLE_RING={} MAYPOLE_WINDOW={} MAYPOLE_CONNECTIONS={}",
+            "MAYPOLE_ALGORITHM={} MAYPOLE_TRANSPORT={:?} MAYPOLE_SLICE={} MAYPOLE_RING={} \
+             MAYPOLE_WINDOW={} MAYPOLE_CONNECTIONS={}",
             config.algorithm, config.transport, config.slice, config.ring, config.window, config.connections
         );
         let digest = digest(text.as_bytes());
@@ -116,8 +118,8 @@ pub(super) fn allowed(family: Family, address: &IpAddr) -> bool {
     }
 }
 
-/// Every usable address of this machine with its interface's name: IPv4 first, loopback last. Link-local IPv6 addresses are left out: they mean nothing
-/// without the interface's number, which differs between hosts.
+/// Every usable address of this machine with its interface's name: IPv4 first, loopback last. Link-local IPv6 addresses
+/// are left out: they mean nothing without the interface's number, which differs between hosts.
 pub(super) fn interfaces() -> Vec<(String, IpAddr)> {
     use nix::net::if_::InterfaceFlags;
     let Ok(list) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
@@ -137,7 +139,8 @@ pub(super) fn interfaces() -> Vec<(String, IpAddr)> {
     found
 }
 
-/// The addresses that `MAYPOLE_INTERFACE` and `MAYPOLE_FAMILY` allow: all of the machine's if no interface is asked for.
+/// The addresses that `MAYPOLE_INTERFACE` and `MAYPOLE_FAMILY` allow: all of the machine's if no interface is asked
+/// for.
 ///
 /// # Errors
 /// [`Error::Setting`] if there is none, naming the interfaces there are.

@@ -45,14 +45,16 @@ impl Roster {
         let expected = *self.size.get_or_insert(size);
         if let Some(first) = self.come.iter().flatten().next().filter(|_| size != expected) {
             return Err(format!(
-                "the ranks were told different world sizes: {} says {expected}, {} says {size}; start every rank of a job with the same size",
+                "the ranks were told different world sizes: {} says {expected}, {} says {size}; start every \
+                 rank of a job with the same size",
                 who(first),
                 who(&hello)
             ));
         }
         if rank >= size {
             return Err(format!(
-                "{} is out of range: the world has {size} rank{}, numbered from 0 to {}; give each process its own rank below the size",
+                "{} is out of range: the world has {size} rank{}, numbered from 0 to {}; give each process its \
+                 own rank below the size",
                 who(&hello),
                 if size == 1 { "" } else { "s" },
                 size.saturating_sub(1)
@@ -63,13 +65,15 @@ impl Roster {
         }
         if let Some(other) = &self.come[rank] {
             return Err(format!(
-                "two processes have rank {rank}: process {} on host {} and process {} on host {}; give each process its own rank",
+                "two processes have rank {rank}: process {} on host {} and process {} on host {}; give each \
+                 process its own rank",
                 other.peer.pid, other.peer.host, hello.peer.pid, hello.peer.host
             ));
         }
         if let Some(other) = self.come.iter().flatten().find(|o| o.peer.settings.digest != hello.peer.settings.digest) {
             return Err(format!(
-                "the ranks have different settings: {} has {}, {} has {}; set the same MAYPOLE_* variables for every rank",
+                "the ranks have different settings: {} has {}, {} has {}; set the same MAYPOLE_* variables \
+                 for every rank",
                 who(other),
                 other.peer.settings.text,
                 who(&hello),
@@ -103,7 +107,8 @@ impl Roster {
             let _ = write!(list, " and {} more", absent.len() - NAMED);
         }
         format!(
-            "rank{} {list} did not come within {waited:?} ({} of {} ranks did); check that {} started, with the same meeting point and key",
+            "rank{} {list} did not come within {waited:?} ({} of {} ranks did); check that {} started, with \
+             the same meeting point and key",
             if absent.len() == 1 { "" } else { "s" },
             self.count,
             self.come.len(),

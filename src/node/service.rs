@@ -1,5 +1,6 @@
-//! A node's thread: an epoll loop over the control connection, the doors for data connections and for ranks of this host, and a bell. Everything in it is done at
-//! once; what has to wait is a state of a connection or a time to wake up.
+//! A node's thread: an epoll loop over the control connection, the doors for data connections and for ranks of this
+//! host, and a bell. Everything in it is done at once; what has to wait is a state of a connection or a time to wake
+//! up.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,7 +15,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use super::auth::{Errand, Purpose};
 use super::door::{Door, split, token};
 use super::frame::{Inbox, TABLE_LIMIT, ToHub, ToNode};
-use super::{CONNECTIONS, Shared, handover, latest};
+use super::shared::{Shared, latest};
+use super::{CONNECTIONS, handover};
 use crate::watch::Record;
 
 /// Token kinds of the loop.
@@ -24,14 +26,15 @@ const DATA: u8 = 2;
 const LOCAL: u8 = 3;
 const FETCHER: u8 = 4;
 
-/// How often what ranks have called is compared while they are at work, at first and when nothing happens. Larger worlds take longer:
-/// all of it goes through the hub.
+/// How often what ranks have called is compared while they are at work, at first and when nothing happens. Larger
+/// worlds take longer: all of it goes through the hub.
 const AUDIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// World size from which the audit becomes rarer.
 const AUDIT_SIZE: usize = 64;
 /// How many operations each audit tells.
 const AUDITED: usize = 4;
-/// How much longer than `MAYPOLE_TIMEOUT` a leaving node waits for the hub's farewell; the hub says it in time if it lives.
+/// How much longer than `MAYPOLE_TIMEOUT` a leaving node waits for the hub's farewell; the hub says it in time if it
+/// lives.
 const FAREWELL_GRACE: Duration = Duration::from_secs(3);
 
 pub(super) struct Service {

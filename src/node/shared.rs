@@ -1,0 +1,175 @@
+//! What a node's thread and its callers share: the table, the control connection, and what they leave for each other.
+
+use std::collections::{HashMap, HashSet};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::EventFd;
+use parking_lot::Mutex;
+
+use super::auth::Key;
+use super::frame::{HubPlace, Outbox, ToHub};
+use super::peer::Peer;
+use crate::config::Config;
+use crate::error::Verdict;
+use crate::watch::{Record, Watch};
+
+/// How long the hub has to answer a report before the rank acts alone: a stopped hub must not hold anybody past a
+/// deadline.
+const HUB_PATIENCE: Duration = Duration::from_secs(3);
+/// How many of its latest operations a rank that leaves a communicator tells.
+const TOLD_ON_LEAVING: usize = 16;
+
+/// A communicator of which this rank is a member.
+pub(super) struct Registered {
+    /// World ranks in the communicator's order.
+    pub members: Vec<usize>,
+    /// This rank in it.
+    pub me: usize,
+    pub watch: Arc<Watch>,
+    /// Whether the hub has been told that this rank has left.
+    pub left: bool,
+    /// The latest operation number that was sent for comparison.
+    pub audited: u64,
+}
+
+/// TCP connections that came in, by (world rank, context, channel), until they are asked for.
+pub(super) type Arrivals = HashMap<(usize, u64, usize), Vec<Option<TcpStream>>>;
+
+/// What the node's thread and its callers share.
+pub(super) struct Shared {
+    pub rank: usize,
+    pub peers: Vec<Peer>,
+    pub hub: HubPlace,
+    pub key: Key,
+    pub config: Config,
+    pub control: TcpStream,
+    pub outbox: Mutex<Outbox>,
+    /// Wakes the node's thread.
+    pub bell: EventFd,
+    pub contexts: Mutex<HashMap<u64, Registered>>,
+    /// Verdicts on communicators that this rank has not registered yet.
+    pub early: Mutex<HashMap<u64, Verdict>>,
+    /// Communicators that this rank has left: nothing about them is kept.
+    pub finished: Mutex<HashSet<u64>>,
+    pub arrivals: Mutex<Arrivals>,
+    pub on_accept: Mutex<Vec<Arc<dyn Fn() + Send + Sync>>>,
+    pub offered: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+    /// What to declare here at a time if the hub has not spoken until then.
+    pub due: Mutex<Vec<(Instant, u64, Verdict)>>,
+    pub leaving: AtomicBool,
+    pub hub_lost: AtomicBool,
+}
+
+impl Shared {
+    /// Wake the node's thread.
+    pub fn ring(&self) {
+        // Only a full counter fails, and then the thread is woken anyway.
+        let _ = self.bell.write(1);
+    }
+
+    /// Send a frame to the hub; what the socket does not take now, the node's thread writes.
+    pub fn post(&self, message: &ToHub) {
+        if self.hub_lost.load(Ordering::Acquire) {
+            return;
+        }
+        let mut outbox = self.outbox.lock();
+        outbox.push(message);
+        if !matches!(outbox.flush(&self.control), Ok(true)) {
+            drop(outbox);
+            self.ring();
+        }
+    }
+
+    /// Send a frame that must lead to a verdict on `context`; without the hub, `alone` is declared here.
+    pub fn post_or_else(&self, context: u64, message: &ToHub, alone: Verdict) {
+        let members = self.contexts.lock().get(&context).map_or(0, |r| r.members.len());
+        if self.hub_lost.load(Ordering::Acquire) || members == 1 {
+            return self.declare(context, alone);
+        }
+        self.post(message);
+        let mut due = self.due.lock();
+        if !due.iter().any(|(_, c, _)| *c == context) {
+            due.push((Instant::now() + HUB_PATIENCE, context, alone));
+        }
+        drop(due);
+        self.ring();
+    }
+
+    pub fn report(&self, context: u64, verdict: Verdict) {
+        self.post_or_else(context, &ToHub::Report { context, verdict: verdict.clone() }, verdict);
+    }
+
+    /// Tell the hub, once, that this rank leaves `context`, and what it did last.
+    pub fn leave(&self, context: u64) {
+        let mut contexts = self.contexts.lock();
+        let Some(registered) = contexts.get_mut(&context) else { return };
+        if std::mem::replace(&mut registered.left, true) || registered.members.len() == 1 {
+            return;
+        }
+        let records = latest(&registered.watch, TOLD_ON_LEAVING);
+        drop(contexts);
+        self.post(&ToHub::Leave { context, records });
+    }
+
+    /// Pass a verdict on to this rank's watch.
+    pub fn declare(&self, context: u64, verdict: Verdict) {
+        let watch = self.contexts.lock().get(&context).map(|r| r.watch.clone());
+        match watch {
+            Some(watch) => watch.declare(verdict),
+            None if self.finished.lock().contains(&context) => {}
+            None => {
+                self.early.lock().entry(context).or_insert(verdict);
+                // It may have been registered between the two looks.
+                let registered = self.contexts.lock().get(&context).map(|r| r.watch.clone());
+                if let Some(watch) = registered
+                    && let Some(verdict) = self.early.lock().remove(&context)
+                {
+                    watch.declare(verdict);
+                }
+            }
+        }
+    }
+
+    /// The hub's rank in `context`, if it is a member.
+    pub fn hub_as_member(&self, context: u64) -> Option<usize> {
+        let rank = self.hub.rank?;
+        self.contexts.lock().get(&context)?.members.iter().position(|r| *r == rank)
+    }
+
+    /// The hub is gone, and with it all news of the others: every communicator of this rank fails.
+    pub fn declare_hub_lost(&self) {
+        let contexts: Vec<u64> =
+            self.contexts.lock().iter().filter(|(_, r)| r.members.len() > 1).map(|(c, _)| *c).collect();
+        for context in contexts {
+            let host = self.hub.host.clone();
+            let (rank, how) = match (self.hub_as_member(context), self.hub.rank) {
+                (Some(member), _) => {
+                    (member, "its process, which held the job together, ended without leaving".to_string())
+                }
+                (None, Some(world)) => (
+                    world,
+                    format!(
+                        "process {}, rank {world} of the world and no member here, held the job together and ended",
+                        self.hub.pid
+                    ),
+                ),
+                (None, None) => {
+                    (0, format!("process {}, which made the unique id and held the job together, ended", self.hub.pid))
+                }
+            };
+            self.declare(context, Verdict::Died { rank, host, how });
+        }
+    }
+}
+
+/// The latest operations of a rank, at most `count` numbers, oldest first.
+pub(super) fn latest(watch: &Watch, count: usize) -> Vec<(u64, Record)> {
+    let last = watch.latest();
+    let first = last.saturating_sub(count as u64 - 1).max(1);
+    let records = (first..=last).map(|sequence| (sequence, watch.record(sequence)));
+    records.filter(|(_, record)| matches!(record, Record::Called(_) | Record::Refused(_))).collect()
+}
