@@ -22,12 +22,13 @@
 //!
 //! A **window** is for ranks that share memory: one rank publishes, all the others read. See [`Window`].
 //!
-//! Every implementation passes the same suite, `tests/conformance.rs`:
+//! Every implementation passes the same suite, `tests/conformance`:
 //!
 //! * [`shm`]: ranks that share memory: processes of one host, or threads of one process over a private mapping.
 //! * [`tcp`]: anything that can reach each other, several connections per pair.
-//! * `fault`: wraps a link and delays, truncates or severs it, for tests.
+//! * [`fault`]: wraps a link and delays, truncates or severs it, for tests.
 
+pub mod fault;
 pub mod shm;
 mod sync;
 pub mod tcp;

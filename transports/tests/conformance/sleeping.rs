@@ -1,0 +1,238 @@
+//! Sleeping in a `Poller`: what wakes it, what does not, and for how long it sleeps at most.
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use maypole_transports::tcp::{self, Poller, TcpReceiver, TcpSender};
+use maypole_transports::{Receiver, Sender};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use crate::factories::Tcp;
+use crate::traffic::bytes_at;
+
+/// More than any sleep here should last on a busy machine, and far less than the sleeps' own limits.
+const SOON: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(60);
+
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count_signal(_: libc::c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Do `work` while signals, whose handler does not restart system calls, interrupt this thread all the time.
+pub fn bombarded<R>(work: impl FnOnce() -> R) -> R {
+    /// Ends the bombardment even if the work panics.
+    struct Cease<'a>(&'a AtomicBool);
+    impl Drop for Cease<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    static INSTALL: Once = Once::new();
+    INSTALL.call_once(|| {
+        let action = SigAction::new(SigHandler::Handler(count_signal), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler only adds to an atomic.
+        unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
+    });
+    // SAFETY: no preconditions.
+    let target = unsafe { libc::pthread_self() };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                // SAFETY: the target is the thread that waits at the end of this scope for this one, so it exists.
+                unsafe { libc::pthread_kill(target, libc::SIGUSR2) };
+                thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let _cease = Cease(&done);
+        work()
+    })
+}
+
+struct Rank {
+    sender: TcpSender,
+    receiver: TcpReceiver,
+    poller: Poller,
+}
+
+fn ranks(connections: usize) -> (Rank, Rank) {
+    let (a, b) = Tcp::v4(connections).streams();
+    let rank = |streams| {
+        let (sender, receiver) = tcp::link(streams, 64 << 10).unwrap();
+        let poller = Poller::new().unwrap();
+        sender.fds().for_each(|fd| poller.add(fd).unwrap());
+        // New sockets report that they can be written to. Nobody has waited for that.
+        poller.sleep(Duration::ZERO).unwrap();
+        Rank { sender, receiver, poller }
+    };
+    (rank(a), rank(b))
+}
+
+/// How long one sleep of at most `at_most` lasts.
+fn sleep(poller: &Poller, at_most: Duration) -> Duration {
+    let start = Instant::now();
+    poller.sleep(at_most).unwrap();
+    start.elapsed()
+}
+
+#[test]
+fn a_sleep_with_nothing_to_wake_it_lasts_as_long_as_allowed() {
+    let (a, _b) = ranks(2);
+    for at_most in [Duration::ZERO, Duration::from_micros(300), Duration::from_millis(30)] {
+        let slept = sleep(&a.poller, at_most);
+        assert!(slept >= at_most && slept < at_most + SOON, "{slept:?} instead of {at_most:?}");
+    }
+}
+
+#[test]
+fn a_waker_ends_the_sleep_from_another_thread() {
+    let (a, _b) = ranks(1);
+    let waker = a.poller.waker();
+    let abort = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(20));
+            abort.store(true, Ordering::Release);
+            waker.wake();
+        });
+        assert!(sleep(&a.poller, LONG) < SOON);
+        assert!(abort.load(Ordering::Acquire));
+    });
+}
+
+#[test]
+fn a_wake_before_the_sleep_counts_and_counts_once() {
+    let poller = Poller::new().unwrap();
+    poller.waker().wake();
+    poller.waker().wake();
+    assert!(sleep(&poller, LONG) < SOON);
+    let nap = Duration::from_millis(20);
+    assert!(sleep(&poller, nap) >= nap);
+}
+
+#[test]
+fn bytes_that_arrive_end_the_sleep_once() {
+    for connections in [1, 4] {
+        let (mut a, mut b) = ranks(connections);
+        a.sender.send(&[1; 100]).unwrap();
+        assert!(a.sender.end().unwrap());
+        assert!(sleep(&b.poller, LONG) < SOON);
+        // The bytes are still there, but they are not news: a rank that does not want them can sleep.
+        let nap = Duration::from_millis(20);
+        assert!(sleep(&b.poller, nap) >= nap);
+        assert_eq!(b.receiver.recv(&mut [0; 100]).unwrap(), 100);
+    }
+}
+
+#[test]
+fn room_after_a_full_link_ends_the_sleep() {
+    for connections in [1, 3] {
+        let (mut a, mut b) = ranks(connections);
+        let block = bytes_at(0, 1 << 20);
+        let mut sent = 0;
+        // Full for a while, not just at the moment: what is under way has arrived.
+        let mut refused = 0;
+        while refused < 20 {
+            match a.sender.send(&block).unwrap() {
+                0 => {
+                    refused += 1;
+                    thread::sleep(Duration::from_millis(1));
+                }
+                n => {
+                    refused = 0;
+                    sent += n;
+                }
+            }
+        }
+        a.poller.sleep(Duration::ZERO).unwrap();
+        assert_eq!(a.sender.send(&block).unwrap(), 0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(10));
+                let mut into = vec![0; 1 << 20];
+                let mut got = 0;
+                while got < sent {
+                    got += b.receiver.recv(&mut into).unwrap();
+                }
+            });
+            assert!(sleep(&a.poller, LONG) < SOON);
+        });
+        assert!(a.sender.send(&block).unwrap() > 0);
+    }
+}
+
+#[test]
+fn a_peer_that_goes_ends_the_sleep_once() {
+    let (a, mut b) = ranks(2);
+    drop(a);
+    assert!(sleep(&b.poller, LONG) < SOON);
+    // Both connections' ends may be reported separately; after those, a closed link keeps nobody awake.
+    let nap = Duration::from_millis(20);
+    let awake = (0..10).take_while(|_| sleep(&b.poller, nap) < nap).count();
+    assert!(awake < 10, "a closed connection wakes the sleeper again and again");
+    assert!(b.receiver.recv(&mut [0; 8]).is_err());
+}
+
+#[test]
+fn removed_sockets_wake_nobody() {
+    let (mut a, b) = ranks(2);
+    b.receiver.fds().for_each(|fd| b.poller.remove(fd).unwrap());
+    b.receiver.fds().for_each(|fd| b.poller.remove(fd).unwrap());
+    a.sender.send(&[1; 100]).unwrap();
+    a.sender.end().unwrap();
+    let nap = Duration::from_millis(20);
+    assert!(sleep(&b.poller, nap) >= nap);
+    b.receiver.fds().for_each(|fd| b.poller.add(fd).unwrap());
+    b.receiver.fds().for_each(|fd| b.poller.add(fd).unwrap());
+    assert!(sleep(&b.poller, LONG) < SOON, "what arrived before the socket was added is news to the poller");
+}
+
+#[test]
+fn signals_do_not_make_sleep_fail_or_last() {
+    let poller = Poller::new().unwrap();
+    let before = SIGNALS.load(Ordering::Relaxed);
+    bombarded(|| {
+        let start = Instant::now();
+        // Sleeps may end early when interrupted; none may fail, and the deadline is the caller's to keep.
+        while let Some(left) = Duration::from_millis(100).checked_sub(start.elapsed()) {
+            poller.sleep(left).unwrap();
+        }
+        assert!(start.elapsed() < SOON);
+    });
+    assert!(SIGNALS.load(Ordering::Relaxed) > before, "no signal was handled");
+}
+
+#[test]
+fn ping_pong_asleep_loses_no_wakeup() {
+    for connections in [1, 2] {
+        let (mut a, mut b) = ranks(connections);
+        let take = |rank: &mut Rank| {
+            let mut byte = [0];
+            while rank.receiver.recv(&mut byte).unwrap() == 0 {
+                let slept = sleep(&rank.poller, LONG);
+                assert!(slept < SOON, "slept {slept:?} over a byte");
+            }
+            byte[0]
+        };
+        let put = |rank: &mut Rank, byte: u8| {
+            assert_eq!(rank.sender.send(&[byte]).unwrap(), 1);
+            assert!(rank.sender.end().unwrap());
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    let byte = take(&mut b);
+                    put(&mut b, byte.wrapping_add(1));
+                }
+            });
+            for round in 0..2000u32 {
+                put(&mut a, round as u8);
+                assert_eq!(take(&mut a), (round as u8).wrapping_add(1));
+            }
+        });
+    }
+}
