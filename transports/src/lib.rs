@@ -101,7 +101,11 @@ pub trait Receiver: Send {
     fn recv(&mut self, into: &mut [u8]) -> Result<usize> {
         let mut got = 0;
         while got < into.len() {
-            let there = self.peek()?;
+            let there = match self.peek() {
+                // What was taken must not be lost; the next call finds the error again.
+                Err(_) if got > 0 => break,
+                outcome => outcome?,
+            };
             if there.is_empty() {
                 break;
             }

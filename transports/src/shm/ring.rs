@@ -80,7 +80,8 @@ impl Producer {
     /// Offset and length of the contiguous room.
     #[inline]
     pub fn room(&mut self) -> (usize, usize) {
-        if self.tail - self.head_seen >= self.capacity {
+        // Less room than an element may be no use to the caller, so it counts as none.
+        if self.tail - self.head_seen + ALIGN > self.capacity {
             self.head_seen = self.shared.head.0.load(Ordering::Acquire);
         }
         let offset = self.tail & (self.capacity - 1);
@@ -119,7 +120,8 @@ impl Consumer {
     /// Offset and length of the contiguous bytes that are there.
     #[inline]
     pub fn there(&mut self) -> (usize, usize) {
-        if self.tail_seen <= self.head {
+        // Less than an element may be no use to the caller, so it counts as nothing.
+        if self.tail_seen < self.head + ALIGN {
             self.tail_seen = self.shared.tail.0.load(Ordering::Acquire);
         }
         let offset = self.head & (self.capacity - 1);

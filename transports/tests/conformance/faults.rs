@@ -42,7 +42,7 @@ fn a_severed_sender_passes_exactly_so_many_bytes() {
             });
             assert_eq!(sent, at);
             assert!(sender.end().is_err());
-            assert_eq!(recv_until_gone(&mut b), bytes[..at]);
+            assert!(recv_until_gone(&mut b) == bytes[..at], "cut at {at}");
         }
     }
 }
@@ -60,7 +60,7 @@ fn a_truncated_sender_notices_after_the_message() {
         });
         assert!(sender.end().unwrap(), "a truncation goes unnoticed");
         assert!(matches!(sender.send(&bytes), Err(LinkError::Gone { .. })));
-        assert_eq!(recv_until_gone(&mut b), bytes[..1500]);
+        assert!(recv_until_gone(&mut b) == bytes[..1500]);
     }
 }
 
@@ -73,7 +73,7 @@ fn a_severed_receiver_ends_on_both_sides() {
         let bytes = bytes_at(0, 2000);
         assert_eq!(a.sender.send(&bytes).unwrap(), bytes.len());
         a.sender.end().unwrap();
-        assert_eq!(recv_until_gone(&mut b), bytes[..700]);
+        assert!(recv_until_gone(&mut b) == bytes[..700]);
         until("the sender being told", || {
             matches!(a.sender.send(&bytes).and_then(|_| a.sender.end()), Err(LinkError::Gone { .. }))
         });
