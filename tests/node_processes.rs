@@ -80,6 +80,18 @@ impl Other {
         assert!(lines.map_while(Result::ok).any(|l| l.contains(word)), "it ended without saying {word}");
     }
 
+    /// Stop it, and wait until each of its threads has stopped.
+    fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+        };
+        while !std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap().all(stopped) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
     }
@@ -185,7 +197,7 @@ fn a_stopped_process_does_not_hold_up_a_verdict() {
         let node = join(port, 1 - rank, 2);
         let watch = register(&node, WORLD, &[0, 1]);
         other.hear("ready");
-        other.signal(Signal::SIGSTOP);
+        other.stop();
         watch.enter(&all_reduce(1));
         let start = Instant::now();
         node.stalled(WORLD, 1 - rank, all_reduce(1), Duration::from_secs(2));
@@ -193,7 +205,9 @@ fn a_stopped_process_does_not_hold_up_a_verdict() {
         println!("{role} stopped: verdict after {:?}", start.elapsed());
         let Verdict::Stalled { culprits, .. } = &verdict else { panic!("{verdict}") };
         assert!(culprits.len() == 1 && culprits[0].0 == rank && culprits[0].2.contains("does not answer"), "{verdict}");
-        drop(other);
+        let start = Instant::now();
+        drop(node);
+        assert!(start.elapsed() < Duration::from_secs(7), "leaving does not wait long for a stopped process");
     }
 }
 

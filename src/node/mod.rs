@@ -13,11 +13,11 @@
 //! get the same verdict. Data never passes through it: for that, nodes accept connections from each other
 //! ([`Node::connect`]) and hand each other shared memory ([`Node::fetch_fd`]).
 //!
-//! * [`id`]: what names a job and says where it meets. [`meeting`]: a rank's way in.
-//! * [`hub`]: the hub's I/O, around [`roster`] (who has come) and [`court`] (verdicts), both without I/O.
-//! * [`service`]: a node's thread. [`shared`]: what it shares with its callers. [`handover`]: passing file descriptors.
-//! * [`frame`]: the control connection's messages. [`auth`]: showing the key. [`door`]: accepting strangers safely.
-//!   [`dial`]: calling somebody with several addresses. [`peer`]: what ranks know of each other.
+//! * `id`: what names a job and says where it meets. `meeting`: a rank's way in.
+//! * `hub`: the hub's I/O, around `roster` (who has come) and `court` (verdicts), both without I/O.
+//! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
+//! * `frame`: the control connection's messages. `auth`: showing the key. `door`: accepting strangers safely.
+//!   `dial`: calling somebody with several addresses. `peer`: what ranks know of each other.
 //!
 //! Nothing here is global to the process: threads may each have a node of their own. Forking is not supported: the
 //! child would keep the parent's connections open and hide its death.
@@ -101,6 +101,7 @@ impl Node {
             offered: Mutex::default(),
             due: Mutex::default(),
             leaving: AtomicBool::new(false),
+            troubled: AtomicBool::new(false),
             hub_lost: AtomicBool::new(false),
         });
         let service = service::Service::new(shared.clone(), met.inbox, met.data, met.local).map_err(system)?;

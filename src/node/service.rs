@@ -36,6 +36,8 @@ const AUDITED: usize = 4;
 /// How much longer than `MAYPOLE_TIMEOUT` a leaving node waits for the hub's farewell; the hub says it in time if it
 /// lives.
 const FAREWELL_GRACE: Duration = Duration::from_secs(3);
+/// The same, once something has gone wrong.
+const TROUBLED: Duration = Duration::from_secs(5);
 
 pub(super) struct Service {
     shared: Arc<Shared>,
@@ -126,7 +128,9 @@ impl Service {
             return false;
         }
         let now = Instant::now();
-        let by = *self.leave_by.get_or_insert(now + self.shared.config.timeout + FAREWELL_GRACE);
+        let troubled = self.shared.troubled.load(Ordering::Acquire);
+        let patience = if troubled { TROUBLED } else { self.shared.config.timeout + FAREWELL_GRACE };
+        let by = *self.leave_by.get_or_insert(now + patience);
         self.farewell || self.shared.hub_lost.load(Ordering::Acquire) || by <= now
     }
 

@@ -61,6 +61,8 @@ pub(super) struct Shared {
     /// What to declare here at a time if the hub has not spoken until then.
     pub due: Mutex<Vec<(Instant, u64, Verdict)>>,
     pub leaving: AtomicBool,
+    /// Whether any communicator of this rank has failed: then leaving does not wait for long.
+    pub troubled: AtomicBool,
     pub hub_lost: AtomicBool,
 }
 
@@ -117,6 +119,7 @@ impl Shared {
 
     /// Pass a verdict on to this rank's watch.
     pub fn declare(&self, context: u64, verdict: Verdict) {
+        self.troubled.store(true, Ordering::Release);
         let watch = self.contexts.lock().get(&context).map(|r| r.watch.clone());
         match watch {
             Some(watch) => watch.declare(verdict),
