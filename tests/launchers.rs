@@ -1,0 +1,240 @@
+//! The scripts in `mpirun-scripts/` with the real launchers: ranks find each other without anybody typing an address, compute the right
+//! thing, and a rank that dies takes the job down.
+//!
+//! Which launcher is used: `MPIRUN` (Open MPI), `MPIEXEC` (MPICH), `INTEL_MPIEXEC`, `TORCHRUN`, or what PATH has. A test whose launcher is not
+//! there says `skipped:` and why on standard error; `scripts/test` installs them all. With `MAYPOLE_TEST_LAUNCHERS` listing a launcher,
+//! its absence is a failure.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A launcher, its script, and how to tell it from others of the same name.
+struct Launcher {
+    name: &'static str,
+    script: &'static str,
+    variable: &'static str,
+    command: &'static str,
+    /// What `--version` says; several programs are called mpiexec.
+    version: &'static [&'static str],
+    /// What Maypole calls it.
+    known_as: &'static str,
+    /// Where a shell finds its rank.
+    rank_variable: &'static str,
+}
+
+const OPEN_MPI: Launcher = Launcher {
+    name: "openmpi",
+    script: "openmpi.sh",
+    variable: "MPIRUN",
+    command: "mpirun",
+    version: &["Open MPI", "OpenRTE"],
+    known_as: "Open MPI",
+    rank_variable: "OMPI_COMM_WORLD_RANK",
+};
+const MPICH: Launcher = Launcher {
+    name: "mpich",
+    script: "mpich.sh",
+    variable: "MPIEXEC",
+    command: "mpiexec",
+    version: &["HYDRA"],
+    known_as: "MPICH (PMI-1)",
+    rank_variable: "PMI_RANK",
+};
+const INTEL: Launcher = Launcher {
+    name: "intelmpi",
+    script: "mpich.sh",
+    variable: "INTEL_MPIEXEC",
+    command: "mpiexec.hydra",
+    version: &["Intel(R) MPI"],
+    known_as: "MPICH (PMI-1)",
+    rank_variable: "PMI_RANK",
+};
+const TORCHRUN: Launcher = Launcher {
+    name: "torchrun",
+    script: "torchrun.sh",
+    variable: "TORCHRUN",
+    command: "torchrun",
+    version: &[],
+    known_as: "torchrun",
+    rank_variable: "RANK",
+};
+
+impl Launcher {
+    /// The launcher's program, or `None` after saying why the test is skipped.
+    fn find(&self, test: &str) -> Option<String> {
+        let program = std::env::var(self.variable).unwrap_or_else(|_| self.command.to_string());
+        let argument = if self.version.is_empty() { "--help" } else { "--version" };
+        let why = match Command::new(&program).arg(argument).stdin(Stdio::null()).output() {
+            Err(error) => format!("{program}: {error}"),
+            Ok(out) => {
+                let said = text(&out.stdout);
+                if out.status.success() && (self.version.is_empty() || self.version.iter().any(|v| said.contains(v))) {
+                    return Some(program);
+                }
+                format!("{program} is not {}", self.version.join(" or "))
+            }
+        };
+        let wanted = std::env::var("MAYPOLE_TEST_LAUNCHERS").unwrap_or_default();
+        assert!(!wanted.split_whitespace().any(|name| name == self.name), "{why}, but {} must be there", self.name);
+        // Past the test harness, which keeps what passing tests print to itself.
+        let _ = writeln!(std::io::stderr(), "skipped: launchers::{test}: {why}; set {} to its path", self.variable);
+        None
+    }
+
+    /// Run `SCRIPT N ARGS...`. `None`: skipped.
+    fn run(&self, test: &str, ranks: usize, args: &[&str]) -> Option<Output> {
+        let program = self.find(test)?;
+        let script = format!("{}/mpirun-scripts/{}", env!("CARGO_MANIFEST_DIR"), self.script);
+        let variable = if self.script == "mpich.sh" { "MPIEXEC" } else { self.variable };
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", "120", "sh", &script, &ranks.to_string()]).args(args).env(variable, program);
+        for name in ["MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "MAYPOLE_KEY"] {
+            command.env_remove(name);
+        }
+        Some(command.env("MAYPOLE_CONNECT_TIMEOUT", "30").stdin(Stdio::null()).output().unwrap())
+    }
+
+    /// Ranks are told who they are, and all read what rank 0 posted, twice.
+    fn ranks_meet(&self) {
+        let maypole = env!("CARGO_BIN_EXE_maypole");
+        let Some(out) = self.run(&format!("{}_ranks_meet", self.name), 4, &[maypole, "info", "--launch"]) else {
+            return;
+        };
+        let said = text(&out.stdout);
+        assert!(out.status.success(), "{said}{}", text(&out.stderr));
+        let mut lines: Vec<&str> = said.lines().filter(|line| line.starts_with("rank ")).collect();
+        lines.sort_unstable();
+        assert_eq!(lines.len(), 4, "{said}");
+        let notices = |line: &str| line.split("notices read ").nth(1).unwrap_or_else(|| panic!("{line}")).to_string();
+        for (rank, line) in lines.iter().enumerate() {
+            assert!(line.starts_with(&format!("rank {rank} of 4 (local {rank} of 4) on ")), "{line}");
+            assert!(line.contains(&format!("launcher {}:", self.known_as)), "{line}");
+            assert_eq!(notices(line), notices(lines[0]), "{said}");
+        }
+        let (first, second) =
+            notices(lines[0]).split_once(" and ").map(|(a, b)| (a.to_string(), b.to_string())).unwrap();
+        assert_ne!(first, second, "the second board must not show the first one's notice");
+    }
+
+    /// The performance test of all-reduce: every element is checked.
+    fn all_reduce(&self) {
+        let perf = env!("CARGO_BIN_EXE_all_reduce_perf");
+        let args = [perf, "-b", "8", "-e", "256K", "-f", "32", "-n", "5", "-w", "1"];
+        let Some(out) = self.run(&format!("{}_all_reduce", self.name), 4, &args) else { return };
+        let said = text(&out.stdout);
+        assert!(out.status.success(), "{said}{}", text(&out.stderr));
+        assert!(said.contains("all_reduce on 4 ranks"), "{said}");
+        assert!(said.contains("Out of bounds values : 0 OK"), "{said}");
+        let rows = said.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count();
+        assert_eq!(rows, 4, "8, 256, 8K and 256K bytes: {said}");
+    }
+
+    /// Rank 1 is killed in the middle of its work; the job ends, long before that work would, and with a failure.
+    fn a_death_ends_the_job(&self) {
+        // A shell around the rank, so that the launcher is not what kills. No $$: torchrun takes it for one of its macros.
+        let perf = format!("{} -b 1M -e 1M -n 10000000", env!("CARGO_BIN_EXE_all_reduce_perf"));
+        let rank = format!("${{{}}}", self.rank_variable);
+        let script = format!(
+            "if [ {rank} = 1 ]; then {perf} & pid=$!; sleep 1.5; kill -KILL $pid; wait $pid; else exec {perf}; fi"
+        );
+        let began = Instant::now();
+        let Some(out) = self.run(&format!("{}_a_death_ends_the_job", self.name), 3, &["sh", "-c", &script]) else { return };
+        assert!(!out.status.success(), "{}", text(&out.stdout));
+        assert!(text(&out.stdout).contains("all_reduce on 3 ranks"), "{}", text(&out.stderr));
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", text(&out.stderr));
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn openmpi_ranks_meet() {
+    OPEN_MPI.ranks_meet();
+}
+
+#[test]
+fn openmpi_all_reduce() {
+    OPEN_MPI.all_reduce();
+}
+
+#[test]
+fn openmpi_a_death_ends_the_job() {
+    OPEN_MPI.a_death_ends_the_job();
+}
+
+#[test]
+fn mpich_ranks_meet() {
+    MPICH.ranks_meet();
+}
+
+#[test]
+fn mpich_all_reduce() {
+    MPICH.all_reduce();
+}
+
+#[test]
+fn mpich_a_death_ends_the_job() {
+    MPICH.a_death_ends_the_job();
+}
+
+#[test]
+fn intelmpi_ranks_meet() {
+    INTEL.ranks_meet();
+}
+
+#[test]
+fn intelmpi_all_reduce() {
+    INTEL.all_reduce();
+}
+
+#[test]
+fn intelmpi_a_death_ends_the_job() {
+    INTEL.a_death_ends_the_job();
+}
+
+#[test]
+fn torchrun_ranks_meet() {
+    TORCHRUN.ranks_meet();
+}
+
+#[test]
+fn torchrun_all_reduce() {
+    TORCHRUN.all_reduce();
+}
+
+#[test]
+fn torchrun_a_death_ends_the_job() {
+    TORCHRUN.a_death_ends_the_job();
+}
+
+/// Rank 0 comes late: later than Open MPI's server waits for a key (2 s). The others must wait for it, and not give up.
+#[test]
+fn openmpi_a_late_rank_0() {
+    let maypole = env!("CARGO_BIN_EXE_maypole");
+    let script = format!("[ $OMPI_COMM_WORLD_RANK != 0 ] || sleep 3; exec {maypole} info --launch");
+    let Some(out) = OPEN_MPI.run("openmpi_a_late_rank_0", 3, &["sh", "-c", &script]) else { return };
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(text(&out.stdout).matches("notices read").count(), 3, "{}", text(&out.stdout));
+}
+
+/// The slurm script without Slurm: a stand-in for srun shows what it would get.
+#[test]
+fn slurm_script_passes_everything_on() {
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("srun-stand-in");
+    std::fs::create_dir_all(&directory).unwrap();
+    let srun = directory.join("srun");
+    std::fs::write(&srun, "#!/bin/sh\necho \"${#MAYPOLE_KEY} $*\"\n").unwrap();
+    std::fs::set_permissions(&srun, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
+    let script = format!("{}/mpirun-scripts/slurm.sh", env!("CARGO_MANIFEST_DIR"));
+    let run = |name: &str, value: &str| {
+        let mut command = Command::new("sh");
+        command.args([&script, "4", "prog", "a b"]).env_remove("MAYPOLE_KEY").env("PATH", &path).env(name, value);
+        text(&command.output().unwrap().stdout)
+    };
+    assert_eq!(run("SRUN_ARGS", "--mpi=pmix"), "64 -n 4 --mpi=pmix prog a b\n");
+    assert_eq!(run("MAYPOLE_KEY", "own"), "3 -n 4 prog a b\n");
+}
