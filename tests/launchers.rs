@@ -139,7 +139,9 @@ impl Launcher {
             "if [ {rank} = 1 ]; then {perf} & pid=$!; sleep 1.5; kill -KILL $pid; wait $pid; else exec {perf}; fi"
         );
         let began = Instant::now();
-        let Some(out) = self.run(&format!("{}_a_death_ends_the_job", self.name), 3, &["sh", "-c", &script]) else { return };
+        let Some(out) = self.run(&format!("{}_a_death_ends_the_job", self.name), 3, &["sh", "-c", &script]) else {
+            return;
+        };
         assert!(!out.status.success(), "{}", text(&out.stdout));
         assert!(text(&out.stdout).contains("all_reduce on 3 ranks"), "{}", text(&out.stderr));
         assert!(began.elapsed() < Duration::from_secs(60), "{}", text(&out.stderr));

@@ -20,13 +20,14 @@ use parking_lot::Mutex;
 ///
 /// Exit status: 0 if everything passed, 1 at the first fault, 2 for a wrong command line.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["collective", "algorithm", "all"]))]
 #[command(after_help = "Examples:
   maypole verify all_reduce --algorithm ring --ranks 2..64
   maypole verify broadcast --ranks 100
   maypole verify --all")]
 pub struct Args {
     /// The collective; without it, every one that the algorithm has
-    #[arg(value_parser = collective, required_unless_present_any = ["all", "algorithm"])]
+    #[arg(value_parser = collective)]
     collective: Option<Collective>,
     /// The algorithm; without it, every one that the collective has
     #[arg(short, long, value_name = "NAME", value_parser = algorithm)]
