@@ -5,7 +5,7 @@
 //!
 //! * [`ring`]: links, a ring of bytes for each ordered pair of ranks and channel.
 //! * [`window`]: publications that all members read, for one-sided schedules.
-//! * [`line`]: small publications in single cache lines, for the smallest messages.
+//! * [`mod@line`]: small publications in single cache lines, for the smallest messages.
 //!
 //! Each file argues its protocol in prose on top; `tests/loom.rs` checks all three.
 

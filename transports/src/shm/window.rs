@@ -13,7 +13,7 @@
 //! written while it is read, and what is read is complete. Two places let a publisher write the next publication
 //! while the others still read the last one.
 //!
-//! Bells are not rung at each store: [`Window::settle`](crate::Window::settle) rings them, once for everything since the last time, when
+//! Bells are not rung at each store: [`Window::settle`] rings them, once for everything since the last time, when
 //! the rank would otherwise wait or is leaving the operation. A rank sleeps only after it has polled for much longer than that takes.
 
 use std::ptr::NonNull;

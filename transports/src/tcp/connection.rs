@@ -51,6 +51,10 @@ impl Connections {
                 stream.set_nodelay(true)
             };
             prepare(stream).map_err(|source| LinkError::Io { doing: "preparing a TCP connection", source })?;
+            if within_host(stream) {
+                // Where this is refused, the host's default does as well.
+                let _ = SockRef::from(stream).set_tcp_congestion(b"reno");
+            }
         }
         Ok(Self { streams })
     }
@@ -152,6 +156,15 @@ impl Drop for Connections {
                 }
             }
         }
+    }
+}
+
+/// Whether both ends are on this host. Nothing is lost or congested there, so the plainest congestion control is the fastest: a
+/// host whose default paces its packets (BBR) moved 1.1 to 1.7 times less over loopback than with Reno, which every Linux has.
+fn within_host(stream: &TcpStream) -> bool {
+    match (stream.local_addr(), stream.peer_addr()) {
+        (Ok(ours), Ok(theirs)) => ours.ip() == theirs.ip() || theirs.ip().is_loopback(),
+        _ => false,
     }
 }
 
