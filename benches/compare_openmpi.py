@@ -5,10 +5,10 @@
     benches/compare_openmpi.py                        # 2 ranks, shared memory and TCP on loopback, 8 B to 64 MiB
     benches/compare_openmpi.py --transports shm --rounds 9 --max 1M
 
-Each round measures each size once with each library, one right after the other, and the next round in the other order; so
-whatever else the machine does meets both. A figure is the median over rounds of the mean time of a call (averaged over
-ranks). The ratio is Maypole's time over Open MPI's: below 1, Maypole is faster. It needs mpicc and mpirun of Open MPI, and
-nothing beyond Python's standard library. Results go to benches/results/ as JSON and Markdown.
+Each round measures each size once with each library, one right after the other, and the next round in the other order;
+so whatever else the machine does meets both. A figure is the median over rounds of the mean time of a call (averaged
+over ranks). The ratio is Maypole's time over Open MPI's: below 1, Maypole is faster. It needs mpicc and mpirun of Open
+MPI, and nothing beyond Python's standard library. Results go to benches/results/ as JSON and Markdown.
 """
 
 import argparse
@@ -112,7 +112,8 @@ def machine():
                 break
     except OSError:
         pass
-    return {"cores": len(os.sched_getaffinity(0)), "processor": processor, "system": f"{platform.system()} {platform.release()}"}
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    return {"cores": len(os.sched_getaffinity(0)), "processor": processor, "system": system}
 
 
 def compare(options, transport, sides):
@@ -150,7 +151,8 @@ def markdown(report):
         f"# All-reduce beside Open MPI, {report['transport']}",
         "",
         f"float32 sum, {report['ranks']} ranks on {host['cores']} cores ({host['processor']}, {host['system']}), "
-        f"bound to {report['bind_to']}; Maypole {report['versions']['Maypole']}, Open MPI {report['versions']['Open MPI']}; "
+        f"bound to {report['bind_to']}; Maypole {report['versions']['Maypole']}, "
+        f"Open MPI {report['versions']['Open MPI']}; "
         f"medians of {report['rounds']} rounds of the mean time of a call; {report['date']}. "
         "Ratio: Maypole's time over Open MPI's.",
         "",
@@ -167,7 +169,8 @@ def markdown(report):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", default=ROOT / "target" / "release" / "all_reduce_perf", help="Maypole's all_reduce_perf")
+    program = ROOT / "target" / "release" / "all_reduce_perf"
+    parser.add_argument("--program", default=program, help="Maypole's all_reduce_perf")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.2, help="what each timed loop should take (0.2)")
@@ -177,7 +180,7 @@ def main():
     parser.add_argument("--transports", default="shm,tcp", help="shm, tcp or both, comma-separated")
     parser.add_argument("--bind-to", default="core", choices=["core", "none"], help="how mpirun binds ranks (core)")
     parser.add_argument("--launcher", default="mpirun", choices=["mpirun", "own"],
-                        help="who starts Maypole's ranks: mpirun, bound like Open MPI's, or all_reduce_perf --ranks, unbound")
+                        help="who starts Maypole's ranks: mpirun, bound like Open MPI's, or itself, unbound")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="directory of the results")
     options = parser.parse_args()
     transports = options.transports.split(",")

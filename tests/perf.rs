@@ -1,5 +1,5 @@
-//! The perf binaries, run as a user runs them: every collective, type, operation and root, on 1 to 4 ranks, with no wrong
-//! element; and flags that make no sense, refused before anything starts.
+//! The perf binaries, run as a user runs them: every collective, type, operation and root, on 1 to 4 ranks, with no
+//! wrong element; and flags that make no sense, refused before anything starts.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;

@@ -3,7 +3,7 @@
 //   mpicc -O2 -o mpi_all_reduce mpi_all_reduce.c
 //   mpirun -n 2 ./mpi_all_reduce BYTES ITERATIONS WARMUP
 //
-// Rank 0 prints the mean time of a call in microseconds, averaged over ranks. The result is checked once, after the loop.
+// Rank 0 prints the mean time of a call in microseconds, averaged over ranks. The result is checked after the loop.
 
 #include <mpi.h>
 #include <stdio.h>

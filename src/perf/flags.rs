@@ -1,5 +1,5 @@
-//! The command line of a perf run, with nccl-tests' flags and their meaning, and the plan that it is checked into before
-//! anything starts.
+//! The command line of a perf run, with nccl-tests' flags and their meaning, and the plan that it is checked into
+//! before anything starts.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -22,10 +22,12 @@ pub struct Flags {
     pub threads: bool,
 
     /// Smallest size in bytes; K, M and G are powers of 1024
-    #[arg(short = 'b', long = "minbytes", alias = "min-bytes", default_value = "8", value_parser = size, value_name = "SIZE")]
+    #[arg(short = 'b', long = "minbytes", alias = "min-bytes", default_value = "8")]
+    #[arg(value_parser = size, value_name = "SIZE")]
     pub min_bytes: usize,
     /// Largest size in bytes
-    #[arg(short = 'e', long = "maxbytes", alias = "max-bytes", default_value = "16M", value_parser = size, value_name = "SIZE")]
+    #[arg(short = 'e', long = "maxbytes", alias = "max-bytes", default_value = "16M")]
+    #[arg(value_parser = size, value_name = "SIZE")]
     pub max_bytes: usize,
     /// Fixed step between sizes [default: 1M, with a step factor of 1]
     #[arg(short = 'i', long = "stepbytes", alias = "step-bytes", value_parser = size, value_name = "SIZE")]
@@ -47,7 +49,8 @@ pub struct Flags {
     #[arg(short = 'c', long = "check", default_value_t = 1, value_name = "COUNT")]
     pub check: usize,
     /// Whose time a row shows: 0 rank 0's, 1 the average over ranks, 2 the shortest, 3 the longest
-    #[arg(short = 'a', long = "average", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=3), value_name = "0-3")]
+    #[arg(short = 'a', long = "average", default_value_t = 1, value_name = "0-3")]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=3))]
     pub average: u8,
     /// How often the whole table is run; 0 until interrupted
     #[arg(short = 'N', long = "run_cycles", alias = "run-cycles", default_value_t = 1, value_name = "COUNT")]
@@ -143,7 +146,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Check the flags together. What depends on the number of ranks is checked by [`Plan::roots`] if no `--ranks` says it.
+    /// Check the flags together. What depends on the number of ranks is checked by [`Plan::roots`] if no `--ranks` says
+    /// it.
     ///
     /// # Errors
     /// [`Error::Setting`] naming the flag, its value and what was expected.

@@ -1,8 +1,8 @@
 //! Timing and checking one row in one form, on every rank at once.
 //!
-//! The mean comes from a tight loop between two clock readings, as in nccl-tests: reading the clock around every call would
-//! cost a tenth of a small one. Median and 99th percentile come from a second loop that does read it around every call.
-//! Neither loop has a barrier in it, and both use the same buffers in every iteration.
+//! The mean comes from a tight loop between two clock readings, as in nccl-tests: reading the clock around every call
+//! would cost a tenth of a small one. Median and 99th percentile come from a second loop that does read it around every
+//! call. Neither loop has a barrier in it, and both use the same buffers in every iteration.
 
 use std::time::{Duration, Instant};
 
@@ -46,8 +46,8 @@ pub struct Measured {
     pub wrong: Option<u64>,
 }
 
-/// Measure `row` in `form`. Every rank calls it with the same arguments but for the rank in `row`. `seed` must be new for
-/// every call, so that what an earlier one left in memory is never right by chance.
+/// Measure `row` in `form`. Every rank calls it with the same arguments but for the rank in `row`. `seed` must be new
+/// for every call, so that what an earlier one left in memory is never right by chance.
 ///
 /// # Errors
 /// The communicator's; nothing is retried.

@@ -3,8 +3,8 @@
 
 use crate::DataType;
 
-/// The bits of `value` as `dtype`, rounded to nearest, ties to even. For floating-point types only, and for finite values
-/// whose rounded magnitude the type can hold; subnormal results are exact.
+/// The bits of `value` as `dtype`, rounded to nearest, ties to even. For floating-point types only, and for finite
+/// values whose rounded magnitude the type can hold; subnormal results are exact.
 pub(super) fn encode(dtype: DataType, value: f64) -> u64 {
     if dtype == DataType::F64 {
         return value.to_bits();

@@ -1,8 +1,8 @@
-//! `maypole perf` and the perf binaries: how long each collective takes on this machine or cluster, and whether every element
-//! of its result is right.
+//! `maypole perf` and the perf binaries: how long each collective takes on this machine or cluster, and whether every
+//! element of its result is right.
 //!
-//! Flags, columns and bandwidth formulas are those of nccl-tests, so that its users and their scripts find what they know.
-//! From the outside in:
+//! Flags, columns and bandwidth formulas are those of nccl-tests, so that its users and their scripts find what they
+//! know. From the outside in:
 //!
 //! * [`flags`]: the command line, checked into a plan before anything starts;
 //! * `ranks`: where ranks come from (a launcher, threads, or processes started here);
@@ -43,8 +43,8 @@ pub struct PerfArgs {
     pub flags: Flags,
 }
 
-/// Run `maypole perf`. Exit code 0 if everything that was checked was right, 1 if an element was wrong or the run failed, 2 if
-/// the flags make no sense, in which case nothing was started.
+/// Run `maypole perf`. Exit code 0 if everything that was checked was right, 1 if an element was wrong or the run
+/// failed, 2 if the flags make no sense, in which case nothing was started.
 pub fn run(args: PerfArgs) -> ExitCode {
     let outcome = flags::Plan::new(args.operation, args.flags).and_then(|plan| ranks::run(&plan));
     match outcome {

@@ -1,9 +1,9 @@
-//! What is measured: a collective (or the ring of send_recv), one reduction operation, and the arithmetic that says how many
-//! bytes a row moves and how its bandwidth is counted.
+//! What is measured: a collective (or the ring of send_recv), one reduction operation, and the arithmetic that says how
+//! many bytes a row moves and how its bandwidth is counted.
 //!
-//! Sizes, counts and the two bandwidths follow nccl-tests, so that numbers from both can stand in one table: the size of a
-//! row is the larger buffer of the collective in bytes, and the bus bandwidth scales size over time by what an optimal
-//! algorithm must move over each rank's link (nccl-tests, doc/PERFORMANCE.md).
+//! Sizes, counts and the two bandwidths follow nccl-tests, so that numbers from both can stand in one table: the size
+//! of a row is the larger buffer of the collective in bytes, and the bus bandwidth scales size over time by what an
+//! optimal algorithm must move over each rank's link (nccl-tests, doc/PERFORMANCE.md).
 
 use std::str::FromStr;
 
@@ -42,7 +42,8 @@ impl Operation {
         matches!(self, Operation::Collective(Collective::Barrier))
     }
 
-    /// Whether an in-place form is measured. send_recv has none: the bytes to send would be overwritten while they leave.
+    /// Whether an in-place form is measured. send_recv has none: the bytes to send would be overwritten while they
+    /// leave.
     pub const fn has_in_place(self) -> bool {
         !matches!(self, Operation::SendRecv | Operation::Collective(Collective::Barrier))
     }
@@ -61,8 +62,8 @@ impl Operation {
         )
     }
 
-    /// Elements per block of a row that was asked to move `size` bytes. Where the larger buffer has one block per rank, a
-    /// block is rounded down to a multiple of 16 bytes, as nccl-tests does; so the smallest rows may be empty.
+    /// Elements per block of a row that was asked to move `size` bytes. Where the larger buffer has one block per rank,
+    /// a block is rounded down to a multiple of 16 bytes, as nccl-tests does; so the smallest rows may be empty.
     pub const fn count(self, size: usize, dtype: DataType, ranks: usize) -> usize {
         let elements = size / dtype.size();
         if self.is_barrier() {
@@ -89,7 +90,8 @@ impl Operation {
         }
     }
 
-    /// Algorithm and bus bandwidth in GB/s (10^9 bytes) of `size` shown bytes in `seconds`. Zero bytes have zero bandwidth.
+    /// Algorithm and bus bandwidth in GB/s (10^9 bytes) of `size` shown bytes in `seconds`. Zero bytes have zero
+    /// bandwidth.
     pub fn bandwidths(self, size: usize, seconds: f64, ranks: usize) -> (f64, f64) {
         if size == 0 || seconds <= 0.0 {
             return (0.0, 0.0);
@@ -218,8 +220,8 @@ pub fn parse_dtype(name: &str) -> Result<DataType, String> {
             return DataType::ALL.into_iter().find(|d| d.name() == name).ok_or_else(|| {
                 let names: Vec<_> = DataType::ALL.iter().map(|d| d.name()).collect();
                 format!(
-                    "no such type; expected one of {} (or nccl-tests' int8 uint8 int32 uint32 int64 uint64 half bfloat16 float \
-                     double fp8_e4m3 fp8_e5m2), or all",
+                    "no such type; expected one of {}, all, or nccl-tests' int8 uint8 int32 uint32 int64 uint64 half \
+                     bfloat16 float double fp8_e4m3 fp8_e5m2",
                     names.join(" ")
                 )
             });

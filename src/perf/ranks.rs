@@ -14,8 +14,8 @@ const LAUNCHERS: [&str; 4] = ["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_
 
 /// Run the plan with the ranks that it asks for. Success if everything that was checked was right, on all of them.
 ///
-/// # Errors
-/// [`Error::Setting`] if `--ranks` is given to a process that a launcher started as a rank; what [`session::run`] returns.
+/// # Errors [`Error::Setting`] if `--ranks` is given to a process that a launcher started as a rank; what
+/// [`session::run`] returns.
 pub fn run(plan: &Plan) -> Result<ExitCode> {
     let Some(ranks) = plan.flags.ranks else {
         let comm = Communicator::from_env_with(plan.config.clone())?;

@@ -224,7 +224,7 @@ impl Report {
         let _ = writeln!(text, "# Maypole {}: {} on {} ranks", self.version, self.collective, c.ranks);
         let _ = writeln!(
             text,
-            "# minbytes {} maxbytes {} step {} type {types} warmup iters {} iters {iters} agg iters {} check {} time {}",
+            "# minbytes {} maxbytes {} step {} type {types} warmup {} iters {iters} agg iters {} check {} time {}",
             c.minbytes, c.maxbytes, c.step, c.warmup_iters, c.agg_iters, c.check, c.average
         );
         let _ = writeln!(text, "# transport {} algorithm {algorithm}", c.transport);
@@ -234,18 +234,19 @@ impl Report {
         }
         let _ = writeln!(text, "#");
         let form = |name: &str| format!("{name:^39}");
-        let _ = writeln!(text, "# {:50}{}{}", "", form("out-of-place"), form("in-place"));
+        let _ = writeln!(text, "# {:50}{}{}", "", form("out-of-place"), form("in-place").trim_end());
         let columns = |time: &str, bandwidth: [&str; 2], wrong: &str| {
             format!("  {time:>9}  {:>8}  {:>8}  {wrong:>6}", bandwidth[0], bandwidth[1])
         };
         let names = columns("time", ["algbw", "busbw"], "#wrong");
         let units = columns("(us)", ["(GB/s)", "(GB/s)"], "");
+        let last = units.trim_end();
         let _ = writeln!(
             text,
             "#{:>11}  {:>12}  {:>7}  {:>9}  {:>4}{names}{names}",
             "size", "count", "type", "redop", "root"
         );
-        let _ = writeln!(text, "#{:>11}  {:>12}  {:7}  {:9}  {:4}{units}{units}", "(B)", "(elements)", "", "", "");
+        let _ = writeln!(text, "#{:>11}  {:>12}  {:7}  {:9}  {:4}{units}{last}", "(B)", "(elements)", "", "", "");
         text
     }
 

@@ -116,7 +116,8 @@ impl Row {
         }
     }
 
-    /// How many elements are wrong after the call: of the output, of an input that had to stay as it was, and guard bytes.
+    /// How many elements are wrong after the call: of the output, of an input that had to stay as it was, and guard
+    /// bytes.
     pub fn wrong(&self, form: Form, values: &Values, buffers: &Buffers) -> u64 {
         let guards = buffers.input.trespasses() + buffers.output.trespasses();
         let untouched = |bytes: &[u8]| self.wrong_from(Origin::Input { of: self.rank, first: 0 }, values, bytes);
@@ -154,8 +155,8 @@ impl Row {
         }
     }
 
-    /// Elements of `actual` that differ from what they should be. Compared a batch at a time, so that the expected values
-    /// never leave the first cache level.
+    /// Elements of `actual` that differ from what they should be. Compared a batch at a time, so that the expected
+    /// values never leave the first cache level.
     fn wrong_from(&self, origin: Origin, values: &Values, actual: &[u8]) -> u64 {
         let size = self.dtype.size();
         let mut expected = [0; 4096];

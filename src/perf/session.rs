@@ -11,12 +11,11 @@ use super::report::{Figures, RankInfo, Report, ResultRow, figures, parameters};
 use super::row::{Buffers, Form, Row};
 use crate::{Communicator, DataType, Error, Result};
 
-/// Run the plan on this rank; every rank of `comm` must do so. Rank 0 writes the table to `out` and the JSON file. Returns
-/// whether every checked element was right, on all ranks.
+/// Run the plan on this rank; every rank of `comm` must do so. Rank 0 writes the table to `out` and the JSON file.
+/// Returns whether every checked element was right, on all ranks.
 ///
-/// # Errors
-/// [`Error::Setting`] if the root is out of range; the communicator's errors; [`Error::System`] if a file cannot be written
-/// or memory is short, in which case the other ranks are told.
+/// # Errors [`Error::Setting`] if the root is out of range; the communicator's errors; [`Error::System`] if a file
+/// cannot be written or memory is short, in which case the other ranks are told.
 pub fn run(plan: &Plan, comm: &Communicator, out: &mut dyn Write) -> Result<bool> {
     let roots = plan.roots(comm.size())?;
     let result = Session::start(plan, comm, out).and_then(|mut session| session.cycles(&roots));

@@ -1,21 +1,22 @@
 //! What goes into the buffers, and what must come out.
 //!
-//! Every element is a function of (seed, rank, index), so any rank can compute what any other rank put in, and the expected
-//! result is a plain loop over the ranks. Inputs are random, and chosen so that every reduction is exact *in any order*, each
-//! partial result included; the check can therefore compare bits. How, per operation:
+//! Every element is a function of (seed, rank, index), so any rank can compute what any other rank put in, and the
+//! expected result is a plain loop over the ranks. Inputs are random, and chosen so that every reduction is exact *in
+//! any order*, each partial result included; the check can therefore compare bits. How, per operation:
 //!
 //! * Data that only moves: random bits, NaN patterns included.
-//! * Integers: arithmetic wraps, so sum and product take full-range values (odd ones for the product, which would soon be 0
-//!   otherwise); min, max and xor too; and / or take values with so few zeros / ones that the result keeps some of both. The
-//!   average needs a sum that does not wrap, so it takes smaller values.
-//! * Sum on floats: integers so small that the sum of all magnitudes stays within the mantissa. With more ranks than even
-//!   values of ±1 allow (9 for E5M2, which counts to 8), only a window of the ranks contributes to each element, and which
-//!   ranks is random per element.
+//! * Integers: arithmetic wraps, so sum and product take full-range values (odd ones for the product, which would soon
+//!   be 0 otherwise); min, max and xor too; and / or take values with so few zeros / ones that the result keeps some of
+//!   both. The average needs a sum that does not wrap, so it takes smaller values.
+//! * Sum on floats: integers so small that the sum of all magnitudes stays within the mantissa. With more ranks than
+//!   even values of ±1 allow (9 for E5M2, which counts to 8), only a window of the ranks contributes to each element,
+//!   and which ranks is random per element.
 //! * Average on floats: the same sum, then one division, rounded once from the type in which kernels divide (f32 for
 //!   narrower types): the one result here that is rounded.
-//! * Pre-multiplied sum: the same sum, with inputs divided by factors that are powers of two (integers: a wrapping product).
-//! * Product on floats: ±1/2 and ±2 from a window of ranks, ±1 from the others, and 1.5 times that from one rank, drawn per
-//!   element: every partial product is ±2^k or ±1.5 · 2^k within the type's normal range.
+//! * Pre-multiplied sum: the same sum, with inputs divided by factors that are powers of two (integers: a wrapping
+//!   product).
+//! * Product on floats: ±1/2 and ±2 from a window of ranks, ±1 from the others, and 1.5 times that from one rank, drawn
+//!   per element: every partial product is ±2^k or ±1.5 · 2^k within the type's normal range.
 //! * Min and max on floats: any finite bits except zeros, since -0 and +0 compare equal.
 
 use super::minifloat;
@@ -60,8 +61,8 @@ enum Rule {
     Extreme,
     /// Numbers up to `amplitude`, from `window` ranks per element, whose sum is exact.
     Sum { amplitude: u64, signed: bool, window: usize, finish: Finish },
-    /// Signed powers of two from `window` ranks, ±1 from the others, one of them times 1.5; `table` has the element of each
-    /// code from `-offset`.
+    /// Signed powers of two from `window` ranks, ±1 from the others, one of them times 1.5; `table` has the element of
+    /// each code from `-offset`.
     Product { window: usize, offset: i64, table: Vec<u64> },
 }
 
@@ -72,14 +73,14 @@ enum Finish {
     Integer { divisor: i64 },
     /// An f32 or f64, divided in that type.
     Wide { divisor: i64 },
-    /// A narrower float, divided and rounded beforehand: the elements of `-limit..=limit`. Inputs are looked up too: `inputs`
-    /// has the elements of the halves of `-offset..=offset`.
+    /// A narrower float, divided and rounded beforehand: the elements of `-limit..=limit`. Inputs are looked up too:
+    /// `inputs` has the elements of the halves of `-offset..=offset`.
     Narrow { limit: i64, table: Vec<u64>, offset: i64, inputs: Vec<u64> },
 }
 
 impl Values {
-    /// The values that `ranks` ranks exchange with `seed`; `op` is `None` where data only moves. The operation must support
-    /// the type.
+    /// The values that `ranks` ranks exchange with `seed`; `op` is `None` where data only moves. The operation must
+    /// support the type.
     pub fn new(seed: u64, dtype: DataType, op: Option<NamedOp>, ranks: usize) -> Values {
         assert!(op.is_none_or(|op| op.supports(dtype)), "{op:?} on {dtype}");
         let rule = match op {

@@ -44,8 +44,9 @@ fn sizes_step_as_in_nccl_tests() {
 
 #[test]
 fn every_long_name_of_nccl_tests_is_read() {
-    let line = "reduce --minbytes 8 --maxbytes 64 --stepfactor 2 --iters 7 --warmup_iters 3 --agg_iters 2 --check 4 --op mulsum \
-                --datatype half --root -1 --run_cycles 5 --average 3 --nthreads 1 --ngpus 1 --json out.json";
+    let line = "reduce --minbytes 8 --maxbytes 64 --stepfactor 2 --iters 7 --warmup_iters 3 --agg_iters 2 --check 4 \
+                --op mulsum --datatype half --root -1 --run_cycles 5 --average 3 --nthreads 1 --ngpus 1 \
+                --json out.json";
     let plan = plan(line).unwrap();
     let f = &plan.flags;
     assert_eq!((f.iters, f.warmup_iters, f.agg_iters, f.check, f.run_cycles, f.average), (Some(7), 3, 2, 4, 5, 3));

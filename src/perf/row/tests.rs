@@ -1,5 +1,6 @@
-//! The checker, on buffers as a correct library would leave them and then with one element spoiled. The correct outcome is
-//! written here a second time, in the plainest way: every rank's whole input in memory, blocks copied and added by hand.
+//! The checker, on buffers as a correct library would leave them and then with one element spoiled. The correct outcome
+//! is written here a second time, in the plainest way: every rank's whole input in memory, blocks copied and added by
+//! hand.
 
 use super::*;
 

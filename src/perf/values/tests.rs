@@ -1,5 +1,5 @@
-//! The promise of the generator: whatever the order in which ranks' inputs are reduced, the result is the expected bits.
-//! Reduced here by plain arithmetic in the element type, rounding after every step, in several random orders.
+//! The promise of the generator: whatever the order in which ranks' inputs are reduced, the result is the expected
+//! bits. Reduced here by plain arithmetic in the element type, rounding after every step, in several random orders.
 
 use super::*;
 
