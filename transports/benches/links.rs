@@ -75,8 +75,10 @@ fn recv(link: &mut dyn Receiver, into: &mut [u8]) -> bool {
 }
 
 /// A peer that answers each message of `len` bytes with its first `answer` bytes, until this end is dropped.
-fn answering(mut end: End, len: usize, answer: usize) -> thread::JoinHandle<()> {
+fn answering(end: End, len: usize, answer: usize) -> thread::JoinHandle<()> {
     thread::spawn(move || {
+        // All of it: a closure that names only the links would leave the group behind, and the peer would have left.
+        let mut end = end;
         let mut bytes = vec![0; len];
         while recv(&mut *end.receiver, &mut bytes) {
             send(&mut *end.sender, &bytes[..answer]);
