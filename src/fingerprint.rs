@@ -97,7 +97,7 @@ fn op_code(op: ReduceOp) -> (u8, u32) {
         ReduceOp::And => (7, 0),
         ReduceOp::Or => (8, 0),
         ReduceOp::Xor => (9, 0),
-        ReduceOp::User { id, .. } => (10, id),
+        ReduceOp::User(op) => (10, op.id()),
     }
 }
 

@@ -1,5 +1,23 @@
-//! A [`Communicator`] is one rank's handle to a group of ranks that exchange data by collective operations: all-reduce, broadcast,
-//! all-to-all and the rest.
+//! Collective communication: calls that a group of processes make together to combine and exchange data.
+//!
+//! A [`Communicator`] is one rank's handle to a group of ranks, and everything else here serves it. A *rank* is one process (or thread) of the group, numbered from 0; the
+//! group is its *world*. Every rank makes the same calls in the same order, each with its own data:
+//!
+//! ```
+//! use maypole::{Communicator, ReduceOp};
+//!
+//! let comm = Communicator::from_env()?; // the world this process was launched into; of one rank, if it was not
+//! let mut mean = vec![comm.rank() as f32; 1000];
+//! comm.all_reduce_in_place(&mut mean, ReduceOp::Avg)?;
+//! # Ok::<(), maypole::Error>(())
+//! ```
+//!
+//! Start it with `maypole run -n 4 -- program`, `mpirun`, `mpiexec`, `torchrun` or `srun`; or give each of a process's threads a rank with [`Communicator::threads`].
+//!
+//! * Asynchronous calls: [`scope`], [`Communicator::start`], [`Stream`].
+//! * What can go wrong, and who is to blame: [`Error`], [`Verdict`].
+//! * Settings: [`Config`], from `MAYPOLE_*` variables.
+//! * The algorithms, as data that is checked before it runs: [`maypole_collectives`]. The links under them: [`maypole_transports`].
 
 pub mod command;
 pub mod communicator;
@@ -23,5 +41,5 @@ pub use error::{Error, Result, Verdict};
 pub use fingerprint::Fingerprint;
 pub use maypole_collectives::algorithms::Algorithm;
 pub use maypole_collectives::schedule::Collective;
-pub use maypole_collectives::{DataType, Element, ReduceOp};
+pub use maypole_collectives::{DataType, Element, F8E4M3, F8E5M2, Operator, ReduceOp, UserOp};
 pub use node::UniqueId;

@@ -21,4 +21,4 @@ pub mod verify;
 
 pub use dtype::DataType;
 pub use element::{Element, F8E4M3, F8E5M2};
-pub use op::ReduceOp;
+pub use op::{Operator, ReduceOp, UserOp};

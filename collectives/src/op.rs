@@ -1,14 +1,87 @@
 //! Reduction operations.
 
-use crate::DataType;
+use crate::{DataType, Element};
 
-/// A user's operation on `count` elements: `dst = a ⊕ b`, elementwise. It must be associative and commutative in the
-/// sense that the user can accept any order. Pointers may be unaligned, and `dst` may be `a` or `b`.
+/// A user's operation on `count` elements: `dst = a ⊕ b`, elementwise. Pointers may be unaligned, and `dst` may be `a` or `b`.
 ///
 /// # Safety
-/// Called with `a` and `b` readable and `dst` writable for `count` elements of the type that the operation was made
-/// for.
+/// Called with `a` and `b` readable and `dst` writable for `count` elements of the type that the operation was made for.
 pub type UserFn = unsafe fn(dst: *mut u8, a: *const u8, b: *const u8, count: usize);
+
+/// An operation of the user's own on one element type. It must be associative and commutative as far as the user cares: the order in which ranks are
+/// combined is the algorithm's, though the same on every rank.
+///
+/// ```
+/// use maypole_collectives::op::{Operator, ReduceOp, UserOp};
+///
+/// /// The one further from zero.
+/// struct Largest;
+/// impl Operator for Largest {
+///     type Element = f32;
+///     const ID: u32 = 1;
+///     fn combine(a: f32, b: f32) -> f32 {
+///         if a.abs() >= b.abs() { a } else { b }
+///     }
+/// }
+/// let op = ReduceOp::User(UserOp::of::<Largest>());
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct UserOp {
+    id: u32,
+    dtype: DataType,
+    function: UserFn,
+}
+
+/// What [`UserOp::of`] makes an operation from.
+pub trait Operator {
+    /// The elements it combines.
+    type Element: Element;
+    /// Names the operation in fingerprints: ranks that use different ids as the same operation are told.
+    const ID: u32;
+    /// a ⊕ b. It must not panic.
+    fn combine(a: Self::Element, b: Self::Element) -> Self::Element;
+}
+
+impl UserOp {
+    /// The operation that applies [`Operator::combine`] to each pair of elements.
+    pub fn of<O: Operator>() -> UserOp {
+        /// # Safety
+        /// As for [`UserFn`].
+        unsafe fn each<O: Operator>(dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
+            let (dst, a, b) = (dst.cast::<O::Element>(), a.cast::<O::Element>(), b.cast::<O::Element>());
+            for i in 0..count {
+                // SAFETY: the caller promises `count` elements at each pointer; every bit pattern is an element.
+                unsafe {
+                    let combined = O::combine(a.add(i).read_unaligned(), b.add(i).read_unaligned());
+                    dst.add(i).write_unaligned(combined);
+                }
+            }
+        }
+        UserOp { id: O::ID, dtype: <O::Element as Element>::DTYPE, function: each::<O> }
+    }
+
+    /// An operation given as a plain function, for other languages.
+    ///
+    /// # Safety
+    /// `function` must do what [`UserFn`] says, for elements of `dtype`, and not unwind.
+    pub const unsafe fn from_raw(id: u32, dtype: DataType, function: UserFn) -> UserOp {
+        UserOp { id, dtype, function }
+    }
+
+    /// What ranks compare.
+    pub const fn id(self) -> u32 {
+        self.id
+    }
+
+    /// The elements it combines.
+    pub const fn dtype(self) -> DataType {
+        self.dtype
+    }
+
+    pub(crate) const fn function(self) -> UserFn {
+        self.function
+    }
+}
 
 /// How elements are combined. The 8- and 16-bit floats are widened to f32 for each pairwise step and rounded to nearest
 /// even after it.
@@ -33,13 +106,8 @@ pub enum ReduceOp {
     Or,
     /// Bitwise exclusive or; integers only.
     Xor,
-    /// The user's function. `id` names it in fingerprints: ranks must agree on it.
-    User {
-        /// What ranks compare.
-        id: u32,
-        /// What is called.
-        function: UserFn,
-    },
+    /// The user's own; on the type it was made for.
+    User(UserOp),
 }
 
 impl ReduceOp {
@@ -55,7 +123,7 @@ impl ReduceOp {
             ReduceOp::And => "and",
             ReduceOp::Or => "or",
             ReduceOp::Xor => "xor",
-            ReduceOp::User { .. } => "user",
+            ReduceOp::User(_) => "user",
         }
     }
 
@@ -63,6 +131,7 @@ impl ReduceOp {
     pub const fn supports(self, dtype: DataType) -> bool {
         match self {
             ReduceOp::And | ReduceOp::Or | ReduceOp::Xor => dtype.is_integer(),
+            ReduceOp::User(op) => op.dtype as u8 == dtype as u8,
             _ => true,
         }
     }

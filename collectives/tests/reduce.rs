@@ -7,7 +7,7 @@ use maypole_collectives::reduce::{
     Level, copy, divide, divide_at, force_level, level, reduce, reduce_at, reduce_non_temporal, reduce_to_two, scale,
     slices,
 };
-use maypole_collectives::{DataType, Element, F8E4M3, F8E5M2, ReduceOp};
+use maypole_collectives::{DataType, Element, F8E4M3, F8E5M2, ReduceOp, UserOp};
 use plain::{OPS, Plain, for_each_type, operands};
 use proptest::prelude::*;
 
@@ -176,7 +176,8 @@ fn a_user_function_is_called() {
             unsafe { *dst.add(i) = *a.add(i) - 2 * *b.add(i) };
         }
     }
-    let op = ReduceOp::User { id: 1, function: first_minus_twice_second };
+    // SAFETY: the function above does what its type says, for bytes.
+    let op = ReduceOp::User(unsafe { UserOp::from_raw(1, DataType::U8, first_minus_twice_second) });
     let (mut dst, a, b) = ([0u8; 3], [10, 20, 30], [1, 2, 3]);
     // SAFETY: three bytes each, and the function is for bytes.
     unsafe { reduce(op, DataType::U8, dst.as_mut_ptr(), a.as_ptr(), b.as_ptr(), 3) };

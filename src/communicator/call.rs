@@ -111,7 +111,8 @@ impl Inner {
         }
         if call.collective.reduces() && !call.op.supports(call.dtype) {
             return Err(format!(
-                "{name}: {} is not defined on {}; bitwise operations need an integer type",
+                "{name}: {} is not defined on {}; bitwise operations need an integer type, a user's \
+                 operation the type it was made for",
                 call.op.name(),
                 call.dtype
             ));

@@ -146,6 +146,17 @@ impl Communicator {
     }
 }
 
+impl Inner {
+    /// An operation panicked on this rank: nobody can go on.
+    #[cold]
+    fn panicked(&self) -> crate::Error {
+        let verdict = Verdict::Aborted { rank: self.rank, why: "an operation panicked".into() };
+        self.jury.report(self.context, verdict.clone());
+        self.watch.declare(verdict.clone());
+        crate::Error::Failed { rank: self.rank, verdict: self.watch.verdict().unwrap_or(verdict) }
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.jury.leave(self.context, self.rank);

@@ -271,7 +271,11 @@ impl<'env> Start<'_, 'env> {
         self.scope.started.lock().push(completion.clone());
         let job = {
             let inner = inner.clone();
-            move || completion.set(run(&inner, number))
+            move || {
+                // A user's operation may panic. The panic ends the communicator, not the stream's thread.
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&inner, number)));
+                completion.set(outcome.unwrap_or_else(|_| Err(inner.panicked())));
+            }
         };
         stream.push(Box::new(job));
         Ok(request)
