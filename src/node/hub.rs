@@ -221,8 +221,8 @@ impl Hub {
         }
         match open {
             Ok(true) => {}
-            Ok(false) => self.hang_up(id, "its process ended without leaving the job (its control connection closed)"),
-            Err(e) => self.hang_up(id, &format!("its process or host is gone (its control connection failed: {e})")),
+            Ok(false) => self.hang_up(id, "its process ended without leaving the job"),
+            Err(e) => self.hang_up(id, &format!("its control connection failed ({e})")),
         }
     }
 
@@ -435,9 +435,7 @@ impl Hub {
                             broken.push((*id, "its process does not read its control connection".to_string()));
                         }
                     }
-                    Err(e) => {
-                        broken.push((*id, format!("its process or host is gone (its control connection failed: {e})")))
-                    }
+                    Err(e) => broken.push((*id, format!("its control connection failed ({e})"))),
                 }
             }
             if broken.is_empty() {

@@ -66,15 +66,11 @@ impl Point {
                 )
             }
         };
-        list.retain(|a| peer::allowed(family, &a.ip()));
-        list.sort_by_key(|a| a.is_ipv6());
+        // The meeting point was named by somebody; the family that data connections shall have is only a preference here.
+        list.sort_by_key(|a| (!peer::allowed(family, &a.ip()), a.is_ipv6()));
         list.dedup();
         list.extend(fallback.filter(|f| !list.contains(f)));
-        if list.is_empty() {
-            Err("it has no address of the family that MAYPOLE_FAMILY asks for".to_string())
-        } else {
-            Ok(list)
-        }
+        if list.is_empty() { Err("the name has no address".to_string()) } else { Ok(list) }
     }
 }
 
@@ -162,9 +158,12 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<(Po
         None => {
             // A loopback name is for this machine only; any other may mean an address that this machine does not know
             // as its own.
-            let known = (host.as_str(), port).to_socket_addrs().ok().filter(|_| names_this_host(&host));
-            let own = known.and_then(|mut all| all.find(|a| peer::allowed(config.family, &a.ip())));
-            hub::listen(own.map(|a| a.ip()), port, config.family)
+            let mut known: Vec<SocketAddr> = match names_this_host(&host) {
+                true => (host.as_str(), port).to_socket_addrs().map_or_else(|_| Vec::new(), |all| all.collect()),
+                false => Vec::new(),
+            };
+            known.sort_by_key(|a| (!peer::allowed(config.family, &a.ip()), a.is_ipv6()));
+            hub::listen(known.first().map(|a| a.ip()), port, Family::Any)
         }
     };
     let listener = bound.map_err(|e| {
@@ -175,9 +174,6 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<(Po
     })?;
     let at = listener.local_addr().map_err(|e| Error::system("cannot tell the meeting point's address", e))?;
     let fallback = match at.ip() {
-        IpAddr::V6(ip) if ip.is_unspecified() && config.family == Family::V6 => {
-            SocketAddr::from(([0u16, 0, 0, 0, 0, 0, 0, 1], at.port()))
-        }
         ip if ip.is_unspecified() => SocketAddr::from(([127, 0, 0, 1], at.port())),
         _ => at,
     };
@@ -245,8 +241,12 @@ fn open_data(route: IpAddr, open: bool, config: &Config) -> Result<(TcpListener,
         IpAddr::V4(_) => route,
     };
     let wanted = match (&config.interface, route.is_loopback() && !open) {
-        (Some(_), _) => Some(allowed[0]),
-        (None, true) => Some(route),
+        (Some(_), _) => allowed.first().copied(),
+        (None, true) => allowed
+            .iter()
+            .find(|ip| ip.is_loopback() && ip.is_ipv4() == route.is_ipv4())
+            .or_else(|| allowed.iter().find(|ip| ip.is_loopback()))
+            .copied(),
         (None, false) => None,
     };
     let listener = hub::listen(wanted, 0, config.family)
@@ -258,6 +258,10 @@ fn open_data(route: IpAddr, open: bool, config: &Config) -> Result<(TcpListener,
         None => allowed,
     };
     ips.retain(|ip| at.is_ipv6() || ip.is_ipv4());
+    // To other hosts a loopback address means themselves.
+    if ips.iter().any(|ip| !ip.is_loopback()) {
+        ips.retain(|ip| !ip.is_loopback());
+    }
     ips.sort_by_key(|ip| *ip != route);
     Ok((listener, ips.into_iter().map(|ip| SocketAddr::new(ip, at.port())).collect()))
 }

@@ -151,7 +151,7 @@ impl Shared {
             let host = self.hub.host.clone();
             let (rank, how) = match (self.hub_as_member(context), self.hub.rank) {
                 (Some(member), _) => {
-                    (member, "its process, which held the job together, ended without leaving".to_string())
+                    (member, "its process, which held the job together, ended or cannot be reached".to_string())
                 }
                 (None, Some(world)) => (
                     world,
