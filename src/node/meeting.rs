@@ -66,7 +66,7 @@ impl Point {
                 )
             }
         };
-        // The meeting point was named by somebody; the family that data connections shall have is only a preference here.
+        // Somebody named the meeting point: the family that data connections shall have is only a preference here.
         list.sort_by_key(|a| (!peer::allowed(family, &a.ip()), a.is_ipv6()));
         list.dedup();
         list.extend(fallback.filter(|f| !list.contains(f)));
