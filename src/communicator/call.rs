@@ -62,6 +62,9 @@ impl Communicator {
     }
 }
 
+/// Outputs from this many bytes are stored around the caches where they are only copied: fetching each of their lines from memory first would cost more than the caches give.
+const LARGE: usize = 4 << 20;
+
 /// The lengths of what the caller passed, in bytes.
 #[derive(Clone, Copy)]
 pub(crate) enum Lengths {
@@ -180,7 +183,7 @@ impl Work {
                 matches!(op, ReduceOp::PreMulSum(_)) && reduces || in_place && collective == Collective::AllToAll;
             let inputs = collective.input_blocks(inner.rank, inner.size, root);
             // SAFETY: the caller's promise.
-            unsafe { self.schedule(&operation, call, root, buffers, if copies { inputs * bytes } else { 0 }) }
+            unsafe { self.schedule(inner, &operation, call, root, buffers, if copies { inputs * bytes } else { 0 }) }
         };
         done?;
         if reduces && matches!(op, ReduceOp::Avg) {
@@ -207,6 +210,7 @@ impl Work {
     /// As for [`Work::collective`].
     unsafe fn schedule(
         &mut self,
+        inner: &Inner,
         operation: &Fingerprint,
         call: Call,
         root: usize,
@@ -214,9 +218,11 @@ impl Work {
         copied: usize,
     ) -> Result<()> {
         let Call { collective, dtype, count, op, .. } = call;
+        let outputs = collective.output_blocks(inner.rank, inner.size, root);
         let plan = self.tuner.plan(collective, root, count * dtype.size())?;
         let pieces = plan.schedule.pieces();
         let mut bound = Bound::new(dtype, op, count, pieces, plan.slice, (buffers.input, buffers.output));
+        bound.large = outputs * count * dtype.size() >= LARGE;
         let steps = plan.schedule.scratch() * bound.stride;
         if steps + copied > 0 {
             bound.scratch = self.engine.scratch(steps + copied);

@@ -23,6 +23,8 @@ pub(crate) struct Bound {
     pub input: *const u8,
     pub output: *mut u8,
     pub scratch: *mut u8,
+    /// The output is larger than the caches: fetched slices are stored around them.
+    pub large: bool,
 }
 
 impl Bound {
@@ -43,7 +45,8 @@ impl Bound {
         // Equal slices, so that the last round is no stub.
         let slice = piece.div_ceil(rounds).next_multiple_of(line);
         let stride = slice * dtype.size();
-        Bound { dtype, op, count, pieces, piece, slice, stride, rounds, input, output, scratch: std::ptr::null_mut() }
+        let scratch = std::ptr::null_mut();
+        Bound { dtype, op, count, pieces, piece, slice, stride, rounds, input, output, scratch, large: false }
     }
 
     /// Where chunk `chunk` of `buffer` lies in round `round`, and how many bytes its slice has. The pointer may only be written through

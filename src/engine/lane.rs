@@ -1,6 +1,7 @@
 //! One lane of a schedule as it runs: a state machine that does as much of its steps as links allow, and says for whom it waits.
 
-use maypole_collectives::schedule::{Order, Region, Schedule, Step};
+use maypole_collectives::reduce;
+use maypole_collectives::schedule::{Buffer, Order, Region, Schedule, Step};
 
 use super::bound::Bound;
 use super::links::{Links, WINDOW_HEADER};
@@ -325,13 +326,14 @@ impl<'a> Lane<'a> {
         if theirs != self.operation {
             return Err(Trouble::Mismatch(from, *theirs));
         }
+        let around_caches = self.bound.large && dst.buffer == Buffer::Output;
         for i in 0..dst.len {
             let (to, bytes) = self.bound.of(dst, i, self.round);
             let there = &place[WINDOW_HEADER + (at + i) * self.bound.stride..][..bytes];
             match local {
                 None => {
                     // SAFETY: the slice lies in this call's output or scratch; the window's memory is apart from it.
-                    unsafe { std::ptr::copy_nonoverlapping(there.as_ptr(), to, bytes) }
+                    unsafe { reduce::copy(to, there.as_ptr(), bytes, around_caches) }
                 }
                 Some((local, order)) => {
                     let (mine, _) = self.bound.of(local, i, self.round);
