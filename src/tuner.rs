@@ -40,8 +40,10 @@ pub fn parse_overrides(text: &str) -> std::result::Result<Vec<(Option<Collective
 pub(crate) enum Links {
     /// All share memory.
     Shared,
-    /// Some pairs are linked by TCP.
-    Network,
+    /// Some pairs share memory, others are linked by TCP.
+    Mixed,
+    /// All are linked by TCP.
+    Tcp,
 }
 
 /// What an operation runs.
@@ -73,8 +75,8 @@ impl Tuner {
         let overrides = parse_overrides(&config.algorithm).unwrap_or_default();
         let link_credit = match links {
             Links::Shared => config.ring.next_power_of_two(),
-            // Both kinds of links may be in use.
-            Links::Network => config.ring.next_power_of_two().min(crate::communicator::build::CREDIT),
+            Links::Tcp => crate::communicator::build::CREDIT,
+            Links::Mixed => config.ring.next_power_of_two().min(crate::communicator::build::CREDIT),
         };
         Tuner {
             rank,
@@ -85,6 +87,15 @@ impl Tuner {
             slice: config.slice,
             overrides,
             plans: Vec::new(),
+        }
+    }
+
+    /// How the ranks are linked, in words.
+    pub fn links(&self) -> &'static str {
+        match self.links {
+            Links::Shared => "shared memory",
+            Links::Mixed => "shared memory and TCP",
+            Links::Tcp => "TCP",
         }
     }
 
@@ -106,7 +117,7 @@ impl Tuner {
     /// [`Error::Argument`] when the user asked for a one-sided algorithm and not all ranks share memory.
     pub fn plan(&mut self, collective: Collective, root: usize, bytes: usize) -> Result<Plan> {
         let (algorithm, why) = match self.asked_for(collective) {
-            Some(asked) if asked.one_sided() && self.links == Links::Network => {
+            Some(asked) if asked.one_sided() && self.links != Links::Shared => {
                 return Err(Error::Argument {
                     rank: self.rank,
                     what: format!(
@@ -155,7 +166,7 @@ impl Tuner {
     fn choose(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
         match self.links {
             Links::Shared => self.choose_shared(collective, bytes),
-            Links::Network => self.choose_network(collective, bytes),
+            Links::Mixed | Links::Tcp => self.choose_network(collective, bytes),
         }
     }
 

@@ -62,6 +62,25 @@ impl Communicator {
     }
 }
 
+impl Communicator {
+    /// How `call` would be run, in words: the algorithm, the links, the longest slice.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the settings ask for an algorithm that cannot run here.
+    pub fn describe(&self, call: &Call) -> Result<String> {
+        let _ticket = self.inner.turns.enter(self.inner.turns.take());
+        // SAFETY: this thread holds the ticket to the end of the function.
+        let work = unsafe { self.inner.work() };
+        let bytes = call.count * call.dtype.size();
+        if work.fuses(call.collective, call.op, bytes) {
+            return Ok("one exchange of cache lines over shared memory".into());
+        }
+        let root = if call.collective.is_rooted() { call.root } else { 0 };
+        let plan = work.tuner.plan(call.collective, root, bytes)?;
+        Ok(format!("{} over {}, slices of up to {} bytes", plan.algorithm.name(), work.tuner.links(), plan.slice))
+    }
+}
+
 /// Outputs from this many bytes are stored around the caches where they are only copied: fetching each of their lines from memory first would cost more than the caches give.
 const LARGE: usize = 4 << 20;
 

@@ -91,7 +91,11 @@ impl Communicator {
     ) -> Communicator {
         let links = &engine.links;
         let (rank, size) = (links.me, links.size);
-        let kind = if links.one_sided() { tuner::Links::Shared } else { tuner::Links::Network };
+        let kind = match (links.one_sided(), &links.group) {
+            (true, _) => tuner::Links::Shared,
+            (false, Some(_)) => tuner::Links::Mixed,
+            (false, None) => tuner::Links::Tcp,
+        };
         let tuner = Tuner::new((rank, size), kind, &config);
         let (watch, jury) = (engine.court.watch.clone(), engine.court.jury.clone());
         let work = Work { engine, tuner, sequence: 0, sent: vec![0; size], received: vec![0; size] };

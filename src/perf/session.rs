@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use super::buffer::Buffer;
 use super::flags::Plan;
 use super::measure::{Effort, measure};
-use super::operation::NamedOp;
+use super::operation::{NamedOp, Operation};
 use super::report::{Figures, RankInfo, Report, ResultRow, figures, parameters};
 use super::row::{Buffers, Form, Row};
 use crate::{Communicator, DataType, Error, Result};
@@ -35,6 +35,8 @@ struct Session<'a> {
     report: Report,
     buffers: Buffers,
     effort: Effort,
+    /// How the latest row was run.
+    how: String,
     /// The next unused seed; the same on all ranks.
     seed: u64,
 }
@@ -59,7 +61,17 @@ impl<'a> Session<'a> {
             check: if plan.operation.is_barrier() { 0 } else { flags.check },
             average: flags.average,
         };
-        let mut session = Session { plan, comm, out: leader.then_some(out), json, report, buffers, effort, seed: 0 };
+        let mut session = Session {
+            plan,
+            comm,
+            out: leader.then_some(out),
+            json,
+            report,
+            buffers,
+            effort,
+            how: String::new(),
+            seed: 0,
+        };
         let header = session.report.header(plan);
         session.print(&header)?;
         Ok(session)
@@ -93,6 +105,13 @@ impl<'a> Session<'a> {
         let count = operation.count(size, dtype, ranks);
         let row = Row { operation, dtype, op, root, count, rank, ranks };
         let size = operation.shown_size(count, dtype, ranks);
+        if let Operation::Collective(collective) = operation {
+            let how = self.comm.describe(&row.call(collective))?;
+            if how != self.how {
+                self.print(&format!("# {how}\n"))?;
+                self.how = how;
+            }
+        }
         let shown_root = if operation.is_rooted() { root as i64 } else { -1 };
         self.print(&parameters(size, count, dtype, op, shown_root))?;
         let out_of_place = self.form(&row, size, Form::OutOfPlace)?;
