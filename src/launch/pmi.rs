@@ -226,6 +226,36 @@ impl Connection {
         }
     }
 
+    /// Put the bytes where every rank can get them after a barrier.
+    fn post(&mut self, board: usize, bytes: &[u8], deadline: Instant) -> Result<()> {
+        let pieces: Vec<&[u8]> = bytes.chunks(self.piece).collect();
+        for i in 0..pieces.len().max(1) {
+            let count = if i == 0 { format!("{:03}.", pieces.len()) } else { String::new() };
+            let value: String = pieces.get(i).unwrap_or(&&[][..]).iter().map(|byte| format!("{byte:02x}")).collect();
+            let request = format!("cmd=put kvsname={} key={} value={count}{value}", self.kvsname, key(board, i));
+            self.request(&request, "put_result", deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Wait for every rank, then get what rank 0 has put.
+    fn read(&mut self, board: usize, deadline: Instant) -> Result<Vec<u8>> {
+        self.request("cmd=barrier_in", "barrier_out", deadline)?;
+        let first = self.get(board, 0, deadline)?;
+        let broken = || Error::bootstrap("what rank 0 put into mpiexec's key-value space (PMI) came back changed");
+        let (count, mut text) = first.split_once('.').map(|(n, hex)| (n, hex.to_string())).ok_or_else(broken)?;
+        for piece in 1..count.parse().map_err(|_| broken())? {
+            text.push_str(&self.get(board, piece, deadline)?);
+        }
+        unhex(&text).ok_or_else(broken)
+    }
+
+    fn get(&mut self, board: usize, piece: usize, deadline: Instant) -> Result<String> {
+        let request = format!("cmd=get kvsname={} key={}", self.kvsname, key(board, piece));
+        let answer = self.request(&request, "get_result", deadline)?;
+        Ok(word(&answer, "value").unwrap_or_default().to_string())
+    }
+
     fn gone(&self, error: &str) -> Error {
         Error::bootstrap(format!("rank {} lost the connection to mpiexec (PMI): {error}", self.rank))
     }
@@ -238,16 +268,12 @@ impl Connection {
     }
 }
 
-/// A board in the job's key-value space.
+/// A board in the job's key-value space, over the process's one connection.
 struct KeyValueSpace {
     board: usize,
 }
 
 impl KeyValueSpace {
-    fn key(&self, piece: usize) -> String {
-        format!("maypole-{}-{piece}", self.board)
-    }
-
     fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
         match SHARED.lock().as_mut() {
             Some(connection) => work(connection),
@@ -259,42 +285,21 @@ impl KeyValueSpace {
 impl Board for KeyValueSpace {
     fn post(&mut self, bytes: &[u8]) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(30);
-        self.with(|connection| {
-            let pieces: Vec<&[u8]> = bytes.chunks(connection.piece).collect();
-            for i in 0..pieces.len().max(1) {
-                let count = if i == 0 { format!("{:03}.", pieces.len()) } else { String::new() };
-                let value: String =
-                    pieces.get(i).unwrap_or(&&[][..]).iter().map(|byte| format!("{byte:02x}")).collect();
-                let (kvsname, key) = (&connection.kvsname, self.key(i));
-                let request = format!("cmd=put kvsname={kvsname} key={key} value={count}{value}");
-                connection.request(&request, "put_result", deadline)?;
-            }
-            Ok(())
-        })
+        self.with(|connection| connection.post(self.board, bytes, deadline))
     }
 
     fn read(&mut self, deadline: Instant) -> Result<Vec<u8>> {
-        self.with(|connection| {
-            connection.request("cmd=barrier_in", "barrier_out", deadline)?;
-            let mut get = |piece| {
-                let request = format!("cmd=get kvsname={} key={}", connection.kvsname, self.key(piece));
-                let answer = connection.request(&request, "get_result", deadline)?;
-                Ok(word(&answer, "value").unwrap_or_default().to_string())
-            };
-            let first: String = get(0)?;
-            let broken = || Error::bootstrap("what rank 0 put into mpiexec's key-value space (PMI) came back changed");
-            let (count, mut text) = first.split_once('.').map(|(n, hex)| (n, hex.to_string())).ok_or_else(broken)?;
-            for piece in 1..count.parse().map_err(|_| broken())? {
-                text.push_str(&get(piece)?);
-            }
-            unhex(&text).ok_or_else(broken)
-        })
+        self.with(|connection| connection.read(self.board, deadline))
     }
 
     fn finish(&mut self) -> Result<()> {
         // The connection outlives the board; see the module's text.
         Ok(())
     }
+}
+
+fn key(board: usize, piece: usize) -> String {
+    format!("maypole-{board}-{piece}")
 }
 
 /// The value of `key` in a line of `key=value` words.
@@ -404,17 +409,14 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         for vallen_max in [16, 64, 256, 1024] {
             let stream = mpiexec(vallen_max);
-            let connection = Connection::new(File::from(OwnedFd::from(stream)), 0, 1).greet(deadline).unwrap();
-            *SHARED.lock() = Some(connection);
+            let mut rank0 = Connection::new(File::from(OwnedFd::from(stream)), 0, 1).greet(deadline).unwrap();
             for length in [0usize, 1, 128, 700] {
                 let bytes: Vec<u8> = (0..length).map(|i| (i * 7) as u8).collect();
-                let mut board = KeyValueSpace { board: length };
-                board.post(&bytes).unwrap();
-                assert_eq!(board.read(deadline).unwrap(), bytes, "{length} bytes, vallen_max {vallen_max}");
+                rank0.post(length, &bytes, deadline).unwrap();
+                assert_eq!(rank0.read(length, deadline).unwrap(), bytes, "{length} bytes, vallen_max {vallen_max}");
             }
-            let error = KeyValueSpace { board: 9999 }.read(deadline).unwrap_err().to_string();
+            let error = rank0.read(9999, deadline).unwrap_err().to_string();
             assert!(error.contains("rc=0") && error.contains("rc=-1"), "{error}");
-            *SHARED.lock() = None;
         }
     }
 
