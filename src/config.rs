@@ -47,6 +47,8 @@ pub struct Config {
     pub ring: usize,
     /// `MAYPOLE_WINDOW`, bytes: one publication of a rank in shared memory.
     pub window: usize,
+    /// `MAYPOLE_STREAM`, bytes: the smallest write into shared memory that goes around the caches.
+    pub stream: usize,
     /// `MAYPOLE_TIMEOUT`, seconds: the deadline of an operation.
     pub timeout: Duration,
     /// `MAYPOLE_CONNECT_TIMEOUT`, seconds: how long ranks wait for each other at the start.
@@ -73,6 +75,7 @@ impl Default for Config {
             slice: 0,
             ring: 256 << 10,
             window: 256 << 10,
+            stream: 512,
             timeout: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(60),
             spin: None,
@@ -140,6 +143,12 @@ pub const KNOBS: &[Knob] = &[
         default: "256K",
         meaning: "memory of one publication in shared memory, bytes; each rank has two",
         read: |c, v| size(v, 4096, 1 << 28).map(|n| c.window = n),
+    },
+    Knob {
+        name: "MAYPOLE_STREAM",
+        default: "512",
+        meaning: "smallest write into memory that ranks share that is stored around the caches, bytes",
+        read: |c, v| size(v, 64, 1 << 40).map(|n| c.stream = n),
     },
     Knob {
         name: "MAYPOLE_TIMEOUT",

@@ -241,6 +241,7 @@ impl Work {
         let plan = self.tuner.plan(collective, root, count * dtype.size())?;
         let pieces = plan.schedule.pieces();
         let mut bound = Bound::new(dtype, op, count, pieces, plan.slice, (buffers.input, buffers.output));
+        bound.stream_from = inner.config.stream;
         bound.large = outputs * count * dtype.size() >= LARGE;
         let steps = plan.schedule.scratch() * bound.stride;
         if steps + copied > 0 {

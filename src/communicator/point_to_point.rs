@@ -121,20 +121,25 @@ impl Inner {
         if self.watch.raised() {
             return Err(work.engine.court.failed());
         }
-        work.message(dtype, buffers, send, recv)
+        work.message(self.config.stream, dtype, buffers, send, recv)
     }
 }
 
 impl Work {
     fn message(
         &mut self,
+        stream_from: usize,
         dtype: DataType,
         buffers: Buffers,
         send: Option<Direction>,
         recv: Option<Direction>,
     ) -> Result<()> {
         let slice = self.tuner.message_slice();
-        let bind = |count| Bound::new(dtype, ReduceOp::Sum, count, 1, slice, (buffers.input, buffers.output));
+        let bind = |count| {
+            let mut bound = Bound::new(dtype, ReduceOp::Sum, count, 1, slice, (buffers.input, buffers.output));
+            bound.stream_from = stream_from;
+            bound
+        };
         let numbered = |counts: &mut [u64], d: Direction| {
             counts[d.peer] += 1;
             Fingerprint::point_to_point(counts[d.peer], dtype, d.count)

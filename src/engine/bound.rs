@@ -23,6 +23,8 @@ pub(crate) struct Bound {
     pub input: *const u8,
     pub output: *mut u8,
     pub scratch: *mut u8,
+    /// Writes into memory that ranks share go around the caches from this many bytes.
+    pub stream_from: usize,
     /// The output is larger than the caches: fetched slices are stored around them.
     pub large: bool,
 }
@@ -46,7 +48,21 @@ impl Bound {
         let slice = piece.div_ceil(rounds).next_multiple_of(line);
         let stride = slice * dtype.size();
         let scratch = std::ptr::null_mut();
-        Bound { dtype, op, count, pieces, piece, slice, stride, rounds, input, output, scratch, large: false }
+        Bound {
+            dtype,
+            op,
+            count,
+            pieces,
+            piece,
+            slice,
+            stride,
+            rounds,
+            input,
+            output,
+            scratch,
+            stream_from: usize::MAX,
+            large: false,
+        }
     }
 
     /// Where chunk `chunk` of `buffer` lies in round `round`, and how many bytes its slice has. The pointer may only be written through

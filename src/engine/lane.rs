@@ -2,6 +2,7 @@
 
 use maypole_collectives::reduce;
 use maypole_collectives::schedule::{Buffer, Order, Region, Schedule, Step};
+use maypole_transports::{LinkError, Sender};
 
 use super::bound::Bound;
 use super::links::{Links, WINDOW_HEADER};
@@ -13,7 +14,7 @@ const MORSEL: usize = 32 << 10;
 /// Why a lane cannot go on.
 pub(crate) enum Trouble {
     /// The link to this rank failed.
-    Link(usize, maypole_transports::LinkError),
+    Link(usize, LinkError),
     /// This rank's first message was for another operation.
     Mismatch(usize, Fingerprint),
     /// Something that is already an error of this crate.
@@ -149,7 +150,7 @@ impl<'a> Lane<'a> {
             let (at, bytes) = self.bound.of(src, self.chunk, self.round);
             // SAFETY: the region lies in a buffer of this call, which nothing writes while this step sends it (the verifier's promise).
             let rest = unsafe { std::slice::from_raw_parts(at.add(self.sent), bytes - self.sent) };
-            self.sent += tx.send(rest).map_err(|e| Trouble::Link(to, e))?;
+            self.sent += put(tx, rest, self.bound).map_err(|e| Trouble::Link(to, e))?;
             if self.sent < bytes {
                 return Ok(false);
             }
@@ -192,7 +193,7 @@ impl<'a> Lane<'a> {
                     return Ok(false);
                 }
                 // SAFETY: n bytes from `got` lie within both chunks' slices; `there` is the link's memory, apart from both.
-                unsafe { combine(self.bound, to.add(self.got), mine.add(self.got), there.as_ptr(), order, n) };
+                unsafe { combine(self.bound, to.add(self.got), mine.add(self.got), there.as_ptr(), order, n, false) };
                 rx.release(n);
                 self.got += n;
             }
@@ -213,6 +214,7 @@ impl<'a> Lane<'a> {
         let Some((rx, tx)) = links.open_both(from, to, self.channel, self.stamp, self.operation)? else {
             return Ok(Some(links.unopened(from, to, self.channel, self.stamp)));
         };
+        let shared = tx.is_shared();
         while self.chunk < local.len {
             let (mine, bytes) = self.bound.of(local, self.chunk, self.round);
             while self.got < bytes {
@@ -223,12 +225,19 @@ impl<'a> Lane<'a> {
                 if n == 0 {
                     return Ok(Some(if there.is_empty() { from } else { to }));
                 }
-                // SAFETY: n bytes from `got` lie within the chunk's slice; the two links' memory is apart from it and from each other.
-                unsafe { combine(self.bound, room.as_mut_ptr(), mine.add(self.got), there.as_ptr(), order, n) };
-                if let Some(dst) = dst {
-                    let (keep, _) = self.bound.of(dst, self.chunk, self.round);
-                    // SAFETY: as above; the result was just written to `room`.
-                    unsafe { std::ptr::copy_nonoverlapping(room.as_ptr(), keep.add(self.got), n) };
+                let room = room.as_mut_ptr();
+                let around_caches = shared && n >= self.bound.stream_from;
+                // SAFETY: n bytes from `got` lie within the chunks' slices; the two links' memory is apart from them and from each other.
+                unsafe {
+                    let mine = mine.add(self.got);
+                    match dst {
+                        None => combine(self.bound, room, mine, there.as_ptr(), order, n, around_caches),
+                        Some(dst) => {
+                            let keep = self.bound.of(dst, self.chunk, self.round).0.add(self.got);
+                            combine(self.bound, keep, mine, there.as_ptr(), order, n, false);
+                            reduce::copy(room, keep, n, around_caches);
+                        }
+                    }
                 }
                 rx.release(n);
                 tx.commit(n);
@@ -261,7 +270,7 @@ impl<'a> Lane<'a> {
                 self.got += rx.recv(into).map_err(|e| Trouble::Link(from, e))?;
                 // SAFETY: [sent, got) of the chunk's slice has been received, and the borrow above has ended.
                 let onward = unsafe { std::slice::from_raw_parts(at.add(self.sent), self.got - self.sent) };
-                self.sent += tx.send(onward).map_err(|e| Trouble::Link(to, e))?;
+                self.sent += put(tx, onward, self.bound).map_err(|e| Trouble::Link(to, e))?;
                 if before == (self.got, self.sent) {
                     return Ok(Some(if self.got == self.sent { from } else { to }));
                 }
@@ -300,9 +309,9 @@ impl<'a> Lane<'a> {
         place[..size_of::<Fingerprint>()].copy_from_slice(bytemuck::bytes_of(self.operation));
         for i in 0..src.len {
             let (from, bytes) = self.bound.of(src, i, self.round);
-            // SAFETY: the slice lies in a buffer of this call.
-            let slice = unsafe { std::slice::from_raw_parts(from, bytes) };
-            place[WINDOW_HEADER + i * self.bound.stride..][..bytes].copy_from_slice(slice);
+            let to = place[WINDOW_HEADER + i * self.bound.stride..][..bytes].as_mut_ptr();
+            // SAFETY: the slice lies in a buffer of this call, apart from the window's memory.
+            unsafe { reduce::copy(to, from, bytes, bytes >= self.bound.stream_from) };
         }
         window.publish();
         links.publications[me] += 1;
@@ -338,7 +347,7 @@ impl<'a> Lane<'a> {
                 Some((local, order)) => {
                     let (mine, _) = self.bound.of(local, i, self.round);
                     // SAFETY: as above; `mine` is a slice of this call's buffers of the same length.
-                    unsafe { combine(self.bound, to, mine, there.as_ptr(), order, bytes) };
+                    unsafe { combine(self.bound, to, mine, there.as_ptr(), order, bytes, false) };
                 }
             }
         }
@@ -350,23 +359,57 @@ impl<'a> Lane<'a> {
     }
 }
 
+/// Put as much of `bytes` on a link as it takes now; returns how much.
+#[inline]
+fn put(tx: &mut dyn Sender, bytes: &[u8], bound: &Bound) -> Result<usize, LinkError> {
+    if !tx.is_shared() || bytes.len() < bound.stream_from {
+        return tx.send(bytes);
+    }
+    let mut taken = 0;
+    while taken < bytes.len() {
+        let room = tx.reserve()?;
+        let n = room.len().min(bytes.len() - taken);
+        if n == 0 {
+            break;
+        }
+        // SAFETY: both are slices of at least n bytes, the room a mutable one of the link's own.
+        unsafe { reduce::copy(room.as_mut_ptr(), bytes[taken..].as_ptr(), n, n >= bound.stream_from) };
+        tx.commit(n);
+        taken += n;
+    }
+    Ok(taken)
+}
+
 /// The largest multiple of the element size that `bytes` holds.
 #[inline]
 fn whole(bytes: usize, bound: &Bound) -> usize {
     bytes & !(bound.dtype.size() - 1)
 }
 
-/// `to` = `mine` ⊕ `theirs`, or the other way round.
+/// `to` = `mine` ⊕ `theirs`, or the other way round; stored around the caches if so asked.
 ///
 /// # Safety
 /// All three are valid for `bytes` bytes, a multiple of the element size; `to` may be `mine`, and is otherwise apart from both.
 #[inline]
-unsafe fn combine(bound: &Bound, to: *mut u8, mine: *const u8, theirs: *const u8, order: Order, bytes: usize) {
+unsafe fn combine(
+    bound: &Bound,
+    to: *mut u8,
+    mine: *const u8,
+    theirs: *const u8,
+    order: Order,
+    bytes: usize,
+    around_caches: bool,
+) {
+    let (a, b) = match order {
+        Order::LocalFirst => (mine, theirs),
+        Order::PeerFirst => (theirs, mine),
+    };
     // SAFETY: passed on to the caller.
     unsafe {
-        match order {
-            Order::LocalFirst => bound.reduce(to, mine, theirs, bytes),
-            Order::PeerFirst => bound.reduce(to, theirs, mine, bytes),
+        if around_caches {
+            reduce::reduce_non_temporal(bound.op, bound.dtype, to, a, b, bytes / bound.dtype.size());
+        } else {
+            bound.reduce(to, a, b, bytes);
         }
     }
 }

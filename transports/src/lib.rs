@@ -65,6 +65,11 @@ pub trait Sender: Send {
     /// Contiguous room for the next bytes of the message, at this moment; empty when there is no credit. Writing into it
     /// sends nothing until [`Sender::commit`].
     fn reserve(&mut self) -> Result<&mut [u8]>;
+    /// Whether what `reserve` returns is memory that the receiver reads itself. Such memory is best written around the caches: its lines are in the
+    /// receiver's, and taking each of them back before overwriting it costs more than anything else on the way.
+    fn is_shared(&self) -> bool {
+        false
+    }
     /// The first `len` bytes of what `reserve` returned are the next bytes of the message.
     fn commit(&mut self, len: usize);
     /// Take as many bytes from the front of `bytes` as there is credit for; returns how many. `bytes` may be reused at once.

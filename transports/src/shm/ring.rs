@@ -190,6 +190,10 @@ impl Sender for RingSender {
         self.ends.capacity
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     #[inline]
     fn reserve(&mut self) -> Result<&mut [u8]> {
         let (offset, len) = self.cursor.room();

@@ -24,8 +24,9 @@ pub struct Shape {
 }
 
 const PAGE: usize = 4096;
-/// Lines of one rank's small publication, see [`super::line`].
-pub(super) const LINES: usize = 64;
+/// Lines of one rank's small publication, see [`super::line`]. Beyond so few, taking each line back from the reader's cache to write it costs
+/// more than a publication in a window, which is written around the caches.
+pub(super) const LINES: usize = 10;
 
 impl Shape {
     /// Where each part begins; offsets in bytes.
@@ -42,7 +43,7 @@ impl Shape {
         self.lines_base() + (member * 2 + parity) * LINES * 64
     }
     fn windows_base(&self) -> usize {
-        self.lines_base() + self.members * 2 * LINES * 64
+        self.lines_base() + (self.members * 2 * LINES * 64).next_multiple_of(PAGE)
     }
     fn window_stride(&self) -> usize {
         (64 + self.members * 64).next_multiple_of(PAGE) + 2 * self.window.next_multiple_of(PAGE)
