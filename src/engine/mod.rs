@@ -88,9 +88,7 @@ impl Engine {
                     Some(whom) => blocked_on = Some(whom),
                 }
             }
-            if moved {
-                wait.moved(links);
-            } else if links.absorb().map_err(convict)? {
+            if moved || links.absorb().map_err(convict)? {
                 wait.moved(links);
             } else {
                 wait.nothing(links, blocked_on)?;

@@ -196,8 +196,7 @@ fn a_board_in_torchruns_store() {
 fn an_absent_store_is_an_error_with_the_address() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = TORCHRUN.replace("node01", "127.0.0.1").replace("29500", &port.to_string()).replace("False", "True");
-    let mut config = Config::default();
-    config.connect_timeout = Duration::from_millis(200);
+    let config = Config { connect_timeout: Duration::from_millis(200), ..Config::default() };
     let error = detect(&config, &lookup(&text)).err().unwrap().to_string();
     assert!(error.contains(&format!("127.0.0.1:{port}")), "{error}");
 }
