@@ -1,16 +1,18 @@
 //! Waiting: spin briefly, give way, then sleep until a bell rings.
 //!
-//! A rank that waits polls what it waits for. [`Patience`] says how long that may hold a core: long where every rank has a core of its own, hardly at all where ranks share
-//! cores, since then the core is what the other rank needs to make progress. After that the rank sleeps on its [`Bell`].
+//! A rank that waits polls what it waits for. [`Patience`] says how long that may hold a core: long where every rank
+//! has a core of its own, hardly at all where ranks share cores, since then the core is what the other rank needs to
+//! make progress. After that the rank sleeps on its [`Bell`].
 //!
 //! # Why no wake-up is lost
 //!
-//! The sleeper **arms** its bell (stores 1, then a sequentially consistent fence), polls once more, and only then sleeps, in the kernel,
-//! under the condition that the bell is still armed. The other side first makes its news visible (a release store), then fences, then looks at the
-//! bell. The two fences are totally ordered. If the sleeper's comes first, the other side sees the armed bell and rings. If the
-//! other side's comes first, the sleeper's last poll sees the news. Either way the sleeper does not stay asleep. Ringing takes
-//! the 1 away before it wakes, so a sleeper that has not reached the kernel yet finds the condition false and returns at once.
-//! `tests/loom.rs` checks this over every interleaving.
+//! The sleeper **arms** its bell (sets it to 1, then a sequentially consistent fence), polls once more, and only then
+//! sleeps, in the kernel, under the condition that the bell is still armed. The other side first makes its news visible
+//! (a release store), then fences, then looks at the bell. The two fences are totally ordered. If the sleeper's comes
+//! first, the other side sees the armed bell and rings. If the other side's comes first, the sleeper's last poll sees
+//! the news. Either way the sleeper does not stay asleep. Ringing takes the 1 away before it wakes, so a sleeper that
+//! has not reached the kernel yet finds the condition false and returns at once.
+//! `tests/loom` checks this under a model checker.
 
 use std::time::{Duration, Instant};
 
@@ -19,21 +21,19 @@ use crate::sync::{AtomicU32, Ordering, fence};
 /// A word in shared memory on which one rank sleeps. One cache line, read by everybody who sends to that rank, written
 /// only when it goes to sleep or is woken.
 #[repr(C, align(64))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Bell {
     armed: AtomicU32,
-}
-
-impl Default for Bell {
-    fn default() -> Self {
-        Bell { armed: AtomicU32::new(0) }
-    }
+    #[cfg(loom)]
+    queue: crate::sync::WaitQueue,
 }
 
 impl Bell {
     /// The owner is about to sleep. It must poll everything it waits for once more before [`Bell::sleep`].
     pub fn arm(&self) {
-        self.armed.store(1, Ordering::Relaxed);
+        // An exchange and not a store, so that an exchange in `wake` meant for an earlier sleep is seen to come before
+        // it. The fences order a store as well, but loom does not work that out, and who goes to sleep can afford it.
+        self.armed.swap(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
@@ -51,14 +51,21 @@ impl Bell {
     #[cfg(not(loom))]
     pub fn sleep(&self, at_most: Duration) {
         let timeout = libc::timespec { tv_sec: at_most.as_secs() as _, tv_nsec: at_most.subsec_nanos() as _ };
-        // SAFETY: the word outlives the call and FUTEX_WAIT only reads it; every outcome (woken, value changed, timeout,
-        // signal) means the same here: the caller polls again.
+        // SAFETY: the word outlives the call and FUTEX_WAIT only reads it; every outcome (woken, value changed,
+        // timeout, signal) means the same here: the caller polls again.
         unsafe {
             libc::syscall(libc::SYS_futex, self.armed.as_ptr(), libc::FUTEX_WAIT, 1, &timeout, 0, 0);
         }
     }
 
-    /// Wake the owner if it sleeps or is about to. What it should find must have been stored before. One fence and one load where nobody sleeps.
+    /// As above; the model checker's time does not pass, so it sleeps until somebody rings.
+    #[cfg(loom)]
+    pub fn sleep(&self, _at_most: Duration) {
+        self.queue.wait(&self.armed, 1);
+    }
+
+    /// Wake the owner if it sleeps or is about to. What it should find must have been stored before. One fence and one
+    /// load where nobody sleeps.
     #[inline]
     pub fn ring(&self) {
         fence(Ordering::SeqCst);
@@ -81,6 +88,8 @@ impl Bell {
             unsafe {
                 libc::syscall(libc::SYS_futex, self.armed.as_ptr(), libc::FUTEX_WAKE, i32::MAX, 0, 0, 0);
             }
+            #[cfg(loom)]
+            self.queue.wake();
         }
     }
 }

@@ -7,7 +7,7 @@
 //! * [`window`]: publications that all members read, for one-sided schedules.
 //! * [`mod@line`]: small publications in single cache lines, for the smallest messages.
 //!
-//! Each file argues its protocol in prose on top; `tests/loom.rs` checks all three.
+//! Each file argues its protocol in prose on top; `tests/loom` checks all three.
 
 pub mod line;
 pub mod ring;

@@ -2,22 +2,24 @@
 //!
 //! # The protocol
 //!
-//! Positions count bytes since the link was made; position `p` lies at `p mod capacity`. Two positions are shared, each in a cache line that only one side writes:
+//! Positions count bytes since the link was made; position `p` lies at `p mod capacity`. Two positions are shared, each
+//! in a cache line that only one side writes:
 //!
 //! * `tail`, written by the sender: all bytes before it are there.
 //! * `head`, written by the receiver: all bytes before it are consumed.
 //!
-//! Always `head <= tail <= head + capacity`. The sender writes only in `[tail, head + capacity)`, the receiver reads only in `[head, tail)`, so the two
-//! never touch the same byte at the same time. The sender stores `tail` with release after it has written, and the receiver loads
-//! it with acquire before it reads: the bytes are visible. The receiver stores `head` with release after it has read, and the
-//! sender loads it with acquire before it overwrites: no byte is overwritten while it is still read. Each side keeps a copy of the other's
-//! position and looks again only when the copy says there is nothing to do, so a stream of messages costs one transfer of a line per batch, not per byte.
+//! Always `head <= tail <= head + capacity`. The sender writes only in `[tail, head + capacity)`, the receiver reads
+//! only in `[head, tail)`, so the two never touch the same byte at the same time. The sender stores `tail` with release
+//! after it has written, and the receiver loads it with acquire before it reads: the bytes are visible. The receiver
+//! stores `head` with release after it has read, and the sender loads it with acquire before it overwrites: no byte is
+//! overwritten while it is still read. Each side keeps a copy of the other's position and looks again only when the
+//! copy says there is nothing to do, so a stream of messages costs one transfer of a line per batch, not per byte.
 //!
-//! A message starts at a multiple of 64, so that elements are aligned, never cross the ring's edge, and two messages never share a line.
-//! Both sides know a message's length and skip the same padding; nothing is written into it.
+//! A message starts at a multiple of 64, so that elements are aligned, never cross the ring's edge, and two messages
+//! never share a line. Both sides know a message's length and skip the same padding; nothing is written into it.
 //!
-//! Bells (see [`crate::wait`]) are rung at the end of a message, after a large part of one, and before a side reports that it cannot go on. `tests/loom.rs` runs these cursors,
-//! over a ring of a few bytes, through every interleaving.
+//! Bells (see [`crate::wait`]) are rung at the end of a message, after a large part of one, and before a side reports
+//! that it cannot go on. `tests/loom` runs cursors and bells, over a ring of a few bytes, under a model checker.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -32,8 +34,8 @@ use crate::{LinkError, Receiver, Result, Sender};
 #[derive(Debug, Default)]
 struct Line<T>(T);
 
-/// The shared part of a ring: two positions, each written by one side, and who has closed the link. The positions are 128 bytes apart because
-/// processors fetch lines in pairs.
+/// The shared part of a ring: two positions, each written by one side, and who has closed the link. The positions are
+/// 128 bytes apart because processors fetch lines in pairs.
 #[repr(C, align(128))]
 #[derive(Debug, Default)]
 pub struct Cursors {
@@ -96,7 +98,8 @@ impl Producer {
         self.shared.tail.0.store(self.tail, Ordering::Release);
     }
 
-    /// The message is over: skip to where the next one starts. The padding may run ahead of what the receiver has freed; `room` then waits.
+    /// The message is over: skip to where the next one starts. The padding may run ahead of what the receiver has
+    /// freed; `room` then waits.
     #[inline]
     pub fn end(&mut self) {
         self.tail = self.tail.next_multiple_of(ALIGN);
@@ -136,11 +139,115 @@ impl Consumer {
         self.shared.head.0.store(self.head, Ordering::Release);
     }
 
-    /// The message is over: skip its padding. The sender learns of it at once: it may wait for just that room.
+    /// The message is over: skip its padding. The sender learns of it at once: it may wait for just that room. Returns
+    /// the padding's bytes.
+    #[inline]
+    pub fn end(&mut self) -> usize {
+        let next = self.head.next_multiple_of(ALIGN);
+        let padding = next - self.head;
+        self.head = next;
+        self.shared.head.0.store(self.head, Ordering::Release);
+        padding as usize
+    }
+}
+
+/// The bell of the rank at the other end, and the bytes moved since it was rung.
+struct PeerBell {
+    bell: Shared<Bell>,
+    unrung: u64,
+}
+
+impl PeerBell {
+    #[inline]
+    fn moved(&mut self, len: usize) {
+        self.unrung += len as u64;
+        if self.unrung >= RING_AFTER {
+            self.ring();
+        }
+    }
+
+    #[inline]
+    fn ring(&mut self) {
+        if self.unrung > 0 {
+            self.unrung = 0;
+            self.bell.ring();
+        }
+    }
+}
+
+/// A [`Producer`] that rings the receiver's bell where the protocol asks for it.
+pub struct Outlet {
+    cursor: Producer,
+    peer: PeerBell,
+}
+
+impl Outlet {
+    /// `bell`: the receiving rank's.
+    pub fn new(cursor: Producer, bell: Shared<Bell>) -> Outlet {
+        Outlet { cursor, peer: PeerBell { bell, unrung: 0 } }
+    }
+
+    /// [`Producer::room`]; the receiver is rung if there is too little to be sure of going on.
+    #[inline]
+    pub fn room(&mut self) -> (usize, usize) {
+        let (offset, len) = self.cursor.room();
+        if len < ALIGN as usize {
+            self.peer.ring();
+        }
+        (offset, len)
+    }
+
+    /// [`Producer::commit`]; the receiver is rung when much has gathered.
+    #[inline]
+    pub fn commit(&mut self, len: usize) {
+        self.cursor.commit(len);
+        self.peer.moved(len);
+    }
+
+    /// [`Producer::end`]; the receiver is rung for what is not rung yet.
     #[inline]
     pub fn end(&mut self) {
-        self.head = self.head.next_multiple_of(ALIGN);
-        self.shared.head.0.store(self.head, Ordering::Release);
+        self.cursor.end();
+        self.peer.ring();
+    }
+}
+
+/// A [`Consumer`] that rings the sender's bell where the protocol asks for it.
+pub struct Inlet {
+    cursor: Consumer,
+    peer: PeerBell,
+}
+
+impl Inlet {
+    /// `bell`: the sending rank's.
+    pub fn new(cursor: Consumer, bell: Shared<Bell>) -> Inlet {
+        Inlet { cursor, peer: PeerBell { bell, unrung: 0 } }
+    }
+
+    /// [`Consumer::there`]; the sender is rung if nothing is.
+    #[inline]
+    pub fn there(&mut self) -> (usize, usize) {
+        let (offset, len) = self.cursor.there();
+        if len == 0 {
+            self.peer.ring();
+        }
+        (offset, len)
+    }
+
+    /// [`Consumer::release`]; the sender is rung when much has gathered.
+    #[inline]
+    pub fn release(&mut self, len: usize) {
+        self.cursor.release(len);
+        self.peer.moved(len);
+    }
+
+    /// [`Consumer::end`]; the sender is rung for what is not rung yet. The padding counts: where the last `release` has
+    /// just rung, a sender that finds less room than an element or a header may sleep for the padding alone.
+    #[inline]
+    pub fn end(&mut self) {
+        let padding = self.cursor.end();
+        self.peer.moved(padding);
+        self.peer.ring();
     }
 }
 
@@ -153,7 +260,8 @@ pub(super) struct Ends {
     pub(super) peer: Shared<Presence>,
 }
 
-// SAFETY: `data` points to `capacity` bytes of the segment that the value keeps; who may touch them is the protocol's business, not the thread's.
+// SAFETY: `data` points to `capacity` bytes of the segment that the value keeps; who may touch them is the protocol's
+// business, not the thread's.
 unsafe impl Send for Ends {}
 
 impl Ends {
@@ -167,21 +275,14 @@ impl Ends {
 
 /// Sending end of a link in shared memory.
 pub struct RingSender {
-    cursor: Producer,
+    outlet: Outlet,
     ends: Ends,
-    unrung: u64,
 }
 
 impl RingSender {
     pub(super) fn new(shared: Shared<Cursors>, ends: Ends) -> RingSender {
-        RingSender { cursor: Producer::new(shared, ends.capacity), ends, unrung: 0 }
-    }
-
-    fn ring(&mut self) {
-        if self.unrung > 0 {
-            self.unrung = 0;
-            self.ends.peer_bell.ring();
-        }
+        let outlet = Outlet::new(Producer::new(shared, ends.capacity), ends.peer_bell.clone());
+        RingSender { outlet, ends }
     }
 }
 
@@ -196,66 +297,51 @@ impl Sender for RingSender {
 
     #[inline]
     fn reserve(&mut self) -> Result<&mut [u8]> {
-        let (offset, len) = self.cursor.room();
-        if len == 0 {
-            self.ring();
-        }
-        if self.cursor.shared.receiver_closed.0.load(Ordering::Relaxed) != 0 || (len == 0 && self.ends.peer.has_left())
-        {
+        let (offset, len) = self.outlet.room();
+        let closed = &self.outlet.cursor.shared.receiver_closed.0;
+        if closed.load(Ordering::Relaxed) != 0 || (len == 0 && self.ends.peer.has_left()) {
             return Err(LinkError::Gone { detail: "it closed its end of the shared-memory link".into() });
         }
-        // SAFETY: [offset, offset+len) lies in the ring and, by the protocol above, belongs to the sender until committed; `&mut self`
-        // keeps this process from asking twice.
+        // SAFETY: [offset, offset+len) lies in the ring and, by the protocol above, belongs to the sender until
+        // committed; `&mut self` keeps this process from asking twice.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.ends.at(offset), len) })
     }
 
     #[inline]
     fn commit(&mut self, len: usize) {
-        self.cursor.commit(len);
-        self.unrung += len as u64;
-        if self.unrung >= RING_AFTER {
-            self.ring();
-        }
+        self.outlet.commit(len);
     }
 
     #[inline]
     fn end(&mut self) -> Result<bool> {
-        self.cursor.end();
-        self.ring();
+        self.outlet.end();
         Ok(true)
     }
 }
 
 impl Drop for RingSender {
     fn drop(&mut self) {
-        self.cursor.shared.sender_closed.0.store(1, Ordering::Release);
+        self.outlet.cursor.shared.sender_closed.0.store(1, Ordering::Release);
         self.ends.peer_bell.ring();
     }
 }
 
 /// Receiving end of a link in shared memory.
 pub struct RingReceiver {
-    cursor: Consumer,
+    inlet: Inlet,
     ends: Ends,
-    unrung: u64,
 }
 
 impl RingReceiver {
     pub(super) fn new(shared: Shared<Cursors>, ends: Ends) -> RingReceiver {
-        RingReceiver { cursor: Consumer::new(shared, ends.capacity), ends, unrung: 0 }
-    }
-
-    fn ring(&mut self) {
-        if self.unrung > 0 {
-            self.unrung = 0;
-            self.ends.peer_bell.ring();
-        }
+        let inlet = Inlet::new(Consumer::new(shared, ends.capacity), ends.peer_bell.clone());
+        RingReceiver { inlet, ends }
     }
 
     /// The sender is gone; look once more for what it sent before it went.
     #[cold]
     fn last_look(&mut self) -> Result<(usize, usize)> {
-        match self.cursor.there() {
+        match self.inlet.there() {
             (_, 0) => Err(LinkError::Gone { detail: "it closed its end of the shared-memory link".into() }),
             found => Ok(found),
         }
@@ -265,36 +351,32 @@ impl RingReceiver {
 impl Receiver for RingReceiver {
     #[inline]
     fn peek(&mut self) -> Result<&[u8]> {
-        let (mut offset, mut len) = self.cursor.there();
+        let (mut offset, mut len) = self.inlet.there();
         if len == 0 {
-            self.ring();
-            if self.cursor.shared.sender_closed.0.load(Ordering::Acquire) != 0 || self.ends.peer.has_left() {
+            let closed = &self.inlet.cursor.shared.sender_closed.0;
+            if closed.load(Ordering::Acquire) != 0 || self.ends.peer.has_left() {
                 (offset, len) = self.last_look()?;
             }
         }
-        // SAFETY: [offset, offset+len) lies in the ring and, by the protocol above, is not written by the sender until released.
+        // SAFETY: [offset, offset+len) lies in the ring and, by the protocol above, is not written by the sender until
+        // released.
         Ok(unsafe { std::slice::from_raw_parts(self.ends.at(offset), len) })
     }
 
     #[inline]
     fn release(&mut self, len: usize) {
-        self.cursor.release(len);
-        self.unrung += len as u64;
-        if self.unrung >= RING_AFTER {
-            self.ring();
-        }
+        self.inlet.release(len);
     }
 
     #[inline]
     fn end(&mut self) {
-        self.cursor.end();
-        self.ring();
+        self.inlet.end();
     }
 }
 
 impl Drop for RingReceiver {
     fn drop(&mut self) {
-        self.cursor.shared.receiver_closed.0.store(1, Ordering::Release);
+        self.inlet.cursor.shared.receiver_closed.0.store(1, Ordering::Release);
         self.ends.peer_bell.ring();
     }
 }
