@@ -51,7 +51,7 @@ struct Options {
     #[arg(long, default_value = "64")]
     batch: NonZeroUsize,
     /// Learning rate
-    #[arg(long, default_value = "0.1", value_parser = learning_rate)]
+    #[arg(long, default_value = "0.1", allow_negative_numbers = true, value_parser = learning_rate)]
     lr: f32,
     /// Decides the initial weights and the order of the images
     #[arg(long, default_value = "1")]
