@@ -92,8 +92,9 @@ fn run_threads(ranks: NonZeroUsize, options: &Options) -> Result<bool> {
     Ok(std::thread::scope(|scope| {
         let threads: Vec<_> =
             communicators.into_iter().map(|comm| scope.spawn(move || run_rank(&comm, options))).collect();
-        // A thread that panicked has said why; the fold asks every thread and stops at none.
-        threads.into_iter().fold(true, |passed, thread| thread.join().unwrap_or(false) && passed)
+        // A thread that panicked has said why, and its rank has not passed.
+        let passed: Vec<bool> = threads.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
+        !passed.contains(&false)
     }))
 }
 
@@ -219,7 +220,7 @@ fn matches_one_rank(options: &Options, training: &Digits, weights: &[f32]) -> Re
     let difference = differences.max_by(f32::total_cmp).unwrap_or(0.0);
     let matches = difference <= TOLERANCE;
     println!(
-        "{}: largest weight difference from a one-rank run on the same batches {difference:.1e}, tolerance {TOLERANCE:.0e}",
+        "{}: weights differ from a one-rank run's on the same batches by {difference:.1e}, tolerance {TOLERANCE:.0e}",
         verdict(matches)
     );
     Ok(matches)

@@ -87,8 +87,8 @@ impl Network {
                 Some(self.parameters[2 * i + 1].as_tensor().clone()),
             )
         };
-        // Not relu: its slope jumps at zero, so a rounding difference there becomes a real one, and two runs that should
-        // match drift apart.
+        // Not relu: its slope jumps at zero, so that a rounding difference there becomes a real one and two runs that
+        // should match drift apart.
         let hidden = layer(0).forward(pixels)?.tanh()?;
         Ok(layer(1).forward(&hidden)?)
     }
