@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use maypole_collectives::algorithms::{self, Algorithm};
 use maypole_collectives::schedule::{Collective, Place, Schedule};
+use maypole_transports::shm::Exchange;
 
 use crate::config::Config;
+use crate::engine::small;
 use crate::error::{Error, Result};
 
 /// Read `MAYPOLE_ALGORITHM`: comma-separated `algorithm` or `collective=algorithm`.
@@ -109,6 +111,11 @@ impl Tuner {
     /// Whether all ranks share memory and the user leaves the choice open, so that small vectors may take the fused path.
     pub fn may_fuse(&self, collective: Collective) -> bool {
         self.links == Links::Shared && self.overrides.is_empty() && self.size > 1 && collective != Collective::Reduce
+    }
+
+    /// Whether a vector of `bytes` bytes is better exchanged whole than reduced in parts: every rank reads all others'.
+    pub fn fits_exchange(&self, bytes: usize) -> bool {
+        bytes <= small::MOST && bytes * (self.size - 1) <= 2 * small::MOST || bytes <= Exchange::CAPACITY
     }
 
     /// The plan for an operation on blocks of `bytes` bytes.

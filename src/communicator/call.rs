@@ -4,8 +4,8 @@ use maypole_collectives::schedule::{Buffer, Collective};
 use maypole_collectives::{DataType, ReduceOp, reduce};
 
 use super::{Communicator, Inner, Work};
+use crate::engine::Part;
 use crate::engine::bound::Bound;
-use crate::engine::{Part, small};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 
@@ -73,7 +73,7 @@ impl Communicator {
         let work = unsafe { self.inner.work() };
         let bytes = call.count * call.dtype.size();
         if work.fuses(call.collective, call.op, bytes) {
-            return Ok("one exchange of cache lines over shared memory".into());
+            return Ok("one exchange over shared memory".into());
         }
         let root = if call.collective.is_rooted() { call.root } else { 0 };
         let plan = work.tuner.plan(call.collective, root, bytes)?;
@@ -216,7 +216,9 @@ impl Work {
     fn fuses(&self, collective: Collective, op: ReduceOp, bytes: usize) -> bool {
         match collective {
             Collective::AllReduce => {
-                bytes <= small::MOST && !matches!(op, ReduceOp::PreMulSum(_)) && self.tuner.may_fuse(collective)
+                self.tuner.fits_exchange(bytes)
+                    && !matches!(op, ReduceOp::PreMulSum(_))
+                    && self.tuner.may_fuse(collective)
             }
             Collective::Barrier => self.tuner.may_fuse(collective),
             _ => false,

@@ -1,4 +1,4 @@
-//! The smallest all-reduces and barriers: one exchange of cache lines instead of a schedule.
+//! The smallest all-reduces and barriers: one exchange instead of a schedule.
 //!
 //! What an interpreter costs is more than two cores need to pass a line to each other. So where all ranks share memory and the vector fits
 //! into an [`Exchange`](maypole_transports::shm::Exchange), every rank publishes its vector and folds all of them in rank order, as the
@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::fingerprint::Fingerprint;
 
 /// The most bytes that take this path.
-pub(crate) const MOST: usize = Exchange::CAPACITY;
+pub(crate) const MOST: usize = Exchange::BODY;
 
 /// A vector aligned for the kernels.
 #[repr(align(64))]
@@ -47,29 +47,22 @@ impl Engine {
         // SAFETY: the caller's promise; the borrow ends before `output`, which may be the same memory, is written.
         let mine = unsafe { std::slice::from_raw_parts(input, bytes) };
         let mut part = Participant::publish(links, court, operation, mine)?;
-        for rank in 0..part.links.size {
-            let theirs = match (rank == part.links.me, rank) {
-                (true, 0) => {
-                    sum[..bytes].copy_from_slice(mine);
-                    continue;
-                }
-                (true, _) => input,
-                (false, 0) => {
-                    part.read(0, &mut sum[..bytes])?;
-                    continue;
-                }
-                (false, _) => {
-                    part.read(rank, &mut next[..bytes])?;
-                    next.as_ptr()
-                }
-            };
-            let sum = sum.as_mut_ptr();
-            // SAFETY: `sum` and `theirs` have `count` elements and are apart.
-            unsafe { reduce::reduce(op, dtype, sum, sum, theirs, count) };
+        let (me, last) = (part.links.me, part.links.size - 1);
+        let mut first = input;
+        for rank in 0..=last {
+            let into = if rank == 0 { &mut *sum } else { &mut *next };
+            let theirs = if rank == me { input } else { part.read(rank, &mut into[..bytes])? };
+            if rank == 0 {
+                first = theirs;
+                continue;
+            }
+            let to = if rank == last { output } else { sum.as_mut_ptr() };
+            // SAFETY: all three have `count` elements. `to` is the first operand or apart from both, except that the output may be the input: then it is one
+            // of the operands, or the input has been folded in already.
+            unsafe { reduce::reduce(op, dtype, to, first, theirs, count) };
+            first = sum.as_ptr();
         }
         part.finish();
-        // SAFETY: `output` is writable for `bytes` bytes; `sum` is the engine's own.
-        unsafe { std::ptr::copy_nonoverlapping(sum.as_ptr(), output, bytes) };
         Ok(())
     }
 
@@ -104,13 +97,31 @@ impl<'a> Participant<'a> {
         if court.watch.raised() {
             return Err(court.failed());
         }
-        links.exchange().publish(operation.digest(), mine);
+        let exchange = links.exchange();
+        if mine.len() <= Exchange::CAPACITY {
+            exchange.publish(operation.digest(), mine);
+        } else {
+            let body = exchange.body()[..mine.len()].as_mut_ptr();
+            // SAFETY: the body has as many bytes and is apart from the caller's memory.
+            unsafe { reduce::copy(body, mine.as_ptr(), mine.len(), true) };
+            exchange.publish(operation.digest(), &[]);
+        }
         Ok(Participant { links, court, operation, wait: Wait::new(court, operation, true) })
     }
 
-    /// Wait for rank `from`'s vector and copy it out.
+    /// Wait for rank `from`'s vector, as long as `into`; where it is then: in `into`, or in the body that it was published in, until this exchange is finished.
     #[inline]
-    fn read(&mut self, from: usize, into: &mut [u8]) -> Result<()> {
+    fn read(&mut self, from: usize, into: &mut [u8]) -> Result<*const u8> {
+        if into.len() <= Exchange::CAPACITY {
+            self.read_lines(from, into)?;
+            return Ok(into.as_ptr());
+        }
+        self.read_lines(from, &mut [])?;
+        Ok(self.links.exchange().body_of(from).as_ptr())
+    }
+
+    #[inline]
+    fn read_lines(&mut self, from: usize, into: &mut [u8]) -> Result<()> {
         loop {
             match self.links.exchange().read(from, into) {
                 Seen::All => break,

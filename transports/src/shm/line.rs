@@ -14,11 +14,16 @@
 //! took every other rank's lines of `k - 1`, and a rank publishes those only after it has finished exchange `k - 2`. So no credit has to come
 //! back; that is what makes an exchange a single transfer each way. A reader that looks at a line while its publisher writes the *next*
 //! exchange into the *other* set is not disturbed. The payload words are atomics (relaxed), so a premature look at a line is no data race, only a flag that does not fit.
+//!
+//! What does not fit into a few lines goes into the set's *body*: plain bytes, written before and read after the flag of the set's first line, which
+//! then carries no payload. The same argument covers it: until the flag of exchange `k` is seen nobody reads the body, and it is written for `k` only when nobody reads it for `k - 2`. A body
+//! can be written around the caches, which lines with a flag in each cannot.
 
 use super::ring::Presence;
-use super::segment::{LINES, Segment, Shared};
+use super::segment::{BODY, LINES, Segment, Shared};
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::wait::Bell;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Payload words of a line.
@@ -100,6 +105,7 @@ pub fn read(lines: &[Line], flag: u64, into: &mut [u8]) -> Seen {
 /// One member's view of another's lines.
 struct Member {
     sets: [Shared<[Line; LINES]>; 2],
+    bodies: [NonNull<u8>; 2],
     bell: Shared<Bell>,
     presence: Shared<Presence>,
 }
@@ -111,11 +117,17 @@ pub struct Exchange {
     flag: u64,
     members: Vec<Member>,
     unsettled: bool,
+    _segment: Arc<Segment>,
 }
 
+// SAFETY: the bodies lie in the segment that the value keeps; who may touch them is the protocol's business, not the thread's.
+unsafe impl Send for Exchange {}
+
 impl Exchange {
-    /// Bytes that one rank can publish in an exchange.
+    /// Bytes that one rank can publish in lines.
     pub const CAPACITY: usize = LINES * PER_LINE;
+    /// Bytes that one rank can publish in the body.
+    pub const BODY: usize = BODY;
 
     pub(super) fn new(segment: &Arc<Segment>, me: usize) -> Exchange {
         let shape = segment.shape();
@@ -123,20 +135,20 @@ impl Exchange {
             .map(|r| Member {
                 // SAFETY: lines, bells and presences are atomics at offsets that every member computes alike.
                 sets: [0, 1].map(|parity| unsafe { segment.shared(shape.lines(r, parity)) }),
+                bodies: [0, 1].map(|parity| segment.bytes_at(shape.body(r, parity), BODY)),
                 // SAFETY: as above.
                 bell: unsafe { segment.shared(shape.bell(r)) },
                 // SAFETY: as above.
                 presence: unsafe { segment.shared(shape.presence(r)) },
             })
             .collect();
-        Exchange { me, number: 0, flag: 0, members, unsettled: false }
+        Exchange { me, number: 0, flag: 0, members, unsettled: false, _segment: segment.clone() }
     }
 
     /// Begin the next exchange with this rank's bytes, at most [`Exchange::CAPACITY`]. The one before must have been read from every other member.
     #[inline]
     pub fn publish(&mut self, digest: u32, bytes: &[u8]) {
-        // 0 is what fresh memory holds, so no exchange has that number.
-        self.number = self.number.checked_add(1).unwrap_or(2);
+        self.number = self.next();
         self.flag = u64::from(digest) << 32 | u64::from(self.number);
         self.unsettled = true;
         publish(&*self.members[self.me].sets[self.number as usize & 1], self.flag, bytes);
@@ -146,6 +158,30 @@ impl Exchange {
     #[inline]
     pub fn read(&self, from: usize, into: &mut [u8]) -> Seen {
         read(&*self.members[from].sets[self.number as usize & 1], self.flag, into)
+    }
+
+    /// 0 is what fresh memory holds, so no exchange has that number.
+    #[inline]
+    fn next(&self) -> u32 {
+        self.number.checked_add(1).unwrap_or(2)
+    }
+
+    /// The body of this rank's next exchange, to be filled before [`Exchange::publish`] with no bytes. As there, the exchange before must have been read from
+    /// every other member.
+    #[inline]
+    pub fn body(&mut self) -> &mut [u8] {
+        let at = self.members[self.me].bodies[self.next() as usize & 1];
+        // SAFETY: the body has BODY bytes and, by the protocol, nobody reads it before the next exchange is published; `&mut self` keeps
+        // this process from asking twice.
+        unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), BODY) }
+    }
+
+    /// Rank `from`'s body of this exchange, once [`Exchange::read`] of no bytes has said that it is there.
+    #[inline]
+    pub fn body_of(&self, from: usize) -> &[u8] {
+        let at = self.members[from].bodies[self.number as usize & 1];
+        // SAFETY: the body has BODY bytes and, by the protocol, is not written again before this rank has begun the next exchange, which takes `&mut self`.
+        unsafe { std::slice::from_raw_parts(at.as_ptr(), BODY) }
     }
 
     /// Whether rank `from` has left the group.

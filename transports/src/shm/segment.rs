@@ -24,11 +24,17 @@ pub struct Shape {
 }
 
 const PAGE: usize = 4096;
-/// Lines of one rank's small publication, see [`super::line`]. Beyond so few, taking each line back from the reader's cache to write it costs
-/// more than a publication in a window, which is written around the caches.
+/// Lines of one rank's small publication, see [`super::line`].
 pub(super) const LINES: usize = 10;
+/// Bytes of the body that takes what does not fit into the lines.
+pub(super) const BODY: usize = 16 << 10;
+
+const _: () = assert!(LINES * 64 <= PAGE);
 
 impl Shape {
+    /// Bytes of one set of lines and its body.
+    const EXCHANGE: usize = (LINES * 64).next_multiple_of(PAGE) + BODY;
+
     /// Where each part begins; offsets in bytes.
     pub(super) fn bell(&self, member: usize) -> usize {
         member * 128
@@ -40,10 +46,13 @@ impl Shape {
         (self.members * 128).next_multiple_of(PAGE)
     }
     pub(super) fn lines(&self, member: usize, parity: usize) -> usize {
-        self.lines_base() + (member * 2 + parity) * LINES * 64
+        self.lines_base() + (member * 2 + parity) * Self::EXCHANGE
+    }
+    pub(super) fn body(&self, member: usize, parity: usize) -> usize {
+        self.lines(member, parity) + PAGE
     }
     fn windows_base(&self) -> usize {
-        self.lines_base() + (self.members * 2 * LINES * 64).next_multiple_of(PAGE)
+        self.lines_base() + self.members * 2 * Self::EXCHANGE
     }
     fn window_stride(&self) -> usize {
         (64 + self.members * 64).next_multiple_of(PAGE) + 2 * self.window.next_multiple_of(PAGE)
