@@ -17,15 +17,17 @@ pub struct Fingerprint {
     pub sequence: u64,
     /// Elements per block.
     pub count: u64,
-    /// The root; 0 where there is none.
+    /// The root; the receiver of a message; 0 where there is none.
     pub root: u32,
-    /// A user-defined operation's id; 0 otherwise.
+    /// A user-defined operation's id; the sender of a message; 0 otherwise.
     pub user: u32,
     collective: u8,
     dtype: u8,
     op: u8,
     reserved: u8,
-    reserved2: u32,
+    /// Digest of the operation before it on the communicator. Ranks that once disagreed never agree again, so a disagreement that the operation itself did not
+    /// bring to light (two roots of a broadcast that both only sent) shows in the next one.
+    past: u32,
 }
 
 impl Fingerprint {
@@ -49,23 +51,39 @@ impl Fingerprint {
             dtype: dtype as u8,
             op,
             reserved: 0,
-            reserved2: 0,
+            past: 0,
         }
     }
 
-    /// The fingerprint of a point-to-point message; `sequence` counts the messages from one rank to one other.
-    pub fn point_to_point(sequence: u64, dtype: DataType, count: usize) -> Fingerprint {
+    /// The fingerprint of a message from one rank to another; `sequence` counts the messages between those two in that direction.
+    pub fn point_to_point(sequence: u64, dtype: DataType, count: usize, from: usize, to: usize) -> Fingerprint {
         Fingerprint {
             sequence,
             count: count as u64,
-            root: 0,
-            user: 0,
+            root: to as u32,
+            user: from as u32,
             collective: POINT_TO_POINT,
             dtype: dtype as u8,
             op: 0,
             reserved: 0,
-            reserved2: 0,
+            past: 0,
         }
+    }
+
+    /// The same, as called after an operation whose [`Fingerprint::digest`] was `past` (0: as the first).
+    pub fn after(self, past: u32) -> Fingerprint {
+        Fingerprint { past, ..self }
+    }
+
+    /// Whether both are the same call, whatever was called before.
+    pub fn same_call(&self, other: &Fingerprint) -> bool {
+        self.after(0) == other.after(0)
+    }
+
+    /// The rank at the other side of a message, seen from `rank`.
+    pub fn other_side(&self, rank: usize) -> Option<usize> {
+        let (to, from) = (self.root as usize, self.user as usize);
+        self.is_point_to_point().then_some(if rank == to { from } else { to })
     }
 
     /// Whether this is a message between two ranks, whose `sequence` is not the communicator's.
@@ -125,6 +143,9 @@ impl std::fmt::Display for Fingerprint {
         }
         if collective.is_some_and(|c| c.is_rooted()) {
             write!(f, ", root {}", self.root)?;
+        }
+        if self.is_point_to_point() {
+            write!(f, ", from rank {} to rank {}", self.user, self.root)?;
         }
         write!(f, ")")
     }

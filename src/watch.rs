@@ -114,7 +114,9 @@ impl Watch {
     pub fn record(&self, sequence: u64) -> Record {
         let latest = self.latest.load(Ordering::Acquire);
         if sequence > latest {
-            return Record::NotYet(self.entry(latest));
+            // The latest numbers may be refusals.
+            let first = latest.saturating_sub(REMEMBERED as u64 - 1).max(1);
+            return Record::NotYet((first..=latest).rev().find_map(|number| self.entry(number)));
         }
         if let Some((_, why)) = self.refusals.lock().iter().find(|(s, _)| *s == sequence) {
             return Record::Refused(why.clone());

@@ -181,7 +181,9 @@ impl Work {
         let Call { collective, dtype, count, op, .. } = call;
         let root = if collective.is_rooted() { call.root } else { 0 };
         let reduces = collective.reduces();
-        let operation = Fingerprint::collective(self.sequence, collective, dtype, reduces.then_some(op), root, count);
+        let operation = Fingerprint::collective(self.sequence, collective, dtype, reduces.then_some(op), root, count)
+            .after(self.past);
+        self.past = operation.digest();
         inner.watch.enter(&operation);
         let court = &self.engine.court;
         if court.watch.raised() {

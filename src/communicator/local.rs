@@ -24,7 +24,13 @@ struct Family {
 #[derive(Default)]
 pub(super) struct Threads {
     forming: Mutex<HashMap<u64, Family>>,
-    watches: Mutex<HashMap<u64, Arc<Vec<Arc<Watch>>>>>,
+    living: Mutex<HashMap<u64, Living>>,
+}
+
+/// A communicator that some members have not left.
+struct Living {
+    watches: Arc<Vec<Arc<Watch>>>,
+    members: usize,
 }
 
 impl Threads {
@@ -38,7 +44,7 @@ impl Threads {
                     .map_err(|e| crate::Error::system("making a communicator's shared memory", e))?;
                 let watches: Arc<Vec<Arc<Watch>>> =
                     Arc::new(std::iter::repeat_with(Arc::default).take(shape.members).collect());
-                self.watches.lock().insert(context, watches.clone());
+                self.living.lock().insert(context, Living { watches: watches.clone(), members: shape.members });
                 entry.insert(Family { segment, watches, missing: shape.members })
             }
         };
@@ -51,24 +57,24 @@ impl Threads {
     }
 
     fn watches(&self, context: u64) -> Arc<Vec<Arc<Watch>>> {
-        self.watches.lock().get(&context).cloned().unwrap_or_default()
+        self.living.lock().get(&context).map(|l| l.watches.clone()).unwrap_or_default()
     }
 }
 
 impl Jury for Threads {
     fn report(&self, context: u64, verdict: Verdict) {
         // Under the lock, so that two reports do not reach two ranks in different order.
-        let all = self.watches.lock();
-        for watch in all.get(&context).into_iter().flat_map(|w| w.iter()) {
+        let all = self.living.lock();
+        for watch in all.get(&context).into_iter().flat_map(|l| l.watches.iter()) {
             watch.declare(verdict.clone());
         }
     }
 
     fn inquire(&self, context: u64, asker: usize, operation: Fingerprint, peer: usize) {
         let watches = self.watches(context);
-        let Some(watch) = watches.get(peer) else { return };
+        let Some(watch) = watches.get(peer).filter(|_| !operation.is_point_to_point()) else { return };
         match watch.record(operation.sequence) {
-            Record::Called(theirs) if theirs != operation => {
+            Record::Called(theirs) if !theirs.same_call(&operation) => {
                 self.report(context, Verdict::Mismatch { one: (asker, operation), other: (peer, theirs) });
             }
             Record::Refused(why) => {
@@ -83,9 +89,16 @@ impl Jury for Threads {
         for peer in 0..watches.len() {
             self.inquire(context, reporter, operation, peer);
         }
-        let culprits = watches.iter().enumerate().filter_map(|(rank, watch)| match watch.record(operation.sequence) {
+        // Messages have numbers of their own: of their other side it is only known what it called last.
+        let other_side = operation.other_side(reporter);
+        let number = if other_side.is_some() { u64::MAX } else { operation.sequence };
+        let concerned = watches.iter().enumerate().filter(|(rank, _)| other_side.is_none_or(|other| other == *rank));
+        let culprits = concerned.filter_map(|(rank, watch)| match watch.record(number) {
             Record::NotYet(latest) => {
-                let state = latest.map_or("it has not called anything yet".into(), |l| format!("its latest is {l}"));
+                let state = match latest {
+                    Some(latest) => format!("its latest operation was {latest}"),
+                    None => "it has not called anything yet".to_string(),
+                };
                 Some((rank, super::build::host_name(), state))
             }
             _ => None,
@@ -95,11 +108,10 @@ impl Jury for Threads {
     }
 
     fn leave(&self, context: u64, _rank: usize) {
-        let mut all = self.watches.lock();
-        // This map and the leaver hold one reference each; who is left holds more.
-        if let Some(watches) = all.get(&context)
-            && watches.iter().all(|w| Arc::strong_count(w) <= 2)
-        {
+        let mut all = self.living.lock();
+        let Some(living) = all.get_mut(&context) else { return };
+        living.members -= 1;
+        if living.members == 0 {
             all.remove(&context);
         }
     }

@@ -27,7 +27,7 @@ use self::build::World;
 use self::stream::Stream;
 use self::turn::Turns;
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::engine::{Engine, wait};
 use crate::error::Verdict;
 use crate::topology::Topology;
 use crate::tuner::{self, Tuner};
@@ -71,6 +71,8 @@ struct Work {
     tuner: Tuner,
     /// Number of the next collective, and of the next point-to-point message to and from each rank.
     sequence: u64,
+    /// Digest of the latest collective.
+    past: u32,
     sent: Vec<u64>,
     received: Vec<u64>,
 }
@@ -98,7 +100,7 @@ impl Communicator {
         };
         let tuner = Tuner::new((rank, size), kind, &config);
         let (watch, jury) = (engine.court.watch.clone(), engine.court.jury.clone());
-        let work = Work { engine, tuner, sequence: 0, sent: vec![0; size], received: vec![0; size] };
+        let work = Work { engine, tuner, sequence: 0, past: 0, sent: vec![0; size], received: vec![0; size] };
         let inner = Inner {
             world,
             context,
@@ -137,11 +139,13 @@ impl Communicator {
         &self.inner.topology
     }
 
-    /// Give up: every rank's present and future calls on this communicator return an error that names this rank and `why`. Returns at once.
+    /// Give up: every rank's present and future calls on this communicator return an error that names this rank and `why`, unless
+    /// it had failed before. Returns once the verdict stands here, which takes a round trip to the process that holds the job together.
     pub fn abort(&self, why: &str) {
         let verdict = Verdict::Aborted { rank: self.rank(), why: why.to_string() };
         self.inner.jury.report(self.inner.context, verdict.clone());
-        self.inner.watch.declare(verdict);
+        // Not declared here at once: another rank's verdict may be on its way, and all ranks get the same.
+        wait::for_verdict(&self.inner.watch, verdict);
     }
 
     /// The verdict on this communicator, if it has failed.
@@ -163,6 +167,12 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The others must not take this for a rank that has done its part.
+            let how = "it dropped the communicator while panicking".to_string();
+            let host = self.topology.hosts()[self.rank].clone();
+            self.jury.report(self.context, Verdict::Died { rank: self.rank, host, how });
+        }
         self.jury.leave(self.context, self.rank);
     }
 }

@@ -140,17 +140,20 @@ impl Work {
             bound.stream_from = stream_from;
             bound
         };
-        let numbered = |counts: &mut [u64], d: Direction| {
+        let me = self.engine.court.me;
+        let next = |counts: &mut [u64], d: Direction| {
             counts[d.peer] += 1;
-            Fingerprint::point_to_point(counts[d.peer], dtype, d.count)
+            counts[d.peer]
         };
         let there = send.map(|d| {
             let step = Step::Send { to: d.peer, src: Region::input(0, 1) };
-            (Message(step), bind(d.count), numbered(&mut self.sent, d))
+            let number = next(&mut self.sent, d);
+            (Message(step), bind(d.count), Fingerprint::point_to_point(number, dtype, d.count, me, d.peer))
         });
         let back = recv.map(|d| {
             let step = Step::Recv { from: d.peer, dst: Region::output(0, 1) };
-            (Message(step), bind(d.count), numbered(&mut self.received, d))
+            let number = next(&mut self.received, d);
+            (Message(step), bind(d.count), Fingerprint::point_to_point(number, dtype, d.count, d.peer, me))
         });
         match (&there, &back) {
             (Some(there), Some(back)) => self.engine.execute(&[part(there), part(back)], false),

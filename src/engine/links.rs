@@ -10,6 +10,7 @@ use maypole_transports::tcp::{self, Poller};
 use maypole_transports::{LinkError, Receiver, Sender, Window};
 
 use super::lane::Trouble;
+use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::node::Node;
 use crate::topology::Topology;
@@ -193,7 +194,11 @@ impl Links {
                 // One connection serves both directions; the lower rank makes it.
                 let streams = if self.me < peer {
                     let made = network.node.connect(world, network.context, channel, network.connections);
-                    Some(made.map_err(Trouble::Error)?)
+                    Some(made.map_err(|error| match error {
+                        Error::Failed { .. } => Trouble::Error(error),
+                        // The others wait for this rank: they are told.
+                        other => Trouble::Link(peer, unreachable_peer(other)),
+                    })?)
                 } else {
                     network.node.accepted(world, network.context, channel, network.connections)
                 };
@@ -248,6 +253,10 @@ impl Links {
         }
         Ok(blocked)
     }
+}
+
+fn unreachable_peer(error: Error) -> LinkError {
+    LinkError::Io { doing: "connecting", source: std::io::Error::other(error.to_string()) }
 }
 
 /// Put the fingerprint in front of the message that follows.

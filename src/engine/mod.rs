@@ -107,9 +107,7 @@ impl Court {
         use maypole_transports::LinkError;
         match trouble {
             Trouble::Error(error) => error,
-            Trouble::Mismatch(peer, theirs) => {
-                self.convict(Verdict::Mismatch { one: (self.me, *operation), other: (peer, theirs) })
-            }
+            Trouble::Mismatch(peer, theirs) => self.disagree(operation, peer, Some(theirs)),
             Trouble::Link(peer, LinkError::Gone { detail }) => self.convict(Verdict::Died {
                 rank: peer,
                 host: self.hosts[peer].clone(),

@@ -126,7 +126,7 @@ impl<'a> Participant<'a> {
             match self.links.exchange().read(from, into) {
                 Seen::All => break,
                 Seen::NotYet => self.wait.nothing(self.links, Some(from))?,
-                Seen::Other => return Err(self.court.disagree(self.operation, from)),
+                Seen::Other => return Err(self.court.disagree(self.operation, from, None)),
             }
             if self.wait.is_long() && self.links.exchange().has_left(from) {
                 self.gone(from, into)?;

@@ -12,7 +12,7 @@ use maypole_transports::wait::{Idle, Next, Patience};
 use super::links::Links;
 use crate::error::{Error, Verdict};
 use crate::fingerprint::Fingerprint;
-use crate::watch::{Jury, Watch};
+use crate::watch::{Jury, Record, Watch};
 
 /// How long a rank waits before it asks after the one it waits for, and between questions at first; doubled each time.
 const ASK_AFTER: Duration = Duration::from_millis(2);
@@ -22,6 +22,12 @@ const ASK_AT_LEAST: Duration = Duration::from_millis(500);
 const NAP: Duration = Duration::from_millis(100);
 /// The longest sleep where both shared memory and sockets are waited for: no single system call waits for both.
 const MIXED_NAP: Duration = Duration::from_micros(200);
+/// How long a rank that found a link broken waits to be told why before it reports.
+const GRACE: Duration = Duration::from_millis(50);
+/// How many earlier operations two ranks compare that find themselves apart; those that leave tell as many.
+const LOOK_BACK: u64 = 16;
+/// How long the jury may take to answer an inquiry.
+const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// How long the jury may take from a report to the verdict.
 const VERDICT_WITHIN: Duration = Duration::from_secs(2);
 
@@ -49,37 +55,71 @@ impl Court {
     #[cold]
     pub fn convict(&self, verdict: Verdict) -> Error {
         // Somebody else may have said already why: a link breaks because its owner gave up.
-        let grace =
-            Instant::now() + Duration::from_millis(if matches!(verdict, Verdict::Mismatch { .. }) { 0 } else { 50 });
-        while !self.watch.raised() && Instant::now() < grace {
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        let certain = matches!(verdict, Verdict::Mismatch { .. } | Verdict::Refused { .. });
+        let grace = if certain { Duration::ZERO } else { GRACE };
+        wait_for_verdict(&self.watch, grace);
         if !self.watch.raised() {
             self.jury.report(self.context, verdict.clone());
         }
         self.await_verdict(verdict)
     }
 
-    /// Rank `peer` is known to have called something else than `operation`: have the jury find out what.
+    /// Rank `peer` is known to have called something else than `operation`, or to have had a different past: have the jury find out where they
+    /// parted. `theirs`: what it was seen to do, if that is known.
     #[cold]
-    pub fn disagree(&self, operation: &Fingerprint, peer: usize) -> Error {
-        self.jury.inquire(self.context, self.me, *operation, peer);
-        self.await_verdict(Verdict::Link {
-            rank: self.me,
-            peer,
-            host: self.hosts[peer].clone(),
-            what: format!("it does something else while this rank is in {operation}"),
+    pub fn disagree(&self, operation: &Fingerprint, peer: usize, theirs: Option<Fingerprint>) -> Error {
+        if let Some(theirs) = theirs
+            && (operation.is_point_to_point() || theirs.sequence == operation.sequence && !theirs.same_call(operation))
+        {
+            return self.convict(Verdict::Mismatch { one: (self.me, *operation), other: (peer, theirs) });
+        }
+        if let Some(theirs) = theirs
+            && let Record::Refused(why) = self.watch.record(theirs.sequence)
+        {
+            return self.convict(Verdict::Refused { rank: self.me, sequence: theirs.sequence, why });
+        }
+        // Oldest first: the first difference explains those that follow.
+        let mut refused = None;
+        for sequence in operation.sequence.saturating_sub(LOOK_BACK).max(1)..=operation.sequence {
+            match self.watch.record(sequence) {
+                Record::Called(mine) => self.jury.inquire(self.context, self.me, mine, peer),
+                Record::Refused(why) => refused = Some(Verdict::Refused { rank: self.me, sequence, why }),
+                _ => {}
+            }
+        }
+        wait_for_verdict(&self.watch, ANSWER_WITHIN);
+        // Where every call that this rank made was the other's too, they parted at one that this rank did not make.
+        if let Some(refused) = refused {
+            return self.convict(refused);
+        }
+        self.convict(match theirs {
+            Some(theirs) => Verdict::Mismatch { one: (self.me, *operation), other: (peer, theirs) },
+            None => Verdict::Link {
+                rank: self.me,
+                peer,
+                host: self.hosts[peer].clone(),
+                what: format!("it does something else while this rank is in {operation}"),
+            },
         })
     }
 
     fn await_verdict(&self, otherwise: Verdict) -> Error {
-        let until = Instant::now() + VERDICT_WITHIN;
-        while !self.watch.raised() && Instant::now() < until {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        // Without an answer the hub is out of reach; what this rank saw is then the best it can say.
-        self.watch.declare(otherwise);
+        for_verdict(&self.watch, otherwise);
         self.failed()
+    }
+}
+
+/// Wait for the verdict that a report leads to. Without one the hub is out of reach, and what this rank saw is the best it can say.
+#[cold]
+pub(crate) fn for_verdict(watch: &Watch, otherwise: Verdict) {
+    wait_for_verdict(watch, VERDICT_WITHIN);
+    watch.declare(otherwise);
+}
+
+fn wait_for_verdict(watch: &Watch, most: Duration) {
+    let until = Instant::now() + most;
+    while !watch.raised() && Instant::now() < until {
+        std::thread::sleep(Duration::from_micros(200));
     }
 }
 
@@ -104,7 +144,7 @@ impl<'a> Wait<'a> {
     /// Whether polling alone has not helped for a while: time to look at less likely causes.
     #[inline]
     pub fn is_long(&self) -> bool {
-        self.idle.polls() > 256
+        self.since.is_some() || self.idle.polls() > 256
     }
 
     /// Something was done since the last poll.

@@ -8,7 +8,7 @@
 //!
 //! Inside, ranks are a communicator's own unless the name says `world`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::frame::{Runs, ToNode};
@@ -22,6 +22,8 @@ const INQUEST: Duration = Duration::from_millis(300);
 const LINK_GRACE: Duration = Duration::from_millis(150);
 /// How many operation numbers the audit of a communicator keeps.
 const AUDITED: usize = 256;
+/// How many operations of one rank about one other are remembered as asked after.
+const ASKED: usize = 20;
 /// `question` of an inquest; an inquiry has its asker's rank plus one.
 const INQUEST_QUESTION: u64 = 0;
 
@@ -65,8 +67,8 @@ struct Case {
     inquest: Option<Inquest>,
     /// A lost link that waits for a better explanation.
     suspicion: Option<(Instant, Verdict)>,
-    /// Who waits for whom, since when it last asked: (asker, peer).
-    waiting: HashMap<(usize, usize), Fingerprint>,
+    /// Who asked after whom, (asker, peer), and in which operations: the latest few.
+    waiting: HashMap<(usize, usize), VecDeque<Fingerprint>>,
     audit: BTreeMap<u64, Audited>,
 }
 
@@ -107,7 +109,8 @@ fn latest(records: &[(u64, Record)]) -> Option<Fingerprint> {
 /// What follows when `asker` is in `operation` and `peer`'s history has `record` in its place.
 fn compare(asker: usize, operation: Fingerprint, peer: usize, record: &Record) -> Option<Verdict> {
     match record {
-        Record::Called(theirs) if *theirs != operation => {
+        // Where only the past differs, another operation explains it.
+        Record::Called(theirs) if !theirs.same_call(&operation) => {
             Some(Verdict::Mismatch { one: (asker, operation), other: (peer, *theirs) })
         }
         Record::Refused(why) => Some(Verdict::Refused { rank: peer, sequence: operation.sequence, why: why.clone() }),
@@ -201,7 +204,12 @@ impl Court {
         if case.left.contains_key(&peer) {
             return self.judge(context, asker, operation, peer, None);
         }
-        case.waiting.insert((asker, peer), operation);
+        let asked = case.waiting.entry((asker, peer)).or_default();
+        asked.retain(|earlier| earlier.sequence != operation.sequence);
+        if asked.len() == ASKED {
+            asked.pop_front();
+        }
+        asked.push_back(operation);
         let question = asker as u64 + 1;
         self.letters.push((world, ToNode::Ask { context, sequence: operation.sequence, question }));
     }
@@ -235,7 +243,8 @@ impl Court {
             return;
         }
         let asker = question as usize - 1;
-        if let Some(operation) = case.waiting.get(&(asker, rank)).copied().filter(|o| o.sequence == sequence) {
+        let asked = case.waiting.get(&(asker, rank));
+        if let Some(operation) = asked.and_then(|list| list.iter().find(|o| o.sequence == sequence).copied()) {
             self.judge(context, asker, operation, rank, Some(record));
         }
     }
@@ -290,8 +299,9 @@ impl Court {
             let how = case.departure(rank);
             return self.declare_died(context, rank, how);
         }
+        let asked = case.waiting.iter().filter(|((_, peer), _)| *peer == rank);
         let waiters: Vec<(usize, Fingerprint)> =
-            case.waiting.iter().filter(|((_, peer), _)| *peer == rank).map(|((asker, _), o)| (*asker, *o)).collect();
+            asked.flat_map(|((asker, _), list)| list.iter().map(|operation| (*asker, *operation))).collect();
         for (asker, operation) in waiters {
             self.judge(context, asker, operation, rank, None);
         }
@@ -377,7 +387,9 @@ impl Court {
         let operation = inquest.operation;
         let between_two = operation.is_point_to_point();
         let mut culprits = Vec::new();
-        for rank in (0..case.members.len()).filter(|rank| *rank != inquest.reporter) {
+        let other_side = operation.other_side(inquest.reporter);
+        let concerned = |rank: &usize| *rank != inquest.reporter && other_side.is_none_or(|other| other == *rank);
+        for rank in (0..case.members.len()).filter(concerned) {
             let record = match inquest.answers.get(&rank) {
                 Some(record) => Some(record.clone()),
                 None if case.left.contains_key(&rank) => Some(case.left_record(rank, operation.sequence)),
@@ -395,8 +407,6 @@ impl Court {
                 {
                     case.departure(rank)
                 }
-                // Who sends to whom is not in the fingerprint: only among two is the other one known to be the one.
-                Some(Record::NotYet(_)) if between_two && case.members.len() > 2 => continue,
                 Some(Record::NotYet(Some(last))) => format!("its latest operation was {last}"),
                 Some(Record::NotYet(None)) => "it has not called anything yet".to_string(),
                 Some(_) => continue,
