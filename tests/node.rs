@@ -144,7 +144,7 @@ fn the_meeting_point_ends_with_the_job() {
 fn connections_come_out_in_order_on_the_other_side() {
     let nodes = world(3);
     let (accepted, wakes) = mpsc::channel();
-    nodes[2].on_accept(Box::new(move || accepted.send(()).unwrap()));
+    nodes[2].on_accept(WORLD, Box::new(move || accepted.send(()).unwrap()));
     assert!(nodes[2].accepted(0, WORLD, 1, 3).is_none());
     let mut out = nodes[0].connect(2, WORLD, 1, 3).unwrap();
     let mut other = nodes[1].connect(2, WORLD, 1, 1).unwrap();

@@ -1,7 +1,7 @@
 //! Making communicators: bringing ranks together and giving each its links.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use maypole_transports::shm::{Group, Segment, Shape};
 use maypole_transports::tcp::Poller;
@@ -13,7 +13,7 @@ use crate::config::{Config, TransportChoice};
 use crate::engine::Engine;
 use crate::engine::links::{CHANNELS, Links, Network, WINDOW_HEADER};
 use crate::engine::wait::Court;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Verdict};
 use crate::launch::{self, LaunchMeeting};
 use crate::node::{Meeting, Node, UniqueId};
 use crate::topology::Topology;
@@ -157,6 +157,20 @@ impl Communicator {
         let me = members.iter().position(|w| *w == node.rank()).expect("a rank builds only its own communicators");
         let watch: Arc<Watch> = Arc::default();
         node.register(context, members.clone(), watch.clone());
+        Communicator::link_members(&node, (context, members), me, watch, config).inspect_err(|error| {
+            // The others may wait for this rank's part of what they build.
+            node.report(context, Verdict::Aborted { rank: me, why: format!("it could not be made: {error}") });
+            node.unregister(context);
+        })
+    }
+
+    fn link_members(
+        node: &Arc<Node>,
+        (context, members): (u64, Vec<usize>),
+        me: usize,
+        watch: Arc<Watch>,
+        config: Config,
+    ) -> Result<Communicator> {
         let peers = node.peers();
         let topology = Topology::new(members.iter().map(|w| &peers[*w]));
         let shares = |r: &usize| {
@@ -178,8 +192,7 @@ impl Communicator {
                 places[*rank] = Some(place);
             }
             let place = places[me].expect("this rank is local to itself");
-            let segment = share_segment(&node, context, &members, &local, shape(local.len(), &config), place)?;
-            group = Some(Group::new(segment, place));
+            group = Some(share_group(node, (context, &members, &local), &watch, &config, place)?);
         } else {
             places[me] = Some(0);
         }
@@ -190,7 +203,7 @@ impl Communicator {
                 let waker = waker.clone();
                 move || waker.wake()
             }));
-            node.on_accept(Box::new(move || waker.wake()));
+            node.on_accept(context, Box::new(move || waker.wake()));
             let connections = config.connections;
             Some(Network { node: node.clone(), context, members: members.clone(), connections, credit: CREDIT, poller })
         } else {
@@ -198,7 +211,8 @@ impl Communicator {
         };
         let links = Links::new(me, places, group, network);
         let jury: Arc<dyn Jury> = node.clone();
-        Ok(Communicator::assemble(World::Processes(node), (context, members), topology, links, (watch, jury), config))
+        let world = World::Processes(node.clone());
+        Ok(Communicator::assemble(world, (context, members), topology, links, (watch, jury), config))
     }
 
     fn assemble(
@@ -271,24 +285,46 @@ fn shape(members: usize, config: &Config) -> Shape {
     }
 }
 
-/// The lowest local rank makes the segment, the others fetch it from there.
-fn share_segment(
+/// The lowest local rank makes the segment, the others fetch it from there. It waits until all have, so that whoever has a communicator may drop it at once.
+fn share_group(
     node: &Node,
-    context: u64,
-    members: &[usize],
-    local: &[usize],
-    shape: Shape,
+    (context, members, local): (u64, &[usize], &[usize]),
+    watch: &Watch,
+    config: &Config,
     place: usize,
-) -> Result<Arc<Segment>> {
-    let system = |e| Error::system(format!("rank {}: sharing memory", local[place]), e);
+) -> Result<Group> {
+    let shape = shape(local.len(), config);
+    let rank = local[place];
+    let system = |e| Error::system(format!("rank {rank}: sharing memory"), e);
     if place > 0 {
         let fd = node.fetch_fd(members[local[0]], context)?;
-        return Segment::open(shape, fd).map_err(system);
+        return Ok(Group::new(Segment::open(shape, fd).map_err(system)?, place));
     }
     let segment = Segment::create(shape).map_err(system)?;
     let fd = segment.fd().expect("made with a descriptor").try_clone_to_owned().map_err(|e| Error::system("dup", e))?;
+    let group = Group::new(segment, place);
     node.share_fd(context, fd);
-    Ok(segment)
+    let (deadline, mut pause) = (Instant::now() + config.connect_timeout, Duration::from_micros(20));
+    loop {
+        let absent = group.absent();
+        if absent.is_empty() {
+            node.unshare_fd(context);
+            return Ok(group);
+        }
+        if let Some(verdict) = watch.verdict() {
+            return Err(Error::Failed { rank, verdict });
+        }
+        if Instant::now() >= deadline {
+            let absent: Vec<usize> = absent.into_iter().map(|place| local[place]).collect();
+            return Err(Error::bootstrap(format!(
+                "rank {rank} shares memory, but ranks {absent:?} of its host did not take it within {:?}; if they are in \
+                 different containers, set MAYPOLE_TRANSPORT=tcp",
+                config.connect_timeout
+            )));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(1));
+    }
 }
 
 /// A number for the child that all its members, and no other communicator's, compute.

@@ -174,5 +174,8 @@ impl Drop for Inner {
             self.jury.report(self.context, Verdict::Died { rank: self.rank, host, how });
         }
         self.jury.leave(self.context, self.rank);
+        if let World::Processes(node) = &self.world {
+            node.unregister(self.context);
+        }
     }
 }

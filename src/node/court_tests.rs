@@ -185,7 +185,7 @@ fn messages_between_two_are_not_looked_up_by_number() {
     let (mut court, now) = (court(), Instant::now());
     court.register(0, 9, &Runs::new(&[0, 1]));
     court.register(1, 9, &Runs::new(&[0, 1]));
-    let message = Fingerprint::point_to_point(2, DataType::F32, 4);
+    let message = Fingerprint::point_to_point(2, DataType::F32, 4, 1, 0);
     court.stalled(0, 9, message, Duration::from_secs(1), now);
     assert_eq!(asks(&mut court), [(1, u64::MAX, 0)]);
     court.answer(1, 9, u64::MAX, 0, Record::NotYet(Some(op(2, 9))));
@@ -195,8 +195,8 @@ fn messages_between_two_are_not_looked_up_by_number() {
     court.stalled(0, PART, message, Duration::from_secs(1), now);
     court.answer(2, PART, u64::MAX, 0, Record::NotYet(None));
     court.answer(4, PART, u64::MAX, 0, Record::NotYet(None));
-    let text = told(&mut court, PART).1.to_string();
-    assert!(text.contains("its other side has not come"), "{text}");
+    let Verdict::Stalled { culprits, .. } = told(&mut court, PART).1 else { panic!("not a stall") };
+    assert_eq!(culprits.iter().map(|c| c.0).collect::<Vec<_>>(), [1], "the other side of the message");
 }
 
 #[test]
@@ -285,4 +285,17 @@ fn nothing_is_kept_of_communicators_that_all_have_left() {
         court.departed(rank, None);
     }
     assert!(court.over() && court.cases.is_empty() && !court.disturbed());
+}
+
+#[test]
+fn a_difference_in_the_past_is_no_verdict_but_its_cause_is() {
+    let mut court = court();
+    let ours = op(8, 4).after(77);
+    court.inquire(0, WORLD, op(7, 4), 2);
+    court.inquire(0, WORLD, ours, 2);
+    assert_eq!(asks(&mut court), [(2, 7, 1), (2, 8, 1)]);
+    court.answer(2, WORLD, 8, 1, Record::Called(op(8, 4).after(78)));
+    assert!(court.letters().is_empty());
+    court.answer(2, WORLD, 7, 1, Record::Called(op(7, 5)));
+    assert_eq!(told(&mut court, WORLD).1, Verdict::Mismatch { one: (0, op(7, 4)), other: (2, op(7, 5)) });
 }

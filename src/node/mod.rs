@@ -159,6 +159,7 @@ impl Node {
         shared.finished.lock().insert(context);
         shared.early.lock().remove(&context);
         shared.arrivals.lock().retain(|(_, c, _), _| *c != context);
+        shared.on_accept.lock().retain(|(c, _)| *c != context);
         self.unshare_fd(context);
     }
 
@@ -228,10 +229,10 @@ impl Node {
         arrivals.remove(&(peer, context, channel))?.into_iter().collect()
     }
 
-    /// Have `wake` called, on the node's thread, whenever a TCP connection has come in. It must not block. It is kept
-    /// until the node is dropped.
-    pub fn on_accept(&self, wake: Box<dyn Fn() + Send + Sync>) {
-        self.shared.on_accept.lock().push(wake.into());
+    /// Have `wake` called, on the node's thread, whenever a TCP connection for `context` has come in, until
+    /// [`Node::unregister`]. It must not block.
+    pub fn on_accept(&self, context: u64, wake: Box<dyn Fn() + Send + Sync>) {
+        self.shared.on_accept.lock().push((context, wake.into()));
     }
 
     /// Offer `fd` (a memfd) to the ranks of this host that fetch it for `context`, until [`Node::unshare_fd`] or

@@ -191,15 +191,19 @@ impl Service {
         if from >= self.shared.peers.len() || index >= total || total > CONNECTIONS {
             return tracing::warn!("rank {}: closed a connection whose errand makes no sense", self.shared.rank);
         }
-        let key = (from, errand.context, errand.channel as usize);
+        let context = errand.context;
+        let key = (from, context, errand.channel as usize);
         {
             let mut arrivals = self.shared.arrivals.lock();
+            if self.shared.finished.lock().contains(&context) {
+                return tracing::debug!("rank {}: rank {from} connects for what has been left", self.shared.rank);
+            }
             let places = arrivals.entry(key).or_default();
             places.resize_with(total, || None);
             places[index] = Some(stream);
         }
         let wakes = self.shared.on_accept.lock().clone();
-        wakes.iter().for_each(|wake| wake());
+        wakes.iter().filter(|(c, _)| *c == context).for_each(|(_, wake)| wake());
     }
 
     /// A rank of this host wants a descriptor.

@@ -56,7 +56,7 @@ pub(super) struct Shared {
     /// Communicators that this rank has left: nothing about them is kept.
     pub finished: Mutex<HashSet<u64>>,
     pub arrivals: Mutex<Arrivals>,
-    pub on_accept: Mutex<Vec<Arc<dyn Fn() + Send + Sync>>>,
+    pub on_accept: Mutex<Vec<(u64, Arc<dyn Fn() + Send + Sync>)>>,
     pub offered: Mutex<HashMap<u64, Arc<OwnedFd>>>,
     /// What to declare here at a time if the hub has not spoken until then.
     pub due: Mutex<Vec<(Instant, u64, Verdict)>>,

@@ -37,7 +37,14 @@ impl Group {
         assert!(me < segment.shape().members, "member {me} of {}", segment.shape().members);
         // SAFETY: a bell is made of atomics, at an offset that every member computes alike.
         let bell = unsafe { segment.shared(segment.shape().bell(me)) };
-        Group { segment, me, bell }
+        let group = Group { segment, me, bell };
+        group.presence(me).come();
+        group
+    }
+
+    /// The members that have not taken their places yet.
+    pub fn absent(&self) -> Vec<usize> {
+        (0..self.segment.shape().members).filter(|m| !self.presence(*m).has_come()).collect()
     }
 
     /// The bell on which this rank sleeps.

@@ -49,15 +49,25 @@ pub struct Cursors {
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct Presence {
-    left: AtomicU32,
+    /// 0 until the member has come.
+    state: AtomicU32,
 }
 
+const HERE: u32 = 1;
+const LEFT: u32 = 2;
+
 impl Presence {
+    pub(super) fn come(&self) {
+        self.state.store(HERE, Ordering::Release);
+    }
+    pub(super) fn has_come(&self) -> bool {
+        self.state.load(Ordering::Acquire) != 0
+    }
     pub(super) fn leave(&self) {
-        self.left.store(1, Ordering::Release);
+        self.state.store(LEFT, Ordering::Release);
     }
     pub(super) fn has_left(&self) -> bool {
-        self.left.load(Ordering::Acquire) == 1
+        self.state.load(Ordering::Acquire) == LEFT
     }
 }
 

@@ -1,0 +1,261 @@
+//! Asynchronous calls: in order, many at once, waited for or not, on streams of several communicators, and their errors.
+
+mod ranks;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use maypole::config::TransportChoice;
+use maypole::{Communicator, Error, ReduceOp, Stream, Verdict};
+use ranks::{PATIENCE, common_verdict, config, paths, threads, verdict};
+
+const SUM: ReduceOp = ReduceOp::Sum;
+
+/// What `call` must give on every rank: the sum over ranks of `value(rank, call)`.
+fn value(rank: usize, call: usize) -> i64 {
+    (1000 * call + rank) as i64
+}
+
+fn total(size: usize, call: usize) -> i64 {
+    (0..size).map(|rank| value(rank, call)).sum()
+}
+
+#[test]
+fn many_requests_run_in_order_and_are_waited_for_in_any() {
+    for path in paths() {
+        threads(3, &path.config, |comm| {
+            let calls = 40;
+            // Every third is large.
+            let length = |call: usize| if call % 3 == 0 { path.count } else { 5 };
+            let inputs: Vec<Vec<i64>> = (0..calls).map(|call| vec![value(comm.rank(), call); length(call)]).collect();
+            let mut outputs: Vec<Vec<i64>> = inputs.iter().map(|input| vec![0; input.len()]).collect();
+            maypole::scope(|s| {
+                let start = comm.start(s);
+                let mut requests: Vec<_> = inputs
+                    .iter()
+                    .zip(&mut outputs)
+                    .enumerate()
+                    .map(|(call, (input, output))| (call, start.all_reduce(input, output, SUM).unwrap()))
+                    .collect();
+                // A blocking call comes after all of them.
+                let mut last = [value(comm.rank(), calls)];
+                comm.all_reduce_in_place(&mut last, SUM).unwrap();
+                assert_eq!(last, [total(3, calls)]);
+                requests.reverse();
+                for (call, request) in requests {
+                    let output = request.wait().unwrap();
+                    assert!(output.iter().all(|x| *x == total(3, call)), "{}, call {call}", path.name);
+                    output[0] = -1;
+                }
+            });
+            assert!(outputs.iter().all(|output| output[0] == -1), "a request gives its output back");
+        });
+    }
+}
+
+#[test]
+fn every_collective_has_an_asynchronous_form() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        threads(2, &config(transport), |comm| {
+            let (me, other) = (comm.rank() as i32, 1 - comm.rank());
+            let pair = [10 * me, 10 * me + 1];
+            let mut buffers = [[pair[0], pair[1]]; 11];
+            let [summed, in_place, reduced, spread, all, mine, exchanged, gathered, dealt, got, sent] = &mut buffers;
+            let (one, root) = (&pair[..1], comm.rank() == 0);
+            *sent = [me + 5; 2];
+            maypole::scope(|s| {
+                let start = comm.start(s);
+                let requests = [
+                    start.all_reduce(&pair, summed, SUM),
+                    start.all_reduce_in_place(in_place, ReduceOp::Max),
+                    start.reduce(&pair, if root { &mut reduced[..] } else { &mut [] }, SUM, 0),
+                    start.broadcast(spread, 1),
+                    start.all_gather(one, all),
+                    start.reduce_scatter(&pair, &mut mine[..1], SUM),
+                    start.all_to_all(&pair, exchanged),
+                    start.gather(one, if root { &mut gathered[..] } else { &mut [] }, 0),
+                    start.scatter(if root { &pair[..] } else { &[] }, &mut dealt[..1], 0),
+                    if root { start.send(sent, other) } else { start.recv(got, other) },
+                ];
+                // Dropped without a wait; the scope waits.
+                requests.into_iter().for_each(|request| drop(request.unwrap()));
+                start.barrier().unwrap().wait().unwrap();
+            });
+            assert_eq!(*summed, [10, 12]);
+            assert_eq!(*in_place, [10, 11]);
+            assert_eq!(*reduced, if root { [10, 12] } else { pair });
+            assert_eq!(*spread, [10, 11]);
+            assert_eq!(*all, [0, 10]);
+            assert_eq!(mine[0], [10, 12][comm.rank()]);
+            assert_eq!(*exchanged, [me, 10 + me]);
+            assert_eq!(*gathered, if root { [0, 10] } else { pair });
+            assert_eq!(dealt[0], me);
+            assert_eq!(*got, if root { pair } else { [5, 5] });
+        });
+    }
+}
+
+#[test]
+fn a_request_is_not_done_before_the_others_come() {
+    for path in paths() {
+        let started = AtomicU32::new(0);
+        threads(2, &path.config, |comm| {
+            let (input, mut output) = (vec![1.0f32; path.count], vec![0.0f32; path.count]);
+            maypole::scope(|s| {
+                if comm.rank() == 1 {
+                    while started.load(Ordering::Acquire) == 0 {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                }
+                let request = comm.start(s).all_reduce(&input, &mut output, SUM).unwrap();
+                if comm.rank() == 0 {
+                    std::thread::sleep(Duration::from_millis(20));
+                    assert!(!request.test(), "{}: done without rank 1", path.name);
+                    started.store(1, Ordering::Release);
+                }
+                let until = Instant::now() + PATIENCE;
+                while !request.test() {
+                    assert!(Instant::now() < until, "{}: never done", path.name);
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                assert!(request.wait().unwrap().iter().all(|x| *x == 2.0));
+            });
+        });
+    }
+}
+
+#[test]
+fn a_panic_in_a_scope_waits_for_what_was_started() {
+    threads(2, &config(TransportChoice::Auto), |comm| {
+        let (input, mut output) = ([1u32; 3], [0u32; 3]);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            maypole::scope(|s| {
+                let request = comm.start(s).all_reduce(&input, &mut output, SUM).unwrap();
+                // Even a request that is forgotten is waited for.
+                std::mem::forget(request);
+                std::panic::resume_unwind(Box::new("a test's panic"));
+            })
+        }));
+        panicked.expect_err("it panicked");
+        assert_eq!(output, [2; 3], "the operation was done when the buffers became free");
+        comm.barrier().unwrap();
+    });
+}
+
+#[test]
+fn two_communicators_work_at_once_on_streams() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        threads(2, &config(transport), |first| {
+            let second = first.split(Some(0), 0).unwrap().unwrap();
+            let streams = [Stream::new().unwrap(), Stream::new().unwrap()];
+            let inputs: Vec<Vec<i64>> = (0..60).map(|call| vec![value(first.rank(), call); 1 + 300 * call]).collect();
+            let mut outputs: Vec<Vec<i64>> = inputs.iter().map(|input| vec![0; input.len()]).collect();
+            maypole::scope(|s| {
+                // The ranks queue the two communicators' work in opposite order: only streams of their own keep them from waiting for
+                // each other for ever.
+                let calls = inputs.iter().zip(&mut outputs).enumerate().collect::<Vec<_>>();
+                let (even, odd): (Vec<_>, Vec<_>) = calls.into_iter().partition(|(call, _)| call % 2 == 0);
+                let mut work = [(&first, &streams[0], even), (&second, &streams[1], odd)];
+                if first.rank() == 1 {
+                    work.reverse();
+                }
+                for (comm, stream, calls) in work {
+                    for (_, (input, output)) in calls {
+                        drop_later(comm.start_on(stream, s).all_reduce(input, output, SUM).unwrap());
+                    }
+                }
+            });
+            for (call, output) in outputs.iter().enumerate() {
+                assert!(output.iter().all(|x| *x == total(2, call)), "call {call}");
+            }
+        });
+    }
+}
+
+/// Leave a request to its scope.
+fn drop_later<T>(request: maypole::Request<'_, T>) {
+    std::mem::forget(request);
+}
+
+#[test]
+fn one_stream_may_carry_two_communicators() {
+    threads(3, &config(TransportChoice::Auto), |first| {
+        let second = first.split(Some(0), -(first.rank() as i64)).unwrap().unwrap();
+        let stream = Stream::new().unwrap();
+        let inputs: Vec<[i64; 4]> = (0..50).map(|call| [value(first.rank(), call); 4]).collect();
+        let mut outputs = vec![[0i64; 4]; 50];
+        maypole::scope(|s| {
+            for (call, (input, output)) in inputs.iter().zip(&mut outputs).enumerate() {
+                let comm = [&first, &second][call % 2];
+                drop_later(comm.start_on(&stream, s).all_reduce(input, output, SUM).unwrap());
+            }
+            // On its own thread, in the order of the calls on each communicator.
+            second.barrier().unwrap();
+            first.barrier().unwrap();
+        });
+        for (call, output) in outputs.iter().enumerate() {
+            assert_eq!(*output, [total(3, call); 4]);
+        }
+    });
+}
+
+#[test]
+fn threads_may_share_a_communicator() {
+    // Barriers are alike, so their order does not matter.
+    threads(2, &config(TransportChoice::Auto), |comm| {
+        std::thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| (0..200).for_each(|_| comm.barrier().unwrap()));
+            }
+        });
+    });
+}
+
+#[test]
+fn a_communicator_dropped_with_work_under_way_finishes_it() {
+    threads(2, &config(TransportChoice::Auto), |comm| {
+        let (input, mut output) = (vec![1u64; 50_000], vec![0u64; 50_000]);
+        maypole::scope(|s| {
+            let request = comm.start(s).all_reduce(&input, &mut output, SUM).unwrap();
+            drop(comm);
+            assert!(request.wait().unwrap().iter().all(|x| *x == 2));
+        });
+    });
+}
+
+#[test]
+fn errors_arrive_where_the_request_is_waited_for() {
+    for path in paths() {
+        let errors = threads(3, &path.config, |comm| {
+            let inputs = vec![vec![1.0f32; path.count]; 4];
+            let mut outputs = inputs.clone();
+            maypole::scope(|s| {
+                if comm.rank() == 2 {
+                    std::thread::sleep(Duration::from_millis(10));
+                    comm.abort("not today");
+                }
+                let start = comm.start(s);
+                let requests: Vec<_> = inputs
+                    .iter()
+                    .zip(&mut outputs)
+                    .map(|(input, output)| start.all_reduce(input, output, SUM).expect("queued all the same"))
+                    .collect();
+                let errors: Vec<Error> = requests.into_iter().map(|r| r.wait().unwrap_err()).collect();
+                assert_eq!(errors.len(), 4);
+                let verdict = verdict(&errors[0]);
+                assert!(errors.iter().all(|e| ranks::verdict(e) == verdict), "{}: {errors:?}", path.name);
+                errors.into_iter().next().expect("four")
+            })
+        });
+        assert!(matches!(common_verdict(&errors), Verdict::Aborted { rank: 2, .. }));
+    }
+}
+
+#[test]
+fn a_world_of_one_needs_nobody() {
+    let comm = Communicator::threads(1).unwrap().remove(0);
+    let (input, mut output) = ([3.0f64; 2], [0.0f64; 2]);
+    maypole::scope(|s| {
+        assert_eq!(comm.start(s).all_reduce(&input, &mut output, ReduceOp::Avg).unwrap().wait().unwrap(), [3.0; 2])
+    });
+}

@@ -1,0 +1,186 @@
+//! Worlds for tests: ranks as threads of the test, and ranks as processes, which are the test's own executable once more.
+//!
+//! A test that wants processes calls [`role`] first: in a process that was started as a rank it runs the rank's part and ends it. Then it
+//! starts them with [`Job::start`]. Ranks talk to the test by lines on their standard output.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use maypole::config::TransportChoice;
+use maypole::{Communicator, Config, Error, Verdict};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Longer than anything here takes on a machine that is busy with ten other things: tests that time something else print it and compare
+/// with this.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Settings with a deadline that no test reaches unless something hangs.
+pub fn config(transport: TransportChoice) -> Config {
+    let mut config = Config::default();
+    config.transport = transport;
+    config.timeout = PATIENCE;
+    config
+}
+
+/// One way that bytes take between ranks, and a count of f32 elements for which an all-reduce takes it.
+pub struct Path {
+    pub name: &'static str,
+    pub config: Config,
+    pub count: usize,
+}
+
+/// Every way: the fused exchange of small vectors, the window, links in shared memory, TCP.
+pub fn paths() -> Vec<Path> {
+    let mut links = config(TransportChoice::Auto);
+    links.set("MAYPOLE_ALGORITHM", "ring,chain,pairwise").unwrap();
+    vec![
+        Path { name: "small exchange", config: config(TransportChoice::Auto), count: 4 },
+        Path { name: "window", config: config(TransportChoice::Auto), count: 100_000 },
+        Path { name: "links", config: links, count: 30_000 },
+        Path { name: "tcp, small", config: config(TransportChoice::Tcp), count: 4 },
+        Path { name: "tcp, large", config: config(TransportChoice::Tcp), count: 300_000 },
+    ]
+}
+
+/// Run `body` once for each rank of a world of threads; results by rank.
+pub fn threads<T: Send>(size: usize, config: &Config, body: impl Fn(Communicator) -> T + Sync) -> Vec<T> {
+    let world = Communicator::threads_with(size, config.clone()).expect("a world of threads");
+    std::thread::scope(|scope| {
+        let body = &body;
+        let ranks: Vec<_> = world.into_iter().map(|comm| scope.spawn(move || body(comm))).collect();
+        ranks.into_iter().map(|rank| rank.join().expect("a rank panicked")).collect()
+    })
+}
+
+/// The verdict in an error, which must be one.
+pub fn verdict(error: &Error) -> Verdict {
+    match error {
+        Error::Failed { verdict, .. } => verdict.clone(),
+        other => panic!("not a verdict: {other}"),
+    }
+}
+
+/// The one verdict that all errors carry.
+pub fn common_verdict(errors: &[Error]) -> Verdict {
+    let verdicts: Vec<Verdict> = errors.iter().map(verdict).collect();
+    assert!(verdicts.iter().all(|v| *v == verdicts[0]), "not the same verdict: {verdicts:#?}");
+    verdicts[0].clone()
+}
+
+const ROLE: &str = "MAYPOLE_TEST_ROLE";
+
+/// In a process that was started as a rank: run `body` with the role and end. In the test itself: nothing.
+pub fn role(body: impl FnOnce(&str)) {
+    if let Ok(role) = std::env::var(ROLE) {
+        body(&role);
+        std::process::exit(0);
+    }
+}
+
+/// Say something to the test.
+pub fn say(what: impl std::fmt::Display) {
+    // One write, so that lines of threads do not mix; and a newline first, since the test harness does not end its own lines.
+    print!("\n@{}\n", what.to_string().replace('\n', " "));
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+}
+
+/// Processes that are the ranks of a world, or are to become it. What is left is killed on drop.
+pub struct Job {
+    ranks: Vec<Child>,
+    lines: mpsc::Receiver<(usize, Instant, String)>,
+}
+
+impl Job {
+    /// Start test `test` of this executable in `size` processes with the variables of a world, and `extra` ones.
+    pub fn start(test: &str, role: &str, size: usize, extra: &[(&str, &str)]) -> Job {
+        let places: Vec<_> = (0..size).map(|rank| (rank, size, Vec::new())).collect();
+        Job::start_at(test, role, &places, extra)
+    }
+
+    /// [`Job::start`] with rank, world size and variables of each process.
+    pub fn start_at(
+        test: &str,
+        role: &str,
+        places: &[(usize, usize, Vec<(&str, String)>)],
+        extra: &[(&str, &str)],
+    ) -> Job {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (say, lines) = mpsc::channel();
+        let mut ranks = Vec::new();
+        for (process, (rank, size, own)) in places.iter().enumerate() {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command
+                .args(["--exact", test, "--nocapture", "--test-threads=1"])
+                .env(ROLE, role)
+                .env("RANK", rank.to_string())
+                .env("WORLD_SIZE", size.to_string())
+                .env("MASTER_ADDR", "127.0.0.1")
+                .env("MASTER_PORT", port.to_string())
+                .env("MAYPOLE_TIMEOUT", PATIENCE.as_secs().to_string())
+                .envs(extra.iter().copied())
+                .envs(own.iter().map(|(name, value)| (name, value)))
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let stdout = BufReader::new(child.stdout.take().unwrap());
+            let say = say.clone();
+            std::thread::spawn(move || {
+                for line in stdout.lines().map_while(Result::ok) {
+                    if let Some(said) = line.strip_prefix('@') {
+                        let _ = say.send((process, Instant::now(), said.to_string()));
+                    }
+                }
+            });
+            ranks.push(child);
+        }
+        Job { ranks, lines }
+    }
+
+    /// The next line that each of `from` says, and when.
+    pub fn hear(&self, from: &[usize]) -> Vec<(Instant, String)> {
+        let mut heard: Vec<Option<(Instant, String)>> = vec![None; self.ranks.len()];
+        while from.iter().any(|rank| heard[*rank].is_none()) {
+            let next = self.lines.recv_timeout(2 * PATIENCE);
+            let (rank, at, line) = next.unwrap_or_else(|_| panic!("ranks {from:?} did not all speak: {heard:?}"));
+            heard[rank] = Some((at, line));
+        }
+        from.iter().map(|rank| heard[*rank].take().expect("heard")).collect()
+    }
+
+    pub fn pid(&self, rank: usize) -> Pid {
+        Pid::from_raw(self.ranks[rank].id() as i32)
+    }
+
+    pub fn signal(&self, rank: usize, signal: Signal) {
+        kill(self.pid(rank), signal).unwrap();
+    }
+
+    /// Wait until the ranks `from` have ended and check that they ended well.
+    pub fn end(&mut self, from: &[usize]) {
+        for rank in from {
+            let until = Instant::now() + 2 * PATIENCE;
+            let status = loop {
+                match self.ranks[*rank].try_wait().unwrap() {
+                    Some(status) => break status,
+                    None if Instant::now() > until => panic!("rank {rank} does not end"),
+                    None => std::thread::sleep(Duration::from_millis(5)),
+                }
+            };
+            assert!(status.success(), "rank {rank}: {status}");
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        for rank in &mut self.ranks {
+            let _ = rank.kill();
+            let _ = rank.wait();
+        }
+    }
+}
