@@ -38,6 +38,7 @@ pub struct Watch {
     history: [[AtomicU64; 4]; REMEMBERED],
     latest: AtomicU64,
     refusals: Mutex<Vec<(u64, String)>>,
+    departed: Mutex<Vec<usize>>,
 }
 
 impl Default for Watch {
@@ -49,6 +50,7 @@ impl Default for Watch {
             history: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
             latest: AtomicU64::new(0),
             refusals: Mutex::default(),
+            departed: Mutex::default(),
         }
     }
 }
@@ -81,6 +83,19 @@ impl Watch {
             wake();
         }
         list.push(wake);
+    }
+
+    /// Rank `rank` has left the communicator in good order. What it did before may still be on its way.
+    pub fn depart(&self, rank: usize) {
+        self.departed.lock().push(rank);
+        for wake in self.wake.lock().iter() {
+            wake();
+        }
+    }
+
+    /// Whether [`Watch::depart`] has been told of rank `rank`. Only ranks that were inquired after are told of.
+    pub fn has_departed(&self, rank: usize) -> bool {
+        self.departed.lock().contains(&rank)
     }
 
     /// Remember that this rank enters `operation`. Only the rank itself calls this.
@@ -139,8 +154,9 @@ pub trait Jury: Send + Sync {
     /// Declare `verdict` to every rank of the communicator `context`, unless one stands already.
     fn report(&self, context: u64, verdict: Verdict);
 
-    /// Rank `asker` has waited in `operation` for rank `peer` longer than usual: compare with what `peer` did as that operation, and report a mismatch or a refusal if it
-    /// did something else. A peer that has not come yet is no fault.
+    /// Rank `asker` has waited in `operation` for rank `peer` longer than usual: compare with what `peer` did as that operation, and report a mismatch
+    /// or a refusal if it did something else. A peer that has not come yet is no fault. Messages between two ranks have numbers of their
+    /// own and are not compared: there the asker is told ([`Watch::depart`]) if the peer has left.
     fn inquire(&self, context: u64, asker: usize, operation: Fingerprint, peer: usize);
 
     /// Rank `reporter`'s deadline has passed in `operation`: find out which ranks have not entered it and declare [`Verdict::Stalled`].

@@ -6,7 +6,7 @@ mod ranks;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use maypole::{Call, Collective, Communicator, Config, DataType, Error, ReduceOp, Result, Verdict};
+use maypole::{Call, Collective, Communicator, Config, DataType, Error, Operator, ReduceOp, Result, UserOp, Verdict};
 use ranks::{PATIENCE, common_verdict, paths, threads, verdict};
 
 /// What the refusal of a call must say, and that it changed nothing.
@@ -29,6 +29,16 @@ fn refused<T: PartialEq + std::fmt::Debug + Copy>(
     assert_eq!(output, before, "a refused call touches nothing");
 }
 
+struct Products;
+
+impl Operator for Products {
+    type Element = u8;
+    const ID: u32 = 1;
+    fn combine(a: u8, b: u8) -> u8 {
+        a.wrapping_mul(b)
+    }
+}
+
 /// Every mistake that a rank can make by itself.
 fn every_mistake(comm: &Communicator) {
     let sum = ReduceOp::Sum;
@@ -36,6 +46,8 @@ fn every_mistake(comm: &Communicator) {
     let (four, three) = (&[1.0f32; 4][..], &mut [7.0f32; 3][..]);
     refused(comm, three, &["all_reduce", "output has 12 bytes", "16 bytes"], |o| comm.all_reduce(four, o, sum));
     refused(comm, three, &["bitwise", "f32", "integer"], |o| comm.all_reduce_in_place(o, ReduceOp::Xor));
+    let products = ReduceOp::User(UserOp::of::<Products>());
+    refused(comm, three, &["user", "f32", "made for u8"], |o| comm.all_reduce_in_place(o, products));
     refused(comm, three, &["broadcast", "the root is 3", "0 to 2"], |o| comm.broadcast(o, size));
     let root = usize::MAX;
     refused(comm, three, &["scatter", "the root is", "0 to 2"], |o| comm.scatter(&[], o, root));

@@ -4,7 +4,7 @@
 mod ranks;
 
 use maypole::config::TransportChoice;
-use maypole::{Call, Collective, Communicator, DataType, ReduceOp};
+use maypole::{Call, Collective, Communicator, DataType, Operator, ReduceOp, UserOp};
 use ranks::config;
 
 /// Bytes from a small generator: all bit patterns of all types.
@@ -64,19 +64,20 @@ fn input(dtype: DataType, rank: usize, count: usize) -> Vec<u8> {
     bytes
 }
 
-unsafe fn first_of_each(dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
-    for i in 0..count {
-        // SAFETY: the caller gives three vectors of `count` elements, here of one byte at least; wrapping addition of 3a + b does not commute.
-        unsafe { *dst.add(i) = (*a.add(i)).wrapping_mul(3).wrapping_add(*b.add(i)) };
+/// An operation that does not commute: only the same order of ranks gives the same result.
+struct Digits;
+
+impl Operator for Digits {
+    type Element = u8;
+    const ID: u32 = 5;
+    fn combine(a: u8, b: u8) -> u8 {
+        a.wrapping_mul(3).wrapping_add(b)
     }
 }
 
 fn operations(dtype: DataType) -> Vec<ReduceOp> {
     use ReduceOp::*;
-    let mut all = vec![Sum, Prod, Min, Max, Avg, PreMulSum(0.37), And, Or, Xor];
-    if dtype == DataType::U8 {
-        all.push(User { id: 5, function: first_of_each });
-    }
+    let mut all = vec![Sum, Prod, Min, Max, Avg, PreMulSum(0.37), And, Or, Xor, User(UserOp::of::<Digits>())];
     all.retain(|op| op.supports(dtype));
     all
 }

@@ -180,8 +180,8 @@ impl Communicator {
         if config.transport == TransportChoice::Shm && local.len() < members.len() {
             let far = (0..members.len()).find(|r| !local.contains(r)).expect("counted");
             return Err(Error::bootstrap(format!(
-                "MAYPOLE_TRANSPORT=shm, but rank {me} on host {} shares no memory with rank {far} on host {}; use \
-                 MAYPOLE_TRANSPORT=auto",
+                "MAYPOLE_TRANSPORT=shm, but rank {me} on host {} shares no memory with rank {far} on host {} (hosts, \
+                 containers, users or MAYPOLE_HOST differ); use MAYPOLE_TRANSPORT=auto",
                 peers[members[me]].host, peers[members[far]].host,
             )));
         }

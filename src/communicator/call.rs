@@ -132,12 +132,11 @@ impl Inner {
             return Err(format!("{name}: the root is {root}, but the ranks are 0 to {}", size - 1));
         }
         if call.collective.reduces() && !call.op.supports(call.dtype) {
-            return Err(format!(
-                "{name}: {} is not defined on {}; bitwise operations need an integer type, a user's \
-                 operation the type it was made for",
-                call.op.name(),
-                call.dtype
-            ));
+            let why = match call.op {
+                ReduceOp::User(op) => format!("it was made for {}", op.dtype()),
+                _ => "bitwise operations need an integer type".to_string(),
+            };
+            return Err(format!("{name}: {} is not defined on {}; {why}", call.op.name(), call.dtype));
         }
         let inputs = call.collective.input_blocks(rank, size, root);
         let outputs = call.collective.output_blocks(rank, size, root);
@@ -266,6 +265,6 @@ impl Work {
         }
         debug_assert!(bound.slice(Buffer::Input, 0, 0).1 <= bound.stride);
         let part = Part { schedule: &*plan.schedule, bound: &bound, operation };
-        self.engine.execute(&[part], true)
+        self.engine.execute(&[part])
     }
 }

@@ -156,8 +156,8 @@ impl Work {
             (Message(step), bind(d.count), Fingerprint::point_to_point(number, dtype, d.count, d.peer, me))
         });
         match (&there, &back) {
-            (Some(there), Some(back)) => self.engine.execute(&[part(there), part(back)], false),
-            (Some(one), None) | (None, Some(one)) => self.engine.execute(&[part(one)], false),
+            (Some(there), Some(back)) => self.engine.execute(&[part(there), part(back)]),
+            (Some(one), None) | (None, Some(one)) => self.engine.execute(&[part(one)]),
             (None, None) => Ok(()),
         }
     }

@@ -181,6 +181,11 @@ impl Links {
         if received { to } else { from }
     }
 
+    /// Whether there is a link to `peer` for messages between two ranks.
+    pub fn exchanges_messages(&self, peer: usize) -> bool {
+        self.receivers[peer * CHANNELS + POINT_TO_POINT].is_some()
+    }
+
     /// Make the links to and from `peer` on `channel`. `false`: the peer has not connected yet.
     fn connect(&mut self, peer: usize, channel: usize) -> Result<bool, Trouble> {
         let slot = peer * CHANNELS + channel;

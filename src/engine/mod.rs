@@ -54,11 +54,11 @@ impl Engine {
         at.wrapping_add(at.align_offset(64))
     }
 
-    /// Run all lanes of all parts to their end. `collective`: the operation is one that every rank takes part in.
+    /// Run all lanes of all parts to their end.
     ///
     /// # Errors
     /// [`Error::Failed`] with the verdict that all ranks get.
-    pub fn execute(&mut self, parts: &[Part<'_>], collective: bool) -> Result<()> {
+    pub fn execute(&mut self, parts: &[Part<'_>]) -> Result<()> {
         self.stamp += 1;
         let stamp = self.stamp;
         let mut lanes: ArrayVec<Lane<'_>, LANES> = ArrayVec::new();
@@ -69,7 +69,7 @@ impl Engine {
         }
         let operation = parts[0].operation;
         let (links, court) = (&mut self.links, &self.court);
-        let mut wait = Wait::new(court, operation, collective);
+        let mut wait = Wait::new(court, operation);
         let convict = |trouble| court.convict_for(trouble, operation);
         loop {
             let mut moved = false;

@@ -106,7 +106,7 @@ impl<'a> Participant<'a> {
             unsafe { reduce::copy(body, mine.as_ptr(), mine.len(), true) };
             exchange.publish(operation.digest(), &[]);
         }
-        Ok(Participant { links, court, operation, wait: Wait::new(court, operation, true) })
+        Ok(Participant { links, court, operation, wait: Wait::new(court, operation) })
     }
 
     /// Wait for rank `from`'s vector, as long as `into`; where it is then: in `into`, or in the body that it was published in, until this exchange is finished.

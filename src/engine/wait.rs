@@ -28,8 +28,8 @@ const GRACE: Duration = Duration::from_millis(50);
 const LOOK_BACK: u64 = 16;
 /// How long the jury may take to answer an inquiry.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
-/// How long the jury may take from a report to the verdict.
-const VERDICT_WITHIN: Duration = Duration::from_secs(2);
+/// How long the jury may take from a report to the verdict; longer than a node waits for the hub before it acts alone.
+const VERDICT_WITHIN: Duration = Duration::from_secs(4);
 
 /// What a waiting rank knows of its communicator.
 pub(crate) struct Court {
@@ -131,14 +131,14 @@ pub(crate) struct Wait<'a> {
     armed: bool,
     since: Option<Instant>,
     ask_at: Duration,
-    /// Whether the operation has a number that all ranks share, so that it makes sense to ask after it.
-    collective: bool,
+    /// Whether the rank it waits for has left, as was seen before the last poll.
+    departed: bool,
 }
 
 impl<'a> Wait<'a> {
-    pub fn new(court: &'a Court, operation: &'a Fingerprint, collective: bool) -> Wait<'a> {
+    pub fn new(court: &'a Court, operation: &'a Fingerprint) -> Wait<'a> {
         let idle = Idle::new(court.patience);
-        Wait { court, operation, idle, armed: false, since: None, ask_at: ASK_AFTER, collective }
+        Wait { court, operation, idle, armed: false, since: None, ask_at: ASK_AFTER, departed: false }
     }
 
     /// Whether polling alone has not helped for a while: time to look at less likely causes.
@@ -182,9 +182,22 @@ impl<'a> Wait<'a> {
         if waited >= self.court.timeout {
             return Err(self.deadline());
         }
-        if waited >= self.ask_at && self.collective {
-            let next = if self.court.me + 1 == links.size { 0 } else { self.court.me + 1 };
-            let peer = blocked_on.unwrap_or(next);
+        let next = if self.court.me + 1 == links.size { 0 } else { self.court.me + 1 };
+        let peer = blocked_on.unwrap_or(next);
+        // A link says itself that its other end is gone, after what came before; where none was made, nothing else would.
+        if self.operation.is_point_to_point() && !links.exchanges_messages(peer) && self.court.watch.has_departed(peer)
+        {
+            if std::mem::replace(&mut self.departed, true) {
+                let how = format!(
+                    "it left the communicator, while rank {} waits for it in {}",
+                    self.court.me, self.operation
+                );
+                let host = self.court.hosts[peer].clone();
+                return Err(self.court.convict(Verdict::Died { rank: peer, host, how }));
+            }
+            return Ok(());
+        }
+        if waited >= self.ask_at {
             self.court.jury.inquire(self.court.context, self.court.me, *self.operation, peer);
             self.ask_at = waited + waited.min(ASK_AT_LEAST);
         }

@@ -201,15 +201,22 @@ impl Court {
     pub fn inquire(&mut self, from: usize, context: u64, operation: Fingerprint, peer: usize) {
         let Some((case, asker)) = self.case(from, context) else { return };
         let Some(&world) = case.members.get(peer) else { return };
+        let message = operation.is_point_to_point();
+        if case.left.contains_key(&peer) && message {
+            return self.letters.push((from, ToNode::Left { context, rank: peer }));
+        }
         if case.left.contains_key(&peer) {
             return self.judge(context, asker, operation, peer, None);
         }
         let asked = case.waiting.entry((asker, peer)).or_default();
-        asked.retain(|earlier| earlier.sequence != operation.sequence);
+        asked.retain(|earlier| (earlier.sequence, earlier.is_point_to_point()) != (operation.sequence, message));
         if asked.len() == ASKED {
             asked.pop_front();
         }
         asked.push_back(operation);
+        if message {
+            return;
+        }
         let question = asker as u64 + 1;
         self.letters.push((world, ToNode::Ask { context, sequence: operation.sequence, question }));
     }
@@ -244,7 +251,9 @@ impl Court {
         }
         let asker = question as usize - 1;
         let asked = case.waiting.get(&(asker, rank));
-        if let Some(operation) = asked.and_then(|list| list.iter().find(|o| o.sequence == sequence).copied()) {
+        if let Some(operation) =
+            asked.and_then(|list| list.iter().find(|o| o.sequence == sequence && !o.is_point_to_point()).copied())
+        {
             self.judge(context, asker, operation, rank, Some(record));
         }
     }
@@ -303,6 +312,10 @@ impl Court {
         let waiters: Vec<(usize, Fingerprint)> =
             asked.flat_map(|((asker, _), list)| list.iter().map(|operation| (*asker, *operation))).collect();
         for (asker, operation) in waiters {
+            if operation.is_point_to_point() {
+                self.letters.push((self.cases[&context].members[asker], ToNode::Left { context, rank }));
+                continue;
+            }
             self.judge(context, asker, operation, rank, None);
         }
         self.conclude_if_complete(context);

@@ -288,6 +288,20 @@ fn nothing_is_kept_of_communicators_that_all_have_left() {
 }
 
 #[test]
+fn who_waits_for_a_message_hears_that_its_other_side_left() {
+    let mut court = court();
+    let message = Fingerprint::point_to_point(1, DataType::F32, 4, 2, 0);
+    court.inquire(0, WORLD, message, 2);
+    assert!(court.letters().is_empty(), "messages are not looked up");
+    // An answer about the collective of the same number is none about the message.
+    court.answer(2, WORLD, 1, 1, Record::Called(op(1, 5)));
+    court.leave(2, WORLD, Vec::new());
+    assert_eq!(court.letters(), [(0, ToNode::Left { context: WORLD, rank: 2 })]);
+    court.inquire(1, WORLD, message, 2);
+    assert_eq!(court.letters(), [(1, ToNode::Left { context: WORLD, rank: 2 })]);
+}
+
+#[test]
 fn a_difference_in_the_past_is_no_verdict_but_its_cause_is() {
     let mut court = court();
     let ours = op(8, 4).after(77);

@@ -81,6 +81,8 @@ pub(super) enum ToNode {
     Declare { context: u64, verdict: Verdict },
     /// What did this rank do as operation `sequence`? `question` comes back with the answer.
     Ask { context: u64, sequence: u64, question: u64 },
+    /// A member that this rank inquired after has left in good order.
+    Left { context: u64, rank: usize },
     /// The hub knows that this rank has left and needs its process no longer.
     Farewell,
 }

@@ -43,6 +43,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use maypole_collectives::DataType;
 use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
@@ -175,7 +176,9 @@ impl Node {
         assert!((1..=CONNECTIONS).contains(&connections), "from 1 to {CONNECTIONS} connections");
         let shared = &self.shared;
         let watch = shared.contexts.lock().get(&context).map(|r| (r.watch.clone(), r.me));
-        let give_up = || watch.as_ref().is_some_and(|(w, _)| w.raised());
+        let member = shared.member(context, peer);
+        let departed = || watch.as_ref().zip(member).is_some_and(|((w, _), member)| w.has_departed(member));
+        let give_up = || watch.as_ref().is_some_and(|(w, _)| w.raised()) || departed();
         let source =
             shared.config.interface.as_ref().and_then(|_| peer::addresses(&shared.config).ok()).map(|ips| ips[0]);
         let (start, other) = (Instant::now(), &shared.peers[peer]);
@@ -197,6 +200,15 @@ impl Node {
                 Err(failures) => {
                     if let Some((verdict, me)) = watch.as_ref().and_then(|(w, me)| Some((w.verdict()?, *me))) {
                         return Err(Error::Failed { rank: me, verdict });
+                    }
+                    if departed() {
+                        let what = format!("rank {peer} on host {} has left the communicator", other.host);
+                        return Err(Error::bootstrap(what));
+                    }
+                    // It may have left in good order, and then nobody answers there any more.
+                    if let (Some((_, me)), Some(member)) = (&watch, member) {
+                        let nothing = Fingerprint::point_to_point(0, DataType::U8, 0, *me, member);
+                        self.inquire(context, *me, nothing, member);
                     }
                     if Instant::now() + pause >= deadline {
                         return Err(Error::bootstrap(format!(
@@ -288,11 +300,8 @@ impl Jury for Node {
         self.shared.report(context, verdict);
     }
 
-    /// Point-to-point messages have numbers of their own and cannot be looked up: they are not inquired about.
     fn inquire(&self, context: u64, _asker: usize, operation: Fingerprint, peer: usize) {
-        if !operation.is_point_to_point() {
-            self.shared.post(&ToHub::Inquire { context, operation, peer });
-        }
+        self.shared.post(&ToHub::Inquire { context, operation, peer });
     }
 
     fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration) {

@@ -165,6 +165,12 @@ impl Service {
                     let record = watch.map_or(Record::NotYet(None), |watch| watch.record(sequence));
                     self.shared.post(&ToHub::Answer { context, sequence, question, record });
                 }
+                Ok(Some(ToNode::Left { context, rank })) => {
+                    let watch = self.shared.contexts.lock().get(&context).map(|r| r.watch.clone());
+                    if let Some(watch) = watch {
+                        watch.depart(rank);
+                    }
+                }
                 Ok(Some(ToNode::Farewell)) => self.farewell = true,
                 Ok(Some(ToNode::Table { .. } | ToNode::Failed { .. })) => {}
                 Err(e) => {

@@ -137,10 +137,14 @@ impl Shared {
         }
     }
 
+    /// World rank `world`'s rank in `context`, if it is a member.
+    pub fn member(&self, context: u64, world: usize) -> Option<usize> {
+        self.contexts.lock().get(&context)?.members.iter().position(|r| *r == world)
+    }
+
     /// The hub's rank in `context`, if it is a member.
     pub fn hub_as_member(&self, context: u64) -> Option<usize> {
-        let rank = self.hub.rank?;
-        self.contexts.lock().get(&context)?.members.iter().position(|r| *r == rank)
+        self.member(context, self.hub.rank?)
     }
 
     /// The hub is gone, and with it all news of the others: every communicator of this rank fails.
