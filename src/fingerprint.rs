@@ -80,10 +80,14 @@ impl Fingerprint {
         self.after(0) == other.after(0)
     }
 
-    /// The rank at the other side of a message, seen from `rank`.
+    /// The rank at the other side of a message, seen from `rank`, if it is one that `rank` sends or receives.
     pub fn other_side(&self, rank: usize) -> Option<usize> {
         let (to, from) = (self.root as usize, self.user as usize);
-        self.is_point_to_point().then_some(if rank == to { from } else { to })
+        match self.is_point_to_point() {
+            true if rank == to => Some(from),
+            true if rank == from => Some(to),
+            _ => None,
+        }
     }
 
     /// Whether this is a message between two ranks, whose `sequence` is not the communicator's.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use maypole::config::TransportChoice;
 use maypole::{Communicator, Error, ReduceOp, Result, Verdict};
 use nix::sys::signal::Signal;
-use ranks::{Job, PATIENCE, Path, common_verdict, config, paths, role, say, threads, verdict};
+use ranks::{Job, PATIENCE, Path, Place, common_verdict, config, paths, role, say, threads, verdict};
 
 fn sum(comm: &Communicator, count: usize) -> Result<()> {
     let mut buffer = vec![1.0f32; count];
@@ -17,8 +17,10 @@ fn sum(comm: &Communicator, count: usize) -> Result<()> {
     Ok(())
 }
 
+type Wait = fn(&Communicator, usize) -> Result<()>;
+
 /// Every way in which a rank can wait for rank 0, which does not come.
-fn waits() -> Vec<(&'static str, fn(&Communicator, usize) -> Result<()>)> {
+fn waits() -> Vec<(&'static str, Wait)> {
     vec![
         ("all_reduce", sum),
         ("barrier", |c, _| c.barrier()),
@@ -275,13 +277,13 @@ fn a_stopped_process_is_named_at_the_deadline() {
 #[test]
 fn worlds_that_cannot_be_made_say_why_on_every_rank() {
     role(|_| say_outcome(&Communicator::from_env().map(|_| ())));
-    type Place = (usize, usize, Vec<(&'static str, String)>);
-    let plain = |rank, size| -> Place { (rank, size, Vec::new()) };
-    let on = |rank, host: &str| -> Place { (rank, 2, vec![("MAYPOLE_HOST", host.to_string())]) };
-    let nowhere = |rank| -> Place { (rank, 2, vec![("MASTER_ADDR", "198.51.100.7".to_string())]) };
+    let plain = |rank, size| -> Place<'static> { (rank, size, Vec::new()) };
+    let on = |rank, host: &str| -> Place<'static> { (rank, 2, vec![("MAYPOLE_HOST", host.to_string())]) };
+    let nowhere = |rank| -> Place<'static> { (rank, 2, vec![("MASTER_ADDR", "198.51.100.7".to_string())]) };
     let shm = ("MAYPOLE_TRANSPORT", "shm");
     let short = ("MAYPOLE_CONNECT_TIMEOUT", "2");
-    let cases: [(&str, Vec<Place>, (&str, &str), &[&str]); 6] = [
+    type Case = (&'static str, Vec<Place<'static>>, (&'static str, &'static str), &'static [&'static str]);
+    let cases: [Case; 6] = [
         (
             "hosts apart",
             vec![on(0, "left"), on(1, "right")],

@@ -151,8 +151,10 @@ fn call(collective: Collective, dtype: DataType, count: usize, op: ReduceOp, roo
 
 const SUM: ReduceOp = ReduceOp::Sum;
 
+type Disagreement = (&'static str, Part, Part, [&'static str; 2]);
+
 /// What one rank calls, what the others call, and what the verdict must show of each.
-fn disagreements() -> Vec<(&'static str, Part, Part, [&'static str; 2])> {
+fn disagreements() -> Vec<Disagreement> {
     use Collective::*;
     use DataType::{F32, F64, I32};
     vec![

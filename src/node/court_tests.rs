@@ -192,9 +192,9 @@ fn messages_between_two_are_not_looked_up_by_number() {
     let text = told(&mut court, 9).1.to_string();
     assert!(text.contains("rank 1") && text.contains("its latest operation was all_reduce #2"), "{text}");
 
-    court.stalled(0, PART, message, Duration::from_secs(1), now);
+    court.stalled(4, PART, message, Duration::from_secs(1), now);
     court.answer(2, PART, u64::MAX, 0, Record::NotYet(None));
-    court.answer(4, PART, u64::MAX, 0, Record::NotYet(None));
+    court.answer(0, PART, u64::MAX, 0, Record::NotYet(None));
     let Verdict::Stalled { culprits, .. } = told(&mut court, PART).1 else { panic!("not a stall") };
     assert_eq!(culprits.iter().map(|c| c.0).collect::<Vec<_>>(), [1], "the other side of the message");
 }

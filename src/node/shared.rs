@@ -39,6 +39,9 @@ pub(super) struct Registered {
 /// TCP connections that came in, by (world rank, context, channel), until they are asked for.
 pub(super) type Arrivals = HashMap<(usize, u64, usize), Vec<Option<TcpStream>>>;
 
+/// What a communicator has called when something came in for it.
+type Wake = Arc<dyn Fn() + Send + Sync>;
+
 /// What the node's thread and its callers share.
 pub(super) struct Shared {
     pub rank: usize,
@@ -56,7 +59,7 @@ pub(super) struct Shared {
     /// Communicators that this rank has left: nothing about them is kept.
     pub finished: Mutex<HashSet<u64>>,
     pub arrivals: Mutex<Arrivals>,
-    pub on_accept: Mutex<Vec<(u64, Arc<dyn Fn() + Send + Sync>)>>,
+    pub on_accept: Mutex<Vec<(u64, Wake)>>,
     pub offered: Mutex<HashMap<u64, Arc<OwnedFd>>>,
     /// What to declare here at a time if the hub has not spoken until then.
     pub due: Mutex<Vec<(Instant, u64, Verdict)>>,

@@ -89,6 +89,9 @@ pub fn say(what: impl std::fmt::Display) {
     let _ = std::io::Write::flush(&mut std::io::stdout());
 }
 
+/// Rank, world size and own variables of a process.
+pub type Place<'a> = (usize, usize, Vec<(&'a str, String)>);
+
 /// Processes that are the ranks of a world, or are to become it. What is left is killed on drop.
 pub struct Job {
     ranks: Vec<Child>,
@@ -103,12 +106,7 @@ impl Job {
     }
 
     /// [`Job::start`] with rank, world size and variables of each process.
-    pub fn start_at(
-        test: &str,
-        role: &str,
-        places: &[(usize, usize, Vec<(&str, String)>)],
-        extra: &[(&str, &str)],
-    ) -> Job {
+    pub fn start_at(test: &str, role: &str, places: &[Place<'_>], extra: &[(&str, &str)]) -> Job {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (say, lines) = mpsc::channel();
         let mut ranks = Vec::new();
