@@ -171,20 +171,13 @@ fn cores() -> String {
 }
 
 fn numa() -> String {
-    let Some(nodes) = read("/sys/devices/system/node/online") else { return "unknown".to_string() };
-    let mut lists: Vec<(usize, String)> = std::fs::read_dir("/sys/devices/system/node")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let node = name.strip_prefix("node")?.parse().ok()?;
-            Some((node, read(&format!("/sys/devices/system/node/{name}/cpulist"))?))
-        })
-        .collect();
-    lists.sort();
-    let lists: Vec<String> = lists.into_iter().map(|(node, cores)| format!("node {node}: cores {cores}")).collect();
-    if lists.is_empty() { format!("nodes {nodes}") } else { lists.join("; ") }
+    let nodes = crate::topology::numa_nodes();
+    let cores = |words: &[u64]| -> Vec<usize> {
+        (0..words.len() * 64).filter(|core| words[core / 64] >> (core % 64) & 1 == 1).collect()
+    };
+    let lists: Vec<String> =
+        nodes.iter().map(|(node, words)| format!("node {node}: cores {}", ranges(&cores(words)))).collect();
+    if lists.is_empty() { "unknown".to_string() } else { lists.join("; ") }
 }
 
 fn shared_memory() -> String {

@@ -121,7 +121,7 @@ impl Communicator {
                 ranks.into_iter().map(|rank| rank.join().expect("joining does not panic")).collect()
             });
         }
-        let threads = Arc::new(Threads::default());
+        let threads = Arc::new(Threads::new(size));
         (0..size).map(|rank| Communicator::of_threads(&threads, WORLD, rank, size, config.clone())).collect()
     }
 
@@ -144,7 +144,8 @@ impl Communicator {
         let world = if size == 1 { World::Alone } else { World::Threads(threads.clone()) };
         let jury: Arc<dyn Jury> = threads.clone();
         let members = (0..size).collect();
-        Ok(Communicator::assemble(world, (context, members), topology, links, (watch, jury), config))
+        let patience = patience(&Topology::one_host(host_name(), threads.size()), 0);
+        Ok(Communicator::assemble(world, (context, members), (topology, patience), links, (watch, jury), config))
     }
 
     fn of_processes(node: Arc<Node>, config: Config) -> Result<Communicator> {
@@ -212,13 +213,15 @@ impl Communicator {
         let links = Links::new(me, places, group, network);
         let jury: Arc<dyn Jury> = node.clone();
         let world = World::Processes(node.clone());
-        Ok(Communicator::assemble(world, (context, members), topology, links, (watch, jury), config))
+        // All ranks of the host count, those outside this communicator too: they may be at work at the same time.
+        let patience = patience(&Topology::new(peers.iter()), node.rank());
+        Ok(Communicator::assemble(world, (context, members), (topology, patience), links, (watch, jury), config))
     }
 
     fn assemble(
         world: World,
         (context, members): (u64, Vec<usize>),
-        topology: Topology,
+        (topology, patience): (Topology, Patience),
         links: Links,
         (watch, jury): (Arc<Watch>, Arc<dyn Jury>),
         config: Config,
@@ -228,17 +231,24 @@ impl Communicator {
             let bell = group.bell().clone();
             watch.on_verdict(Box::new(move || bell.ring()));
         }
-        let patience = Patience::for_host(topology.ranks_here(me), topology.cores_here(me));
         let court = Court {
             context,
             me,
-            hosts: topology.hosts().to_vec(),
+            hosts: topology.hosts(),
             watch,
             jury,
             patience: config.spin.map_or(patience, |time| patience.with_time(time)),
             timeout: config.timeout,
         };
-        tracing::info!(rank = me, size = links.size, context, "communicator made: {}", links.describe(&topology));
+        tracing::info!(
+            rank = me,
+            size = links.size,
+            context,
+            cores = topology.cores_beside(me),
+            numa_node = topology.numa_node(me),
+            "communicator made: {}",
+            links.describe(&topology)
+        );
         Communicator::new(world, (context, members), topology, Engine::new(links, court), config)
     }
 
@@ -270,6 +280,11 @@ impl Communicator {
 fn job_key(config: &Config, host: &str, port: u16) -> [u8; 32] {
     let secret = config.key.clone().unwrap_or_else(|| format!("{host}:{port}"));
     blake3::derive_key("maypole 2026 job key", secret.as_bytes())
+}
+
+/// How long a rank polls that shares its host with the ranks of `everyone` that are there.
+fn patience(everyone: &Topology, rank: usize) -> Patience {
+    Patience::for_host(everyone.ranks_beside(rank), everyone.cores_beside(rank))
 }
 
 /// Bytes that a TCP link takes in before they are asked for.

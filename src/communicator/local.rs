@@ -21,8 +21,8 @@ struct Family {
 }
 
 /// All communicators of a group of threads. The jury of thread ranks: it looks into the others' watches directly.
-#[derive(Default)]
 pub(super) struct Threads {
+    size: usize,
     forming: Mutex<HashMap<u64, Family>>,
     living: Mutex<HashMap<u64, Living>>,
 }
@@ -34,6 +34,16 @@ struct Living {
 }
 
 impl Threads {
+    /// For a world of `size` threads.
+    pub fn new(size: usize) -> Threads {
+        Threads { size, forming: Mutex::default(), living: Mutex::default() }
+    }
+
+    /// How many threads there are in all.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// Member `me` of the communicator `context` comes for its segment and watch. The first to come makes them.
     pub fn join(&self, context: u64, me: usize, shape: Shape) -> Result<(Arc<Segment>, Arc<Watch>)> {
         let mut forming = self.forming.lock();

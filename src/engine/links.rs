@@ -87,10 +87,11 @@ impl Links {
     pub fn describe(&self, topology: &Topology) -> String {
         let near = self.places.iter().flatten().count() - 1;
         let far = self.size - 1 - near;
+        let here = &topology.hosts()[self.me];
         match (near, far) {
-            (_, 0) => format!("{near} other ranks on {}, all over shared memory", topology.hosts()[self.me]),
+            (_, 0) => format!("{near} other ranks on {here}, all over shared memory"),
             (0, _) => format!("{far} other ranks, all over TCP"),
-            _ => format!("{near} ranks on {} over shared memory, {far} over TCP", topology.hosts()[self.me]),
+            _ => format!("{near} ranks on {here} over shared memory, {far} over TCP"),
         }
     }
 

@@ -51,6 +51,7 @@ use parking_lot::Mutex;
 use self::auth::{Errand, Purpose};
 use self::frame::{Runs, ToHub};
 pub use self::id::{Meeting, UniqueId};
+pub(crate) use self::peer::affinity;
 pub use self::peer::{Peer, Settings};
 use self::shared::{Registered, Shared};
 use crate::config::Config;

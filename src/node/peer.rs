@@ -98,7 +98,7 @@ pub(super) fn process_id() -> u64 {
 }
 
 /// See [`Peer::affinity`].
-pub(super) fn affinity() -> Vec<u64> {
+pub(crate) fn affinity() -> Vec<u64> {
     use nix::sched::{CpuSet, sched_getaffinity};
     let Ok(set) = sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return Vec::new() };
     let mut words = vec![0u64; CpuSet::count().div_ceil(64)];
