@@ -5,6 +5,8 @@
 //! there says `skipped:` and why on standard error; `scripts/test` installs them all. With `MAYPOLE_TEST_LAUNCHERS` listing a launcher,
 //! its absence is a failure.
 
+mod example;
+
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -130,6 +132,15 @@ impl Launcher {
         assert_eq!(rows, 4, "8, 256, 8K and 256K bytes: {said}");
     }
 
+    /// The training example: the ranks end with the same weights, which are a one-rank run's.
+    fn training(&self) {
+        let example = example::EXAMPLE.to_str().unwrap();
+        let Some(out) = self.run(&format!("{}_training", self.name), 4, &[example]) else { return };
+        let said = text(&out.stdout);
+        assert!(out.status.success(), "{said}{}", text(&out.stderr));
+        assert!(said.contains("weights bit-identical on 4 of 4 ranks"), "{said}");
+    }
+
     /// Rank 1 is killed in the middle of its work; the job ends, long before that work would, and with a failure.
     fn a_death_ends_the_job(&self) {
         // A shell around the rank, so that the launcher is not what kills. No $$: torchrun takes it for one of its macros.
@@ -163,6 +174,11 @@ fn openmpi_all_reduce() {
 }
 
 #[test]
+fn openmpi_training() {
+    OPEN_MPI.training();
+}
+
+#[test]
 fn openmpi_a_death_ends_the_job() {
     OPEN_MPI.a_death_ends_the_job();
 }
@@ -175,6 +191,11 @@ fn mpich_ranks_meet() {
 #[test]
 fn mpich_all_reduce() {
     MPICH.all_reduce();
+}
+
+#[test]
+fn mpich_training() {
+    MPICH.training();
 }
 
 #[test]
@@ -193,6 +214,11 @@ fn intelmpi_all_reduce() {
 }
 
 #[test]
+fn intelmpi_training() {
+    INTEL.training();
+}
+
+#[test]
 fn intelmpi_a_death_ends_the_job() {
     INTEL.a_death_ends_the_job();
 }
@@ -205,6 +231,11 @@ fn torchrun_ranks_meet() {
 #[test]
 fn torchrun_all_reduce() {
     TORCHRUN.all_reduce();
+}
+
+#[test]
+fn torchrun_training() {
+    TORCHRUN.training();
 }
 
 #[test]

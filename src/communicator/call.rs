@@ -182,7 +182,8 @@ impl Work {
         let reduces = collective.reduces();
         let operation = Fingerprint::collective(self.sequence, collective, dtype, reduces.then_some(op), root, count)
             .after(self.past);
-        self.past = operation.digest();
+        let digest = operation.digest();
+        self.past = digest;
         inner.watch.enter(&operation);
         let court = &self.engine.court;
         if court.watch.raised() {
@@ -192,10 +193,15 @@ impl Work {
         let outputs = collective.output_blocks(inner.rank, inner.size, root);
         let done = if self.fuses(collective, op, bytes) {
             match collective {
-                Collective::Barrier => self.engine.small_barrier(&operation),
+                Collective::Barrier => self.engine.small_barrier((&operation, digest)),
                 // SAFETY: the caller's promise; it fits, by `fuses`.
                 _ => unsafe {
-                    self.engine.small_all_reduce(&operation, (dtype, op), count, (buffers.input, buffers.output))
+                    self.engine.small_all_reduce(
+                        (&operation, digest),
+                        (dtype, op),
+                        count,
+                        (buffers.input, buffers.output),
+                    )
                 },
             }
         } else {

@@ -36,7 +36,7 @@ impl Engine {
     /// `input` is readable and `output` writable for `count` elements of `dtype`; they are the same or apart.
     pub unsafe fn small_all_reduce(
         &mut self,
-        operation: &Fingerprint,
+        (operation, digest): (&Fingerprint, u32),
         (dtype, op): (DataType, ReduceOp),
         count: usize,
         (input, output): (*const u8, *mut u8),
@@ -46,7 +46,7 @@ impl Engine {
         let [Vector(sum), Vector(next)] = &mut **vectors;
         // SAFETY: the caller's promise; the borrow ends before `output`, which may be the same memory, is written.
         let mine = unsafe { std::slice::from_raw_parts(input, bytes) };
-        let mut part = Participant::publish(links, court, operation, mine)?;
+        let mut part = Participant::publish(links, court, (operation, digest), mine)?;
         let (me, last) = (part.links.me, part.links.size - 1);
         let mut first = input;
         for rank in 0..=last {
@@ -67,8 +67,8 @@ impl Engine {
     }
 
     /// Wait until every rank has come.
-    pub fn small_barrier(&mut self, operation: &Fingerprint) -> Result<()> {
-        let mut part = Participant::publish(&mut self.links, &self.court, operation, &[])?;
+    pub fn small_barrier(&mut self, (operation, digest): (&Fingerprint, u32)) -> Result<()> {
+        let mut part = Participant::publish(&mut self.links, &self.court, (operation, digest), &[])?;
         let me = part.links.me;
         for rank in (0..part.links.size).filter(|r| *r != me) {
             part.read(rank, &mut [])?;
@@ -91,7 +91,7 @@ impl<'a> Participant<'a> {
     fn publish(
         links: &'a mut Links,
         court: &'a Court,
-        operation: &'a Fingerprint,
+        (operation, digest): (&'a Fingerprint, u32),
         mine: &[u8],
     ) -> Result<Participant<'a>> {
         if court.watch.raised() {
@@ -99,12 +99,12 @@ impl<'a> Participant<'a> {
         }
         let exchange = links.exchange();
         if mine.len() <= Exchange::CAPACITY {
-            exchange.publish(operation.digest(), mine);
+            exchange.publish(digest, mine);
         } else {
             let body = exchange.body()[..mine.len()].as_mut_ptr();
             // SAFETY: the body has as many bytes and is apart from the caller's memory.
             unsafe { reduce::copy(body, mine.as_ptr(), mine.len(), true) };
-            exchange.publish(operation.digest(), &[]);
+            exchange.publish(digest, &[]);
         }
         Ok(Participant { links, court, operation, wait: Wait::new(court, operation) })
     }
