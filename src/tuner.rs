@@ -198,7 +198,10 @@ impl Tuner {
         use Algorithm::*;
         match collective {
             Collective::AllReduce if bytes <= 16 << 10 => (RecursiveDoubling, "small: fewest hops"),
-            Collective::AllReduce if bytes <= 256 << 10 && self.size > 2 => (HalvingDoubling, "few hops, little data"),
+            Collective::AllReduce if bytes <= 4 << 20 && self.size == 2 => {
+                (RecursiveDoubling, "two ranks: one exchange moves no more than two halves")
+            }
+            Collective::AllReduce if bytes <= 256 << 10 => (HalvingDoubling, "few hops, little data"),
             Collective::AllReduce => (Ring, "large: least data on every link"),
             Collective::Broadcast | Collective::Reduce if bytes <= 64 << 10 => (Binomial, "small: fewest hops"),
             Collective::Broadcast | Collective::Reduce if self.size <= 4 => (Chain, "large, few ranks: a pipeline"),

@@ -27,7 +27,7 @@ fn check(world: &Communicator) {
 
     // Colors divide, equal keys keep the order.
     let parity = world.split(Some((me % 2) as u32), 0).unwrap().expect("it gave a color");
-    assert_eq!(members(&parity, me), if me % 2 == 0 { [0, 2, 4] } else { [1, 3, 5] });
+    assert_eq!(members(&parity, me), if me.is_multiple_of(2) { [0, 2, 4] } else { [1, 3, 5] });
     assert_eq!((parity.rank(), parity.size()), (me / 2, 3));
 
     // Keys reorder, negative ones too; colors may be any number.
