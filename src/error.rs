@@ -129,6 +129,11 @@ impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Verdict::Died { rank, host, how } => write!(f, "rank {rank} on host {host} is gone: {how}"),
+            Verdict::Mismatch { one: (a, one), other: (b, other) } if one.to_string() == other.to_string() => write!(
+                f,
+                "ranks disagree: rank {a} and rank {b} both called {one}, but do not run it in the same way: their settings (algorithm, slice, sizes) \
+                 or earlier calls differ"
+            ),
             Verdict::Mismatch { one: (a, what_a), other: (b, what_b) } => write!(
                 f,
                 "ranks disagree: rank {a} called {what_a}, but rank {b} called {what_b}; every rank must make the same \

@@ -24,7 +24,8 @@ pub struct Fingerprint {
     collective: u8,
     dtype: u8,
     op: u8,
-    reserved: u8,
+    /// Digest of how it is run. Ranks choose it alike from what all of them know; should they not, their messages would not fit together.
+    plan: u8,
     /// Digest of the operation before it on the communicator. Ranks that once disagreed never agree again, so a disagreement that the operation itself did not
     /// bring to light (two roots of a broadcast that both only sent) shows in the next one.
     past: u32,
@@ -50,7 +51,7 @@ impl Fingerprint {
             collective: code,
             dtype: dtype as u8,
             op,
-            reserved: 0,
+            plan: 0,
             past: 0,
         }
     }
@@ -65,7 +66,7 @@ impl Fingerprint {
             collective: POINT_TO_POINT,
             dtype: dtype as u8,
             op: 0,
-            reserved: 0,
+            plan: 0,
             past: 0,
         }
     }
@@ -75,7 +76,12 @@ impl Fingerprint {
         Fingerprint { past, ..self }
     }
 
-    /// Whether both are the same call, whatever was called before.
+    /// The same, as run in the way that `plan` stands for (0: by the fused path).
+    pub fn run_as(self, plan: u8) -> Fingerprint {
+        Fingerprint { plan, ..self }
+    }
+
+    /// Whether both are the same call, run in the same way, whatever was called before.
     pub fn same_call(&self, other: &Fingerprint) -> bool {
         self.after(0) == other.after(0)
     }
@@ -152,5 +158,22 @@ impl std::fmt::Display for Fingerprint {
             write!(f, ", from rank {} to rank {}", self.user, self.root)?;
         }
         write!(f, ")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_the_same_only_if_it_is_run_in_the_same_way() {
+        let call = Fingerprint::collective(3, Collective::AllReduce, DataType::F32, Some(ReduceOp::Sum), 0, 9);
+        assert!(call.same_call(&call.after(77)) && call != call.after(77));
+        assert!(!call.same_call(&call.run_as(1)));
+        assert_ne!(call.digest(), call.after(77).digest());
+        assert_eq!(call.other_side(0), None);
+        let message = Fingerprint::point_to_point(1, DataType::F32, 9, 4, 6);
+        assert_eq!([4, 6, 5].map(|rank| message.other_side(rank)), [Some(6), Some(4), None]);
+        assert_eq!(message.to_string(), "send/recv #1 (9 x f32, from rank 4 to rank 6)");
     }
 }

@@ -423,7 +423,8 @@ fn communicators_leave_nothing_behind() {
         };
         let comm = Communicator::from_env().unwrap();
         sum(&comm, 4).unwrap();
-        (0..10).for_each(|_| make_one(&comm));
+        // So many that the allocator has what it takes for threads at the same time.
+        (0..40).for_each(|_| make_one(&comm));
         comm.barrier().unwrap();
         let before = holdings();
         (0..100).for_each(|_| make_one(&comm));
@@ -437,7 +438,7 @@ fn communicators_leave_nothing_behind() {
         let after = holdings();
         say(format!("files, threads, shared mappings, KiB: {before:?}, and after 100 communicators {after:?}"));
         assert!(settled(after), "{before:?} became {after:?}");
-        assert!(after[3] < before[3] + 8 * 1024, "{before:?} became {after:?}");
+        assert!(after[3] < before[3] + 16 * 1024, "{before:?} became {after:?}");
     });
     let mentions = |path: &str, what: &str| {
         let names =

@@ -99,9 +99,9 @@ fn rank(fused: &Communicator, schedule: &Communicator) -> Vec<Vec<u8>> {
     let mut results = Vec::new();
     for dtype in DataType::ALL {
         for op in operations(dtype) {
-            // From nothing to as much as fits, and one element beyond; a line has 56 bytes.
-            let most = 64 * 56 / dtype.size();
-            for count in [0, 1, 2, 56 / dtype.size(), 56 / dtype.size() + 1, 100, most - 1, most, most + 1] {
+            // From nothing to as much as fits: a line has 56 bytes, ten of them are published in lines, and what is longer, up to 16 KiB, in a body.
+            let (line, lines, body) = (56 / dtype.size(), 560 / dtype.size(), (16 << 10) / dtype.size());
+            for count in [0, 1, 2, line, line + 1, lines - 1, lines, lines + 1, 1000, body - 1, body] {
                 let input = input(dtype, fused.rank(), count);
                 let call = Call { collective: Collective::AllReduce, dtype, count, op, root: 0 };
                 let (mut a, mut b, mut c) = (vec![1; input.len()], vec![2; input.len()], input.clone());

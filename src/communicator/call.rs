@@ -8,6 +8,7 @@ use crate::engine::Part;
 use crate::engine::bound::Bound;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
+use crate::tuner::Plan;
 
 /// What a dynamically typed call asks for; see [`Communicator::call`].
 #[derive(Clone, Copy, Debug)]
@@ -180,7 +181,15 @@ impl Work {
         let Call { collective, dtype, count, op, .. } = call;
         let root = if collective.is_rooted() { call.root } else { 0 };
         let reduces = collective.reduces();
+        let bytes = count * dtype.size();
+        let plan = match self.fuses(collective, op, bytes) {
+            true => None,
+            false => Some(self.tuner.plan(collective, root, bytes).inspect_err(|error| {
+                inner.watch.refuse(self.sequence, error.to_string());
+            })?),
+        };
         let operation = Fingerprint::collective(self.sequence, collective, dtype, reduces.then_some(op), root, count)
+            .run_as(plan.as_ref().map_or(0, Plan::digest))
             .after(self.past);
         let digest = operation.digest();
         self.past = digest;
@@ -189,9 +198,14 @@ impl Work {
         if court.watch.raised() {
             return Err(court.failed());
         }
-        let bytes = count * dtype.size();
         let outputs = collective.output_blocks(inner.rank, inner.size, root);
-        let done = if self.fuses(collective, op, bytes) {
+        let done = if let Some(plan) = plan {
+            let copies =
+                matches!(op, ReduceOp::PreMulSum(_)) && reduces || in_place && collective == Collective::AllToAll;
+            let copied = if copies { collective.input_blocks(inner.rank, inner.size, root) * bytes } else { 0 };
+            // SAFETY: the caller's promise.
+            unsafe { self.schedule(inner, (&plan, &operation), call, root, buffers, copied) }
+        } else {
             match collective {
                 Collective::Barrier => self.engine.small_barrier((&operation, digest)),
                 // SAFETY: the caller's promise; it fits, by `fuses`.
@@ -204,12 +218,6 @@ impl Work {
                     )
                 },
             }
-        } else {
-            let copies =
-                matches!(op, ReduceOp::PreMulSum(_)) && reduces || in_place && collective == Collective::AllToAll;
-            let inputs = collective.input_blocks(inner.rank, inner.size, root);
-            // SAFETY: the caller's promise.
-            unsafe { self.schedule(inner, &operation, call, root, buffers, if copies { inputs * bytes } else { 0 }) }
         };
         done?;
         if reduces && matches!(op, ReduceOp::Avg) {
@@ -239,7 +247,7 @@ impl Work {
     unsafe fn schedule(
         &mut self,
         inner: &Inner,
-        operation: &Fingerprint,
+        (plan, operation): (&Plan, &Fingerprint),
         call: Call,
         root: usize,
         buffers: Buffers,
@@ -247,7 +255,6 @@ impl Work {
     ) -> Result<()> {
         let Call { collective, dtype, count, op, .. } = call;
         let outputs = collective.output_blocks(inner.rank, inner.size, root);
-        let plan = self.tuner.plan(collective, root, count * dtype.size())?;
         let pieces = plan.schedule.pieces();
         let mut bound = Bound::new(dtype, op, count, pieces, plan.slice, (buffers.input, buffers.output));
         bound.stream_from = inner.config.stream;

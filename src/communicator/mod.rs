@@ -26,7 +26,7 @@ pub use call::Call;
 use self::build::World;
 use self::stream::Stream;
 use self::turn::Turns;
-use crate::config::Config;
+use crate::config::{Config, TransportChoice};
 use crate::engine::{Engine, wait};
 use crate::error::Verdict;
 use crate::topology::Topology;
@@ -93,10 +93,12 @@ impl Communicator {
     ) -> Communicator {
         let links = &engine.links;
         let (rank, size) = (links.me, links.size);
-        let kind = match (links.one_sided(), &links.group) {
+        // Not from this rank's own links: one that is alone on its host has no group, though others have.
+        let apart = config.transport == TransportChoice::Tcp || topology.host_count() == size;
+        let kind = match (links.one_sided(), apart) {
             (true, _) => tuner::Links::Shared,
-            (false, Some(_)) => tuner::Links::Mixed,
-            (false, None) => tuner::Links::Tcp,
+            (false, true) => tuner::Links::Tcp,
+            (false, false) => tuner::Links::Mixed,
         };
         let tuner = Tuner::new((rank, size), kind, &config);
         let (watch, jury) = (engine.court.watch.clone(), engine.court.jury.clone());
