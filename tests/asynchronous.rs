@@ -26,7 +26,7 @@ fn many_requests_run_in_order_and_are_waited_for_in_any() {
         threads(3, &path.config, |comm| {
             let calls = 40;
             // Every third is large.
-            let length = |call: usize| if call % 3 == 0 { path.count } else { 5 };
+            let length = |call: usize| if call.is_multiple_of(3) { path.count } else { 5 };
             let inputs: Vec<Vec<i64>> = (0..calls).map(|call| vec![value(comm.rank(), call); length(call)]).collect();
             let mut outputs: Vec<Vec<i64>> = inputs.iter().map(|input| vec![0; input.len()]).collect();
             maypole::scope(|s| {

@@ -301,7 +301,8 @@ fn ranks_that_call_different_things_see_both_sides_over_tcp() {
 #[test]
 fn messages_that_do_not_fit_fail_on_every_rank() {
     for path in paths() {
-        let cases: [(fn(&Communicator) -> Result<()>, &[&str]); 2] = [
+        type Receive = fn(&Communicator) -> Result<()>;
+        let cases: [(Receive, &[&str]); 2] = [
             (|c| c.recv(&mut [0.0f32; 5], 0), &["3 x f32", "5 x f32", "from rank 0 to rank 1"]),
             (|c| c.recv(&mut [0i32; 3], 0), &["3 x f32", "3 x i32", "from rank 0 to rank 1"]),
         ];
