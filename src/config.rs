@@ -53,7 +53,8 @@ pub struct Config {
     pub timeout: Duration,
     /// `MAYPOLE_CONNECT_TIMEOUT`, seconds: how long ranks wait for each other at the start.
     pub connect_timeout: Duration,
-    /// `MAYPOLE_SPIN`, microseconds: how long a waiting rank spins before it sleeps; `None` lets the host's load decide.
+    /// `MAYPOLE_SPIN`, microseconds: how long a waiting rank spins before it sleeps; `None` lets the host's load
+    /// decide.
     pub spin: Option<Duration>,
     /// `MAYPOLE_INTERFACE`: network interface (or address prefix) for TCP.
     pub interface: Option<String>,

@@ -12,8 +12,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Every error of this crate.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// An argument was refused before anything started: the buffers are untouched and the communicator stays usable. Ranks that wait for this
-    /// one in the same operation are told.
+    /// An argument was refused before anything started: the buffers are untouched and the communicator stays usable.
+    /// Ranks that wait for this one in the same operation are told.
     #[error("rank {rank}: {what}")]
     Argument {
         /// This rank.

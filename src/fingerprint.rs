@@ -24,10 +24,12 @@ pub struct Fingerprint {
     collective: u8,
     dtype: u8,
     op: u8,
-    /// Digest of how it is run. Ranks choose it alike from what all of them know; should they not, their messages would not fit together.
+    /// Digest of how it is run. Ranks choose it alike from what all of them know; should they not, their messages would
+    /// not fit together.
     plan: u8,
-    /// Digest of the operation before it on the communicator. Ranks that once disagreed never agree again, so a disagreement that the operation itself did not
-    /// bring to light (two roots of a broadcast that both only sent) shows in the next one.
+    /// Digest of the operation before it on the communicator. Ranks that once disagreed never agree again, so a
+    /// disagreement that the operation itself did not bring to light (two roots of a broadcast that both only sent)
+    /// shows in the next one.
     past: u32,
 }
 
@@ -56,7 +58,8 @@ impl Fingerprint {
         }
     }
 
-    /// The fingerprint of a message from one rank to another; `sequence` counts the messages between those two in that direction.
+    /// The fingerprint of a message from one rank to another; `sequence` counts the messages between those two in that
+    /// direction.
     pub fn point_to_point(sequence: u64, dtype: DataType, count: usize, from: usize, to: usize) -> Fingerprint {
         Fingerprint {
             sequence,

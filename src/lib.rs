@@ -1,7 +1,8 @@
 //! Collective communication: calls that a group of processes make together to combine and exchange data.
 //!
-//! A [`Communicator`] is one rank's handle to a group of ranks, and everything else here serves it. A *rank* is one process (or thread) of the group, numbered from 0; the
-//! group is its *world*. Every rank makes the same calls in the same order, each with its own data:
+//! A [`Communicator`] is one rank's handle to a group of ranks, and everything else here serves it. A *rank* is one
+//! process (or thread) of the group, numbered from 0; the group is its *world*. Every rank makes the same calls in the
+//! same order, each with its own data:
 //!
 //! ```
 //! use maypole::{Communicator, ReduceOp};
@@ -12,12 +13,14 @@
 //! # Ok::<(), maypole::Error>(())
 //! ```
 //!
-//! Start it with `maypole run -n 4 -- program`, `mpirun`, `mpiexec`, `torchrun` or `srun`; or give each of a process's threads a rank with [`Communicator::threads`].
+//! Start it with `maypole run -n 4 -- program`, `mpirun`, `mpiexec`, `torchrun` or `srun`; or give each of a process's
+//! threads a rank with [`Communicator::threads`].
 //!
 //! * Asynchronous calls: [`scope`], [`Communicator::start`], [`Stream`].
 //! * What can go wrong, and who is to blame: [`Error`], [`Verdict`].
 //! * Settings: [`Config`], from `MAYPOLE_*` variables.
-//! * The algorithms, as data that is checked before it runs: [`maypole_collectives`]. The links under them: [`maypole_transports`].
+//! * The algorithms, as data that is checked before it runs: [`maypole_collectives`]. The links under them:
+//!   [`maypole_transports`].
 
 pub mod command;
 pub mod communicator;

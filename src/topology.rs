@@ -57,7 +57,8 @@ impl Topology {
         self.beside(rank).count()
     }
 
-    /// How many cores those ranks have between them: all that any of them may use, but no more than their containers grant.
+    /// How many cores those ranks have between them: all that any of them may use, but no more than their containers
+    /// grant.
     pub fn cores_beside(&self, rank: usize) -> usize {
         let granted: usize = self.beside(rank).map(|r| r.cores).sum();
         let widest = self.beside(rank).map(|r| r.affinity.len()).max().unwrap_or(0);

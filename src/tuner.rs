@@ -1,7 +1,8 @@
 //! Which algorithm and slice an operation gets.
 //!
-//! The choice depends on nothing but what all ranks know alike: the collective, its size, the world, how its ranks are linked, and the
-//! settings. So all ranks choose the same without a word. The sizes at which it switches were measured on two cores; `benches/` has the runs.
+//! The choice depends on nothing but what all ranks know alike: the collective, its size, the world, how its ranks are
+//! linked, and the settings. So all ranks choose the same without a word. The sizes at which it switches were measured
+//! on two cores; `benches/` has the runs.
 
 use std::sync::Arc;
 
@@ -116,7 +117,8 @@ impl Tuner {
         specific.or(general).map(|(_, algorithm)| *algorithm)
     }
 
-    /// Whether all ranks share memory and the user leaves the choice open, so that small vectors may take the fused path.
+    /// Whether all ranks share memory and the user leaves the choice open, so that small vectors may take the fused
+    /// path.
     pub fn may_fuse(&self, collective: Collective) -> bool {
         self.links == Links::Shared && self.overrides.is_empty() && self.size > 1 && collective != Collective::Reduce
     }

@@ -1,8 +1,9 @@
 //! How the ranks of a communicator learn of each other's misfortunes.
 //!
-//! Each rank of each communicator has a [`Watch`]: a flag that every wait polls, the verdict behind it, and the history of
-//! what the rank has called. A [`Jury`] connects the watches: threads of one process share memory (`local.rs`), processes talk
-//! through the hub (`node/`). Whoever notices something reports it to the jury; the first report becomes the verdict on every rank.
+//! Each rank of each communicator has a [`Watch`]: a flag that every wait polls, the verdict behind it, and the history
+//! of what the rank has called. A [`Jury`] connects the watches: threads of one process share memory (`local.rs`),
+//! processes talk through the hub (`node/`). Whoever notices something reports it to the jury; the first report becomes
+//! the verdict on every rank.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -125,7 +126,8 @@ impl Watch {
         self.latest.load(Ordering::Acquire)
     }
 
-    /// What this rank did as operation `sequence`. Called from other threads; an entry that is overwritten meanwhile reads as forgotten.
+    /// What this rank did as operation `sequence`. Called from other threads; an entry that is overwritten meanwhile
+    /// reads as forgotten.
     pub fn record(&self, sequence: u64) -> Record {
         let latest = self.latest.load(Ordering::Acquire);
         if sequence > latest {
@@ -149,17 +151,20 @@ impl Watch {
     }
 }
 
-/// Who brings the ranks of a communicator to one verdict. All calls return at once; what comes of them arrives as a verdict on every rank's [`Watch`], or not at all.
+/// Who brings the ranks of a communicator to one verdict. All calls return at once; what comes of them arrives as a
+/// verdict on every rank's [`Watch`], or not at all.
 pub trait Jury: Send + Sync {
     /// Declare `verdict` to every rank of the communicator `context`, unless one stands already.
     fn report(&self, context: u64, verdict: Verdict);
 
-    /// Rank `asker` has waited in `operation` for rank `peer` longer than usual: compare with what `peer` did as that operation, and report a mismatch
-    /// or a refusal if it did something else. A peer that has not come yet is no fault. Messages between two ranks have numbers of their
-    /// own and are not compared: there the asker is told ([`Watch::depart`]) if the peer has left.
+    /// Rank `asker` has waited in `operation` for rank `peer` longer than usual: compare with what `peer` did as that
+    /// operation, and report a mismatch or a refusal if it did something else. A peer that has not come yet is no
+    /// fault. Messages between two ranks have numbers of their own and are not compared: there the asker is told
+    /// ([`Watch::depart`]) if the peer has left.
     fn inquire(&self, context: u64, asker: usize, operation: Fingerprint, peer: usize);
 
-    /// Rank `reporter`'s deadline has passed in `operation`: find out which ranks have not entered it and declare [`Verdict::Stalled`].
+    /// Rank `reporter`'s deadline has passed in `operation`: find out which ranks have not entered it and declare
+    /// [`Verdict::Stalled`].
     fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration);
 
     /// Rank `rank` leaves the communicator in good order.

@@ -1,4 +1,5 @@
-//! Asynchronous calls: in order, many at once, waited for or not, on streams of several communicators, and their errors.
+//! Asynchronous calls: in order, many at once, waited for or not, on streams of several communicators, and their
+//! errors.
 
 mod ranks;
 
@@ -151,8 +152,8 @@ fn two_communicators_work_at_once_on_streams() {
             let inputs: Vec<Vec<i64>> = (0..60).map(|call| vec![value(first.rank(), call); 1 + 300 * call]).collect();
             let mut outputs: Vec<Vec<i64>> = inputs.iter().map(|input| vec![0; input.len()]).collect();
             maypole::scope(|s| {
-                // The ranks queue the two communicators' work in opposite order: only streams of their own keep them from waiting for
-                // each other for ever.
+                // The ranks queue the two communicators' work in opposite order: only streams of their own keep them
+                // from waiting for each other for ever.
                 let calls = inputs.iter().zip(&mut outputs).enumerate().collect::<Vec<_>>();
                 let (even, odd): (Vec<_>, Vec<_>) = calls.into_iter().partition(|(call, _)| call % 2 == 0);
                 let mut work = [(&first, &streams[0], even), (&second, &streams[1], odd)];

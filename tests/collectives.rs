@@ -1,5 +1,5 @@
-//! Every collective, with every algorithm that has it, gives what a plain loop gives: any root, counts around the world size and large ones,
-//! in place and out of place, ranks as threads.
+//! Every collective, with every algorithm that has it, gives what a plain loop gives: any root, counts around the world
+//! size and large ones, in place and out of place, ranks as threads.
 
 use maypole::{Algorithm, Call, Collective, Communicator, Config, DataType, ReduceOp};
 

@@ -304,8 +304,8 @@ fn worlds_that_cannot_be_made_say_why_on_every_rank() {
         println!("{what}: after {:.1?}: {}", start.elapsed(), lines[0].1);
         for (_, line) in &lines {
             assert!(!line.starts_with("fine") && !line.starts_with("failed"), "{what}: {line}");
-            // A rank that its launcher gives a number that cannot be does not get as far as meeting the others, and whoever waits at another
-            // meeting point only sees that nobody comes.
+            // A rank that its launcher gives a number that cannot be does not get as far as meeting the others, and
+            // whoever waits at another meeting point only sees that nobody comes.
             let apart = what == "out of range" || what == "wrong meeting point" && line.contains("rank 1 did not come");
             assert!(apart || parts.iter().all(|p| line.contains(p)), "{what}: {line}");
         }

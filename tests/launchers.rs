@@ -1,9 +1,9 @@
-//! The scripts in `mpirun-scripts/` with the real launchers: ranks find each other without anybody typing an address, compute the right
-//! thing, and a rank that dies takes the job down.
+//! The scripts in `mpirun-scripts/` with the real launchers: ranks find each other without anybody typing an address,
+//! compute the right thing, and a rank that dies takes the job down.
 //!
-//! Which launcher is used: `MPIRUN` (Open MPI), `MPIEXEC` (MPICH), `INTEL_MPIEXEC`, `TORCHRUN`, or what PATH has. A test whose launcher is not
-//! there says `skipped:` and why on standard error; `scripts/test` installs them all. With `MAYPOLE_TEST_LAUNCHERS` listing a launcher,
-//! its absence is a failure.
+//! Which launcher is used: `MPIRUN` (Open MPI), `MPIEXEC` (MPICH), `INTEL_MPIEXEC`, `TORCHRUN`, or what PATH has. A
+//! test whose launcher is not there says `skipped:` and why on standard error; `scripts/test` installs them all. With
+//! `MAYPOLE_TEST_LAUNCHERS` listing a launcher, its absence is a failure.
 
 mod example;
 
@@ -143,7 +143,8 @@ impl Launcher {
 
     /// Rank 1 is killed in the middle of its work; the job ends, long before that work would, and with a failure.
     fn a_death_ends_the_job(&self) {
-        // A shell around the rank, so that the launcher is not what kills. No $$: torchrun takes it for one of its macros.
+        // A shell around the rank, so that the launcher is not what kills. No $$: torchrun takes it for one of its
+        // macros.
         let perf = format!("{} -b 1M -e 1M -n 10000000", env!("CARGO_BIN_EXE_all_reduce_perf"));
         let rank = format!("${{{}}}", self.rank_variable);
         let script = format!(

@@ -1,5 +1,6 @@
-//! Misuse gets an error that shows both sides: what one rank gets wrong by itself, and what ranks do that do not fit together. Never wrong
-//! data, never a hang, and no more harm than needed: what all ranks get wrong alike leaves the communicator usable.
+//! Misuse gets an error that shows both sides: what one rank gets wrong by itself, and what ranks do that do not fit
+//! together. Never wrong data, never a hang, and no more harm than needed: what all ranks get wrong alike leaves the
+//! communicator usable.
 
 mod ranks;
 

@@ -1,5 +1,5 @@
-//! Worlds in which some ranks share memory and others are reached by TCP: every algorithm that can, at sizes around slices and credits,
-//! gives what a plain loop gives. Ranks are threads that claim to be on different hosts.
+//! Worlds in which some ranks share memory and others are reached by TCP: every algorithm that can, at sizes around
+//! slices and credits, gives what a plain loop gives. Ranks are threads that claim to be on different hosts.
 
 use maypole::{Algorithm, Collective, Communicator, Config, ReduceOp, UniqueId};
 

@@ -1,5 +1,5 @@
-//! What a communicator costs to make and to keep. The ranks are processes started by `maypole run`; each is this test binary again, told by a variable to
-//! run only [`rank`].
+//! What a communicator costs to make and to keep. The ranks are processes started by `maypole run`; each is this test
+//! binary again, told by a variable to run only [`rank`].
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ fn resident() -> usize {
     pages * 4096
 }
 
-/// One rank: prints how long the communicator took to make, and by how much it made the process grow once every collective has run.
+/// One rank: prints how long the communicator took to make, and by how much it made the process grow once every
+/// collective has run.
 #[test]
 fn rank() {
     if std::env::var_os("MAYPOLE_TEST_RANK").is_none() {

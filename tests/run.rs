@@ -1,5 +1,5 @@
-//! What `maypole run` promises: every line prefixed and whole, signals passed on, the first failure named and the rest ended,
-//! shells' exit statuses, and nothing left in the process table, even if it is killed itself.
+//! What `maypole run` promises: every line prefixed and whole, signals passed on, the first failure named and the rest
+//! ended, shells' exit statuses, and nothing left in the process table, even if it is killed itself.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};

@@ -1,5 +1,6 @@
-//! The fused path of small all-reduces gives the very bits of the schedule that it replaces, for every type and operation, and with the floats that
-//! show any difference: infinities, NaNs with payloads, zeros of both signs, denormals, and sums whose order matters.
+//! The fused path of small all-reduces gives the very bits of the schedule that it replaces, for every type and
+//! operation, and with the floats that show any difference: infinities, NaNs with payloads, zeros of both signs,
+//! denormals, and sums whose order matters.
 
 mod ranks;
 
@@ -19,7 +20,8 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     words.flatten().take(bytes).collect()
 }
 
-/// Elements on which implementations disagree, as bytes: patterns around every boundary of the format, by the sizes of its parts.
+/// Elements on which implementations disagree, as bytes: patterns around every boundary of the format, by the sizes of
+/// its parts.
 fn adversaries(dtype: DataType) -> Vec<Vec<u8>> {
     let (bits, mantissa) = match dtype {
         DataType::F64 => (64, 52),
@@ -100,8 +102,8 @@ fn rank(fused: &Communicator, schedule: &Communicator) -> Vec<Vec<u8>> {
     let mut results = Vec::new();
     for dtype in DataType::ALL {
         for op in operations(dtype) {
-            // From nothing to as much as takes the path: a line has 56 bytes, ten of them are published as lines, and what is longer in a body of
-            // 16 KiB, as long as a rank has no more than two of those to read.
+            // From nothing to as much as takes the path: a line has 56 bytes, ten of them are published as lines, and
+            // what is longer in a body of 16 KiB, as long as a rank has no more than two of those to read.
             let most = (16 << 10).min((32 << 10) / (fused.size() - 1));
             let (line, lines, body) = (56 / dtype.size(), 560 / dtype.size(), most / dtype.size());
             for count in [0, 1, 2, line, line + 1, lines - 1, lines, lines + 1, 1000, body - 1, body] {

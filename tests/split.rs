@@ -1,4 +1,5 @@
-//! Splitting a communicator: who gets into which child and in which order, children that work at the same time, their parents, and their children.
+//! Splitting a communicator: who gets into which child and in which order, children that work at the same time, their
+//! parents, and their children.
 
 mod ranks;
 

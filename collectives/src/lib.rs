@@ -1,9 +1,9 @@
 //! Collective algorithms as data, and the arithmetic they need.
 //!
-//! *Collectives decide, transports move, src composes.* This crate is the part that decides. An algorithm
-//! is a pure function from (algorithm, rank, world size, root) to that rank's [`Schedule`](schedule::Schedule):
-//! steps over chunks of the input, the output and a scratch buffer. Nothing here knows a socket, a clock or a thread, so
-//! every schedule can be executed symbolically by the [`verify`] module before it ever moves a byte.
+//! *Collectives decide, transports move, src composes.* This crate is the part that decides. An algorithm is a pure
+//! function from (algorithm, rank, world size, root) to that rank's [`Schedule`](schedule::Schedule): steps over chunks
+//! of the input, the output and a scratch buffer. Nothing here knows a socket, a clock or a thread, so every schedule
+//! can be executed symbolically by the [`verify`] module before it ever moves a byte.
 //!
 //! * [`schedule`]: the vocabulary in which algorithms are written.
 //! * [`algorithms`]: one file each, its source cited on top.

@@ -2,14 +2,16 @@
 
 use crate::{DataType, Element};
 
-/// A user's operation on `count` elements: `dst = a ⊕ b`, elementwise. Pointers may be unaligned, and `dst` may be `a` or `b`.
+/// A user's operation on `count` elements: `dst = a ⊕ b`, elementwise. Pointers may be unaligned, and `dst` may be `a`
+/// or `b`.
 ///
 /// # Safety
-/// Called with `a` and `b` readable and `dst` writable for `count` elements of the type that the operation was made for.
+/// Called with `a` and `b` readable and `dst` writable for `count` elements of the type that the operation was made
+/// for.
 pub type UserFn = unsafe fn(dst: *mut u8, a: *const u8, b: *const u8, count: usize);
 
-/// An operation of the user's own on one element type. It must be associative and commutative as far as the user cares: the order in which ranks are
-/// combined is the algorithm's, though the same on every rank.
+/// An operation of the user's own on one element type. It must be associative and commutative as far as the user cares:
+/// the order in which ranks are combined is the algorithm's, though the same on every rank.
 ///
 /// ```
 /// use maypole_collectives::op::{Operator, ReduceOp, UserOp};

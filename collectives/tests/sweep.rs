@@ -28,7 +28,8 @@ fn every_algorithm_size_and_root_up_to_64() {
             });
         }
     });
-    // Rooted ones have 1 + 2 + ... + 64 pairs of size and root; all but all-to-all and the barrier run twice, also in place.
+    // Rooted ones have 1 + 2 + ... + 64 pairs of size and root; all but all-to-all and the barrier run twice, also in
+    // place.
     let rooted: usize = Collective::ALL.into_iter().filter(|c| c.is_rooted()).map(pairs).sum();
     let twice = pairs(Collective::AllReduce) + pairs(Collective::AllGather) + pairs(Collective::ReduceScatter);
     let once = pairs(Collective::AllToAll) + pairs(Collective::Barrier);

@@ -11,10 +11,11 @@ use crate::config::{Config, KNOBS};
 use crate::error::Result;
 use crate::launch::{self, LaunchMeeting};
 
-/// Show what Maypole finds: version, processors, transports, launcher, and every setting with its default and present value.
+/// Show what Maypole finds: version, processors, transports, launcher, and every setting with its default and present
+/// value.
 ///
-/// With --launch, say instead in one line which rank this process is, and try the launcher's way of bringing ranks together, twice.
-/// Start it as the ranks of a job to see whether a launcher is set up rightly.
+/// With --launch, say instead in one line which rank this process is, and try the launcher's way of bringing ranks
+/// together, twice. Start it as the ranks of a job to see whether a launcher is set up rightly.
 ///
 /// Exit status: 0, or 1 if a setting makes no sense or the launcher cannot be used.
 #[derive(clap::Args)]
@@ -96,7 +97,8 @@ fn page() -> (String, bool) {
     (page.trim_end().to_string(), well)
 }
 
-/// Meet the other ranks on the launcher's board, if it has one, and say so. Twice, since a program may create two worlds.
+/// Meet the other ranks on the launcher's board, if it has one, and say so. Twice, since a program may create two
+/// worlds.
 fn meet() -> Result<(String, bool)> {
     let config = Config::from_env()?;
     let launch = launch::detect(&config, &environment)?;

@@ -1,4 +1,5 @@
-//! The `maypole` command: `run` starts ranks, `perf` measures, `verify` checks the schedules, `info` shows what there is.
+//! The `maypole` command: `run` starts ranks, `perf` measures, `verify` checks the schedules, `info` shows what there
+//! is.
 //!
 //! Exit statuses: 0 for success, 2 for a command line that makes no sense, otherwise what each command's help says.
 

@@ -1,4 +1,5 @@
-//! `maypole verify`: run schedules on symbols, and show that they are right for every rank, root and world size asked for.
+//! `maypole verify`: run schedules on symbols, and show that they are right for every rank, root and world size asked
+//! for.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -14,9 +15,10 @@ use parking_lot::Mutex;
 
 /// Verify the schedules of collectives: every rank's program is run on symbols instead of numbers.
 ///
-/// Checked are: each output holds every contribution exactly once; messages match in order; nothing is read before it is written or overwritten
-/// while it is needed; no deadlock with the smallest credit; and if a rank stops anywhere, whoever waits waits for it. For collectives with a root every root is
-/// tried; those with an in-place form are tried both ways.
+/// Checked are: each output holds every contribution exactly once; messages match in order; nothing is read before it
+/// is written or overwritten while it is needed; no deadlock with the smallest credit; and if a rank stops anywhere,
+/// whoever waits waits for it. For collectives with a root every root is tried; those with an in-place form are tried
+/// both ways.
 ///
 /// Exit status: 0 if everything passed, 1 at the first fault, 2 for a wrong command line.
 #[derive(clap::Args)]
@@ -111,7 +113,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
 
 type Work = Vec<(Collective, Algorithm, usize)>;
 
-/// One entry per (collective, algorithm, world size), the largest worlds first: they take longest, so threads end together.
+/// One entry per (collective, algorithm, world size), the largest worlds first: they take longest, so threads end
+/// together.
 fn work(args: &Args) -> Work {
     let mut work = Work::new();
     for c in Collective::ALL.into_iter().filter(|&c| args.collective.is_none_or(|only| only == c)) {

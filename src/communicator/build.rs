@@ -41,11 +41,13 @@ pub(super) fn host_name() -> String {
 impl Communicator {
     /// The world that this process was launched into, with settings from `MAYPOLE_*`.
     ///
-    /// Understands torchrun, `maypole run`, Open MPI (PMIx), MPICH, Intel MPI and other Hydra launchers (PMI-1), Slurm, and plain RANK, WORLD_SIZE,
-    /// MASTER_ADDR and MASTER_PORT. Without any of these the world has one rank. Blocks until all ranks have come, at most `MAYPOLE_CONNECT_TIMEOUT`.
+    /// Understands torchrun, `maypole run`, Open MPI (PMIx), MPICH, Intel MPI and other Hydra launchers (PMI-1), Slurm,
+    /// and plain RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Without any of these the world has one rank. Blocks
+    /// until all ranks have come, at most `MAYPOLE_CONNECT_TIMEOUT`.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a variable that makes no sense, [`Error::Bootstrap`] when ranks are missing, doubled or disagree, on every rank.
+    /// [`Error::Setting`] for a variable that makes no sense, [`Error::Bootstrap`] when ranks are missing, doubled or
+    /// disagree, on every rank.
     pub fn from_env() -> Result<Communicator> {
         Communicator::from_env_with(Config::from_env()?)
     }
@@ -63,7 +65,8 @@ impl Communicator {
                 Meeting::Address { host, port, listener, key }
             }
             LaunchMeeting::Board(mut board) => {
-                // Rank 0's id must live until the others have come, and it reads too: some boards need every rank for that.
+                // Rank 0's id must live until the others have come, and it reads too: some boards need every rank for
+                // that.
                 let own = if rank == 0 { Some(UniqueId::create(&config)?) } else { None };
                 if let Some(id) = &own {
                     board.post(id.as_bytes())?;
@@ -78,14 +81,15 @@ impl Communicator {
         Communicator::of_processes(Node::join(meeting, rank, size, &config)?, config)
     }
 
-    /// A world whose ranks all hold the same id, made by one of them with [`UniqueId::create`] and handed to the others in any way. Blocks until all
-    /// have come. Ranks may be processes or threads.
+    /// A world whose ranks all hold the same id, made by one of them with [`UniqueId::create`] and handed to the others
+    /// in any way. Blocks until all have come. Ranks may be processes or threads.
     pub fn from_id(id: &UniqueId, rank: usize, size: usize, config: Config) -> Result<Communicator> {
         crate::log::init();
         Communicator::of_processes(Node::join(Meeting::Id(*id), rank, size, &config)?, config)
     }
 
-    /// A world of `size` ranks within this process, one for each thread that is handed one. They share memory like processes do.
+    /// A world of `size` ranks within this process, one for each thread that is handed one. They share memory like
+    /// processes do.
     ///
     /// ```
     /// let world = maypole::Communicator::threads(3)?;
@@ -252,8 +256,8 @@ impl Communicator {
         Communicator::new(world, (context, members), topology, Engine::new(links, court), config)
     }
 
-    /// Divide the communicator: ranks that give the same `color` form a new one, ranked by `key` and, where keys are equal, by their rank here. `None` takes part and gets none.
-    /// Every rank must call it; it blocks until all have.
+    /// Divide the communicator: ranks that give the same `color` form a new one, ranked by `key` and, where keys are
+    /// equal, by their rank here. `None` takes part and gets none. Every rank must call it; it blocks until all have.
     pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Communicator>> {
         let mine = [color.map_or(-1, i64::from), key];
         let mut all = vec![0i64; 2 * self.size()];
@@ -276,7 +280,8 @@ impl Communicator {
     }
 }
 
-/// The secret of ranks that meet at an address. Without `MAYPOLE_KEY` it is only as secret as the address: it keeps out accidents and other jobs, not an attacker.
+/// The secret of ranks that meet at an address. Without `MAYPOLE_KEY` it is only as secret as the address: it keeps out
+/// accidents and other jobs, not an attacker.
 fn job_key(config: &Config, host: &str, port: u16) -> [u8; 32] {
     let secret = config.key.clone().unwrap_or_else(|| format!("{host}:{port}"));
     blake3::derive_key("maypole 2026 job key", secret.as_bytes())
@@ -300,7 +305,8 @@ fn shape(members: usize, config: &Config) -> Shape {
     }
 }
 
-/// The lowest local rank makes the segment, the others fetch it from there. It waits until all have, so that whoever has a communicator may drop it at once.
+/// The lowest local rank makes the segment, the others fetch it from there. It waits until all have, so that whoever
+/// has a communicator may drop it at once.
 fn share_group(
     node: &Node,
     (context, members, local): (u64, &[usize], &[usize]),

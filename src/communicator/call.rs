@@ -32,19 +32,21 @@ pub(crate) struct Buffers {
     pub output: *mut u8,
 }
 
-// SAFETY: plain addresses. Whoever makes a `Buffers` sees to it that they stay valid, and unshared, until the operation is done.
+// SAFETY: plain addresses. Whoever makes a `Buffers` sees to it that they stay valid, and unshared, until the operation
+// is done.
 unsafe impl Send for Buffers {}
 
 impl Communicator {
     /// The collectives as one dynamically typed call; [`Communicator::all_reduce`] and the others are this with types.
     ///
     /// `input` has as many blocks of `call.count` elements as the collective takes on this rank
-    /// ([`Collective::input_blocks`]) and `output` as many as it gives ([`Collective::output_blocks`]), as bytes; either is empty where there are none. Blocks until
-    /// this rank's part is done.
+    /// ([`Collective::input_blocks`]) and `output` as many as it gives ([`Collective::output_blocks`]), as bytes;
+    /// either is empty where there are none. Blocks until this rank's part is done.
     ///
     /// # Errors
-    /// [`Error::Argument`] for buffers of other lengths, a root that is no rank, or an operation that the type does not have: nothing was
-    /// started, and ranks that wait for this one are told. [`Error::Failed`] with the verdict that all ranks get.
+    /// [`Error::Argument`] for buffers of other lengths, a root that is no rank, or an operation that the type does not
+    /// have: nothing was started, and ranks that wait for this one are told. [`Error::Failed`] with the verdict that
+    /// all ranks get.
     pub fn call(&self, call: Call, input: &[u8], output: &mut [u8]) -> Result<()> {
         let number = self.inner.turns.take();
         let buffers = Buffers { input: input.as_ptr(), output: output.as_mut_ptr() };
@@ -53,8 +55,8 @@ impl Communicator {
         unsafe { self.inner.run(number, call, buffers, lengths) }
     }
 
-    /// [`Communicator::call`] in place: `buffer` is the larger of this rank's input and output, and the smaller lies inside it, at this rank's block
-    /// ([`Collective::in_place_block`], as in NCCL). All-to-all replaces every block.
+    /// [`Communicator::call`] in place: `buffer` is the larger of this rank's input and output, and the smaller lies
+    /// inside it, at this rank's block ([`Collective::in_place_block`], as in NCCL). All-to-all replaces every block.
     pub fn call_in_place(&self, call: Call, buffer: &mut [u8]) -> Result<()> {
         let number = self.inner.turns.take();
         let buffers = Buffers { input: buffer.as_ptr(), output: buffer.as_mut_ptr() };
@@ -82,7 +84,8 @@ impl Communicator {
     }
 }
 
-/// Outputs from this many bytes are stored around the caches where they are only copied: fetching each of their lines from memory first would cost more than the caches give.
+/// Outputs from this many bytes are stored around the caches where they are only copied: fetching each of their lines
+/// from memory first would cost more than the caches give.
 const LARGE: usize = 4 << 20;
 
 /// The lengths of what the caller passed, in bytes.
@@ -99,7 +102,8 @@ impl Inner {
     /// The caller holds the ticket for as long as it uses what this returns, and asks once.
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn work(&self) -> &mut Work {
-        // SAFETY: tickets are served one at a time, each after the one before was dropped, with release and acquire in between.
+        // SAFETY: tickets are served one at a time, each after the one before was dropped, with release and acquire in
+        // between.
         unsafe { &mut *self.work.get() }
     }
 
@@ -240,7 +244,8 @@ impl Work {
         }
     }
 
-    /// Run the planned schedule. `copied`: bytes of input that are first copied (scaled, for a pre-multiplied sum) into scratch.
+    /// Run the planned schedule. `copied`: bytes of input that are first copied (scaled, for a pre-multiplied sum) into
+    /// scratch.
     ///
     /// # Safety
     /// As for [`Work::collective`].

@@ -35,14 +35,16 @@ use crate::watch::{Jury, Watch};
 
 /// One rank's handle to a group of ranks that exchange data by collective operations.
 ///
-/// Every rank of the group makes the same calls in the same order, with the same counts, types, operations and roots; ranks that do not, all get an error that shows both
-/// sides. Operations run one at a time in the order of the calls. A call blocks until this rank's part is done: its output is
-/// complete and its input may be changed; other ranks may still be at it.
+/// Every rank of the group makes the same calls in the same order, with the same counts, types, operations and roots;
+/// ranks that do not, all get an error that shows both sides. Operations run one at a time in the order of the calls. A
+/// call blocks until this rank's part is done: its output is complete and its input may be changed; other ranks may
+/// still be at it.
 ///
-/// After an error other than [`Error::Argument`](crate::Error::Argument) the communicator has failed for good, on every rank, and every further call returns the same error.
+/// After an error other than [`Error::Argument`](crate::Error::Argument) the communicator has failed for good, on every
+/// rank, and every further call returns the same error.
 ///
-/// It may be shared between threads; their calls are then ordered by when they were made, which must be the same on every
-/// rank to be of use. Dropping it leaves the group; it does not wait for anybody.
+/// It may be shared between threads; their calls are then ordered by when they were made, which must be the same on
+/// every rank to be of use. Dropping it leaves the group; it does not wait for anybody.
 pub struct Communicator {
     pub(crate) inner: Arc<Inner>,
 }
@@ -77,8 +79,8 @@ struct Work {
     received: Vec<u64>,
 }
 
-// SAFETY: `work` is only touched by whoever holds the present ticket of `turns` (see `Inner::work`), which orders the accesses of different threads; the
-// raw pointers in it point into memory it owns. Everything else is Send and Sync.
+// SAFETY: `work` is only touched by whoever holds the present ticket of `turns` (see `Inner::work`), which orders the
+// accesses of different threads; the raw pointers in it point into memory it owns. Everything else is Send and Sync.
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
@@ -141,8 +143,9 @@ impl Communicator {
         &self.inner.topology
     }
 
-    /// Give up: every rank's present and future calls on this communicator return an error that names this rank and `why`, unless
-    /// it had failed before. Returns once the verdict stands here, which takes a round trip to the process that holds the job together.
+    /// Give up: every rank's present and future calls on this communicator return an error that names this rank and
+    /// `why`, unless it had failed before. Returns once the verdict stands here, which takes a round trip to the
+    /// process that holds the job together.
     pub fn abort(&self, why: &str) {
         let verdict = Verdict::Aborted { rank: self.rank(), why: why.to_string() };
         self.inner.jury.report(self.inner.context, verdict.clone());

@@ -1,7 +1,8 @@
 //! Messages from one rank to another.
 //!
-//! They have a channel of their own, so they never mix with collectives, and are numbered per pair of ranks. A message's first bytes are
-//! its fingerprint: if the receiver expects another count or type, every rank gets an error that shows both sides.
+//! They have a channel of their own, so they never mix with collectives, and are numbered per pair of ranks. A
+//! message's first bytes are its fingerprint: if the receiver expects another count or type, every rank gets an error
+//! that shows both sides.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use maypole_collectives::schedule::{Region, Schedule, Step};
@@ -44,8 +45,8 @@ pub(super) struct Direction {
 }
 
 impl Communicator {
-    /// Send `buffer` to rank `to`, which must [`recv`](Communicator::recv) as many elements of the same type. Returns when the buffer may be reused: small messages do
-    /// not wait for the receiver.
+    /// Send `buffer` to rank `to`, which must [`recv`](Communicator::recv) as many elements of the same type. Returns
+    /// when the buffer may be reused: small messages do not wait for the receiver.
     ///
     /// # Errors
     /// [`Error::Argument`] if `to` is this rank or none; [`Error::Failed`] as everywhere.
@@ -57,7 +58,8 @@ impl Communicator {
         unsafe { self.inner.message(number, T::DTYPE, buffers, Some(send), None) }
     }
 
-    /// Receive `buffer.len()` elements from rank `from`, which must [`send`](Communicator::send) as many. Blocks until they are there.
+    /// Receive `buffer.len()` elements from rank `from`, which must [`send`](Communicator::send) as many. Blocks until
+    /// they are there.
     pub fn recv<T: Element>(&self, buffer: &mut [T], from: usize) -> Result<()> {
         let number = self.inner.turns.take();
         let recv = Direction { peer: from, count: buffer.len() };
@@ -66,8 +68,8 @@ impl Communicator {
         unsafe { self.inner.message(number, T::DTYPE, buffers, None, Some(recv)) }
     }
 
-    /// Send to one rank and receive from one (the same, or another) at the same time: a ring of ranks that all call this does not deadlock. `to` and
-    /// `from` may both be this rank, which copies.
+    /// Send to one rank and receive from one (the same, or another) at the same time: a ring of ranks that all call
+    /// this does not deadlock. `to` and `from` may both be this rank, which copies.
     pub fn send_recv<T: Element>(&self, send: &[T], to: usize, recv: &mut [T], from: usize) -> Result<()> {
         let number = self.inner.turns.take();
         let (there, back) = (Direction { peer: to, count: send.len() }, Direction { peer: from, count: recv.len() });
@@ -80,7 +82,8 @@ impl Communicator {
 
 impl Inner {
     /// # Safety
-    /// `buffers.input` is readable for `send.count` elements and `buffers.output` writable for `recv.count`, unshared, until this returns.
+    /// `buffers.input` is readable for `send.count` elements and `buffers.output` writable for `recv.count`, unshared,
+    /// until this returns.
     pub(super) unsafe fn message(
         &self,
         number: u64,

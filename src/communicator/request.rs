@@ -1,7 +1,8 @@
 //! Asynchronous calls.
 //!
-//! An asynchronous call borrows its buffers while it runs, so something must outlive it that cannot be forgotten: a [`scope`], as in
-//! `std::thread::scope`. All requests started in a scope are done when it ends; each may be waited for earlier.
+//! An asynchronous call borrows its buffers while it runs, so something must outlive it that cannot be forgotten: a
+//! [`scope`], as in `std::thread::scope`. All requests started in a scope are done when it ends; each may be waited for
+//! earlier.
 //!
 //! ```
 //! # let comm = maypole::Communicator::threads(1)?.remove(0);
@@ -60,8 +61,8 @@ pub struct Scope<'env> {
     _env: PhantomData<&'env mut &'env ()>,
 }
 
-/// Run `f`, then wait until every request it started is done, waited for or not, even if `f` panics. Errors of requests that nobody waited for are
-/// dropped with them; the communicator returns them again at the next call.
+/// Run `f`, then wait until every request it started is done, waited for or not, even if `f` panics. Errors of requests
+/// that nobody waited for are dropped with them; the communicator returns them again at the next call.
 pub fn scope<'env, R>(f: impl FnOnce(&Scope<'env>) -> R) -> R {
     struct WaitForAll<'s, 'env>(&'s Scope<'env>);
     impl Drop for WaitForAll<'_, '_> {
@@ -76,7 +77,8 @@ pub fn scope<'env, R>(f: impl FnOnce(&Scope<'env>) -> R) -> R {
     f(&scope)
 }
 
-/// An asynchronous operation. Its buffers are borrowed until the scope ends; [`Request::wait`] gives the output back earlier. Dropping it waits.
+/// An asynchronous operation. Its buffers are borrowed until the scope ends; [`Request::wait`] gives the output back
+/// earlier. Dropping it waits.
 #[must_use = "dropping a request waits for it"]
 pub struct Request<'env, T> {
     completion: Arc<Completion>,
@@ -94,7 +96,8 @@ impl<'env, T> Request<'env, T> {
     /// Those of the blocking call.
     pub fn wait(self) -> Result<&'env mut [T]> {
         self.completion.wait()?;
-        // SAFETY: the operation, sole user of the borrow that the request stands for, is done, and the request is used up.
+        // SAFETY: the operation, sole user of the borrow that the request stands for, is done, and the request is used
+        // up.
         Ok(unsafe { &mut *self.output.as_ptr() })
     }
 
@@ -118,13 +121,15 @@ pub struct Start<'c, 'env> {
 }
 
 impl Communicator {
-    /// The asynchronous forms: `comm.start(scope).all_reduce(..)` returns once the operation is queued. Operations of this communicator run in the order of the calls, blocking ones included,
-    /// on a thread of the communicator's own that the first asynchronous call starts.
+    /// The asynchronous forms: `comm.start(scope).all_reduce(..)` returns once the operation is queued. Operations of
+    /// this communicator run in the order of the calls, blocking ones included, on a thread of the communicator's own
+    /// that the first asynchronous call starts.
     pub fn start<'c, 'env>(&'c self, scope: &'c Scope<'env>) -> Start<'c, 'env> {
         Start { comm: self, stream: None, scope }
     }
 
-    /// [`Communicator::start`] on a stream of the caller's: the operation also waits for everything queued there before.
+    /// [`Communicator::start`] on a stream of the caller's: the operation also waits for everything queued there
+    /// before.
     pub fn start_on<'c, 'env>(&'c self, stream: &'c Stream, scope: &'c Scope<'env>) -> Start<'c, 'env> {
         Start { comm: self, stream: Some(stream), scope }
     }
@@ -245,7 +250,8 @@ impl<'env> Start<'_, 'env> {
         output: &'env mut [T],
     ) -> Result<Request<'env, T>> {
         self.queue(output, move |inner, number| {
-            // SAFETY: the buffers are borrowed for 'env, which lasts until the scope has waited for this; their lengths are checked before use.
+            // SAFETY: the buffers are borrowed for 'env, which lasts until the scope has waited for this; their lengths
+            // are checked before use.
             unsafe { inner.run(number, call, buffers, lengths) }
         })
     }
@@ -265,7 +271,8 @@ impl<'env> Start<'_, 'env> {
                 none => none.insert(Stream::new()?),
             },
         };
-        // Under the lock, so that what two threads queue on the communicator's own stream lies there in the order of the tickets.
+        // Under the lock, so that what two threads queue on the communicator's own stream lies there in the order of
+        // the tickets.
         let number = inner.turns.take();
         let request = Request { completion: completion.clone(), output: NonNull::from(output), _env: PhantomData };
         self.scope.started.lock().push(completion.clone());

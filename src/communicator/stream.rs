@@ -1,7 +1,8 @@
 //! Streams: queues of operations that run in order, apart from the thread that queues them.
 //!
-//! A [`Stream`] is a thread with a queue. What is queued on it runs in order; different streams run at the same time. One stream may carry the operations of several communicators,
-//! and a communicator's operations may go to several streams: each communicator still runs its own in the order of the calls.
+//! A [`Stream`] is a thread with a queue. What is queued on it runs in order; different streams run at the same time.
+//! One stream may carry the operations of several communicators, and a communicator's operations may go to several
+//! streams: each communicator still runs its own in the order of the calls.
 
 use std::sync::mpsc;
 use std::thread::JoinHandle;

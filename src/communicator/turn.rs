@@ -1,7 +1,7 @@
 //! Whose turn it is: operations of one communicator run one at a time, in the order in which they were called.
 //!
-//! A ticket lock. Calling takes a ticket; running waits for its number. A blocking call whose ticket is next runs at once
-//! on the caller's thread; an asynchronous one is carried to a stream's thread, which waits for the number there.
+//! A ticket lock. Calling takes a ticket; running waits for its number. A blocking call whose ticket is next runs at
+//! once on the caller's thread; an asynchronous one is carried to a stream's thread, which waits for the number there.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,7 +16,8 @@ pub(super) struct Turns {
     changed: Condvar,
 }
 
-/// The right to run when the number comes up. Every ticket must be used, or those after it wait for ever; dropping it passes the turn on.
+/// The right to run when the number comes up. Every ticket must be used, or those after it wait for ever; dropping it
+/// passes the turn on.
 pub(super) struct Ticket<'a> {
     turns: &'a Turns,
     number: u64,
@@ -40,8 +41,9 @@ impl Turns {
 
     #[cold]
     fn wait(&self, number: u64) {
-        // The count is raised under the lock and before the last look, and looked at after serving has moved on; both are sequentially consistent, so
-        // either this look sees the new number or the leaver sees the count and takes the lock to wake.
+        // The count is raised under the lock and before the last look, and looked at after serving has moved on; both
+        // are sequentially consistent, so either this look sees the new number or the leaver sees the count and takes
+        // the lock to wake.
         let mut guard = self.lock.lock();
         self.waiting.fetch_add(1, Ordering::SeqCst);
         while self.serving.load(Ordering::SeqCst) != number {

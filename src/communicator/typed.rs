@@ -1,8 +1,9 @@
 //! The collectives as methods on slices.
 //!
-//! What every method has in common: it blocks until this rank's part is done; the buffers are borrowed until it returns; counts are elements;
-//! [`Error::Argument`](crate::Error::Argument) means that nothing was started and nothing touched, [`Error::Failed`](crate::Error::Failed) that the communicator has failed
-//! on every rank, and the output is then undefined. Every rank of the communicator must make the same call.
+//! What every method has in common: it blocks until this rank's part is done; the buffers are borrowed until it
+//! returns; counts are elements; [`Error::Argument`](crate::Error::Argument) means that nothing was started and nothing
+//! touched, [`Error::Failed`](crate::Error::Failed) that the communicator has failed on every rank, and the output is
+//! then undefined. Every rank of the communicator must make the same call.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use maypole_collectives::schedule::Collective;
@@ -19,7 +20,8 @@ impl Call {
 }
 
 impl Communicator {
-    /// Every rank's `output` becomes the reduction of all ranks' `input`s, which have the same length. Bit-identical on all ranks.
+    /// Every rank's `output` becomes the reduction of all ranks' `input`s, which have the same length. Bit-identical on
+    /// all ranks.
     pub fn all_reduce<T: Element>(&self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
         let call = Call::of::<T>(Collective::AllReduce, input.len(), Some(op), 0);
         self.call(call, cast_slice(input), cast_slice_mut(output))
@@ -36,7 +38,8 @@ impl Communicator {
         self.call(call, cast_slice(input), cast_slice_mut(output))
     }
 
-    /// [`Communicator::reduce`] with `buffer` as input and, on rank `root`, as output. On the other ranks its content stays as it was.
+    /// [`Communicator::reduce`] with `buffer` as input and, on rank `root`, as output. On the other ranks its content
+    /// stays as it was.
     pub fn reduce_in_place<T: Element>(&self, buffer: &mut [T], op: ReduceOp, root: usize) -> Result<()> {
         self.call_in_place(Call::of::<T>(Collective::Reduce, buffer.len(), Some(op), root), cast_slice_mut(buffer))
     }
@@ -58,7 +61,8 @@ impl Communicator {
         self.call(call, cast_slice(input), cast_slice_mut(output))
     }
 
-    /// [`Communicator::all_gather`] where this rank's input already lies at its place, block `rank` of `buffer`'s `size` equal blocks.
+    /// [`Communicator::all_gather`] where this rank's input already lies at its place, block `rank` of `buffer`'s
+    /// `size` equal blocks.
     pub fn all_gather_in_place<T: Element>(&self, buffer: &mut [T]) -> Result<()> {
         let call = Call::of::<T>(Collective::AllGather, buffer.len() / self.size(), None, 0);
         self.call_in_place(call, cast_slice_mut(buffer))
@@ -70,7 +74,8 @@ impl Communicator {
         self.call(call, cast_slice(input), cast_slice_mut(output))
     }
 
-    /// [`Communicator::reduce_scatter`] whose result replaces block `rank` of `buffer`; the other blocks' contents are undefined afterwards.
+    /// [`Communicator::reduce_scatter`] whose result replaces block `rank` of `buffer`; the other blocks' contents are
+    /// undefined afterwards.
     pub fn reduce_scatter_in_place<T: Element>(&self, buffer: &mut [T], op: ReduceOp) -> Result<()> {
         let call = Call::of::<T>(Collective::ReduceScatter, buffer.len() / self.size(), Some(op), 0);
         self.call_in_place(call, cast_slice_mut(buffer))
@@ -88,26 +93,30 @@ impl Communicator {
         self.call_in_place(call, cast_slice_mut(buffer))
     }
 
-    /// `output` on rank `root` becomes all ranks' `input`s in the order of the ranks. On the other ranks `output` must be empty.
+    /// `output` on rank `root` becomes all ranks' `input`s in the order of the ranks. On the other ranks `output` must
+    /// be empty.
     pub fn gather<T: Element>(&self, input: &[T], output: &mut [T], root: usize) -> Result<()> {
         let call = Call::of::<T>(Collective::Gather, input.len(), None, root);
         self.call(call, cast_slice(input), cast_slice_mut(output))
     }
 
-    /// [`Communicator::gather`] where rank `root`'s own input already lies at its place, block `root` of `buffer`'s `size` equal blocks; on the other ranks `buffer` is the input.
+    /// [`Communicator::gather`] where rank `root`'s own input already lies at its place, block `root` of `buffer`'s
+    /// `size` equal blocks; on the other ranks `buffer` is the input.
     pub fn gather_in_place<T: Element>(&self, buffer: &mut [T], root: usize) -> Result<()> {
         let blocks = if self.rank() == root { self.size() } else { 1 };
         let call = Call::of::<T>(Collective::Gather, buffer.len() / blocks, None, root);
         self.call_in_place(call, cast_slice_mut(buffer))
     }
 
-    /// `input` on rank `root` has `size` equal blocks; `output` becomes block `rank` of it. On the other ranks `input` must be empty.
+    /// `input` on rank `root` has `size` equal blocks; `output` becomes block `rank` of it. On the other ranks `input`
+    /// must be empty.
     pub fn scatter<T: Element>(&self, input: &[T], output: &mut [T], root: usize) -> Result<()> {
         let call = Call::of::<T>(Collective::Scatter, output.len(), None, root);
         self.call(call, cast_slice(input), cast_slice_mut(output))
     }
 
-    /// [`Communicator::scatter`] where rank `root`'s own block stays where it is in `buffer`; on the other ranks `buffer` is the output.
+    /// [`Communicator::scatter`] where rank `root`'s own block stays where it is in `buffer`; on the other ranks
+    /// `buffer` is the output.
     pub fn scatter_in_place<T: Element>(&self, buffer: &mut [T], root: usize) -> Result<()> {
         let blocks = if self.rank() == root { self.size() } else { 1 };
         let call = Call::of::<T>(Collective::Scatter, buffer.len() / blocks, None, root);

@@ -1,7 +1,8 @@
 //! Binding a schedule to buffers: from chunks to bytes.
 //!
-//! A schedule speaks of chunks; here they become pointers. `count` elements per block are cut into pieces of equal length (the last shorter, all starting at
-//! multiples of a cache line), and each piece into slices of at most `slice` elements. Round `k` moves slice `k` of every chunk.
+//! A schedule speaks of chunks; here they become pointers. `count` elements per block are cut into pieces of equal
+//! length (the last shorter, all starting at multiples of a cache line), and each piece into slices of at most `slice`
+//! elements. Round `k` moves slice `k` of every chunk.
 
 use maypole_collectives::ReduceOp;
 use maypole_collectives::schedule::{Buffer, Region};
@@ -65,8 +66,8 @@ impl Bound {
         }
     }
 
-    /// Where chunk `chunk` of `buffer` lies in round `round`, and how many bytes its slice has. The pointer may only be written through
-    /// if the buffer is not the input.
+    /// Where chunk `chunk` of `buffer` lies in round `round`, and how many bytes its slice has. The pointer may only be
+    /// written through if the buffer is not the input.
     #[inline]
     pub fn slice(&self, buffer: Buffer, chunk: usize, round: usize) -> (*mut u8, usize) {
         let (block, piece) = if self.pieces == 1 { (chunk, 0) } else { (chunk / self.pieces, chunk % self.pieces) };

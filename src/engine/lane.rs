@@ -1,4 +1,5 @@
-//! One lane of a schedule as it runs: a state machine that does as much of its steps as links allow, and says for whom it waits.
+//! One lane of a schedule as it runs: a state machine that does as much of its steps as links allow, and says for whom
+//! it waits.
 
 use maypole_collectives::reduce;
 use maypole_collectives::schedule::{Buffer, Order, Region, Schedule, Step};
@@ -8,7 +9,8 @@ use super::bound::Bound;
 use super::links::{Links, WINDOW_HEADER};
 use crate::fingerprint::Fingerprint;
 
-/// The most bytes that a fused step moves before it looks at its other side again: small enough to stay in the first-level caches on the way through.
+/// The most bytes that a fused step moves before it looks at its other side again: small enough to stay in the
+/// first-level caches on the way through.
 const MORSEL: usize = 32 << 10;
 
 /// Why a lane cannot go on.
@@ -148,7 +150,8 @@ impl<'a> Lane<'a> {
         let Some(tx) = links.open_sender(to, self.channel, self.stamp, self.operation)? else { return Ok(false) };
         while self.chunk < src.len {
             let (at, bytes) = self.bound.of(src, self.chunk, self.round);
-            // SAFETY: the region lies in a buffer of this call, which nothing writes while this step sends it (the verifier's promise).
+            // SAFETY: the region lies in a buffer of this call, which nothing writes while this step sends it (the
+            // verifier's promise).
             let rest = unsafe { std::slice::from_raw_parts(at.add(self.sent), bytes - self.sent) };
             self.sent += put(tx, rest, self.bound).map_err(|e| Trouble::Link(to, e))?;
             if self.sent < bytes {
@@ -164,7 +167,8 @@ impl<'a> Lane<'a> {
         let Some(rx) = links.open_receiver(from, self.channel, self.stamp, self.operation)? else { return Ok(false) };
         while self.chunk < dst.len {
             let (at, bytes) = self.bound.of(dst, self.chunk, self.round);
-            // SAFETY: the region lies in the output or scratch of this call, and nothing else touches it during this step.
+            // SAFETY: the region lies in the output or scratch of this call, and nothing else touches it during this
+            // step.
             let rest = unsafe { std::slice::from_raw_parts_mut(at.add(self.got), bytes - self.got) };
             self.got += rx.recv(rest).map_err(|e| Trouble::Link(from, e))?;
             if self.got < bytes {
@@ -192,7 +196,8 @@ impl<'a> Lane<'a> {
                 if n == 0 {
                     return Ok(false);
                 }
-                // SAFETY: n bytes from `got` lie within both chunks' slices; `there` is the link's memory, apart from both.
+                // SAFETY: n bytes from `got` lie within both chunks' slices; `there` is the link's memory, apart from
+                // both.
                 unsafe { combine(self.bound, to.add(self.got), mine.add(self.got), there.as_ptr(), order, n, false) };
                 rx.release(n);
                 self.got += n;
@@ -227,7 +232,8 @@ impl<'a> Lane<'a> {
                 }
                 let room = room.as_mut_ptr();
                 let around_caches = shared && n >= self.bound.stream_from;
-                // SAFETY: n bytes from `got` lie within the chunks' slices; the two links' memory is apart from them and from each other.
+                // SAFETY: n bytes from `got` lie within the chunks' slices; the two links' memory is apart from them
+                // and from each other.
                 unsafe {
                     let mine = mine.add(self.got);
                     match dst {
@@ -265,7 +271,8 @@ impl<'a> Lane<'a> {
             while self.sent < bytes {
                 let before = (self.got, self.sent);
                 let most = (bytes - self.got).min(MORSEL);
-                // SAFETY: [got, got + most) of the chunk's slice is written by nobody else and read only below, after it was received.
+                // SAFETY: [got, got + most) of the chunk's slice is written by nobody else and read only below, after
+                // it was received.
                 let into = unsafe { std::slice::from_raw_parts_mut(at.add(self.got), most) };
                 self.got += rx.recv(into).map_err(|e| Trouble::Link(from, e))?;
                 // SAFETY: [sent, got) of the chunk's slice has been received, and the borrow above has ended.
@@ -287,7 +294,8 @@ impl<'a> Lane<'a> {
             let (from, _) = self.bound.of(src, i, self.round);
             let (to, bytes) = self.bound.of(dst, i, self.round);
             if from != to {
-                // SAFETY: both slices lie in this call's buffers; different chunks do not overlap, equal ones were just excluded.
+                // SAFETY: both slices lie in this call's buffers; different chunks do not overlap, equal ones were just
+                // excluded.
                 unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
             }
         }
@@ -297,7 +305,8 @@ impl<'a> Lane<'a> {
         for i in 0..dst.len {
             let (to, bytes) = self.bound.of(dst, i, self.round);
             let ((a, _), (b, _)) = (self.bound.of(a, i, self.round), self.bound.of(b, i, self.round));
-            // SAFETY: all slices lie in this call's buffers and have the same length; `dst` is one of the others or apart from both.
+            // SAFETY: all slices lie in this call's buffers and have the same length; `dst` is one of the others or
+            // apart from both.
             unsafe { self.bound.reduce(to, a, b, bytes) };
         }
     }
@@ -389,7 +398,8 @@ fn whole(bytes: usize, bound: &Bound) -> usize {
 /// `to` = `mine` ⊕ `theirs`, or the other way round; stored around the caches if so asked.
 ///
 /// # Safety
-/// All three are valid for `bytes` bytes, a multiple of the element size; `to` may be `mine`, and is otherwise apart from both.
+/// All three are valid for `bytes` bytes, a multiple of the element size; `to` may be `mine`, and is otherwise apart
+/// from both.
 #[inline]
 unsafe fn combine(
     bound: &Bound,

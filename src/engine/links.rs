@@ -1,7 +1,7 @@
 //! A communicator's links: made when first used, each opened once per operation with the operation's fingerprint.
 //!
-//! Ranks of one host share a segment and are linked through it; all others by TCP. One-sided schedules need the window, which only a communicator
-//! within one segment has.
+//! Ranks of one host share a segment and are linked through it; all others by TCP. One-sided schedules need the window,
+//! which only a communicator within one segment has.
 
 use std::sync::Arc;
 
@@ -225,8 +225,8 @@ impl Links {
         Ok(true)
     }
 
-    /// Take in what has arrived on links whose turn has not come, and push on what is held back, so that no peer waits for this rank while it waits
-    /// for another. Returns whether anything moved.
+    /// Take in what has arrived on links whose turn has not come, and push on what is held back, so that no peer waits
+    /// for this rank while it waits for another. Returns whether anything moved.
     pub fn absorb(&mut self) -> Result<bool, Trouble> {
         if self.network.is_none() {
             return Ok(false);

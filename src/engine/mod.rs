@@ -1,8 +1,9 @@
 //! The engine: runs a rank's schedules over its links.
 //!
-//! *Collectives decide, transports move, src composes*: this is the composing. [`bound`] turns chunks into bytes, [`lane`] runs one
-//! lane as a state machine, [`links`] makes and opens links, [`wait`] waits and gives up, [`small`] is the hand-fused path of the smallest
-//! messages. The engine belongs to one communicator on one rank and does one operation at a time.
+//! *Collectives decide, transports move, src composes*: this is the composing. [`bound`] turns chunks into bytes,
+//! [`lane`] runs one lane as a state machine, [`links`] makes and opens links, [`wait`] waits and gives up, [`small`]
+//! is the hand-fused path of the smallest messages. The engine belongs to one communicator on one rank and does one
+//! operation at a time.
 
 pub(crate) mod bound;
 pub(crate) mod lane;

@@ -1,8 +1,9 @@
 //! The smallest all-reduces and barriers: one exchange instead of a schedule.
 //!
-//! What an interpreter costs is more than two cores need to pass a line to each other. So where all ranks share memory and the vector fits
-//! into an [`Exchange`](maypole_transports::shm::Exchange), every rank publishes its vector and folds all of them in rank order, as the
-//! one-shot schedule does; `tests/small.rs` checks that both give the same bits.
+//! What an interpreter costs is more than two cores need to pass a line to each other. So where all ranks share memory
+//! and the vector fits into an [`Exchange`](maypole_transports::shm::Exchange), every rank publishes its vector and
+//! folds all of them in rank order, as the one-shot schedule does; `tests/small.rs` checks that both give the same
+//! bits.
 
 use maypole_collectives::{DataType, ReduceOp, reduce};
 use maypole_transports::LinkError;
@@ -30,7 +31,8 @@ impl Vector {
 }
 
 impl Engine {
-    /// All-reduce `count` elements by one exchange. The caller has checked that there is an exchange and that the vector fits.
+    /// All-reduce `count` elements by one exchange. The caller has checked that there is an exchange and that the
+    /// vector fits.
     ///
     /// # Safety
     /// `input` is readable and `output` writable for `count` elements of `dtype`; they are the same or apart.
@@ -57,8 +59,8 @@ impl Engine {
                 continue;
             }
             let to = if rank == last { output } else { sum.as_mut_ptr() };
-            // SAFETY: all three have `count` elements. `to` is the first operand or apart from both, except that the output may be the input: then it is one
-            // of the operands, or the input has been folded in already.
+            // SAFETY: all three have `count` elements. `to` is the first operand or apart from both, except that the
+            // output may be the input: then it is one of the operands, or the input has been folded in already.
             unsafe { reduce::reduce(op, dtype, to, first, theirs, count) };
             first = sum.as_ptr();
         }
@@ -109,7 +111,8 @@ impl<'a> Participant<'a> {
         Ok(Participant { links, court, operation, wait: Wait::new(court, operation) })
     }
 
-    /// Wait for rank `from`'s vector, as long as `into`; where it is then: in `into`, or in the body that it was published in, until this exchange is finished.
+    /// Wait for rank `from`'s vector, as long as `into`; where it is then: in `into`, or in the body that it was
+    /// published in, until this exchange is finished.
     #[inline]
     fn read(&mut self, from: usize, into: &mut [u8]) -> Result<*const u8> {
         if into.len() <= Exchange::CAPACITY {

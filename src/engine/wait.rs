@@ -1,8 +1,8 @@
 //! One rank's waiting inside an operation: patience first, then questions, then sleep, and an end at the deadline.
 //!
-//! While a wait is short nothing is looked at but the flag that a verdict has been declared. After [`ASK_AFTER`] the rank asks, through the
-//! jury, what the rank it waits for is doing, which uncovers ranks that called something else; at the deadline the jury finds who has not come. Either
-//! ends in a verdict on every rank's watch.
+//! While a wait is short nothing is looked at but the flag that a verdict has been declared. After [`ASK_AFTER`] the
+//! rank asks, through the jury, what the rank it waits for is doing, which uncovers ranks that called something else;
+//! at the deadline the jury finds who has not come. Either ends in a verdict on every rank's watch.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,8 +64,8 @@ impl Court {
         self.await_verdict(verdict)
     }
 
-    /// Rank `peer` is known to have called something else than `operation`, or to have had a different past: have the jury find out where they
-    /// parted. `theirs`: what it was seen to do, if that is known.
+    /// Rank `peer` is known to have called something else than `operation`, or to have had a different past: have the
+    /// jury find out where they parted. `theirs`: what it was seen to do, if that is known.
     #[cold]
     pub fn disagree(&self, operation: &Fingerprint, peer: usize, theirs: Option<Fingerprint>) -> Error {
         if let Some(theirs) = theirs
@@ -109,7 +109,8 @@ impl Court {
     }
 }
 
-/// Wait for the verdict that a report leads to. Without one the hub is out of reach, and what this rank saw is the best it can say.
+/// Wait for the verdict that a report leads to. Without one the hub is out of reach, and what this rank saw is the best
+/// it can say.
 #[cold]
 pub(crate) fn for_verdict(watch: &Watch, otherwise: Verdict) {
     wait_for_verdict(watch, VERDICT_WITHIN);
@@ -156,8 +157,8 @@ impl<'a> Wait<'a> {
         self.idle.reset();
     }
 
-    /// The last poll found nothing to do: pause, and return when it is worth polling again. `blocked_on`: for whom this rank
-    /// waits, if for one.
+    /// The last poll found nothing to do: pause, and return when it is worth polling again. `blocked_on`: for whom this
+    /// rank waits, if for one.
     ///
     /// # Errors
     /// When a verdict stands or the deadline has passed.
@@ -184,7 +185,8 @@ impl<'a> Wait<'a> {
         }
         let next = if self.court.me + 1 == links.size { 0 } else { self.court.me + 1 };
         let peer = blocked_on.unwrap_or(next);
-        // A link says itself that its other end is gone, after what came before; where none was made, nothing else would.
+        // A link says itself that its other end is gone, after what came before; where none was made, nothing else
+        // would.
         if self.operation.is_point_to_point() && !links.exchanges_messages(peer) && self.court.watch.has_departed(peer)
         {
             if std::mem::replace(&mut self.departed, true) {

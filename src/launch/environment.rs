@@ -1,7 +1,9 @@
-//! `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`: the variables of torchrun, of `maypole run`, and of people who start ranks by hand.
+//! `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`: the variables of torchrun, of `maypole run`, and of people who
+//! start ranks by hand.
 //!
-//! torchrun's agent often serves torch's own store on `MASTER_PORT` (then `TORCHELASTIC_USE_AGENT_STORE=True`), so nobody can listen there: the ranks
-//! meet through that [store](super::tcp_store). `maypole run` instead binds the port itself and lets rank 0 inherit the socket.
+//! torchrun's agent often serves torch's own store on `MASTER_PORT` (then `TORCHELASTIC_USE_AGENT_STORE=True`), so
+//! nobody can listen there: the ranks meet through that [store](super::tcp_store). `maypole run` instead binds the port
+//! itself and lets rank 0 inherit the socket.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +37,8 @@ pub(super) struct Variables {
 }
 
 impl Variables {
-    /// `None` if none of the variables is set; [`Error::Bootstrap`] if some are missing, [`Error::Setting`] if one makes no sense.
+    /// `None` if none of the variables is set; [`Error::Bootstrap`] if some are missing, [`Error::Setting`] if one
+    /// makes no sense.
     pub(super) fn read(lookup: Lookup) -> Result<Option<Variables>> {
         let rank = number(lookup, "RANK", "this process's rank, a number from 0")?;
         let size = number(lookup, "WORLD_SIZE", "the number of ranks")?;
@@ -78,7 +81,8 @@ impl Variables {
         Ok(Some(variables))
     }
 
-    /// Open MPI's own variables, for a job whose mpirun offers no PMIx. They say who, but not where: that takes `MASTER_ADDR`.
+    /// Open MPI's own variables, for a job whose mpirun offers no PMIx. They say who, but not where: that takes
+    /// `MASTER_ADDR`.
     pub(super) fn read_open_mpi(lookup: Lookup) -> Result<Option<Variables>> {
         let (rank_name, size_name) = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE");
         let Some(rank) = number(lookup, rank_name, "this process's rank")? else { return Ok(None) };
@@ -173,8 +177,8 @@ fn missing(set: &str, unset: &str, what: &str) -> Error {
     ))
 }
 
-/// The listening socket that `maypole run` left open for us. `None` if it has been taken already, or if `fd` is something else by now
-/// (a program that closes inherited descriptors): then rank 0 binds the port itself.
+/// The listening socket that `maypole run` left open for us. `None` if it has been taken already, or if `fd` is
+/// something else by now (a program that closes inherited descriptors): then rank 0 binds the port itself.
 fn inherited_listener(fd: RawFd, port: u16) -> Option<OwnedFd> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if fd < 3 || TAKEN.swap(true, Ordering::AcqRel) {
@@ -193,7 +197,7 @@ fn inherited_listener(fd: RawFd, port: u16) -> Option<OwnedFd> {
         return None;
     }
     fcntl(inherited, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
-    // SAFETY: `fd` is open, as the calls above have shown, and is the socket that the launcher opened for this process alone; nothing else in
-    // it knows of the descriptor, and `TAKEN` sees to it that it is owned once.
+    // SAFETY: `fd` is open, as the calls above have shown, and is the socket that the launcher opened for this process
+    // alone; nothing else in it knows of the descriptor, and `TAKEN` sees to it that it is owned once.
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -1,7 +1,8 @@
 //! Who is this process? What launchers tell a rank about itself and where the ranks meet.
 //!
-//! A launcher (torchrun, `maypole run`, mpirun, mpiexec, srun) starts the ranks and leaves each of them its number and the size of the
-//! world in environment variables. What differs is how the ranks find each other before any of them has a connection:
+//! A launcher (torchrun, `maypole run`, mpirun, mpiexec, srun) starts the ranks and leaves each of them its number and
+//! the size of the world in environment variables. What differs is how the ranks find each other before any of them has
+//! a connection:
 //!
 //! | launcher | recognised by | ranks meet through |
 //! | --- | --- | --- |
@@ -13,11 +14,12 @@
 //! | Slurm's srun without either | `SLURM_PROCID` and `SLURM_STEP_NUM_TASKS` | an address derived from the step |
 //! | none | none of these | nothing: a world of one, as an MPI program started without mpirun |
 //!
-//! The first row that fits counts, because launchers nest that way: torchrun is started by srun or mpirun, one per host,
-//! and never the other way round. Half of a row is an error that names the missing variable, unless a later row is complete.
+//! The first row that fits counts, because launchers nest that way: torchrun is started by srun or mpirun, one per
+//! host, and never the other way round. Half of a row is an error that names the missing variable, unless a later row
+//! is complete.
 //!
-//! [`detect`] does all of it and returns a [`Launch`]. The communicator then either listens and connects at the address, or has rank 0
-//! put a unique id on the [`Board`] where the others read it.
+//! [`detect`] does all of it and returns a [`Launch`]. The communicator then either listens and connects at the
+//! address, or has rank 0 put a unique id on the [`Board`] where the others read it.
 
 mod environment;
 mod pmi;
@@ -44,8 +46,8 @@ pub struct Launch {
     pub local_rank: Option<usize>,
     /// How many ranks this host has, where the launcher says.
     pub local_size: Option<usize>,
-    /// The launcher's name, for messages: "maypole run", "torchrun", "environment" (variables set by hand), "Open MPI", "PMIx",
-    /// "MPICH (PMI-1)", "Slurm", or "none".
+    /// The launcher's name, for messages: "maypole run", "torchrun", "environment" (variables set by hand), "Open MPI",
+    /// "PMIx", "MPICH (PMI-1)", "Slurm", or "none".
     pub launcher: &'static str,
     /// How the ranks find each other.
     pub meeting: LaunchMeeting,
@@ -69,8 +71,8 @@ pub enum LaunchMeeting {
 }
 
 /// A launcher's notice board. Rank 0 posts once, then every rank, rank 0 too, reads once, then finishes. Not for bulk:
-/// the bytes (a few hundred) travel through the launcher. A board is good for one exchange; another [`detect`] gives a fresh one, if
-/// all ranks do so the same number of times.
+/// the bytes (a few hundred) travel through the launcher. A board is good for one exchange; another [`detect`] gives a
+/// fresh one, if all ranks do so the same number of times.
 pub trait Board: Send {
     /// Put up the bytes, at most 4096. Only rank 0 does. Does not wait for readers.
     ///
@@ -82,8 +84,8 @@ pub trait Board: Send {
     /// # Errors
     /// [`Error::Bootstrap`] at the deadline, or if the launcher is gone.
     fn read(&mut self, deadline: Instant) -> Result<Vec<u8>>;
-    /// Take leave of the launcher, politely. Call it once the world stands: some launchers forget what a process posted when it leaves.
-    /// Dropping a board does the same, without the error.
+    /// Take leave of the launcher, politely. Call it once the world stands: some launchers forget what a process posted
+    /// when it leaves. Dropping a board does the same, without the error.
     fn finish(&mut self) -> Result<()>;
 }
 
@@ -139,12 +141,13 @@ pub fn launcher_name(lookup: &dyn Fn(&str) -> Option<String>) -> Result<&'static
     })
 }
 
-/// Find out from the environment who this process is. `lookup` answers for variables, normally `|name| std::env::var(name).ok()`.
-/// Of `config`, the time ranks wait for each other bounds how long the launcher may take to answer.
+/// Find out from the environment who this process is. `lookup` answers for variables, normally `|name|
+/// std::env::var(name).ok()`. Of `config`, the time ranks wait for each other bounds how long the launcher may take to
+/// answer.
 ///
 /// # Errors
-/// [`Error::Setting`] for a variable that makes no sense, [`Error::Bootstrap`] for one that is missing or for a launcher that
-/// does not answer. Both name the variable and say what was expected.
+/// [`Error::Setting`] for a variable that makes no sense, [`Error::Bootstrap`] for one that is missing or for a
+/// launcher that does not answer. Both name the variable and say what was expected.
 pub fn detect(config: &Config, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Launch> {
     let lookup = &|name: &str| lookup(name).filter(|value| !value.is_empty());
     let deadline = Instant::now() + config.connect_timeout;
@@ -196,7 +199,8 @@ fn check_rank(rank_name: &str, rank: usize, size_name: &str, size: usize) -> Res
     Ok(())
 }
 
-/// How many boards this process has asked for: boards of one job are told apart by it, so that a second world does not read the first one's notice.
+/// How many boards this process has asked for: boards of one job are told apart by it, so that a second world does not
+/// read the first one's notice.
 fn next_board() -> usize {
     use std::sync::atomic::{AtomicUsize, Ordering};
     static BOARDS: AtomicUsize = AtomicUsize::new(0);

@@ -1,7 +1,7 @@
 //! PMI-1: the wire protocol of MPICH's, Intel MPI's and other Hydra launchers, and of Slurm's `srun --mpi=pmi2`.
 //!
-//! mpiexec leaves each rank one end of a socket pair (`PMI_FD`), or an address to connect to (`PMI_PORT` and `PMI_ID`). On it go lines of `key=value`
-//! words, one answer to each request:
+//! mpiexec leaves each rank one end of a socket pair (`PMI_FD`), or an address to connect to (`PMI_PORT` and `PMI_ID`).
+//! On it go lines of `key=value` words, one answer to each request:
 //!
 //! ```text
 //! cmd=initack pmiid=3                              cmd=initack rc=0, then cmd=set size=8 / rank=3 / debug=0      (PMI_PORT only)
@@ -14,15 +14,16 @@
 //! cmd=finalize                                     cmd=finalize_ack
 //! ```
 //!
-//! What was put is certain to be seen only after a barrier, so [`Board::read`] is a barrier and then gets. Values are words of limited length: ours
-//! are hexadecimal, in pieces.
+//! What was put is certain to be seen only after a barrier, so [`Board::read`] is a barrier and then gets. Values are
+//! words of limited length: ours are hexadecimal, in pieces.
 //!
 //! # When to take leave
 //!
-//! A process that has said `finalize` may die without mpiexec minding (Intel MPI's does not even end the others after a SIGKILL). One that
-//! closes the connection without it takes the whole job down at once. That is what we want for a rank that dies, so the connection is kept for the
-//! process's life, and `finalize` is said by an exit handler: ranks that return from main or call exit, with whatever status, leave
-//! politely and mpiexec reports their status; ranks killed by a signal or an abort do not.
+//! A process that has said `finalize` may die without mpiexec minding (Intel MPI's does not even end the others after a
+//! SIGKILL). One that closes the connection without it takes the whole job down at once. That is what we want for a
+//! rank that dies, so the connection is kept for the process's life, and `finalize` is said by an exit handler: ranks
+//! that return from main or call exit, with whatever status, leave politely and mpiexec reports their status; ranks
+//! killed by a signal or an abort do not.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -329,7 +330,8 @@ fn inherited(fd: RawFd) -> Result<File> {
     if fd < 0 {
         return Err(closed());
     }
-    // SAFETY: only copied before this function returns; if it is not open, the copy fails. mpiexec opened it for this process to use.
+    // SAFETY: only copied before this function returns; if it is not open, the copy fails. mpiexec opened it for this
+    // process to use.
     let inherited = unsafe { BorrowedFd::borrow_raw(fd) };
     Ok(File::from(inherited.try_clone_to_owned().map_err(|_| closed())?))
 }
@@ -359,8 +361,8 @@ fn leave_at_exit() {
             let _ = connection.request("cmd=finalize", "finalize_ack", Instant::now() + Duration::from_secs(2));
         }
     }
-    // SAFETY: `leave` lives as long as this library is loaded (the C library runs it before unloading), and neither unwinds nor
-    // touches anything but a static.
+    // SAFETY: `leave` lives as long as this library is loaded (the C library runs it before unloading), and neither
+    // unwinds nor touches anything but a static.
     unsafe { libc::atexit(leave) };
 }
 

@@ -1,9 +1,9 @@
 //! PMIx: how Open MPI's mpirun, PRRTE and `srun --mpi=pmix` talk to their ranks.
 //!
-//! PMIx is a C library (`libpmix.so.2`), not a wire protocol one could speak, so it is loaded when the launcher's variables are there and not
-//! otherwise. Rank 0 puts the notice under a key and commits it; the others get it from rank 0 by name. A get waits at the launcher
-//! until rank 0 has committed, so no fence is needed, and a missing third rank does not keep the first two from reading: who is missing
-//! is then found out, by name, where the ranks meet.
+//! PMIx is a C library (`libpmix.so.2`), not a wire protocol one could speak, so it is loaded when the launcher's
+//! variables are there and not otherwise. Rank 0 puts the notice under a key and commits it; the others get it from
+//! rank 0 by name. A get waits at the launcher until rank 0 has committed, so no fence is needed, and a missing third
+//! rank does not keep the first two from reading: who is missing is then found out, by name, where the ranks meet.
 //!
 //! The C structures used here have had the same layout since PMIx 3 (2018); older libraries are refused.
 
@@ -170,7 +170,8 @@ impl Api {
         }
         let mut errors = Vec::new();
         for path in candidates {
-            // SAFETY: loading runs the library's initialisers; this is the launcher's own library, which its administrator installed for programs to load.
+            // SAFETY: loading runs the library's initialisers; this is the launcher's own library, which its
+            // administrator installed for programs to load.
             match unsafe { Library::new(&path) } {
                 Ok(library) => return Api::bind(library, &path.display().to_string()),
                 Err(error) => errors.push(error.to_string()),
@@ -188,7 +189,8 @@ impl Api {
         let lacks = |error: libloading::Error| {
             Error::bootstrap(format!("{path} is not a PMIx library that can be used: {error}"))
         };
-        // SAFETY: the types are those of pmix.h, PMIx 3 to 6. The pointers are kept beside the library that they point into.
+        // SAFETY: the types are those of pmix.h, PMIx 3 to 6. The pointers are kept beside the library that they point
+        // into.
         unsafe {
             let version: unsafe extern "C" fn() -> *const c_char =
                 *library.get(b"PMIx_Get_version\0").map_err(lacks)?;
@@ -279,8 +281,8 @@ impl Client {
         let (sender, receiver) = channel::<std::result::Result<Vec<u8>, c_int>>();
         let rank0 = Proc { rank: 0, ..self.me };
         let data = Box::into_raw(Box::new(sender)).cast();
-        // SAFETY: `rank0` and the key are copied by the call. `data` is passed to `got` exactly once if the call succeeds, and
-        // never if it fails.
+        // SAFETY: `rank0` and the key are copied by the call. `data` is passed to `got` exactly once if the call
+        // succeeds, and never if it fails.
         let status = unsafe { (self.api.get_nb)(&rank0, self.key.as_ptr(), std::ptr::null(), 0, got, data) };
         if status != SUCCESS {
             // SAFETY: see above: the callback will not come, so the box is ours again.

@@ -1,9 +1,9 @@
 //! Slurm's `srun` when it offers neither PMIx nor PMI: the step's own variables.
 //!
-//! They say who each task is and which hosts take part, but hold no place to post anything. So rank 0 listens on the first host
-//! of the step, on a port computed from the job's and the step's numbers: every task computes the same one. Two steps that share a host can
-//! collide there (`MASTER_PORT` overrides it), and nothing in these variables is secret: anybody in the same
-//! network can compute the port too. `MAYPOLE_KEY`, exported before `srun`, closes that.
+//! They say who each task is and which hosts take part, but hold no place to post anything. So rank 0 listens on the
+//! first host of the step, on a port computed from the job's and the step's numbers: every task computes the same one.
+//! Two steps that share a host can collide there (`MASTER_PORT` overrides it), and nothing in these variables is
+//! secret: anybody in the same network can compute the port too. `MAYPOLE_KEY`, exported before `srun`, closes that.
 
 use super::{Launch, LaunchMeeting, Lookup, check_rank, environment, number};
 use crate::error::{Error, Result};
@@ -21,7 +21,8 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// `None` outside a step: a batch script itself has `SLURM_PROCID` too, but is one process, whatever `SLURM_NTASKS` says.
+    /// `None` outside a step: a batch script itself has `SLURM_PROCID` too, but is one process, whatever `SLURM_NTASKS`
+    /// says.
     pub(super) fn read(lookup: Lookup) -> Result<Option<Step>> {
         let Some(rank) = number(lookup, "SLURM_PROCID", "this task's rank")? else { return Ok(None) };
         let nodes = lookup("SLURM_STEP_NODELIST");
@@ -85,15 +86,16 @@ fn missing(name: &str) -> Error {
     ))
 }
 
-/// A port below the range from which Linux gives out ephemeral ones (32768 and up) and above the well-known ones. Consecutive jobs and steps get
-/// different ports.
+/// A port below the range from which Linux gives out ephemeral ones (32768 and up) and above the well-known ones.
+/// Consecutive jobs and steps get different ports.
 fn port(job: u64, step: u64) -> u16 {
     const FIRST: u64 = 15_000;
     const PORTS: u64 = 17_000;
     (FIRST + job.wrapping_mul(64).wrapping_add(step) % PORTS) as u16
 }
 
-/// Tasks on this host, from `SLURM_STEP_TASKS_PER_NODE` such as `4(x2),3`, if this host's entry can be told (`SLURM_NODEID`).
+/// Tasks on this host, from `SLURM_STEP_TASKS_PER_NODE` such as `4(x2),3`, if this host's entry can be told
+/// (`SLURM_NODEID`).
 fn local_size(lookup: Lookup) -> Option<usize> {
     let text = lookup("SLURM_STEP_TASKS_PER_NODE").or_else(|| lookup("SLURM_TASKS_PER_NODE"))?;
     let mut node: usize = lookup("SLURM_NODEID")?.parse().ok()?;

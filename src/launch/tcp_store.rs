@@ -1,8 +1,9 @@
 //! A board on torch's TCPStore.
 //!
-//! torchrun's agent serves a key-value store on `MASTER_ADDR:MASTER_PORT` for its workers. Its protocol (c10d's `TCPStoreBackend`, the same for the
-//! libuv server and the older one, torch 2.1 and later) is one connection on which the client writes requests; integers are in host byte order,
-//! strings and values are a 64-bit length and that many bytes:
+//! torchrun's agent serves a key-value store on `MASTER_ADDR:MASTER_PORT` for its workers. Its protocol (c10d's
+//! `TCPStoreBackend`, the same for the libuv server and the older one, torch 2.1 and later) is one connection on which
+//! the client writes requests; integers are in host byte order, strings and values are a 64-bit length and that many
+//! bytes:
 //!
 //! ```text
 //! VALIDATE 0x00  u32 magic              no answer; must come first
@@ -11,8 +12,8 @@
 //! WAIT     0x06  u64 n, n keys          one byte 0x00 once all keys exist
 //! ```
 //!
-//! So reading is WAIT and then GET. The store is open to everybody who reaches its port; what rank 0 posts there, the job's key included,
-//! is as private as the network. Setting `MAYPOLE_KEY` on all ranks keeps the key out of it.
+//! So reading is WAIT and then GET. The store is open to everybody who reaches its port; what rank 0 posts there, the
+//! job's key included, is as private as the network. Setting `MAYPOLE_KEY` on all ranks keeps the key out of it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};

@@ -1,7 +1,8 @@
-//! Worlds for tests: ranks as threads of the test, and ranks as processes, which are the test's own executable once more.
+//! Worlds for tests: ranks as threads of the test, and ranks as processes, which are the test's own executable once
+//! more.
 //!
-//! A test that wants processes calls [`role`] first: in a process that was started as a rank it runs the rank's part and ends it. Then it
-//! starts them with [`Job::start`]. Ranks talk to the test by lines on their standard output.
+//! A test that wants processes calls [`role`] first: in a process that was started as a rank it runs the rank's part
+//! and ends it. Then it starts them with [`Job::start`]. Ranks talk to the test by lines on their standard output.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
@@ -15,8 +16,8 @@ use maypole::{Communicator, Config, Error, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Longer than anything here takes on a machine that is busy with ten other things: tests that time something else print it and compare
-/// with this.
+/// Longer than anything here takes on a machine that is busy with ten other things: tests that time something else
+/// print it and compare with this.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Settings with a deadline that no test reaches unless something hangs.
@@ -84,7 +85,8 @@ pub fn role(body: impl FnOnce(&str)) {
 
 /// Say something to the test.
 pub fn say(what: impl std::fmt::Display) {
-    // One write, so that lines of threads do not mix; and a newline first, since the test harness does not end its own lines.
+    // One write, so that lines of threads do not mix; and a newline first, since the test harness does not end its own
+    // lines.
     print!("\n@{}\n", what.to_string().replace('\n', " "));
     let _ = std::io::Write::flush(&mut std::io::stdout());
 }

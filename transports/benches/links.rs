@@ -4,9 +4,9 @@
 //! cargo bench -p maypole-transports --bench links
 //! ```
 //!
-//! Each pair is two threads that poll without sleeping, so it needs two cores to itself. Half of a round trip is the latency
-//! that a collective pays per step. Sockets and shared memory behave between threads as between processes; TCP goes over
-//! loopback.
+//! Each pair is two threads that poll without sleeping, so it needs two cores to itself. Half of a round trip is the
+//! latency that a collective pays per step. Sockets and shared memory behave between threads as between processes; TCP
+//! goes over loopback.
 
 use std::hint::black_box;
 use std::net::{TcpListener, TcpStream};

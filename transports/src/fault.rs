@@ -1,10 +1,11 @@
 //! Links that misbehave on purpose, to test what is built on links.
 //!
-//! A [`Fault`] says what goes wrong; [`Fault::sender`] and [`Fault::receiver`] wrap one end of any link with it. The same fault over
-//! the same calls does the same thing: what is random comes from [`Fault::seed`].
+//! A [`Fault`] says what goes wrong; [`Fault::sender`] and [`Fault::receiver`] wrap one end of any link with it. The
+//! same fault over the same calls does the same thing: what is random comes from [`Fault::seed`].
 //!
-//! Delays and dribbling bend no promise of the [contract](crate): the conformance suite runs over wrapped links too. A cut link ends like
-//! one whose peer is gone, on this side at once, and on the other because the wrapped end is dropped.
+//! Delays and dribbling bend no promise of the [contract](crate): the conformance suite runs over wrapped links too. A
+//! cut link ends like one whose peer is gone, on this side at once, and on the other because the wrapped end is
+//! dropped.
 
 use std::time::Duration;
 
@@ -18,8 +19,8 @@ const ELEMENT: usize = 64;
 pub struct Fault {
     /// Each call first sleeps for a random time up to this.
     pub delay: Duration,
-    /// Each call moves a random number of bytes up to this, at least one where the link could move any. Where bytes are read or written in place,
-    /// 64 can be seen at once all the same, as the contract promises.
+    /// Each call moves a random number of bytes up to this, at least one where the link could move any. Where bytes are
+    /// read or written in place, 64 can be seen at once all the same, as the contract promises.
     pub dribble: Option<usize>,
     /// Where the link breaks.
     pub cut: Option<Cut>,
@@ -30,11 +31,11 @@ pub struct Fault {
 /// Where a link breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// After so many bytes: they pass, and the next call finds the link gone. Bytes handled in place pass in pieces of up to 64, so a cut within such
-    /// a piece comes before it.
+    /// After so many bytes: they pass, and the next call finds the link gone. Bytes handled in place pass in pieces of
+    /// up to 64, so a cut within such a piece comes before it.
     Sever(u64),
-    /// Like `Sever`, but a sender does not notice: it takes the rest of the message, and only after the message's end is the link gone. A receiver cannot
-    /// help noticing, for it `Truncate` is `Sever`.
+    /// Like `Sever`, but a sender does not notice: it takes the rest of the message, and only after the message's end
+    /// is the link gone. A receiver cannot help noticing, for it `Truncate` is `Sever`.
     Truncate(u64),
 }
 
@@ -83,7 +84,8 @@ impl Course {
         Self { fault: fault.clone(), moved: 0, random: fault.seed }
     }
 
-    /// The next number of the splitmix64 sequence (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+    /// The next number of the splitmix64 sequence (Steele, Lea and Flood, "Fast splittable pseudorandom number
+    /// generators", 2014).
     fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;

@@ -9,8 +9,8 @@
 //! * all ranks of an all-reduce combine each element in the same order, and so end with the same bits;
 //! * nothing is read before it is written in the same round, nor an input after an output in place has overwritten it;
 //! * inputs are never written, regions lie within their buffers, and chunks that are joined are the same piece;
-//! * messages match in order, number of chunks, pieces and round on each link, none stays behind, and each end of a link
-//!   belongs to one lane;
+//! * messages match in order, number of chunks, pieces and round on each link, none stays behind, and each end of a
+//!   link belongs to one lane;
 //! * each publication is fetched from exactly once by every other rank;
 //! * nobody waits for ever with the smallest credit (see [`schedule`](crate::schedule#credit));
 //! * lanes of one rank touch the same chunk only in an order that messages enforce;

@@ -1,9 +1,10 @@
 //! The keeper: a small process that outlives `maypole run` by a moment.
 //!
-//! If the launcher is killed with SIGKILL it can end nobody. The kernel ends its direct children (`PR_SET_PDEATHSIG`), but where a rank is
-//! a shell that runs the program, the program would stay. So before the first rank a child is forked that holds the read end of a pipe and
-//! learns each rank's process group through it. End of file means that the launcher is gone; without a farewell before it the
-//! keeper kills all the groups. It ignores signals and is in a group of its own.
+//! If the launcher is killed with SIGKILL it can end nobody. The kernel ends its direct children (`PR_SET_PDEATHSIG`),
+//! but where a rank is a shell that runs the program, the program would stay. So before the first rank a child is
+//! forked that holds the read end of a pipe and learns each rank's process group through it. End of file means that the
+//! launcher is gone; without a farewell before it the keeper kills all the groups. It ignores signals and is in a group
+//! of its own.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -24,7 +25,8 @@ impl Keeper {
     /// Fork it. The calling process must have one thread.
     pub(super) fn start() -> Result<Keeper> {
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC).map_err(|error| Error::system("pipe", error))?;
-        // SAFETY: this process has one thread (the command has started none), so the child may go on with ordinary code; it never returns.
+        // SAFETY: this process has one thread (the command has started none), so the child may go on with ordinary
+        // code; it never returns.
         match unsafe { fork() }.map_err(|error| Error::system("fork", error))? {
             ForkResult::Parent { child } => Ok(Keeper { pipe: Some(ours.into()), process: child }),
             ForkResult::Child => keep(theirs, ours),

@@ -1,8 +1,9 @@
 //! `maypole run`: start N ranks of a program on this machine, and see them to their end.
 //!
-//! One thread and one `poll`: it watches a signal descriptor, the ranks' output pipes and, through SIGCHLD, the ranks. Every rank
-//! is the leader of its own process group, so a signal reaches whatever the rank itself has started (a shell that runs a program, say).
-//! [`ranks`] starts and ends them, [`output`] prefixes what they print, [`keeper`] ends them if this process is killed.
+//! One thread and one `poll`: it watches a signal descriptor, the ranks' output pipes and, through SIGCHLD, the ranks.
+//! Every rank is the leader of its own process group, so a signal reaches whatever the rank itself has started (a shell
+//! that runs a program, say). [`ranks`] starts and ends them, [`output`] prefixes what they print, [`keeper`] ends them
+//! if this process is killed.
 
 mod keeper;
 mod output;
@@ -23,17 +24,17 @@ use ranks::{Ending, Ranks};
 
 /// Start N ranks of PROGRAM on this machine, prefix their output, pass signals on, and end all when one fails.
 ///
-/// Each rank gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and a fresh MAYPOLE_KEY, so a program that calls
-/// Communicator::from_env() finds its peers, and so does one that uses torch.distributed.
+/// Each rank gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and a fresh MAYPOLE_KEY, so
+/// a program that calls Communicator::from_env() finds its peers, and so does one that uses torch.distributed.
 ///
-/// Lines are printed whole, as "[rank] line", standard output to standard output and standard error to standard error. Rank 0 reads standard input if
-/// that is a file or a pipe; the others, and rank 0 at a terminal, read nothing.
+/// Lines are printed whole, as "[rank] line", standard output to standard output and standard error to standard error.
+/// Rank 0 reads standard input if that is a file or a pipe; the others, and rank 0 at a terminal, read nothing.
 ///
-/// SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to every rank; Ctrl-Z stops and fg continues them; a
-/// second SIGINT or SIGTERM kills.
+/// SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to every rank; Ctrl-Z stops and fg continues
+/// them; a second SIGINT or SIGTERM kills.
 ///
-/// Exit status: 0 if every rank returned 0; otherwise that of the rank that failed first, 128 + N if signal N ended it; 124 after --timeout; 126 or 127 if PROGRAM
-/// cannot be run or found; 2 for a wrong command line.
+/// Exit status: 0 if every rank returned 0; otherwise that of the rank that failed first, 128 + N if signal N ended it;
+/// 124 after --timeout; 126 or 127 if PROGRAM cannot be run or found; 2 for a wrong command line.
 #[derive(clap::Args)]
 #[command(after_help = "Example: maypole run -n 4 -x MAYPOLE_LOG=info -- ./train --epochs 3")]
 pub struct Args {
@@ -52,7 +53,8 @@ pub struct Args {
     /// Leave the output as it comes: the ranks write to this terminal or file themselves
     #[arg(long)]
     no_prefix: bool,
-    /// Set an environment variable for all ranks; NAME alone is refused, since ranks inherit the environment anyway. Repeatable
+    /// Set an environment variable for all ranks; NAME alone is refused, since ranks inherit the environment anyway.
+    /// Repeatable
     #[arg(short = 'x', value_name = "NAME=VALUE", value_parser = assignment)]
     set: Vec<(String, String)>,
     /// The program and its arguments; write -- before it
@@ -96,8 +98,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// Start `ranks` ranks of `program` (with its arguments) that write to this process's own output, and see them to their end: how
-/// `maypole perf --ranks` gets its ranks. The calling process must have one thread.
+/// Start `ranks` ranks of `program` (with its arguments) that write to this process's own output, and see them to their
+/// end: how `maypole perf --ranks` gets its ranks. The calling process must have one thread.
 pub(crate) fn ranks_of(program: Vec<std::ffi::OsString>, ranks: u32) -> ExitCode {
     let grace = Duration::from_secs(5);
     run(&Args { ranks, timeout: None, grace, tag_output: false, no_prefix: true, set: Vec::new(), program })
@@ -214,7 +216,8 @@ impl Job {
 
     fn take_endings(&mut self) {
         let failed = self.ranks.endings();
-        // Several may have ended since the last look. One that a signal ended is more likely the cause than one that returned an error.
+        // Several may have ended since the last look. One that a signal ended is more likely the cause than one that
+        // returned an error.
         let first = failed.iter().find(|(_, ending)| matches!(ending, Ending::Signal(..))).or(failed.first());
         let Some(&(rank, ending)) = first else { return };
         self.status.get_or_insert(ending.status());

@@ -34,7 +34,8 @@ impl Output {
 
     /// Take over the read end of a rank's pipe.
     pub(super) fn add(&mut self, rank: usize, sink: Sink, pipe: OwnedFd) {
-        // One slow rank must not hold up the others' output. If this fails, reads block until there is something to read, which is after poll said so.
+        // One slow rank must not hold up the others' output. If this fails, reads block until there is something to
+        // read, which is after poll said so.
         let _ = fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
         self.streams.push(Stream { pipe: pipe.into(), sink, lines: Lines::new(rank) });
     }
@@ -91,7 +92,8 @@ impl Stream {
             Ok(n) => {
                 let mut text = Vec::with_capacity(n + 256);
                 self.lines.add(&bytes[..n], &mut text);
-                // Nobody reads our output any more: closing the pipe lets the rank find out as it would have without us.
+                // Nobody reads our output any more: closing the pipe lets the rank find out as it would have without
+                // us.
                 if self.sink.write(&text) { Copied::Some } else { Copied::End }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Copied::Nothing,

@@ -47,7 +47,8 @@ impl std::fmt::Display for Ending {
     }
 }
 
-/// All ranks. Ended ones stay zombies until [`Ranks::reap`]: so long, their process group's number cannot become somebody else's.
+/// All ranks. Ended ones stay zombies until [`Ranks::reap`]: so long, their process group's number cannot become
+/// somebody else's.
 pub(super) struct Ranks {
     children: Vec<Child>,
     ended: Vec<bool>,
@@ -129,7 +130,8 @@ impl Ranks {
         }
         let launcher = getpid();
         let passed = (rank == 0).then(|| listener.as_raw_fd());
-        // SAFETY: between fork and exec only async-signal-safe calls are made, nothing is allocated, and the descriptor is open in the child.
+        // SAFETY: between fork and exec only async-signal-safe calls are made, nothing is allocated, and the descriptor
+        // is open in the child.
         unsafe { command.pre_exec(move || in_child(launcher, passed)) };
         command.spawn()
     }

@@ -1,23 +1,28 @@
 //! Small publications in shared memory: payload and flag in the same cache line.
 //!
-//! The cheapest thing that two cores can do for each other is to pass one line. So here a line carries 56 bytes of payload and, in
-//! its last eight bytes, the flag that says for which exchange they are. One transfer of the line brings both.
+//! The cheapest thing that two cores can do for each other is to pass one line. So here a line carries 56 bytes of
+//! payload and, in its last eight bytes, the flag that says for which exchange they are. One transfer of the line
+//! brings both.
 //!
 //! # The protocol
 //!
-//! An *exchange* is one step in which every member publishes and every member reads all others. Exchanges are numbered from 1, the same on every rank; each rank has two sets of
-//! lines and uses set `number mod 2`. The publisher stores a line's payload and then, with release, its flag: the number, and a digest
-//! of what the exchange is for. A reader that loads the number it expects, with acquire, sees the payload; if the digest differs, the
-//! two ranks are not doing the same thing.
+//! An *exchange* is one step in which every member publishes and every member reads all others. Exchanges are numbered
+//! from 1, the same on every rank; each rank has two sets of lines and uses set `number mod 2`. The publisher stores a
+//! line's payload and then, with release, its flag: the number, and a digest of what the exchange is for. A reader that
+//! loads the number it expects, with acquire, sees the payload; if the digest differs, the two ranks are not doing the
+//! same thing.
 //!
-//! A set is written for exchange `k` while nobody reads it for exchange `k - 2`: to begin exchange `k`, a rank must have finished exchange `k - 1`, which
-//! took every other rank's lines of `k - 1`, and a rank publishes those only after it has finished exchange `k - 2`. So no credit has to come
-//! back; that is what makes an exchange a single transfer each way. A reader that looks at a line while its publisher writes the *next*
-//! exchange into the *other* set is not disturbed. The payload words are atomics (relaxed), so a premature look at a line is no data race, only a flag that does not fit.
+//! A set is written for exchange `k` while nobody reads it for exchange `k - 2`: to begin exchange `k`, a rank must
+//! have finished exchange `k - 1`, which took every other rank's lines of `k - 1`, and a rank publishes those only
+//! after it has finished exchange `k - 2`. So no credit has to come back; that is what makes an exchange a single
+//! transfer each way. A reader that looks at a line while its publisher writes the *next* exchange into the *other* set
+//! is not disturbed. The payload words are atomics (relaxed), so a premature look at a line is no data race, only a
+//! flag that does not fit.
 //!
-//! What does not fit into a few lines goes into the set's *body*: plain bytes, written before and read after the flag of the set's first line, which
-//! then carries no payload. The same argument covers it: until the flag of exchange `k` is seen nobody reads the body, and it is written for `k` only when nobody reads it for `k - 2`. A body
-//! can be written around the caches, which lines with a flag in each cannot.
+//! What does not fit into a few lines goes into the set's *body*: plain bytes, written before and read after the flag
+//! of the set's first line, which then carries no payload. The same argument covers it: until the flag of exchange `k`
+//! is seen nobody reads the body, and it is written for `k` only when nobody reads it for `k - 2`. A body can be
+//! written around the caches, which lines with a flag in each cannot.
 
 use super::ring::Presence;
 use super::segment::{BODY, LINES, Segment, Shared};
@@ -120,7 +125,8 @@ pub struct Exchange {
     _segment: Arc<Segment>,
 }
 
-// SAFETY: the bodies lie in the segment that the value keeps; who may touch them is the protocol's business, not the thread's.
+// SAFETY: the bodies lie in the segment that the value keeps; who may touch them is the protocol's business, not the
+// thread's.
 unsafe impl Send for Exchange {}
 
 impl Exchange {
@@ -145,7 +151,8 @@ impl Exchange {
         Exchange { me, number: 0, flag: 0, members, unsettled: false, _segment: segment.clone() }
     }
 
-    /// Begin the next exchange with this rank's bytes, at most [`Exchange::CAPACITY`]. The one before must have been read from every other member.
+    /// Begin the next exchange with this rank's bytes, at most [`Exchange::CAPACITY`]. The one before must have been
+    /// read from every other member.
     #[inline]
     pub fn publish(&mut self, digest: u32, bytes: &[u8]) {
         self.number = self.next();
@@ -166,13 +173,13 @@ impl Exchange {
         self.number.checked_add(1).unwrap_or(2)
     }
 
-    /// The body of this rank's next exchange, to be filled before [`Exchange::publish`] with no bytes. As there, the exchange before must have been read from
-    /// every other member.
+    /// The body of this rank's next exchange, to be filled before [`Exchange::publish`] with no bytes. As there, the
+    /// exchange before must have been read from every other member.
     #[inline]
     pub fn body(&mut self) -> &mut [u8] {
         let at = self.members[self.me].bodies[self.next() as usize & 1];
-        // SAFETY: the body has BODY bytes and, by the protocol, nobody reads it before the next exchange is published; `&mut self` keeps
-        // this process from asking twice.
+        // SAFETY: the body has BODY bytes and, by the protocol, nobody reads it before the next exchange is published;
+        // `&mut self` keeps this process from asking twice.
         unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), BODY) }
     }
 
@@ -180,7 +187,8 @@ impl Exchange {
     #[inline]
     pub fn body_of(&self, from: usize) -> &[u8] {
         let at = self.members[from].bodies[self.number as usize & 1];
-        // SAFETY: the body has BODY bytes and, by the protocol, is not written again before this rank has begun the next exchange, which takes `&mut self`.
+        // SAFETY: the body has BODY bytes and, by the protocol, is not written again before this rank has begun the
+        // next exchange, which takes `&mut self`.
         unsafe { std::slice::from_raw_parts(at.as_ptr(), BODY) }
     }
 
@@ -189,7 +197,8 @@ impl Exchange {
         self.members[from].presence.has_left()
     }
 
-    /// Wake whoever sleeps on this rank's lines. To be called before this rank waits for long, and when it has read everything.
+    /// Wake whoever sleeps on this rank's lines. To be called before this rank waits for long, and when it has read
+    /// everything.
     #[inline]
     pub fn settle(&mut self) {
         if std::mem::take(&mut self.unsettled) {

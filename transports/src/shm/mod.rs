@@ -1,7 +1,7 @@
 //! Ranks that share memory.
 //!
-//! A [`Segment`] is the memory, a [`Group`] one rank's place in it. Processes share a memfd; threads share an anonymous mapping. Nothing
-//! else differs, so ranks as threads run the very code that ranks as processes do.
+//! A [`Segment`] is the memory, a [`Group`] one rank's place in it. Processes share a memfd; threads share an anonymous
+//! mapping. Nothing else differs, so ranks as threads run the very code that ranks as processes do.
 //!
 //! * [`ring`]: links, a ring of bytes for each ordered pair of ranks and channel.
 //! * [`window`]: publications that all members read, for one-sided schedules.
@@ -32,7 +32,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// Take member `me`'s place. Each place is taken once in a segment's life, and each link, window and exchange made once.
+    /// Take member `me`'s place. Each place is taken once in a segment's life, and each link, window and exchange made
+    /// once.
     pub fn new(segment: Arc<Segment>, me: usize) -> Group {
         assert!(me < segment.shape().members, "member {me} of {}", segment.shape().members);
         // SAFETY: a bell is made of atomics, at an offset that every member computes alike.

@@ -1,8 +1,9 @@
 //! The memory that a group shares, and where everything lies in it.
 //!
-//! One segment serves all ranks of a communicator on one host. It is a memfd (not a file under /dev/shm, which containers
-//! keep small) mapped by each process, or an anonymous mapping where the ranks are threads. It is laid out for every pair of
-//! ranks, but the kernel gives memory only to pages that are touched: a link costs nothing until it is used.
+//! One segment serves all ranks of a communicator on one host. It is a memfd (not a file under /dev/shm, which
+//! containers keep small) mapped by each process, or an anonymous mapping where the ranks are threads. It is laid out
+//! for every pair of ranks, but the kernel gives memory only to pages that are touched: a link costs nothing until it
+//! is used.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -94,8 +95,8 @@ pub struct Segment {
     fd: Option<OwnedFd>,
 }
 
-// SAFETY: the mapping belongs to this value alone within the process and stays until drop; all access to its content goes through atomics
-// or through pointers whose exclusive use the protocols of this module argue.
+// SAFETY: the mapping belongs to this value alone within the process and stays until drop; all access to its content
+// goes through atomics or through pointers whose exclusive use the protocols of this module argue.
 unsafe impl Send for Segment {}
 // SAFETY: as above.
 unsafe impl Sync for Segment {}
@@ -167,7 +168,8 @@ impl Segment {
     /// A `T` in the segment.
     ///
     /// # Safety
-    /// `T` must be made of atomics only, for which all-zero bytes are valid, and every process must use the same `T` at this offset.
+    /// `T` must be made of atomics only, for which all-zero bytes are valid, and every process must use the same `T` at
+    /// this offset.
     pub(super) unsafe fn shared<T>(self: &Arc<Segment>, offset: usize) -> Shared<T> {
         let at = self.bytes_at(offset, size_of::<T>()).cast::<T>();
         assert!(at.is_aligned());
@@ -177,7 +179,8 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made in `map` with this length, and whatever points into it holds the Arc, so nothing does any more.
+        // SAFETY: the mapping was made in `map` with this length, and whatever points into it holds the Arc, so nothing
+        // does any more.
         let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.shape.bytes()) };
     }
 }

@@ -5,16 +5,18 @@
 //! Each rank has two *places*; its publication number `k` (from 0) lies in place `k mod 2`. Shared are
 //!
 //! * `published` of each rank, written by it alone: how many publications are readable;
-//! * `done` of each ordered pair, written by the reader alone: with how many of the publisher's publications the reader has finished.
+//! * `done` of each ordered pair, written by the reader alone: with how many of the publisher's publications the reader
+//!   has finished.
 //!
-//! Each is in a line of its own. The publisher writes publication `k` into its place only when every other rank's `done` is at least `k - 1`, that is,
-//! when nobody reads publication `k - 2` any more, and then stores `published = k + 1` with release. A reader reads
-//! publication `k` only after it has loaded `published > k` with acquire, and stores `done = k + 1` with release when it has finished. So no place is
-//! written while it is read, and what is read is complete. Two places let a publisher write the next publication
-//! while the others still read the last one.
+//! Each is in a line of its own. The publisher writes publication `k` into its place only when every other rank's
+//! `done` is at least `k - 1`, that is, when nobody reads publication `k - 2` any more, and then stores `published = k
+//! + 1` with release. A reader reads publication `k` only after it has loaded `published > k` with acquire, and stores
+//! `done = k + 1` with release when it has finished. So no place is written while it is read, and what is read is
+//! complete. Two places let a publisher write the next publication while the others still read the last one.
 //!
-//! Bells are not rung at each store: [`Window::settle`] rings them, once for everything since the last time, when
-//! the rank would otherwise wait or is leaving the operation. A rank sleeps only after it has polled for much longer than that takes.
+//! Bells are not rung at each store: [`Window::settle`] rings them, once for everything since the last time, when the
+//! rank would otherwise wait or is leaving the operation. A rank sleeps only after it has polled for much longer than
+//! that takes.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -110,7 +112,8 @@ pub struct ShmWindow {
     _segment: Arc<Segment>,
 }
 
-// SAFETY: the places lie in the segment that the value keeps; who may touch them is the protocol's business, not the thread's.
+// SAFETY: the places lie in the segment that the value keeps; who may touch them is the protocol's business, not the
+// thread's.
 unsafe impl Send for ShmWindow {}
 
 impl ShmWindow {
@@ -154,8 +157,8 @@ impl Window for ShmWindow {
             };
         };
         let at = self.members[self.me].places[place];
-        // SAFETY: the place has `capacity` bytes and, by the protocol, nobody reads it before `publish`; `&mut self` keeps this
-        // process from asking twice.
+        // SAFETY: the place has `capacity` bytes and, by the protocol, nobody reads it before `publish`; `&mut self`
+        // keeps this process from asking twice.
         Ok(Some(unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), self.capacity) }))
     }
 
@@ -177,7 +180,8 @@ impl Window for ShmWindow {
                 Some(_) => Ok(None),
             };
         };
-        // SAFETY: the place has `capacity` bytes and, by the protocol, is not written before every reader is done with it.
+        // SAFETY: the place has `capacity` bytes and, by the protocol, is not written before every reader is done with
+        // it.
         Ok(Some(unsafe { std::slice::from_raw_parts(member.places[place].as_ptr(), self.capacity) }))
     }
 

@@ -67,8 +67,9 @@ impl Connections {
         self.streams.iter().map(AsFd::as_fd)
     }
 
-    /// Have a connection refuse more than about `bytes` that it could not send on yet, so that the caller finds out early which
-    /// connection is slow. A hint: where the system does not know it, connections are filled to the kernel's limit.
+    /// Have a connection refuse more than about `bytes` that it could not send on yet, so that the caller finds out
+    /// early which connection is slow. A hint: where the system does not know it, connections are filled to the
+    /// kernel's limit.
     pub fn limit_unsent(&self, bytes: u32) {
         for stream in &self.streams {
             let _ = SockRef::from(stream).set_tcp_notsent_lowat(bytes);
@@ -95,7 +96,8 @@ impl Connections {
         }
     }
 
-    /// One attempt to read from connection `index` into `parts` in order. The parts must have room for at least one byte.
+    /// One attempt to read from connection `index` into `parts` in order. The parts must have room for at least one
+    /// byte.
     pub fn read(&self, index: usize, parts: &mut [IoSliceMut<'_>]) -> Result<Arrival> {
         let mut stream = &self.streams[index];
         loop {
@@ -141,8 +143,9 @@ impl Connections {
     }
 }
 
-/// Closing a socket whose received bytes nobody has read makes Linux reset the connection, which would also destroy bytes that
-/// this rank sent just before and that are still under way. So they are read first, as far as they are there.
+/// Closing a socket whose received bytes nobody has read makes Linux reset the connection, which would also destroy
+/// bytes that this rank sent just before and that are still under way. So they are read first, as far as they are
+/// there.
 impl Drop for Connections {
     fn drop(&mut self) {
         self.shutdown(Shutdown::Write);
@@ -159,8 +162,9 @@ impl Drop for Connections {
     }
 }
 
-/// Whether both ends are on this host. Nothing is lost or congested there, so the plainest congestion control is the fastest: a
-/// host whose default paces its packets (BBR) moved 1.1 to 1.7 times less over loopback than with Reno, which every Linux has.
+/// Whether both ends are on this host. Nothing is lost or congested there, so the plainest congestion control is the
+/// fastest: a host whose default paces its packets (BBR) moved 1.1 to 1.7 times less over loopback than with Reno,
+/// which every Linux has.
 fn within_host(stream: &TcpStream) -> bool {
     match (stream.local_addr(), stream.peer_addr()) {
         (Ok(ours), Ok(theirs)) => ours.ip() == theirs.ip() || theirs.ip().is_loopback(),

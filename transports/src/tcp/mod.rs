@@ -6,26 +6,27 @@
 //!
 //! # One connection
 //!
-//! The bytes of the link are the bytes of the connection, with nothing around them: both ends know the lengths. What this
-//! module adds is the number of system calls, because on a fast network these are what a message costs:
+//! The bytes of the link are the bytes of the connection, with nothing around them: both ends know the lengths. What
+//! this module adds is the number of system calls, because on a fast network these are what a message costs:
 //!
-//! * A small message is one `send`: short pieces (a header, a few elements, what was written in place) are staged and leave
-//!   together at the end of the message. A large slice goes straight from the caller's memory, and what was staged before
-//!   it goes in the same call.
-//! * A small message is one `recv`: short reads take whatever the kernel holds into a buffer, so that a header brings its
-//!   payload along. A large read goes straight into the caller's memory.
+//! * A small message is one `send`: short pieces (a header, a few elements, what was written in place) are staged and
+//!   leave together at the end of the message. A large slice goes straight from the caller's memory, and what was
+//!   staged before it goes in the same call.
+//! * A small message is one `recv`: short reads take whatever the kernel holds into a buffer, so that a header brings
+//!   its payload along. A large read goes straight into the caller's memory.
 //!
 //! # Credit
 //!
 //! The kernel's buffers have no promised size, so they cannot carry the promise of
 //! [`Sender::credit`](crate::Sender::credit). The receiver's own buffer does: it holds at least `credit` bytes, and
-//! [`TcpReceiver::absorb`](crate::Receiver::absorb), called while the rank waits for anything at all, moves what has arrived
-//! into it. A sender may therefore get much further than its credit, and never less far.
+//! [`TcpReceiver::absorb`](crate::Receiver::absorb), called while the rank waits for anything at all, moves what has
+//! arrived into it. A sender may therefore get much further than its credit, and never less far.
 //!
 //! # Several connections
 //!
-//! The stream is cut into segments with a short header, each sent on whichever connection has room at that moment; the receiver takes
-//! them in stream order straight from the connections. `stripe.rs` argues why that needs no memory for reassembly.
+//! The stream is cut into segments with a short header, each sent on whichever connection has room at that moment; the
+//! receiver takes them in stream order straight from the connections. `stripe.rs` argues why that needs no memory for
+//! reassembly.
 //!
 //! # Ends
 //!
@@ -35,8 +36,8 @@
 //!
 //! # Waiting
 //!
-//! Nothing here waits. A rank with nothing to do spins for a moment and then sleeps in a [`Poller`] over the sockets of its
-//! links ([`TcpSender::fds`]).
+//! Nothing here waits. A rank with nothing to do spins for a moment and then sleeps in a [`Poller`] over the sockets of
+//! its links ([`TcpSender::fds`]).
 
 mod connection;
 mod poller;
@@ -61,11 +62,12 @@ pub const MAX_CONNECTIONS: usize = 16;
 /// Make a link pair, both directions of one channel, of the connections between two ranks.
 ///
 /// `streams` are 1 to [`MAX_CONNECTIONS`] connected sockets; the peer must make its pair of the other ends of the same
-/// connections. Their order does not matter, their number does: one connection carries bare bytes, several carry segments.
-/// `credit` (bytes) is what each direction takes before its receiver asks; both ends should give the same. The sockets are
-/// made non-blocking and their small packets are not delayed. Buffer sizes are left to the kernel, which adapts them to the path: fixed
-/// ones of 256 KiB moved a third more between two ranks with a core each, since what is queued stays in cache, but several times
-/// less where ranks share cores and every full buffer is a change of context.
+/// connections. Their order does not matter, their number does: one connection carries bare bytes, several carry
+/// segments. `credit` (bytes) is what each direction takes before its receiver asks; both ends should give the same.
+/// The sockets are made non-blocking and their small packets are not delayed. Buffer sizes are left to the kernel,
+/// which adapts them to the path: fixed ones of 256 KiB moved a third more between two ranks with a core each, since
+/// what is queued stays in cache, but several times less where ranks share cores and every full buffer is a change of
+/// context.
 ///
 /// # Errors
 ///

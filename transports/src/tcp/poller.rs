@@ -1,15 +1,16 @@
 //! Sleeping until a socket has something to say, or another thread does.
 //!
-//! The set is edge-triggered: [`Poller::sleep`] returns for what has *changed* since it last returned, bytes that arrived,
-//! room that appeared, a connection that ended. A socket whose state stays as it is wakes nobody, so a rank can sleep beside a
-//! full receive buffer (its peer is ahead, and its credit is used up) or a closed connection (a peer that is done), for which a
-//! level-triggered set would return at once for ever. The price is a rule for the caller:
+//! The set is edge-triggered: [`Poller::sleep`] returns for what has *changed* since it last returned, bytes that
+//! arrived, room that appeared, a connection that ended. A socket whose state stays as it is wakes nobody, so a rank
+//! can sleep beside a full receive buffer (its peer is ahead, and its credit is used up) or a closed connection (a peer
+//! that is done), for which a level-triggered set would return at once for ever. The price is a rule for the caller:
 //!
-//! > Between two sleeps, try everything you wait for until it makes no progress: `peek`, `recv`, `send`, `flush` of the links you use,
-//! > `absorb` of the others.
+//! > Between two sleeps, try everything you wait for until it makes no progress: `peek`, `recv`, `send`, `flush` of the
+//! links you use, > `absorb` of the others.
 //!
-//! A change before the last such try was seen by it; a change after it is still pending in the set and ends the next sleep at once.
-//! Hence no wakeup is lost. It also needs no announcement of interest in writing: a socket that refused bytes reports when it has room again.
+//! A change before the last such try was seen by it; a change after it is still pending in the set and ends the next
+//! sleep at once. Hence no wakeup is lost. It also needs no announcement of interest in writing: a socket that refused
+//! bytes reports when it has room again.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -47,7 +48,8 @@ impl Poller {
         Ok(Self { set, waker: Waker { event: Arc::new(event) } })
     }
 
-    /// Wake for this socket from now on: for arrivals, for room after it was full, and for its end. A socket already in the set stays in it.
+    /// Wake for this socket from now on: for arrivals, for room after it was full, and for its end. A socket already in
+    /// the set stays in it.
     ///
     /// # Errors
     ///
@@ -72,8 +74,8 @@ impl Poller {
         }
     }
 
-    /// Block until something has changed, a [`Waker`] is used, a signal is handled or `at_most` is over (rounded up to whole
-    /// milliseconds). It may return without a reason: the caller looks again in any case. See the module's rule.
+    /// Block until something has changed, a [`Waker`] is used, a signal is handled or `at_most` is over (rounded up to
+    /// whole milliseconds). It may return without a reason: the caller looks again in any case. See the module's rule.
     ///
     /// # Errors
     ///
@@ -81,7 +83,8 @@ impl Poller {
     pub fn sleep(&self, at_most: Duration) -> io::Result<()> {
         let milliseconds = at_most.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32;
         let timeout = EpollTimeout::try_from(milliseconds).unwrap_or(EpollTimeout::MAX);
-        // Which socket it was does not matter, the caller tries all. Events that do not fit are reported by the next sleep.
+        // Which socket it was does not matter, the caller tries all. Events that do not fit are reported by the next
+        // sleep.
         let mut events = [EpollEvent::empty(); 64];
         match self.set.wait(&mut events, timeout) {
             // Go back to the caller rather than to sleep: the signal's handler may have set what it waits for.

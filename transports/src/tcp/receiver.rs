@@ -1,4 +1,5 @@
-//! The receiving half: what is buffered, what goes straight into the caller's memory, and what a closed connection means.
+//! The receiving half: what is buffered, what goes straight into the caller's memory, and what a closed connection
+//! means.
 
 use std::io::{self, IoSliceMut};
 use std::net::Shutdown;
@@ -8,9 +9,11 @@ use super::connection::{Arrival, Connections};
 use super::stripe::StripeIn;
 use crate::{LinkError, Receiver, Result};
 
-/// A read for at least this much goes straight into the caller's memory; below, one more copy costs less than the system call that it saves.
+/// A read for at least this much goes straight into the caller's memory; below, one more copy costs less than the
+/// system call that it saves.
 const DIRECT: usize = 8 << 10;
-/// Bytes that a direct read may bring beyond what was asked for: the header of the next message and its payload if that is short.
+/// Bytes that a direct read may bring beyond what was asked for: the header of the next message and its payload if that
+/// is short.
 const BEYOND: usize = 4 << 10;
 /// Most bytes that one buffered read brings: they should still be in the second-level cache when they are used.
 const READ: usize = 256 << 10;
@@ -26,7 +29,8 @@ pub struct TcpReceiver {
     inlet: Inlet,
     /// Most bytes held in the buffer.
     hold: usize,
-    /// Bytes that have arrived and are not consumed are `buffer[start..end]`. Twice `hold` long, so that moving the rest to the front is rare.
+    /// Bytes that have arrived and are not consumed are `buffer[start..end]`. Twice `hold` long, so that moving the
+    /// rest to the front is rare.
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -121,7 +125,8 @@ impl TcpReceiver {
 
 impl Receiver for TcpReceiver {
     fn peek(&mut self) -> Result<&[u8]> {
-        // Always ask the kernel while the caller may be short of an element: a caller about to sleep must have seen all there is.
+        // Always ask the kernel while the caller may be short of an element: a caller about to sleep must have seen all
+        // there is.
         if self.buffered() < ELEMENT {
             self.fill();
             self.check()?;

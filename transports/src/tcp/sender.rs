@@ -8,7 +8,8 @@ use super::connection::Connections;
 use super::stripe::StripeOut;
 use crate::{LinkError, Result, Sender};
 
-/// Bytes that can be staged. Half a typical second-level cache: what is written in place is still there when the kernel copies it.
+/// Bytes that can be staged. Half a typical second-level cache: what is written in place is still there when the kernel
+/// copies it.
 const STAGE: usize = 256 << 10;
 /// A slice shorter than this is staged rather than sent by itself: copying it costs less than a system call.
 const TINY: usize = 4 << 10;
@@ -143,7 +144,8 @@ impl Outlet {
 
 impl Drop for TcpSender {
     fn drop(&mut self) {
-        // Whoever drops a link with bytes still staged has given up on them, or it would have called `flush`; trying once costs nothing.
+        // Whoever drops a link with bytes still staged has given up on them, or it would have called `flush`; trying
+        // once costs nothing.
         if self.failed.is_none() {
             let _ = self.write(&[]);
         }

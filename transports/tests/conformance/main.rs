@@ -3,8 +3,8 @@
 //! * `cases`: what every link must do, written against the traits alone.
 //! * `factories`: how to make a pair of ends for each transport.
 //! * `traffic`: messages of random sizes, written and read in random ways, every byte checked.
-//! * `sleeping`, `processes`, `strangers`, `faults`: what only some transports have: a poller, death of a peer process, bytes
-//!   from somebody who does not speak the protocol, cuts at a given byte.
+//! * `sleeping`, `processes`, `strangers`, `faults`: what only some transports have: a poller, death of a peer process,
+//!   bytes from somebody who does not speak the protocol, cuts at a given byte.
 
 mod cases;
 mod factories;

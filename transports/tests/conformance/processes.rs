@@ -13,8 +13,8 @@ use crate::traffic::{bytes_at, recv_all, send_all, until};
 
 /// Run `child` in a new process. It ends with status 0 if `child` returned, with 1 if it panicked.
 fn in_child(child: impl FnOnce()) -> Pid {
-    // SAFETY: the child uses memory and file descriptors it inherited, allocates (the C library makes that safe after a fork), and
-    // leaves with `_exit`, running nothing of the test harness.
+    // SAFETY: the child uses memory and file descriptors it inherited, allocates (the C library makes that safe after a
+    // fork), and leaves with `_exit`, running nothing of the test harness.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {

@@ -1,4 +1,5 @@
-//! Bytes from a peer that does not speak the protocol: an error or silence, never a panic, never memory taken at its word.
+//! Bytes from a peer that does not speak the protocol: an error or silence, never a panic, never memory taken at its
+//! word.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -9,7 +10,8 @@ use maypole_transports::{LinkError, Receiver, tcp};
 use crate::factories::Tcp;
 use crate::traffic::{Dice, bytes_at, send_all};
 
-/// Have a striped receiver read what `written` says stands on each connection; returns the bytes that came and how it ended.
+/// Have a striped receiver read what `written` says stands on each connection; returns the bytes that came and how it
+/// ended.
 fn receive(written: &[Vec<u8>]) -> (Vec<u8>, LinkError) {
     let (ours, theirs) = Tcp::v4(written.len()).streams();
     let (sender, mut receiver) = tcp::link(theirs, 64 << 10).unwrap();

@@ -50,7 +50,8 @@ impl Dice {
 pub enum Portions {
     /// Any.
     Any,
-    /// In place only, never less than an element (or the rest) at once: refuses to go on with less, as a reduction would.
+    /// In place only, never less than an element (or the rest) at once: refuses to go on with less, as a reduction
+    /// would.
     Elements,
 }
 

@@ -11,7 +11,8 @@ use crate::{LinkError, Result};
 const AHEAD: usize = 8 << 10;
 /// One call brings at most about this much, so that a fast sender cannot keep it busy for ever.
 const ENOUGH: usize = 2 * SEGMENT;
-/// The peer closes all connections together. If one is closed and the others stay silent this long, they are as good as closed.
+/// The peer closes all connections together. If one is closed and the others stay silent this long, they are as good as
+/// closed.
 const CLOSE_TOGETHER: Duration = Duration::from_secs(1);
 
 /// The receiving side of a striped stream.

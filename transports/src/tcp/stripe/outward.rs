@@ -63,7 +63,8 @@ impl StripeOut {
         self.lanes.iter().all(Lane::is_clear)
     }
 
-    /// Pass on `staged` and then `bytes` as far as connections have room; returns how many bytes of the two together were taken.
+    /// Pass on `staged` and then `bytes` as far as connections have room; returns how many bytes of the two together
+    /// were taken.
     pub fn write(&mut self, connections: &Connections, staged: &[u8], bytes: &[u8]) -> Result<usize> {
         let supply = Supply { staged, bytes };
         self.drain(connections)?;
@@ -87,7 +88,8 @@ impl StripeOut {
                     continue;
                 }
             }
-            // The lane is full. If another takes what comes after this segment, its rest is ours to keep until the lane has room.
+            // The lane is full. If another takes what comes after this segment, its rest is ours to keep until the lane
+            // has room.
             if supply.len() - taken <= left {
                 break;
             }
@@ -114,8 +116,9 @@ impl StripeOut {
         Ok(())
     }
 
-    /// Cut the next segment at `from` of the supply and begin it on the first lane, in turn and other than `full`, that takes any of
-    /// it. Returns how many bytes of the supply went there, or `None` if all lanes are full; then no segment was cut.
+    /// Cut the next segment at `from` of the supply and begin it on the first lane, in turn and other than `full`, that
+    /// takes any of it. Returns how many bytes of the supply went there, or `None` if all lanes are full; then no
+    /// segment was cut.
     fn cut(
         &mut self,
         connections: &Connections,

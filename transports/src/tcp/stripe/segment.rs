@@ -4,8 +4,8 @@ use std::io;
 
 use crate::{LinkError, Result};
 
-/// Most bytes in one segment: long enough that the header and its system call cost nothing, short enough that a segment is in the
-/// cache when it is copied and that a slow connection is noticed soon.
+/// Most bytes in one segment: long enough that the header and its system call cost nothing, short enough that a segment
+/// is in the cache when it is copied and that a slow connection is noticed soon.
 pub(in crate::tcp) const SEGMENT: usize = 128 << 10;
 /// Bytes that a connection queues, before they are sent on, until it counts as full.
 pub(in crate::tcp) const UNSENT: u32 = 2 * SEGMENT as u32;
@@ -60,7 +60,8 @@ impl Segment {
     }
 }
 
-/// Tells a header from bytes that are none. No protection against malice: whoever can write to an authenticated connection is trusted.
+/// Tells a header from bytes that are none. No protection against malice: whoever can write to an authenticated
+/// connection is trusted.
 fn check(offset: u64, length: u32) -> u32 {
     MARK ^ length ^ offset as u32 ^ ((offset >> 32) as u32).rotate_left(16)
 }
