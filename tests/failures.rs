@@ -59,7 +59,9 @@ fn a_rank_that_never_comes_is_named_at_the_deadline() {
             let [(0, host, state)] = &culprits[..] else { panic!("{name}, {what}: {said}") };
             assert!(!host.is_empty() && state.contains("its latest operation was all_reduce #1"), "{said}");
             assert_eq!(*after, config.timeout);
-            assert!(times.iter().all(|t| *t >= config.timeout && *t < PATIENCE / 4), "{name}, {what}: {times:?}");
+            // Whose deadline passes first reports; the others may have come a little later.
+            assert!(times.iter().any(|t| *t >= config.timeout), "{name}, {what}: {times:?}");
+            assert!(times.iter().all(|t| *t < PATIENCE / 4), "{name}, {what}: {times:?}");
         }
     }
 }
