@@ -97,6 +97,50 @@ fn every_collective_has_an_asynchronous_form() {
 }
 
 #[test]
+fn every_collective_has_an_asynchronous_form_in_place() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        threads(2, &config(transport), |comm| {
+            let (me, root) = (comm.rank() as i32, comm.rank() == 0);
+            let pair = [10 * me, 10 * me + 1];
+            let mut buffers = [pair; 6];
+            let [reduced, all, mine, exchanged, gathered, dealt] = &mut buffers;
+            maypole::scope(|s| {
+                let start = comm.start(s);
+                let requests = [
+                    start.reduce_in_place(reduced, SUM, 0),
+                    start.all_gather_in_place(all),
+                    start.reduce_scatter_in_place(mine, SUM),
+                    start.all_to_all_in_place(exchanged),
+                    start.gather_in_place(if root { &mut gathered[..] } else { &mut gathered[..1] }, 0),
+                    start.scatter_in_place(if root { &mut dealt[..] } else { &mut dealt[..1] }, 0),
+                ];
+                requests.into_iter().for_each(|request| drop(request.unwrap().wait().unwrap()));
+            });
+            assert_eq!(*reduced, if root { [10, 12] } else { pair });
+            assert_eq!(*all, [0, 11]);
+            assert_eq!(mine[comm.rank()], [10, 12][comm.rank()]);
+            assert_eq!(*exchanged, [me, 10 + me]);
+            assert_eq!(*gathered, if root { [0, 10] } else { pair });
+            assert_eq!(dealt[0], me);
+        });
+    }
+}
+
+#[test]
+fn the_deadline_can_be_changed() {
+    let errors = threads(2, &config(TransportChoice::Auto), |comm| {
+        comm.barrier().unwrap();
+        comm.set_timeout(Duration::from_millis(300));
+        if comm.rank() == 1 {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        comm.barrier().unwrap_err()
+    });
+    let Verdict::Stalled { reporter: 0, after, .. } = common_verdict(&errors) else { panic!("{errors:?}") };
+    assert_eq!(after, Duration::from_millis(300));
+}
+
+#[test]
 fn a_request_is_not_done_before_the_others_come() {
     for path in paths() {
         let started = AtomicU32::new(0);

@@ -143,6 +143,14 @@ impl Communicator {
         &self.inner.topology
     }
 
+    /// Set the deadline of this rank's operations from the next on: one that takes longer fails the communicator, with an
+    /// error that names the ranks that have not come. `MAYPOLE_TIMEOUT` is the first value.
+    pub fn set_timeout(&self, timeout: std::time::Duration) {
+        let _ticket = self.inner.turns.enter(self.inner.turns.take());
+        // SAFETY: this thread holds the ticket to the end of the function.
+        unsafe { self.inner.work() }.engine.court.timeout = timeout;
+    }
+
     /// Give up: every rank's present and future calls on this communicator return an error that names this rank and
     /// `why`, unless it had failed before. Returns once the verdict stands here, which takes a round trip to the
     /// process that holds the job together.

@@ -163,6 +163,16 @@ impl<'env> Start<'_, 'env> {
         self.apart(Call::of::<T>(Collective::Reduce, input.len(), Some(op), root), input, output)
     }
 
+    /// See [`Communicator::reduce_in_place`].
+    pub fn reduce_in_place<T: Element>(
+        &self,
+        buffer: &'env mut [T],
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<Request<'env, T>> {
+        self.in_place(Call::of::<T>(Collective::Reduce, buffer.len(), Some(op), root), buffer)
+    }
+
     /// See [`Communicator::broadcast`].
     pub fn broadcast<T: Element>(&self, buffer: &'env mut [T], root: usize) -> Result<Request<'env, T>> {
         self.in_place(Call::of::<T>(Collective::Broadcast, buffer.len(), None, root), buffer)
@@ -171,6 +181,11 @@ impl<'env> Start<'_, 'env> {
     /// See [`Communicator::all_gather`].
     pub fn all_gather<T: Element>(&self, input: &'env [T], output: &'env mut [T]) -> Result<Request<'env, T>> {
         self.apart(Call::of::<T>(Collective::AllGather, input.len(), None, 0), input, output)
+    }
+
+    /// See [`Communicator::all_gather_in_place`].
+    pub fn all_gather_in_place<T: Element>(&self, buffer: &'env mut [T]) -> Result<Request<'env, T>> {
+        self.in_place(Call::of::<T>(Collective::AllGather, buffer.len() / self.comm.size(), None, 0), buffer)
     }
 
     /// See [`Communicator::reduce_scatter`].
@@ -183,15 +198,31 @@ impl<'env> Start<'_, 'env> {
         self.apart(Call::of::<T>(Collective::ReduceScatter, output.len(), Some(op), 0), input, output)
     }
 
+    /// See [`Communicator::reduce_scatter_in_place`].
+    pub fn reduce_scatter_in_place<T: Element>(&self, buffer: &'env mut [T], op: ReduceOp) -> Result<Request<'env, T>> {
+        self.in_place(Call::of::<T>(Collective::ReduceScatter, buffer.len() / self.comm.size(), Some(op), 0), buffer)
+    }
+
     /// See [`Communicator::all_to_all`].
     pub fn all_to_all<T: Element>(&self, input: &'env [T], output: &'env mut [T]) -> Result<Request<'env, T>> {
         let count = input.len() / self.comm.size();
         self.apart(Call::of::<T>(Collective::AllToAll, count, None, 0), input, output)
     }
 
+    /// See [`Communicator::all_to_all_in_place`].
+    pub fn all_to_all_in_place<T: Element>(&self, buffer: &'env mut [T]) -> Result<Request<'env, T>> {
+        self.in_place(Call::of::<T>(Collective::AllToAll, buffer.len() / self.comm.size(), None, 0), buffer)
+    }
+
     /// See [`Communicator::gather`].
     pub fn gather<T: Element>(&self, input: &'env [T], output: &'env mut [T], root: usize) -> Result<Request<'env, T>> {
         self.apart(Call::of::<T>(Collective::Gather, input.len(), None, root), input, output)
+    }
+
+    /// See [`Communicator::gather_in_place`].
+    pub fn gather_in_place<T: Element>(&self, buffer: &'env mut [T], root: usize) -> Result<Request<'env, T>> {
+        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
+        self.in_place(Call::of::<T>(Collective::Gather, buffer.len() / blocks, None, root), buffer)
     }
 
     /// See [`Communicator::scatter`].
@@ -202,6 +233,12 @@ impl<'env> Start<'_, 'env> {
         root: usize,
     ) -> Result<Request<'env, T>> {
         self.apart(Call::of::<T>(Collective::Scatter, output.len(), None, root), input, output)
+    }
+
+    /// See [`Communicator::scatter_in_place`].
+    pub fn scatter_in_place<T: Element>(&self, buffer: &'env mut [T], root: usize) -> Result<Request<'env, T>> {
+        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
+        self.in_place(Call::of::<T>(Collective::Scatter, buffer.len() / blocks, None, root), buffer)
     }
 
     /// See [`Communicator::barrier`].
