@@ -9,8 +9,8 @@
 //!   has finished.
 //!
 //! Each is in a line of its own. The publisher writes publication `k` into its place only when every other rank's
-//! `done` is at least `k - 1`, that is, when nobody reads publication `k - 2` any more, and then stores `published = k
-//! + 1` with release. A reader reads publication `k` only after it has loaded `published > k` with acquire, and stores
+//! `done` is at least `k - 1`, that is, when nobody reads publication `k - 2` any more, and then stores `k + 1` into
+//! `published` with release. A reader reads publication `k` only after it has loaded `published > k` with acquire, and stores
 //! `done = k + 1` with release when it has finished. So no place is written while it is read, and what is read is
 //! complete. Two places let a publisher write the next publication while the others still read the last one.
 //!

@@ -6,7 +6,7 @@
 //! that is done), for which a level-triggered set would return at once for ever. The price is a rule for the caller:
 //!
 //! > Between two sleeps, try everything you wait for until it makes no progress: `peek`, `recv`, `send`, `flush` of the
-//! links you use, > `absorb` of the others.
+//! > links you use, `absorb` of the others.
 //!
 //! A change before the last such try was seen by it; a change after it is still pending in the set and ends the next
 //! sleep at once. Hence no wakeup is lost. It also needs no announcement of interest in writing: a socket that refused
