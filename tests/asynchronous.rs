@@ -114,7 +114,9 @@ fn every_collective_has_an_asynchronous_form_in_place() {
                     start.gather_in_place(if root { &mut gathered[..] } else { &mut gathered[..1] }, 0),
                     start.scatter_in_place(if root { &mut dealt[..] } else { &mut dealt[..1] }, 0),
                 ];
-                requests.into_iter().for_each(|request| drop(request.unwrap().wait().unwrap()));
+                for request in requests {
+                    request.unwrap().wait().unwrap();
+                }
             });
             assert_eq!(*reduced, if root { [10, 12] } else { pair });
             assert_eq!(*all, [0, 11]);
