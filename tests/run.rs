@@ -2,6 +2,7 @@
 //! ended, shells' exit statuses, and nothing left in the process table, even if it is killed itself.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,16 @@ fn command(args: &[&str], script: &str) -> Command {
     command.arg("run").args(args).args(["--", "sh", "-c", script]).stdin(Stdio::null());
     for name in ["RANK", "WORLD_SIZE", "MAYPOLE_KEY"] {
         command.env_remove(name);
+    }
+    // Whoever runs the tests (nohup, a shell's background) may ignore signals that they are about.
+    // SAFETY: between fork and exec only async-signal-safe calls are made.
+    unsafe {
+        command.pre_exec(|| {
+            for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                libc::signal(number, libc::SIG_DFL);
+            }
+            Ok(())
+        });
     }
     command
 }
@@ -269,7 +280,8 @@ fn children(of: u32) -> Vec<Pid> {
 
 #[test]
 fn a_stopped_launcher_stops_its_ranks() {
-    let mut job = start(&["-n", "1"], "echo pid=$$; while :; do sleep 0.05; done");
+    // No loop of short commands: a shell that is stopped while it starts one waits for it, and never shows as stopped.
+    let mut job = start(&["-n", "1"], "echo pid=$$; exec sleep 60");
     let rank = pid(&lines(&mut job, 1)[0]);
     let becomes = |stopped: bool| {
         let end = Instant::now() + Duration::from_secs(5);
