@@ -64,6 +64,8 @@ pub struct Config {
     pub connections: usize,
     /// `MAYPOLE_HOST`: what counts as this rank's host; ranks with different texts never share memory.
     pub host: Option<String>,
+    /// `MAYPOLE_LOG`: what to log to standard error: `info`, `debug`, or a filter of `tracing-subscriber`.
+    pub log: Option<String>,
     /// `MAYPOLE_KEY`: the job's secret; needed where the launcher has no private way to hand one out.
     pub key: Option<String>,
 }
@@ -84,6 +86,7 @@ impl Default for Config {
             family: Family::Any,
             connections: 1,
             host: None,
+            log: None,
             key: None,
         }
     }
@@ -214,6 +217,15 @@ pub const KNOBS: &[Knob] = &[
         meaning: "what counts as this rank's host: ranks with different texts never share memory",
         read: |c, v| {
             c.host = Some(v.to_string());
+            Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_LOG",
+        default: "nothing",
+        meaning: "what to log to standard error: info (which transport, algorithm and slice, and why), debug, or a filter",
+        read: |c, v| {
+            c.log = Some(v.to_string());
             Ok(())
         },
     },

@@ -1,9 +1,9 @@
 //! Logging: `MAYPOLE_LOG=info` (or `debug`, or any filter of `tracing-subscriber`) prints to standard error.
 
-/// Install the subscriber if `MAYPOLE_LOG` is set. A program that has one of its own keeps it.
-pub(crate) fn init() {
-    let Ok(filter) = std::env::var("MAYPOLE_LOG") else { return };
-    let filter = tracing_subscriber::EnvFilter::try_new(&filter).unwrap_or_else(|error| {
+/// Install a subscriber for `filter`, if there is one. A program that has a subscriber of its own keeps it.
+pub(crate) fn init(filter: Option<&str>) {
+    let Some(filter) = filter else { return };
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|error| {
         eprintln!("MAYPOLE_LOG={filter}: {error}; using info");
         tracing_subscriber::EnvFilter::new("info")
     });

@@ -89,9 +89,10 @@ impl Links {
         let far = self.size - 1 - near;
         let here = &topology.hosts()[self.me];
         match (near, far) {
-            (_, 0) => format!("{near} other ranks on {here}, all over shared memory"),
-            (0, _) => format!("{far} other ranks, all over TCP"),
-            _ => format!("{near} ranks on {here} over shared memory, {far} over TCP"),
+            (0, 0) => "alone".to_string(),
+            (_, 0) => format!("peers on {here} over shared memory: {near}"),
+            (0, _) => format!("peers over TCP: {far}"),
+            _ => format!("peers on {here} over shared memory: {near}, others over TCP: {far}"),
         }
     }
 
