@@ -19,9 +19,10 @@ use crate::{Communicator, DataType, Error, Result};
 pub fn run(plan: &Plan, comm: &Communicator, out: &mut dyn Write) -> Result<bool> {
     let roots = plan.roots(comm.size())?;
     let result = Session::start(plan, comm, out).and_then(|mut session| session.cycles(&roots));
-    if let Err(Error::System { .. }) = &result {
-        // Only this rank knows; the others would wait for it until their deadline.
-        comm.abort("perf cannot go on here; this rank's own message says why");
+    if let Err(error @ Error::System { .. }) = &result {
+        // Only this rank knows; the others would wait for it until their deadline. They are told why, since a launcher may
+        // end this rank for another's failure before it has said so itself.
+        comm.abort(&error.to_string());
     }
     result
 }
