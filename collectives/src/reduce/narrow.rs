@@ -189,9 +189,10 @@ impl<O: Op<bf16> + Op<f32>> Step for PairBf16<O> {
         if let [.., last] = &mut results[..]
             && N % 2 == 1
         {
+            let end = at + N - 1;
             // SAFETY: as above.
-            *last =
-                unsafe { O::apply(self.a.add(at + N - 1).read_unaligned(), self.b.add(at + N - 1).read_unaligned()) };
+            let (a, b) = unsafe { (self.a.add(end).read_unaligned(), self.b.add(end).read_unaligned()) };
+            *last = O::apply(a, b);
         }
         results
     }
