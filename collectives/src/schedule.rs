@@ -87,11 +87,11 @@ impl Region {
     }
 }
 
-/// Which operand of a reduction what came from the peer is. Every operation is commutative in value, but floating-point
+/// In which order a step combines its operands. Every operation is commutative in value, but floating-point
 /// NaN payloads and signed zeros are not, so a schedule that reduces the same elements on several ranks fixes the
 /// order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Order {
+pub enum Operands {
     /// result = local ⊕ received
     LocalFirst,
     /// result = received ⊕ local
@@ -109,10 +109,10 @@ pub enum Step {
     /// Receive into `dst`.
     Recv { from: Rank, dst: Region },
     /// `dst` = `local` ⊕ received, in the given order. `dst` may be `local`.
-    RecvReduce { from: Rank, local: Region, order: Order, dst: Region },
+    RecvReduce { from: Rank, local: Region, order: Operands, dst: Region },
     /// Like [`Step::RecvReduce`], and the result also goes to rank `to`, as it is produced. Without `dst` it is only
     /// sent on.
-    RecvReduceSend { from: Rank, local: Region, order: Order, dst: Option<Region>, to: Rank },
+    RecvReduceSend { from: Rank, local: Region, order: Operands, dst: Option<Region>, to: Rank },
     /// Receive into `dst` and pass the same bytes on to rank `to`, as they arrive.
     RecvCopySend { from: Rank, dst: Region, to: Rank },
     /// Local copy. A no-op where both are the same memory (in place).
@@ -126,7 +126,7 @@ pub enum Step {
     /// this round into `dst`.
     Fetch { from: Rank, nth: usize, at: usize, dst: Region },
     /// One-sided: `dst` = `local` ⊕ fetched, in the given order.
-    FetchReduce { from: Rank, nth: usize, at: usize, local: Region, order: Order, dst: Region },
+    FetchReduce { from: Rank, nth: usize, at: usize, local: Region, order: Operands, dst: Region },
 }
 
 /// How a collective's buffers look: how many blocks of `count` elements each has on a given rank.

@@ -2,7 +2,7 @@
 //! it waits.
 
 use maypole_collectives::reduce;
-use maypole_collectives::schedule::{Buffer, Order, Region, Schedule, Step};
+use maypole_collectives::schedule::{Buffer, Operands, Region, Schedule, Step};
 use maypole_transports::{LinkError, Sender};
 
 use super::bound::Bound;
@@ -184,7 +184,7 @@ impl<'a> Lane<'a> {
         &mut self,
         links: &mut Links,
         from: usize,
-        (local, order, dst): (Region, Order, Region),
+        (local, order, dst): (Region, Operands, Region),
     ) -> Result<bool, Trouble> {
         let Some(rx) = links.open_receiver(from, self.channel, self.stamp, self.operation)? else { return Ok(false) };
         while self.chunk < dst.len {
@@ -213,7 +213,7 @@ impl<'a> Lane<'a> {
         &mut self,
         links: &mut Links,
         from: usize,
-        (local, order, dst): (Region, Order, Option<Region>),
+        (local, order, dst): (Region, Operands, Option<Region>),
         to: usize,
     ) -> Result<Option<usize>, Trouble> {
         let Some((rx, tx)) = links.open_both(from, to, self.channel, self.stamp, self.operation)? else {
@@ -332,7 +332,7 @@ impl<'a> Lane<'a> {
         &self,
         links: &mut Links,
         (from, nth, at): (usize, usize, usize),
-        local: Option<(Region, Order)>,
+        local: Option<(Region, Operands)>,
         dst: Region,
     ) -> Result<bool, Trouble> {
         // Publications of others are fetched in order, each once; this rank's own are counted when they are made.
@@ -406,13 +406,13 @@ unsafe fn combine(
     to: *mut u8,
     mine: *const u8,
     theirs: *const u8,
-    order: Order,
+    order: Operands,
     bytes: usize,
     around_caches: bool,
 ) {
     let (a, b) = match order {
-        Order::LocalFirst => (mine, theirs),
-        Order::PeerFirst => (theirs, mine),
+        Operands::LocalFirst => (mine, theirs),
+        Operands::PeerFirst => (theirs, mine),
     };
     // SAFETY: passed on to the caller.
     unsafe {

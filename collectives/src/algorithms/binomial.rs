@@ -19,7 +19,7 @@
 //! from the root as two messages.
 
 use super::{after, before};
-use crate::schedule::{Collective, Order, Place, Rank, Region, Schedule, Step};
+use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
 
 pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     let node = Node::new(place);
@@ -187,7 +187,7 @@ impl Schedule for Reduce {
             return Step::Send { to: node.parent(), src: own };
         }
         // Smaller subtrees are ready sooner. What is summed so far covers the relative ranks just below the child's.
-        let (from, order) = (node.child(i), Order::LocalFirst);
+        let (from, order) = (node.child(i), Operands::LocalFirst);
         let sum = if node.is_root() { Region::output(0, 1) } else { Region::scratch(0, 1) };
         let local = if i == 0 { own } else { sum };
         if node.is_root() || i + 1 < node.children {

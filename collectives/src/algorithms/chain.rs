@@ -11,7 +11,7 @@
 //! ```
 
 use super::{after, before};
-use crate::schedule::{Collective, Order, Place, Region, Schedule, Step};
+use crate::schedule::{Collective, Operands, Place, Region, Schedule, Step};
 
 pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     match collective {
@@ -64,11 +64,11 @@ impl Schedule for Reduce {
         let (from, to) = (before(rank, 1, size), after(rank, 1, size));
         let local = Region::input(0, 1);
         if rank == root {
-            Step::RecvReduce { from, local, order: Order::PeerFirst, dst: Region::output(0, 1) }
+            Step::RecvReduce { from, local, order: Operands::PeerFirst, dst: Region::output(0, 1) }
         } else if from == root {
             Step::Send { to, src: local }
         } else {
-            Step::RecvReduceSend { from, local, order: Order::PeerFirst, dst: None, to }
+            Step::RecvReduceSend { from, local, order: Operands::PeerFirst, dst: None, to }
         }
     }
     fn message_chunks(&self) -> usize {

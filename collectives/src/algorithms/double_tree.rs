@@ -27,7 +27,7 @@
 //! it; the root feeds, or drains, both trees' tops.
 
 use super::{after, before};
-use crate::schedule::{Collective, Order, Place, Rank, Region, Schedule, Step};
+use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
 
 pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     match collective {
@@ -45,7 +45,7 @@ pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn S
 struct Node {
     parent: Option<Rank>,
     /// The children, and on which side of the own operand theirs belongs. The first `count` are meant.
-    children: [(Rank, Order); 2],
+    children: [(Rank, Operands); 2],
     count: usize,
 }
 
@@ -64,7 +64,7 @@ impl Node {
     /// on the right, where the labels end), and its parent is that one of its neighbours at distance b whose own lowest
     /// bit is 2b, or else, past the end of the labels, the one below.
     fn in_order(label: usize, size: usize) -> Node {
-        let mut node = Node { parent: None, children: [(0, Order::LocalFirst); 2], count: 0 };
+        let mut node = Node { parent: None, children: [(0, Operands::LocalFirst); 2], count: 0 };
         let mut right = if label == 0 {
             size.next_power_of_two() / 2
         } else {
@@ -73,7 +73,7 @@ impl Node {
             let above = below | (2 * bit);
             node.parent = Some(if above < size { above } else { below });
             if bit > 1 {
-                node.children[0] = (label - bit / 2, Order::PeerFirst);
+                node.children[0] = (label - bit / 2, Operands::PeerFirst);
                 node.count = 1;
             }
             bit / 2
@@ -82,7 +82,7 @@ impl Node {
             right /= 2;
         }
         if right > 0 {
-            node.children[node.count] = (label + right, Order::LocalFirst);
+            node.children[node.count] = (label + right, Operands::LocalFirst);
             node.count += 1;
         }
         node
@@ -102,7 +102,7 @@ impl Node {
             } else {
                 1
             };
-            return Node { parent: None, children: [(rank_of(top), Order::PeerFirst); 2], count: 1 };
+            return Node { parent: None, children: [(rank_of(top), Operands::PeerFirst); 2], count: 1 };
         }
         let node = Node::new(tree, before(rank, root + 1, size), others).relabelled(rank_of);
         Node { parent: node.parent.or(Some(root)), ..node }
@@ -116,8 +116,8 @@ impl Node {
     /// With the operands' sides exchanged.
     fn turned(self) -> Node {
         let turn = |order| match order {
-            Order::LocalFirst => Order::PeerFirst,
-            Order::PeerFirst => Order::LocalFirst,
+            Operands::LocalFirst => Operands::PeerFirst,
+            Operands::PeerFirst => Operands::LocalFirst,
         };
         Node { children: self.children.map(|(rank, order)| (rank, turn(order))), ..self }
     }

@@ -22,7 +22,7 @@
 //! by one player, so all ranks end with the same bits.
 
 use super::pairs::{Part, Player};
-use crate::schedule::{Buffer, Order, Place, Region, Schedule, Step};
+use crate::schedule::{Buffer, Operands, Place, Region, Schedule, Step};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HalvingDoubling {
@@ -77,7 +77,7 @@ impl Schedule for HalvingDoubling {
         };
         let i = match player.folded {
             Some(from) if i == 0 => {
-                return Step::RecvReduce { from, local: input, order: Order::LocalFirst, dst: output };
+                return Step::RecvReduce { from, local: input, order: Operands::LocalFirst, dst: output };
             }
             Some(to) if i == exchanges(player) + 1 => return Step::Send { to, src: output },
             Some(_) => i - 1,
@@ -96,7 +96,7 @@ impl Schedule for HalvingDoubling {
             if i.is_multiple_of(2) {
                 return Step::Send { to: peer, src: of(sums, theirs) };
             }
-            let order = if number < player.number { Order::PeerFirst } else { Order::LocalFirst };
+            let order = if number < player.number { Operands::PeerFirst } else { Operands::LocalFirst };
             let (local, dst) = (of(sums, mine), of(Buffer::Output, mine));
             if phase + 1 < player.phases {
                 Step::RecvReduce { from: peer, local, order, dst }

@@ -24,7 +24,7 @@ mod recursive_doubling;
 mod ring;
 mod two_shot;
 
-use crate::schedule::{Collective, Order, Place, Rank, Schedule};
+use crate::schedule::{Collective, Operands, Place, Rank, Schedule};
 use std::fmt;
 use std::str::FromStr;
 
@@ -182,8 +182,8 @@ const fn before(rank: Rank, distance: usize, size: usize) -> Rank {
 /// result: first those above it upwards, then those below it downwards. Each new operand then lies at one end of those
 /// already combined, so that the operands stand in rank order, and ranks that fold at the same time read from different
 /// peers.
-const fn outward(rank: Rank, k: usize, size: usize) -> (Rank, Order) {
-    if rank + 1 + k < size { (rank + 1 + k, Order::LocalFirst) } else { (size - 2 - k, Order::PeerFirst) }
+const fn outward(rank: Rank, k: usize, size: usize) -> (Rank, Operands) {
+    if rank + 1 + k < size { (rank + 1 + k, Operands::LocalFirst) } else { (size - 2 - k, Operands::PeerFirst) }
 }
 
 #[cfg(test)]
@@ -221,7 +221,7 @@ mod tests {
                 let mut met: Vec<Rank> = (0..size - 1).map(|k| outward(rank, k, size).0).collect();
                 assert!((0..size - 1).all(|k| {
                     let (peer, order) = outward(rank, k, size);
-                    (peer < rank) == (order == Order::PeerFirst)
+                    (peer < rank) == (order == Operands::PeerFirst)
                 }));
                 met.sort_unstable();
                 assert!(met.into_iter().eq((0..size).filter(|&r| r != rank)));

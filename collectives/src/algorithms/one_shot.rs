@@ -21,7 +21,7 @@
 //! publish again. Where a rank needs nothing of it (gather and reduce, away from the root) it fetches no chunks.
 
 use super::{after, outward};
-use crate::schedule::{Collective, Order, Place, Rank, Region, Schedule, Step};
+use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OneShot {
@@ -133,11 +133,11 @@ fn credit(from: Rank) -> Step {
 fn fold_in_rank_order(rank: Rank, i: usize) -> Step {
     let reduce = |from, local, order| Step::FetchReduce { from, nth: 0, at: 0, local, order, dst: OUTPUT };
     match (rank, i) {
-        (0, 0) => reduce(1, INPUT, Order::LocalFirst),
-        (1, 0) => reduce(0, INPUT, Order::PeerFirst),
-        (0 | 1, _) => reduce(i + 1, OUTPUT, Order::LocalFirst),
+        (0, 0) => reduce(1, INPUT, Operands::LocalFirst),
+        (1, 0) => reduce(0, INPUT, Operands::PeerFirst),
+        (0 | 1, _) => reduce(i + 1, OUTPUT, Operands::LocalFirst),
         (_, 0) => Step::Fetch { from: 0, nth: 0, at: 0, dst: OUTPUT },
-        _ => reduce(i, OUTPUT, Order::LocalFirst),
+        _ => reduce(i, OUTPUT, Operands::LocalFirst),
     }
 }
 

@@ -13,7 +13,7 @@
 //! and so end with the same bits.
 
 use super::pairs::{Part, Player};
-use crate::schedule::{Order, Place, Region, Schedule, Step};
+use crate::schedule::{Operands, Place, Region, Schedule, Step};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecursiveDoubling {
@@ -47,7 +47,7 @@ impl Schedule for RecursiveDoubling {
         };
         let i = match player.folded {
             Some(from) if i == 0 => {
-                return Step::RecvReduce { from, local: INPUT, order: Order::LocalFirst, dst: OUTPUT };
+                return Step::RecvReduce { from, local: INPUT, order: Operands::LocalFirst, dst: OUTPUT };
             }
             Some(to) if i == 2 * player.phases + 1 => return Step::Send { to, src: OUTPUT },
             Some(_) => i - 1,
@@ -60,7 +60,7 @@ impl Schedule for RecursiveDoubling {
         if i.is_multiple_of(2) {
             Step::Send { to: peer, src: sum }
         } else {
-            let order = if number < player.number { Order::PeerFirst } else { Order::LocalFirst };
+            let order = if number < player.number { Operands::PeerFirst } else { Operands::LocalFirst };
             Step::RecvReduce { from: peer, local: sum, order, dst: OUTPUT }
         }
     }

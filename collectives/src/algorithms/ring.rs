@@ -19,7 +19,7 @@
 //! more. Each piece is finished on one rank and copied to the others, so all ranks end with the same bits.
 
 use super::{after, before};
-use crate::schedule::{Collective, Order, Place, Rank, Region, Schedule, Step};
+use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
 
 pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     let ring = Ring { rank: place.rank, size: place.size };
@@ -70,7 +70,7 @@ impl Schedule for AllReduce {
             Step::Send { to, src: Region::input(rank, 1) }
         } else if i < size {
             let dst = (i == size - 1).then_some(output);
-            Step::RecvReduceSend { from, local: input, order: Order::PeerFirst, dst, to }
+            Step::RecvReduceSend { from, local: input, order: Operands::PeerFirst, dst, to }
         } else if i < 2 * size - 2 {
             Step::RecvCopySend { from, dst: output, to }
         } else {
@@ -99,9 +99,9 @@ impl Schedule for ReduceScatter {
         if i == 0 {
             Step::Send { to, src: local }
         } else if i < self.0.size - 1 {
-            Step::RecvReduceSend { from, local, order: Order::PeerFirst, dst: None, to }
+            Step::RecvReduceSend { from, local, order: Operands::PeerFirst, dst: None, to }
         } else {
-            Step::RecvReduce { from, local, order: Order::PeerFirst, dst: Region::output(0, 1) }
+            Step::RecvReduce { from, local, order: Operands::PeerFirst, dst: Region::output(0, 1) }
         }
     }
     fn message_chunks(&self) -> usize {

@@ -11,7 +11,7 @@ use super::fault::{At, Blocked, Fault, Wait};
 use super::memory::{Accessor, Memory};
 use super::value::{Ranks, Value};
 use super::world::{Op, World};
-use crate::schedule::{Collective, Order, Rank, Region, Step};
+use crate::schedule::{Collective, Operands, Rank, Region, Step};
 use std::rc::Rc;
 
 /// Rounds that are run: the second shows what the first leaves behind.
@@ -365,7 +365,7 @@ impl<'a> Machine<'a> {
             }
             Step::Reduce { a, b, dst } => {
                 let (a, b) = (self.read(i, at, a)?, self.read(i, at, b)?);
-                let sum = combine(at, dst, a, Order::LocalFirst, b)?;
+                let sum = combine(at, dst, a, Operands::LocalFirst, b)?;
                 self.write(i, at, dst, sum)
             }
             Step::Send { .. } | Step::Publish { .. } => Ok(came),
@@ -425,10 +425,10 @@ fn accessor<'m>(actor: &'m Actor, memories: &'m mut [Memory], world: &World, at:
 }
 
 /// Chunk by chunk: what the rank has, reduced with what came.
-fn combine(at: At, region: Region, mine: Vec<Value>, order: Order, came: Vec<Value>) -> Result<Vec<Value>, Fault> {
+fn combine(at: At, region: Region, mine: Vec<Value>, order: Operands, came: Vec<Value>) -> Result<Vec<Value>, Fault> {
     let (first, second) = match order {
-        Order::LocalFirst => (mine, came),
-        Order::PeerFirst => (came, mine),
+        Operands::LocalFirst => (mine, came),
+        Operands::PeerFirst => (came, mine),
     };
     let both = region.chunks().zip(first.into_iter().zip(second));
     both.map(|(chunk, (mut a, b))| {

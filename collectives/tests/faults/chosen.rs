@@ -2,7 +2,7 @@
 
 use crate::planted::World;
 use maypole_collectives::algorithms::Algorithm::*;
-use maypole_collectives::schedule::{Buffer, Collective, Order, Region, Step};
+use maypole_collectives::schedule::{Buffer, Collective, Operands, Region, Step};
 use maypole_collectives::verify::{Fault, Wait, verify};
 
 const INPUT: Region = Region::input(0, 1);
@@ -108,7 +108,7 @@ fn a_contribution_counted_twice() {
 fn another_order_of_adding() {
     let flip = |step: &mut Step| {
         let (Step::RecvReduce { order, .. } | Step::FetchReduce { order, .. }) = step else { panic!("{step:?}") };
-        *order = if *order == Order::PeerFirst { Order::LocalFirst } else { Order::PeerFirst };
+        *order = if *order == Operands::PeerFirst { Operands::LocalFirst } else { Operands::PeerFirst };
     };
     for (algorithm, step) in [(RecursiveDoubling, 3), (OneShot, 2)] {
         let fault = World::of(algorithm, Collective::AllReduce, 4, 0).with(|w| flip(&mut w.steps(2)[step])).fault();
