@@ -1,5 +1,7 @@
 //! Which ranks share a host, which cores they have there, and near which memory.
 
+use maypole_collectives::Hosts;
+
 use crate::node::{self, Peer};
 
 /// Where the ranks of a communicator are.
@@ -45,6 +47,11 @@ impl Topology {
         ids.sort_unstable();
         ids.dedup();
         ids.len()
+    }
+
+    /// Which rank is on which host, hosts being counted as in [`Topology::host_count`].
+    pub fn placement(&self) -> Hosts {
+        Hosts::new(self.ranks.iter().map(|r| r.host_id))
     }
 
     fn beside(&self, rank: usize) -> impl Iterator<Item = &Spot> {

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use maypole_collectives::Hosts;
 use maypole_collectives::algorithms::{self, Algorithm};
 use maypole_collectives::schedule::{Collective, Place, Schedule};
 use maypole_transports::shm::Exchange;
@@ -71,6 +72,7 @@ pub(crate) struct Tuner {
     rank: usize,
     size: usize,
     links: Links,
+    hosts: Arc<Hosts>,
     /// Bytes that one message may have on any link, and one publication.
     link_credit: usize,
     window: usize,
@@ -82,7 +84,7 @@ pub(crate) struct Tuner {
 const NOT_SHARED: &str = "needs all ranks to share memory";
 
 impl Tuner {
-    pub fn new((rank, size): (usize, usize), links: Links, config: &Config) -> Tuner {
+    pub fn new((rank, size): (usize, usize), links: Links, hosts: Hosts, config: &Config) -> Tuner {
         let overrides = parse_overrides(&config.algorithm).unwrap_or_default();
         let link_credit = match links {
             Links::Shared => config.ring.next_power_of_two(),
@@ -93,6 +95,7 @@ impl Tuner {
             rank,
             size,
             links,
+            hosts: Arc::new(hosts),
             link_credit,
             window: config.window,
             slice: config.slice,
@@ -152,10 +155,11 @@ impl Tuner {
             return Ok(plan.clone());
         }
         let place = Place { rank: self.rank, size: self.size, root };
-        let schedule = algorithms::schedule(algorithm, collective, place).ok_or_else(|| Error::Argument {
-            rank: self.rank,
-            what: format!("{} has no schedule for {}", algorithm.name(), collective.name()),
-        })?;
+        let schedule =
+            algorithms::schedule(algorithm, collective, place, &self.hosts).ok_or_else(|| Error::Argument {
+                rank: self.rank,
+                what: format!("{} has no schedule for {}", algorithm.name(), collective.name()),
+            })?;
         let slice = self.slice(algorithm, schedule.message_chunks());
         tracing::info!(
             rank = self.rank, size = self.size, root, algorithm = algorithm.name(), slice, links = ?self.links,

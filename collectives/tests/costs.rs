@@ -1,9 +1,11 @@
 //! What each algorithm costs, as its source says: messages, data moved, and the longest chain of steps; and that a
 //! schedule costs next to nothing to hold and to ask.
 
+use maypole_collectives::Hosts;
 use maypole_collectives::algorithms::{Algorithm, Algorithm::*, schedule};
 use maypole_collectives::schedule::{Collective, Place, Schedule, Step};
 use maypole_collectives::verify::{Report, verify};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 fn report(algorithm: Algorithm, collective: Collective, size: usize) -> Report {
@@ -78,8 +80,10 @@ fn two_ranks_publish_only_what_the_other_needs() {
 #[test]
 fn double_trees_share_the_work() {
     for size in 2..200 {
+        let hosts = Arc::new(Hosts::together(size));
         let inner = |rank| {
-            let s = schedule(DoubleTree, Collective::AllReduce, Place { rank, size, root: 0 }).expect("supported");
+            let s =
+                schedule(DoubleTree, Collective::AllReduce, Place { rank, size, root: 0 }, &hosts).expect("supported");
             let sends_down = |lane: &usize| (0..s.steps(*lane)).any(|i| !matches!(s.step(*lane, i), Step::Recv { .. }));
             // Lanes 1 and 3 go down; a tree's root turns round in lane 0 or 2, and its lane down is empty.
             [1, 3].iter().filter(|lane| s.steps(**lane) == 0 || sends_down(lane)).count()
@@ -97,11 +101,12 @@ fn large_worlds_cost_what_one_rank_needs() {
     for collective in Collective::ALL {
         for algorithm in Algorithm::for_collective(collective) {
             for size in [SIZE, SIZE - 1] {
+                let hosts = Arc::new(Hosts::new((0..size).map(|rank| rank / 8)));
                 let place = Place { rank: size - 3, size, root: 5 };
                 let name = format!("{algorithm} {}", collective.name());
                 let fastest = (0..20).map(|_| {
                     let begun = Instant::now();
-                    let s = schedule(algorithm, collective, place).expect("supported");
+                    let s = schedule(algorithm, collective, place, &hosts).expect("supported");
                     let mut asked = 0;
                     for lane in 0..s.lanes() {
                         // All steps of a program, thinned out where there are thousands.

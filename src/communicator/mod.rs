@@ -102,7 +102,7 @@ impl Communicator {
             (false, true) => tuner::Links::Tcp,
             (false, false) => tuner::Links::Mixed,
         };
-        let tuner = Tuner::new((rank, size), kind, &config);
+        let tuner = Tuner::new((rank, size), kind, topology.placement(), &config);
         let (watch, jury) = (engine.court.watch.clone(), engine.court.jury.clone());
         let work = Work { engine, tuner, sequence: 0, past: 0, sent: vec![0; size], received: vec![0; size] };
         let inner = Inner {

@@ -24,9 +24,11 @@ mod recursive_doubling;
 mod ring;
 mod two_shot;
 
+use crate::hosts::Hosts;
 use crate::schedule::{Collective, Operands, Place, Rank, Schedule};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Every algorithm there is. What each is good for stands on top of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,13 +142,21 @@ impl FromStr for Algorithm {
 }
 
 /// The schedule of rank `place.rank`, or `None` if the algorithm has none for this collective (see
-/// [`Algorithm::supports`]). All ranks of a world must run schedules of the same algorithm, collective, size and root.
+/// [`Algorithm::supports`]). All ranks of a world must run schedules of the same algorithm, collective, size, root and
+/// hosts. Only hierarchical algorithms look at `hosts`.
 ///
 /// # Panics
-/// If `place.rank` or `place.root` is not below `place.size`: the caller has checked both long before.
-pub fn schedule(algorithm: Algorithm, collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
+/// If `place.rank` or `place.root` is not below `place.size`, or `hosts` holds another number of ranks: the caller has
+/// checked all that long before.
+pub fn schedule(
+    algorithm: Algorithm,
+    collective: Collective,
+    place: Place,
+    hosts: &Arc<Hosts>,
+) -> Option<Box<dyn Schedule>> {
     let Place { rank, size, root } = place;
     assert!(rank < size && root < size, "rank {rank} and root {root} must be below the world size {size}");
+    assert_eq!(hosts.size(), size, "hosts must hold the ranks of the world");
     if !algorithm.supports(collective) {
         return None;
     }
@@ -204,7 +214,8 @@ mod tests {
         for a in Algorithm::ALL {
             for c in Collective::ALL {
                 for size in 1..5 {
-                    let built = schedule(a, c, Place { rank: size - 1, size, root: 0 });
+                    let hosts = Arc::new(Hosts::together(size));
+                    let built = schedule(a, c, Place { rank: size - 1, size, root: 0 }, &hosts);
                     assert_eq!(built.is_some(), a.supports(c), "{a} {} size {size}", c.name());
                 }
             }

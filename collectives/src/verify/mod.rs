@@ -42,10 +42,12 @@ mod world;
 pub use fault::{At, Blocked, Fault, Wait};
 
 use crate::algorithms::{Algorithm, schedule};
+use crate::hosts::Hosts;
 use crate::schedule::{Collective, Place, Rank, Schedule, Step};
 use machine::Machine;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use world::World;
 
 /// What schedules that passed look like, over all ranks, for one round.
@@ -86,7 +88,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Builds the schedules of a world and verifies them, out of place or in place (see [`Collective::in_place_block`];
+/// Builds the schedules of a world on one host and verifies them, out of place or in place (see [`Collective::in_place_block`];
 /// all-to-all has no in-place form and is verified out of place). Who waits for whom is the same in place, so aborts
 /// are looked at out of place only.
 pub fn verify(
@@ -99,8 +101,23 @@ pub fn verify(
     if root >= size {
         return Err(Fault::NoWorld { size, root });
     }
+    verify_on(algorithm, collective, &Arc::new(Hosts::together(size)), root, in_place)
+}
+
+/// [`verify`] for the ranks of several hosts.
+pub fn verify_on(
+    algorithm: Algorithm,
+    collective: Collective,
+    hosts: &Arc<Hosts>,
+    root: Rank,
+    in_place: bool,
+) -> Result<Report, Fault> {
+    let size = hosts.size();
+    if root >= size {
+        return Err(Fault::NoWorld { size, root });
+    }
     let place = |rank| Place { rank, size, root };
-    let built: Option<Vec<_>> = (0..size).map(|rank| schedule(algorithm, collective, place(rank))).collect();
+    let built: Option<Vec<_>> = (0..size).map(|rank| schedule(algorithm, collective, place(rank), hosts)).collect();
     let schedules = built.ok_or_else(|| Fault::Unsupported {
         algorithm: algorithm.name(),
         collective: collective.name(),

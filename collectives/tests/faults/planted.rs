@@ -1,8 +1,10 @@
 //! Schedules written out, so that tests can damage them.
 
+use maypole_collectives::Hosts;
 use maypole_collectives::algorithms::{Algorithm, schedule};
 use maypole_collectives::schedule::{Collective, Place, Rank, Region, Schedule, Step};
 use maypole_collectives::verify::{Fault, Report, verify_schedules};
+use std::sync::Arc;
 
 /// One rank's program as a list of steps for each lane.
 #[derive(Clone, Debug)]
@@ -50,8 +52,9 @@ pub struct World {
 impl World {
     /// The schedules of an algorithm, sound until somebody damages them.
     pub fn of(algorithm: Algorithm, collective: Collective, size: usize, root: Rank) -> World {
+        let hosts = Arc::new(Hosts::together(size));
         let write = |rank| {
-            let s = schedule(algorithm, collective, Place { rank, size, root }).expect("supported");
+            let s = schedule(algorithm, collective, Place { rank, size, root }, &hosts).expect("supported");
             Written {
                 pieces: s.pieces(),
                 scratch: s.scratch(),
