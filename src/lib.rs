@@ -16,7 +16,8 @@
 //! Start it with `maypole run -n 4 -- program`, `mpirun`, `mpiexec`, `torchrun` or `srun`; or give each of a process's
 //! threads a rank with [`Communicator::threads`].
 //!
-//! * Asynchronous calls: [`scope`], [`Communicator::start`], [`Stream`].
+//! * Asynchronous calls: [`scope`], [`Communicator::start`], [`Stream`]. Calls planned once and started many times:
+//!   [`Persistent`].
 //! * What can go wrong, and who is to blame: [`Error`], [`Verdict`].
 //! * Settings: [`Config`], from `MAYPOLE_*` variables.
 //! * The algorithms, as data that is checked before it runs: [`maypole_collectives`]. The links under them:
@@ -36,6 +37,7 @@ pub mod topology;
 mod tuner;
 pub mod watch;
 
+pub use communicator::persistent::Persistent;
 pub use communicator::request::{Request, Scope, scope};
 pub use communicator::stream::Stream;
 pub use communicator::{Call, Communicator};

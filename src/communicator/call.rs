@@ -128,6 +128,39 @@ impl Inner {
         unsafe { work.collective(self, call, buffers, matches!(lengths, Lengths::InPlace { .. })) }
     }
 
+    /// Check a call that is to be run later, make its plan and find its scratch memory, so that running it does
+    /// neither. Waits until the calls before are done.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], without a trace: no operation was called.
+    pub(super) fn prepare(&self, call: &Call, lengths: Lengths) -> Result<()> {
+        self.check(call, lengths).map_err(|what| Error::Argument { rank: self.rank, what })?;
+        let _ticket = self.turns.enter(self.turns.take());
+        // SAFETY: this thread holds the ticket to the end of the function.
+        let work = unsafe { self.work() };
+        let bytes = call.count * call.dtype.size();
+        if work.fuses(call.collective, call.op, bytes) {
+            return Ok(());
+        }
+        let root = if call.collective.is_rooted() { call.root } else { 0 };
+        let plan = work.tuner.plan(call.collective, root, bytes)?;
+        let pieces = plan.schedule.pieces();
+        let nowhere = (std::ptr::null(), std::ptr::null_mut());
+        let bound = Bound::new(call.dtype, call.op, call.count, pieces, plan.slice, nowhere);
+        let copied = self.copied(call, root, matches!(lengths, Lengths::InPlace { .. }));
+        work.engine.scratch(plan.schedule.scratch() * bound.stride + copied);
+        Ok(())
+    }
+
+    /// Bytes of input that are copied before the operation starts: those that must be scaled, or that the operation
+    /// would overwrite while they are needed.
+    fn copied(&self, call: &Call, root: usize, in_place: bool) -> usize {
+        let Call { collective, dtype, count, op, .. } = *call;
+        let copies = matches!(op, ReduceOp::PreMulSum(_)) && collective.reduces()
+            || in_place && collective == Collective::AllToAll;
+        if copies { collective.input_blocks(self.rank, self.size, root) * count * dtype.size() } else { 0 }
+    }
+
     /// What is wrong with a call's arguments, if anything.
     fn check(&self, call: &Call, lengths: Lengths) -> std::result::Result<(), String> {
         let name = call.collective.name();
@@ -204,9 +237,7 @@ impl Work {
         }
         let outputs = collective.output_blocks(inner.rank, inner.size, root);
         let done = if let Some(plan) = plan {
-            let copies =
-                matches!(op, ReduceOp::PreMulSum(_)) && reduces || in_place && collective == Collective::AllToAll;
-            let copied = if copies { collective.input_blocks(inner.rank, inner.size, root) * bytes } else { 0 };
+            let copied = inner.copied(&call, root, in_place);
             // SAFETY: the caller's promise.
             unsafe { self.schedule(inner, (&plan, &operation), call, root, buffers, copied) }
         } else {

@@ -3,12 +3,13 @@
 //! * `build`: making one, from the environment, from an id, as threads, by splitting.
 //! * `call`: what an operation is made of: checking its arguments, planning it, running it.
 //! * `typed`: the collectives as methods on slices of [`Element`](crate::Element)s.
-//! * [`stream`], [`request`]: asynchronous calls.
+//! * [`stream`], [`request`]: asynchronous calls. [`persistent`]: calls planned once and started many times.
 //! * `turn`: the order of operations. `local`: the jury of ranks that are threads.
 
 pub(crate) mod build;
 mod call;
 mod local;
+pub mod persistent;
 mod point_to_point;
 pub mod request;
 pub mod stream;

@@ -4,16 +4,45 @@
 //! One stream may carry the operations of several communicators, and a communicator's operations may go to several
 //! streams: each communicator still runs its own in the order of the calls.
 
-use std::sync::mpsc;
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use parking_lot::{Condvar, Mutex};
+
+use super::Inner;
 use crate::error::{Error, Result};
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Work that is queued again and again. Queueing it allocates nothing.
+pub(crate) trait Again: Send + Sync {
+    /// Do it once, on the stream's thread. Does not panic.
+    fn run(&self);
+}
+
+/// What a stream carries.
+enum Job {
+    Once(Box<dyn FnOnce() + Send>),
+    Again(Arc<dyn Again>),
+}
+
+/// What a stream's thread and those who queue share.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Its memory grows to the longest queue there was and is used again.
+    jobs: VecDeque<Job>,
+    /// The stream was dropped: the thread ends when the queue is empty.
+    closed: bool,
+}
 
 /// A queue of operations and the thread that runs them. Dropping it waits until the queue is empty.
 pub struct Stream {
-    queue: Option<mpsc::Sender<Job>>,
+    queue: Arc<Queue>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -23,23 +52,75 @@ impl Stream {
     /// # Errors
     /// [`Error::System`] when the system gives no thread.
     pub fn new() -> Result<Stream> {
-        let (queue, jobs) = mpsc::channel::<Job>();
+        let queue: Arc<Queue> = Arc::default();
+        let jobs = queue.clone();
         let thread = std::thread::Builder::new()
             .name("maypole-stream".into())
-            .spawn(move || jobs.into_iter().for_each(|job| job()))
+            .spawn(move || jobs.serve())
             .map_err(|e| Error::system("starting a stream's thread", e))?;
-        Ok(Stream { queue: Some(queue), thread: Some(thread) })
+        Ok(Stream { queue, thread: Some(thread) })
     }
 
-    pub(crate) fn push(&self, job: Job) {
-        let queue = self.queue.as_ref().expect("taken only by drop");
-        queue.send(job).expect("the thread lives as long as the queue");
+    /// Queue work that is done once. It does not panic.
+    pub(crate) fn push(&self, job: Box<dyn FnOnce() + Send>) {
+        self.queue.push(Job::Once(job));
+    }
+
+    /// Queue work that may be queued again later.
+    pub(crate) fn push_again(&self, job: Arc<dyn Again>) {
+        self.queue.push(Job::Again(job));
+    }
+}
+
+impl Queue {
+    fn push(&self, job: Job) {
+        self.state.lock().jobs.push_back(job);
+        self.changed.notify_one();
+    }
+
+    fn serve(&self) {
+        loop {
+            let mut state = self.state.lock();
+            let job = loop {
+                match state.jobs.pop_front() {
+                    Some(job) => break job,
+                    None if state.closed => return,
+                    None => self.changed.wait(&mut state),
+                }
+            };
+            drop(state);
+            match job {
+                Job::Once(job) => job(),
+                Job::Again(job) => job.run(),
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Take a ticket and have `push` queue what will use it, on `stream` or else on the communicator's own stream.
+    ///
+    /// One lock covers both, so that what two threads queue lies in the queue in the order of the tickets: otherwise a
+    /// stream could wait for a turn that lies behind it in its own queue.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the communicator's own stream gets no thread; nothing was queued.
+    pub(super) fn queue(&self, stream: Option<&Stream>, push: impl FnOnce(&Stream, u64)) -> Result<()> {
+        let mut own = self.own_stream.lock();
+        let stream = match (stream, &mut *own) {
+            (Some(stream), _) => stream,
+            (None, Some(stream)) => stream,
+            (None, none) => none.insert(Stream::new()?),
+        };
+        push(stream, self.turns.take());
+        Ok(())
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.queue = None;
+        self.queue.state.lock().closed = true;
+        self.queue.changed.notify_one();
         let thread = self.thread.take().expect("taken only here");
         // The last owner of a communicator's own stream may be an operation on that very stream.
         if thread.thread().id() != std::thread::current().id() {

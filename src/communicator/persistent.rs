@@ -1,0 +1,465 @@
+//! Persistent operations: planned once, started many times.
+//!
+//! A training step makes the same few calls on the same buffers ten thousand times. A [`Persistent`] is such a call,
+//! kept: it owns its buffers, its arguments were checked and its plan was made when it was made, and starting it
+//! allocates nothing. (MPI has the same since version 4, as `MPI_Allreduce_init` and its like.)
+//!
+//! ```
+//! # let comm = maypole::Communicator::threads(1)?.remove(0);
+//! let mut sum = comm.persistent().all_reduce_in_place(vec![0.0f32; 1000], maypole::ReduceOp::Sum)?;
+//! for step in 0..3 {
+//!     sum.input_mut().fill(step as f32);
+//!     sum.start()?;
+//!     // ... compute something else ...
+//!     let total = sum.wait()?;
+//!     assert_eq!(total[0], (step * comm.size()) as f32);
+//! }
+//! # Ok::<(), maypole::Error>(())
+//! ```
+//!
+//! Why it owns its buffers: a running operation writes into them, and a value that is forgotten
+//! (`std::mem::forget`) ends no borrow in time. Memory that it owns is at worst leaked with it.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use maypole_collectives::schedule::Collective;
+use maypole_collectives::{DataType, Element, ReduceOp};
+use parking_lot::{Condvar, Mutex};
+
+use super::call::{Buffers, Lengths};
+use super::stream::{Again, Stream};
+use super::{Call, Communicator, Inner};
+use crate::error::{Error, Result};
+
+/// The buffer of a persistent operation: a `Vec` or boxed slice. Made by `into`.
+pub struct Memory<T> {
+    at: NonNull<[T]>,
+}
+
+// SAFETY: a Memory owns its elements as a boxed slice does.
+unsafe impl<T: Send> Send for Memory<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Memory<T> {}
+
+impl<T> From<Vec<T>> for Memory<T> {
+    fn from(elements: Vec<T>) -> Memory<T> {
+        elements.into_boxed_slice().into()
+    }
+}
+
+impl<T> From<Box<[T]>> for Memory<T> {
+    fn from(elements: Box<[T]>) -> Memory<T> {
+        // Not kept as a box: a box that moves claims its elements for itself, and an operation may be at them.
+        Memory { at: NonNull::from(Box::leak(elements)) }
+    }
+}
+
+impl<T> Memory<T> {
+    fn len(&self) -> usize {
+        self.at.len()
+    }
+
+    fn address(&self) -> *mut u8 {
+        self.at.as_ptr().cast()
+    }
+}
+
+impl<T> Drop for Memory<T> {
+    fn drop(&mut self) {
+        // SAFETY: made from a box in `from`, and given back only here.
+        drop(unsafe { Box::from_raw(self.at.as_ptr()) });
+    }
+}
+
+/// What the thread that runs the operation needs of it.
+struct Run {
+    /// Weak, so that a stream that has just run it never is the last to hold the communicator: leaving the job is for
+    /// the thread that drops the operation.
+    inner: Weak<Inner>,
+    call: Call,
+    buffers: Buffers,
+    lengths: Lengths,
+    running: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// The present or latest run.
+struct State {
+    /// Its ticket.
+    number: u64,
+    outcome: Result<()>,
+}
+
+// SAFETY: `buffers` are addresses of memory that the `Persistent` owns. They are used by the thread that runs the
+// operation while `running` is set, and by nobody else then.
+unsafe impl Sync for Run {}
+
+impl Again for Run {
+    fn run(&self) {
+        let number = self.state.lock().number;
+        let Some(inner) = self.inner.upgrade() else { unreachable!("the operation waits for its run before it goes") };
+        // A user's operation may panic. The panic ends the communicator, not the stream's thread.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            // SAFETY: the buffers belong to the `Persistent`, which hands out no reference to them while this runs and
+            // waits for it before it is dropped.
+            unsafe { inner.run(number, self.call, self.buffers, self.lengths) }
+        }));
+        let outcome = outcome.unwrap_or_else(|_| Err(inner.panicked()));
+        drop(inner);
+        let mut state = self.state.lock();
+        state.outcome = outcome;
+        self.running.store(false, Ordering::Release);
+        self.changed.notify_all();
+    }
+}
+
+impl Run {
+    fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// Wait until it is not running.
+    fn settle(&self) {
+        if self.is_running() {
+            let mut state = self.state.lock();
+            while self.is_running() {
+                self.changed.wait(&mut state);
+            }
+        }
+    }
+}
+
+/// A collective that was planned once and can be started any number of times; see the [module](self). Made by
+/// [`Communicator::persistent`].
+///
+/// Every rank makes it and starts it in the same order as its other calls; each start is one operation of the
+/// communicator. It keeps the communicator, which leaves its group when both are dropped. Dropping it while it runs
+/// waits for the run.
+pub struct Persistent<T> {
+    run: Arc<Run>,
+    inner: Arc<Inner>,
+    /// `None` where input and output are the same buffer.
+    input: Option<Memory<T>>,
+    output: Memory<T>,
+    /// It was started and not waited for since.
+    pending: bool,
+}
+
+impl<T: Element> Persistent<T> {
+    /// Start it: queue it on the communicator's own stream, behind what was called before, and return at once.
+    /// Allocates nothing, but for the stream's thread if this is the communicator's first asynchronous call.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if it was started before and not waited for since, whether that run has ended or not:
+    /// nothing was started, the run under way goes on. [`Error::System`] when the stream gets no thread.
+    pub fn start(&mut self) -> Result<()> {
+        self.queue(None)
+    }
+
+    /// [`Persistent::start`] on a stream of the caller's: it also waits for everything queued there before.
+    pub fn start_on(&mut self, stream: &Stream) -> Result<()> {
+        self.queue(Some(stream))
+    }
+
+    /// Start it and wait for it, on this thread. What costs least where nothing is to be done meanwhile.
+    ///
+    /// # Errors
+    /// As [`Persistent::start`] and [`Persistent::wait`].
+    pub fn run(&mut self) -> Result<&mut [T]> {
+        self.check_idle()?;
+        self.begin(self.inner.turns.take());
+        Again::run(&*self.run);
+        self.wait()
+    }
+
+    fn queue(&mut self, stream: Option<&Stream>) -> Result<()> {
+        self.check_idle()?;
+        self.inner.queue(stream, |stream, number| {
+            self.begin(number);
+            stream.push_again(self.run.clone());
+        })?;
+        self.pending = true;
+        Ok(())
+    }
+
+    fn check_idle(&self) -> Result<()> {
+        if !self.pending {
+            return Ok(());
+        }
+        let name = self.run.call.collective.name();
+        let what = format!(
+            "a persistent {name} was started twice without a wait in between; wait() for one run before the next"
+        );
+        Err(Error::Argument { rank: self.inner.rank, what })
+    }
+
+    fn begin(&self, number: u64) {
+        self.run.state.lock().number = number;
+        self.run.running.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Persistent::wait`] will not block: it is not running.
+    pub fn test(&self) -> bool {
+        !self.run.is_running()
+    }
+
+    /// Wait for the run that was started; gives access to the output (the whole buffer, in place). Returns at once if
+    /// none was.
+    ///
+    /// # Errors
+    /// Those of the blocking call. It may be started again, but the communicator has failed for good.
+    pub fn wait(&mut self) -> Result<&mut [T]> {
+        self.run.settle();
+        if std::mem::take(&mut self.pending) {
+            std::mem::replace(&mut self.run.state.lock().outcome, Ok(()))?;
+        }
+        Ok(self.output_mut())
+    }
+
+    /// The input, to be filled for the next start. Waits while it runs; an error of that run is still
+    /// [`Persistent::wait`]'s.
+    pub fn input_mut(&mut self) -> &mut [T] {
+        self.run.settle();
+        let memory = self.input.as_mut().unwrap_or(&mut self.output);
+        // SAFETY: the memory is this value's, and nothing runs.
+        unsafe { memory.at.as_mut() }
+    }
+
+    /// The input (the whole buffer, in place). Waits while it runs.
+    pub fn input(&self) -> &[T] {
+        self.run.settle();
+        // SAFETY: as in `input_mut`.
+        unsafe { self.input.as_ref().unwrap_or(&self.output).at.as_ref() }
+    }
+
+    /// The output, as the latest run left it. Waits while it runs.
+    pub fn output(&self) -> &[T] {
+        self.run.settle();
+        // SAFETY: as in `input_mut`.
+        unsafe { self.output.at.as_ref() }
+    }
+
+    /// [`Persistent::output`], to be changed.
+    pub fn output_mut(&mut self) -> &mut [T] {
+        self.run.settle();
+        // SAFETY: as in `input_mut`.
+        unsafe { self.output.at.as_mut() }
+    }
+}
+
+impl<T> Drop for Persistent<T> {
+    fn drop(&mut self) {
+        // The buffers go next. A run ends: at the latest at its deadline.
+        self.run.settle();
+    }
+}
+
+/// Makes persistent operations; see [`Communicator::persistent`].
+pub struct Planner<'c> {
+    comm: &'c Communicator,
+}
+
+impl Communicator {
+    /// The persistent forms: `comm.persistent().all_reduce(input, output, op)` takes the buffers, checks and plans, and
+    /// returns what can be started. That is local to this rank, but it waits for operations called before.
+    pub fn persistent(&self) -> Planner<'_> {
+        Planner { comm: self }
+    }
+}
+
+/// One form per collective, each as the blocking method of the same name, with buffers (`Vec`s, boxed slices) in place
+/// of slices.
+///
+/// # Errors
+/// [`Error::Argument`] as in the blocking call: no operation was made, and the communicator has noticed nothing.
+impl Planner<'_> {
+    /// See [`Communicator::all_reduce`].
+    pub fn all_reduce<T: Element>(
+        &self,
+        input: impl Into<Memory<T>>,
+        output: impl Into<Memory<T>>,
+        op: ReduceOp,
+    ) -> Result<Persistent<T>> {
+        let (input, output) = (input.into(), output.into());
+        self.apart(Call::of::<T>(Collective::AllReduce, input.len(), Some(op), 0), input, output)
+    }
+
+    /// See [`Communicator::all_reduce_in_place`].
+    pub fn all_reduce_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, op: ReduceOp) -> Result<Persistent<T>> {
+        let buffer = buffer.into();
+        self.in_place(Call::of::<T>(Collective::AllReduce, buffer.len(), Some(op), 0), buffer)
+    }
+
+    /// See [`Communicator::reduce`].
+    pub fn reduce<T: Element>(
+        &self,
+        input: impl Into<Memory<T>>,
+        output: impl Into<Memory<T>>,
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<Persistent<T>> {
+        let (input, output) = (input.into(), output.into());
+        self.apart(Call::of::<T>(Collective::Reduce, input.len(), Some(op), root), input, output)
+    }
+
+    /// See [`Communicator::reduce_in_place`].
+    pub fn reduce_in_place<T: Element>(
+        &self,
+        buffer: impl Into<Memory<T>>,
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<Persistent<T>> {
+        let buffer = buffer.into();
+        self.in_place(Call::of::<T>(Collective::Reduce, buffer.len(), Some(op), root), buffer)
+    }
+
+    /// See [`Communicator::broadcast`].
+    pub fn broadcast<T: Element>(&self, buffer: impl Into<Memory<T>>, root: usize) -> Result<Persistent<T>> {
+        let buffer = buffer.into();
+        self.in_place(Call::of::<T>(Collective::Broadcast, buffer.len(), None, root), buffer)
+    }
+
+    /// See [`Communicator::broadcast_from`].
+    pub fn broadcast_from<T: Element>(
+        &self,
+        input: impl Into<Memory<T>>,
+        output: impl Into<Memory<T>>,
+        root: usize,
+    ) -> Result<Persistent<T>> {
+        let (input, output) = (input.into(), output.into());
+        self.apart(Call::of::<T>(Collective::Broadcast, output.len(), None, root), input, output)
+    }
+
+    /// See [`Communicator::all_gather`].
+    pub fn all_gather<T: Element>(
+        &self,
+        input: impl Into<Memory<T>>,
+        output: impl Into<Memory<T>>,
+    ) -> Result<Persistent<T>> {
+        let (input, output) = (input.into(), output.into());
+        self.apart(Call::of::<T>(Collective::AllGather, input.len(), None, 0), input, output)
+    }
+
+    /// See [`Communicator::all_gather_in_place`].
+    pub fn all_gather_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>) -> Result<Persistent<T>> {
+        let buffer = buffer.into();
+        self.in_place(Call::of::<T>(Collective::AllGather, buffer.len() / self.comm.size(), None, 0), buffer)
+    }
+
+    /// See [`Communicator::reduce_scatter`].
+    pub fn reduce_scatter<T: Element>(
+        &self,
+        input: impl Into<Memory<T>>,
+        output: impl Into<Memory<T>>,
+        op: ReduceOp,
+    ) -> Result<Persistent<T>> {
+        let (input, output) = (input.into(), output.into());
+        self.apart(Call::of::<T>(Collective::ReduceScatter, output.len(), Some(op), 0), input, output)
+    }
+
+    /// See [`Communicator::reduce_scatter_in_place`].
+    pub fn reduce_scatter_in_place<T: Element>(
+        &self,
+        buffer: impl Into<Memory<T>>,
+        op: ReduceOp,
+    ) -> Result<Persistent<T>> {
+        let buffer = buffer.into();
+        let count = buffer.len() / self.comm.size();
+        self.in_place(Call::of::<T>(Collective::ReduceScatter, count, Some(op), 0), buffer)
+    }
+
+    /// See [`Communicator::all_to_all`].
+    pub fn all_to_all<T: Element>(
+        &self,
+        input: impl Into<Memory<T>>,
+        output: impl Into<Memory<T>>,
+    ) -> Result<Persistent<T>> {
+        let (input, output) = (input.into(), output.into());
+        self.apart(Call::of::<T>(Collective::AllToAll, input.len() / self.comm.size(), None, 0), input, output)
+    }
+
+    /// See [`Communicator::all_to_all_in_place`].
+    pub fn all_to_all_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>) -> Result<Persistent<T>> {
+        let buffer = buffer.into();
+        self.in_place(Call::of::<T>(Collective::AllToAll, buffer.len() / self.comm.size(), None, 0), buffer)
+    }
+
+    /// See [`Communicator::gather`].
+    pub fn gather<T: Element>(
+        &self,
+        input: impl Into<Memory<T>>,
+        output: impl Into<Memory<T>>,
+        root: usize,
+    ) -> Result<Persistent<T>> {
+        let (input, output) = (input.into(), output.into());
+        self.apart(Call::of::<T>(Collective::Gather, input.len(), None, root), input, output)
+    }
+
+    /// See [`Communicator::gather_in_place`].
+    pub fn gather_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, root: usize) -> Result<Persistent<T>> {
+        let buffer = buffer.into();
+        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
+        self.in_place(Call::of::<T>(Collective::Gather, buffer.len() / blocks, None, root), buffer)
+    }
+
+    /// See [`Communicator::scatter`].
+    pub fn scatter<T: Element>(
+        &self,
+        input: impl Into<Memory<T>>,
+        output: impl Into<Memory<T>>,
+        root: usize,
+    ) -> Result<Persistent<T>> {
+        let (input, output) = (input.into(), output.into());
+        self.apart(Call::of::<T>(Collective::Scatter, output.len(), None, root), input, output)
+    }
+
+    /// See [`Communicator::scatter_in_place`].
+    pub fn scatter_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, root: usize) -> Result<Persistent<T>> {
+        let buffer = buffer.into();
+        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
+        self.in_place(Call::of::<T>(Collective::Scatter, buffer.len() / blocks, None, root), buffer)
+    }
+
+    /// See [`Communicator::barrier`].
+    pub fn barrier(&self) -> Result<Persistent<u8>> {
+        let call = Call { collective: Collective::Barrier, dtype: DataType::U8, count: 0, op: ReduceOp::Sum, root: 0 };
+        self.apart(call, Vec::new().into(), Vec::new().into())
+    }
+
+    fn apart<T: Element>(&self, call: Call, input: Memory<T>, output: Memory<T>) -> Result<Persistent<T>> {
+        let size = size_of::<T>();
+        let lengths = Lengths::Apart { input: input.len() * size, output: output.len() * size };
+        self.make(call, lengths, Some(input), output)
+    }
+
+    fn in_place<T: Element>(&self, call: Call, buffer: Memory<T>) -> Result<Persistent<T>> {
+        let lengths = Lengths::InPlace { buffer: buffer.len() * size_of::<T>() };
+        self.make(call, lengths, None, buffer)
+    }
+
+    fn make<T: Element>(
+        &self,
+        call: Call,
+        lengths: Lengths,
+        input: Option<Memory<T>>,
+        output: Memory<T>,
+    ) -> Result<Persistent<T>> {
+        let inner = self.comm.inner.clone();
+        inner.prepare(&call, lengths)?;
+        let buffers =
+            Buffers { input: input.as_ref().unwrap_or(&output).address().cast_const(), output: output.address() };
+        let run = Run {
+            inner: Arc::downgrade(&inner),
+            call,
+            buffers,
+            lengths,
+            running: AtomicBool::new(false),
+            state: Mutex::new(State { number: 0, outcome: Ok(()) }),
+            changed: Condvar::new(),
+        };
+        Ok(Persistent { run: Arc::new(run), inner, input, output, pending: false })
+    }
+}

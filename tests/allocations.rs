@@ -1,0 +1,147 @@
+//! Starting a persistent operation allocates nothing: a counting allocator says so, for every collective, on every path
+//! that bytes take.
+//!
+//! One test in a file of its own, since it counts what the whole process allocates.
+
+mod ranks;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use maypole::{Communicator, Persistent, ReduceOp};
+use ranks::{paths, threads};
+
+/// Counts allocations by thread while [`COUNTING`].
+struct Counting;
+
+static COUNTING: AtomicBool = AtomicBool::new(false);
+const THREADS: usize = 64;
+/// Threads that have allocated, and how often.
+static COUNTS: [(AtomicU64, AtomicU64); THREADS] = [const { (AtomicU64::new(0), AtomicU64::new(0)) }; THREADS];
+
+fn count() {
+    if COUNTING.load(Ordering::Relaxed) {
+        let me = nix::unistd::gettid().as_raw() as u64;
+        for (thread, allocations) in &COUNTS {
+            let owner =
+                thread.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed).unwrap_or_else(|other| other);
+            if owner == 0 || owner == me {
+                allocations.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}
+
+// SAFETY: everything is passed on to the system's allocator; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations since the last call, by threads other than those that hold the job together.
+fn counted() -> u64 {
+    let mut total = 0;
+    for (thread, allocations) in &COUNTS {
+        let (thread, allocations) = (thread.swap(0, Ordering::Relaxed), allocations.swap(0, Ordering::Relaxed));
+        let name = std::fs::read_to_string(format!("/proc/self/task/{thread}/comm")).unwrap_or_default();
+        if !["maypole-node", "maypole-hub"].contains(&name.trim()) {
+            total += allocations;
+        }
+    }
+    total
+}
+
+/// One persistent operation of every kind, in place and not.
+fn every_kind(comm: &Communicator, n: usize) -> Vec<Persistent<f32>> {
+    let (plan, size, root) = (comm.persistent(), comm.size(), comm.rank() == 0);
+    let vec = |blocks: usize| vec![1.0f32; blocks * n];
+    let at_root = |blocks: usize| vec(if root { blocks } else { 0 });
+    let (sum, scaled) = (ReduceOp::Sum, ReduceOp::PreMulSum(0.5));
+    let made = [
+        plan.all_reduce(vec(1), vec(1), sum),
+        plan.all_reduce(vec(1), vec(1), ReduceOp::Avg),
+        plan.all_reduce_in_place(vec(1), scaled),
+        plan.reduce(vec(1), at_root(1), sum, 0),
+        plan.reduce_in_place(vec(1), sum, 0),
+        plan.broadcast(vec(1), 0),
+        plan.broadcast_from(at_root(1), vec(1), 0),
+        plan.all_gather(vec(1), vec(size)),
+        plan.all_gather_in_place(vec(size)),
+        plan.reduce_scatter(vec(size), vec(1), sum),
+        plan.reduce_scatter_in_place(vec(size), sum),
+        plan.all_to_all(vec(size), vec(size)),
+        plan.all_to_all_in_place(vec(size)),
+        plan.gather(vec(1), at_root(size), 0),
+        plan.gather_in_place(vec(if root { size } else { 1 }), 0),
+        plan.scatter(at_root(size), vec(1), 0),
+        plan.scatter_in_place(vec(if root { size } else { 1 }), 0),
+    ];
+    made.into_iter().map(|operation| operation.unwrap()).collect()
+}
+
+#[test]
+fn starting_a_persistent_operation_allocates_nothing() {
+    const BATCHES: usize = 60;
+    for path in paths() {
+        let meet = Barrier::new(3);
+        let least = threads(3, &path.config, |comm| {
+            let mut operations = every_kind(&comm, path.count);
+            let mut barrier = comm.persistent().barrier().unwrap();
+            let mut batch = || {
+                barrier.start().unwrap();
+                operations.iter_mut().for_each(|operation| operation.start().unwrap());
+                operations.iter_mut().for_each(|operation| _ = operation.wait().unwrap());
+                barrier.wait().unwrap();
+            };
+            // The first makes links, their memory, and the stream's thread.
+            batch();
+            batch();
+            let mut least = u64::MAX;
+            // More than one: a rank that waits for another for milliseconds asks after it, which may allocate.
+            for _ in 0..BATCHES {
+                meet.wait();
+                if comm.rank() == 0 {
+                    counted();
+                    COUNTING.store(true, Ordering::Relaxed);
+                }
+                meet.wait();
+                batch();
+                meet.wait();
+                if comm.rank() == 0 {
+                    COUNTING.store(false, Ordering::Relaxed);
+                    least = least.min(counted());
+                }
+                let mut stop = [u8::from(least == 0)];
+                comm.broadcast(&mut stop, 0).unwrap();
+                if stop == [1] {
+                    break;
+                }
+            }
+            least
+        });
+        assert_eq!(least[0], 0, "{}: allocations in the quietest batch of starts", path.name);
+    }
+
+    // The counter does count.
+    COUNTING.store(true, Ordering::Relaxed);
+    drop(std::hint::black_box(vec![1u8; 100]));
+    COUNTING.store(false, Ordering::Relaxed);
+    assert!(counted() >= 1);
+}
