@@ -11,7 +11,8 @@ use super::Communicator;
 use super::local::Threads;
 use crate::config::{Config, TransportChoice};
 use crate::engine::Engine;
-use crate::engine::links::{CHANNELS, Links, Network, WINDOW_HEADER};
+use crate::engine::links::{Links, WINDOW_HEADER};
+use crate::engine::routes::{CHANNELS, Network, Routes};
 use crate::engine::wait::Court;
 use crate::error::{Error, Result, Verdict};
 use crate::launch::{self, LaunchMeeting};
@@ -144,7 +145,7 @@ impl Communicator {
         let group = Group::new(segment, me);
         let topology = Topology::one_host(host_name(), size);
         let places = (0..size).map(Some).collect();
-        let links = Links::new(me, places, Some(group), None);
+        let links = Links::new(Routes::new(me, places, Some(Arc::new(group)), None, 0));
         let world = if size == 1 { World::Alone } else { World::Threads(threads.clone()) };
         let jury: Arc<dyn Jury> = threads.clone();
         let members = (0..size).collect();
@@ -197,24 +198,20 @@ impl Communicator {
                 places[*rank] = Some(place);
             }
             let place = places[me].expect("this rank is local to itself");
-            group = Some(share_group(node, (context, &members, &local), &watch, &config, place)?);
+            group = Some(Arc::new(share_group(node, (context, &members, &local), &watch, &config, place)?));
         } else {
             places[me] = Some(0);
         }
         let network = if local.len() < members.len() {
-            let poller = Poller::new().map_err(|e| Error::system("making an epoll set", e))?;
+            let poller = Arc::new(Poller::new().map_err(|e| Error::system("making an epoll set", e))?);
             let waker = poller.waker();
-            watch.on_verdict(Box::new({
-                let waker = waker.clone();
-                move || waker.wake()
-            }));
             node.on_accept(context, Box::new(move || waker.wake()));
             let connections = config.connections;
             Some(Network { node: node.clone(), context, members: members.clone(), connections, credit: CREDIT, poller })
         } else {
             None
         };
-        let links = Links::new(me, places, group, network);
+        let links = Links::new(Routes::new(me, places, group, network, 0));
         let jury: Arc<dyn Jury> = node.clone();
         let world = World::Processes(node.clone());
         // All ranks of the host count, those outside this communicator too: they may be at work at the same time.
@@ -231,10 +228,8 @@ impl Communicator {
         config: Config,
     ) -> Communicator {
         let me = links.me;
-        if let Some(group) = &links.group {
-            let bell = group.bell().clone();
-            watch.on_verdict(Box::new(move || bell.ring()));
-        }
+        let rest = links.routes.rest().clone();
+        watch.on_verdict(Box::new(move || rest.wake()));
         let court = Court {
             context,
             me,
@@ -300,6 +295,7 @@ fn shape(members: usize, config: &Config) -> Shape {
     Shape {
         members,
         channels: CHANNELS,
+        second_bell_from: CHANNELS,
         ring: config.ring.next_power_of_two(),
         window: config.window.next_multiple_of(64) + WINDOW_HEADER,
     }

@@ -12,7 +12,7 @@ use super::call::Buffers;
 use super::{Communicator, Inner, Work};
 use crate::engine::Part;
 use crate::engine::bound::Bound;
-use crate::engine::links::POINT_TO_POINT;
+use crate::engine::routes::POINT_TO_POINT;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 

@@ -1,24 +1,16 @@
-//! A communicator's links: made when first used, each opened once per operation with the operation's fingerprint.
+//! The links of a communicator's collectives: made when first used, each opened once per operation with the operation's
+//! fingerprint.
 //!
-//! Ranks of one host share a segment and are linked through it; all others by TCP. One-sided schedules need the window,
-//! which only a communicator within one segment has.
-
-use std::sync::Arc;
+//! One-sided schedules need the window, which only a communicator within one segment has.
 
 use maypole_transports::shm::{Exchange, Group};
-use maypole_transports::tcp::{self, Poller};
 use maypole_transports::{LinkError, Receiver, Sender, Window};
 
 use super::lane::Trouble;
-use crate::error::Error;
+use super::routes::{CHANNELS, POINT_TO_POINT, Routes};
 use crate::fingerprint::Fingerprint;
-use crate::node::Node;
 use crate::topology::Topology;
 
-/// Channels per ordered pair of ranks: two for the lanes of collectives, one for point-to-point messages.
-pub(crate) const CHANNELS: usize = 3;
-/// The channel of point-to-point messages.
-pub(crate) const POINT_TO_POINT: usize = 2;
 /// Bytes at the start of a publication that hold its fingerprint.
 pub(crate) const WINDOW_HEADER: usize = 64;
 const HEADER: usize = size_of::<Fingerprint>();
@@ -29,27 +21,13 @@ struct End<L: ?Sized> {
     opened: u64,
 }
 
-/// How to reach ranks by TCP.
-pub(crate) struct Network {
-    pub node: Arc<Node>,
-    pub context: u64,
-    /// World rank of each rank of the communicator.
-    pub members: Vec<usize>,
-    pub connections: usize,
-    pub credit: usize,
-    pub poller: Poller,
-}
-
-/// Everything through which a rank of a communicator moves bytes.
+/// Everything through which a rank's collectives move bytes.
 pub(crate) struct Links {
     pub me: usize,
     pub size: usize,
     /// Number of the next publication of each rank.
     pub publications: Vec<u64>,
-    pub group: Option<Group>,
-    /// Each rank's place in the segment, if it has one.
-    places: Vec<Option<usize>>,
-    pub network: Option<Network>,
+    pub routes: Routes,
     window: Option<Box<dyn Window>>,
     exchange: Option<Exchange>,
     senders: Vec<Option<End<dyn Sender>>>,
@@ -57,20 +35,18 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// `places[r]`: rank r's place in `group`'s segment. Ranks without one are reached through `network`.
-    pub fn new(me: usize, places: Vec<Option<usize>>, group: Option<Group>, network: Option<Network>) -> Links {
-        let size = places.len();
-        let everyone = places.iter().all(Option::is_some);
-        let window = group.as_ref().filter(|_| everyone).map(Group::window);
-        let exchange = group.as_ref().filter(|_| everyone).map(Group::exchange);
+    /// No links yet, over these routes.
+    pub fn new(routes: Routes) -> Links {
+        let (me, size) = (routes.me, routes.size());
+        let group = routes.group.as_deref().filter(|_| routes.all_share());
+        let window = group.map(Group::window);
+        let exchange = group.map(Group::exchange);
         let slots = size * CHANNELS;
         Links {
             me,
             size,
             publications: vec![0; size],
-            group,
-            places,
-            network,
+            routes,
             window,
             exchange,
             senders: std::iter::repeat_with(|| None).take(slots).collect(),
@@ -85,7 +61,7 @@ impl Links {
 
     /// How the ranks are linked, in words.
     pub fn describe(&self, topology: &Topology) -> String {
-        let near = self.places.iter().flatten().count() - 1;
+        let near = self.routes.near();
         let far = self.size - 1 - near;
         let here = &topology.hosts()[self.me];
         match (near, far) {
@@ -190,37 +166,8 @@ impl Links {
 
     /// Make the links to and from `peer` on `channel`. `false`: the peer has not connected yet.
     fn connect(&mut self, peer: usize, channel: usize) -> Result<bool, Trouble> {
+        let Some((sender, receiver)) = self.routes.link(peer, channel)? else { return Ok(false) };
         let slot = peer * CHANNELS + channel;
-        let (sender, receiver): (Box<dyn Sender>, Box<dyn Receiver>) = match (self.places[peer], &mut self.network) {
-            (Some(place), _) => {
-                let group = self.group.as_ref().expect("places are in the group's segment");
-                (group.sender(place, channel), group.receiver(place, channel))
-            }
-            (None, Some(network)) => {
-                let world = network.members[peer];
-                // One connection serves both directions; the lower rank makes it.
-                let streams = if self.me < peer {
-                    let made = network.node.connect(world, network.context, channel, network.connections);
-                    Some(made.map_err(|error| match error {
-                        Error::Failed { .. } => Trouble::Error(error),
-                        // The others wait for this rank: they are told.
-                        other => Trouble::Link(peer, unreachable_peer(other)),
-                    })?)
-                } else {
-                    network.node.accepted(world, network.context, channel, network.connections)
-                };
-                let Some(streams) = streams else { return Ok(false) };
-                let link = |e| Trouble::Link(peer, e);
-                let (sender, receiver) = tcp::link(streams, network.credit).map_err(link)?;
-                for fd in receiver.fds() {
-                    let io = |source| LinkError::Io { doing: "watching a connection", source };
-                    network.poller.add(fd).map_err(io).map_err(link)?;
-                }
-                (Box::new(sender), Box::new(receiver))
-            }
-            (None, None) => unreachable!("rank {peer} has neither a place in the segment nor an address"),
-        };
-        tracing::debug!(rank = self.me, peer, channel, shared = self.places[peer].is_some(), "link made");
         self.senders[slot] = Some(End { link: sender, opened: 0 });
         self.receivers[slot] = Some(End { link: receiver, opened: 0 });
         Ok(true)
@@ -229,7 +176,7 @@ impl Links {
     /// Take in what has arrived on links whose turn has not come, and push on what is held back, so that no peer waits
     /// for this rank while it waits for another. Returns whether anything moved.
     pub fn absorb(&mut self) -> Result<bool, Trouble> {
-        if self.network.is_none() {
+        if !self.routes.has_network() {
             return Ok(false);
         }
         let mut moved = false;
@@ -249,7 +196,7 @@ impl Links {
     /// Push on what senders hold back. `None`: nothing is left; otherwise a rank whose link has no room.
     pub fn flush(&mut self) -> Result<Option<usize>, Trouble> {
         let mut blocked = None;
-        if self.network.is_some() {
+        if self.routes.has_network() {
             for (slot, end) in self.senders.iter_mut().enumerate() {
                 if let Some(end) = end
                     && !end.link.flush().map_err(|e| Trouble::Link(slot / CHANNELS, e))?
@@ -260,10 +207,6 @@ impl Links {
         }
         Ok(blocked)
     }
-}
-
-fn unreachable_peer(error: Error) -> LinkError {
-    LinkError::Io { doing: "connecting", source: std::io::Error::other(error.to_string()) }
 }
 
 /// Put the fingerprint in front of the message that follows.

@@ -8,6 +8,8 @@
 pub(crate) mod bound;
 pub(crate) mod lane;
 pub(crate) mod links;
+pub(crate) mod rest;
+pub(crate) mod routes;
 pub(crate) mod small;
 pub(crate) mod wait;
 

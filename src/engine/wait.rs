@@ -20,8 +20,6 @@ const ASK_AFTER: Duration = Duration::from_millis(2);
 const ASK_AT_LEAST: Duration = Duration::from_millis(500);
 /// The longest sleep without a look around.
 const NAP: Duration = Duration::from_millis(100);
-/// The longest sleep where both shared memory and sockets are waited for: no single system call waits for both.
-const MIXED_NAP: Duration = Duration::from_micros(200);
 /// How long a rank that found a link broken waits to be told why before it reports.
 const GRACE: Duration = Duration::from_millis(50);
 /// How many earlier operations two ranks compare that find themselves apart; those that leave tell as many.
@@ -205,22 +203,13 @@ impl<'a> Wait<'a> {
         }
         if !self.armed {
             links.settle();
-            if let Some(group) = &links.group {
-                group.bell().arm();
-            }
+            links.routes.rest().arm();
             self.armed = true;
             // One more poll with the bell armed, or nobody would ring for what came just before.
             return Ok(());
         }
         let nap = NAP.min(self.court.timeout - waited).min(self.ask_at.saturating_sub(waited) + ASK_AFTER);
-        match (&links.group, &mut links.network) {
-            (Some(group), None) => group.bell().sleep(nap),
-            (group, Some(network)) => {
-                let nap = if group.is_some() { nap.min(MIXED_NAP) } else { nap };
-                let _ = network.poller.sleep(nap);
-            }
-            (None, None) => std::thread::sleep(nap),
-        }
+        links.routes.rest().sleep(nap);
         self.disarm(links);
         if self.court.watch.raised() {
             return Err(self.court.failed());
@@ -229,9 +218,7 @@ impl<'a> Wait<'a> {
     }
 
     fn disarm(&mut self, links: &Links) {
-        if let Some(group) = &links.group {
-            group.bell().disarm();
-        }
+        links.routes.rest().disarm();
         self.armed = false;
     }
 

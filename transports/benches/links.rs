@@ -37,7 +37,8 @@ fn tcp_pair(connections: usize) -> (End, End) {
 }
 
 fn shm_pair() -> (End, End) {
-    let segment = Segment::anonymous(Shape { members: 2, channels: 1, ring: CREDIT, window: 4096 }).unwrap();
+    let segment =
+        Segment::anonymous(Shape { members: 2, channels: 1, second_bell_from: 1, ring: CREDIT, window: 4096 }).unwrap();
     let end = |me: usize| {
         let group = Group::new(segment.clone(), me);
         End { sender: group.sender(1 - me, 0), receiver: group.receiver(1 - me, 0), _group: Some(group) }

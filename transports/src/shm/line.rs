@@ -143,7 +143,7 @@ impl Exchange {
                 sets: [0, 1].map(|parity| unsafe { segment.shared(shape.lines(r, parity)) }),
                 bodies: [0, 1].map(|parity| segment.bytes_at(shape.body(r, parity), BODY)),
                 // SAFETY: as above.
-                bell: unsafe { segment.shared(shape.bell(r)) },
+                bell: unsafe { segment.shared(shape.bell(r, 0)) },
                 // SAFETY: as above.
                 presence: unsafe { segment.shared(shape.presence(r)) },
             })

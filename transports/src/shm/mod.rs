@@ -28,7 +28,6 @@ use window::ShmWindow;
 pub struct Group {
     segment: Arc<Segment>,
     me: usize,
-    bell: Shared<Bell>,
 }
 
 impl Group {
@@ -36,9 +35,7 @@ impl Group {
     /// once.
     pub fn new(segment: Arc<Segment>, me: usize) -> Group {
         assert!(me < segment.shape().members, "member {me} of {}", segment.shape().members);
-        // SAFETY: a bell is made of atomics, at an offset that every member computes alike.
-        let bell = unsafe { segment.shared(segment.shape().bell(me)) };
-        let group = Group { segment, me, bell };
+        let group = Group { segment, me };
         group.presence(me).come();
         group
     }
@@ -48,9 +45,15 @@ impl Group {
         (0..self.segment.shape().members).filter(|m| !self.presence(*m).has_come()).collect()
     }
 
-    /// The bell on which this rank sleeps.
-    pub fn bell(&self) -> &Shared<Bell> {
-        &self.bell
+    /// The bell on which this rank sleeps for news of links on `channel`; that of channel 0 is also the one for news of
+    /// windows and exchanges.
+    pub fn bell(&self, channel: usize) -> Shared<Bell> {
+        self.bell_of(self.me, channel)
+    }
+
+    fn bell_of(&self, member: usize, channel: usize) -> Shared<Bell> {
+        // SAFETY: a bell is made of atomics, at an offset that every member computes alike.
+        unsafe { self.segment.shared(self.segment.shape().bell(member, channel)) }
     }
 
     fn presence(&self, member: usize) -> Shared<Presence> {
@@ -66,8 +69,7 @@ impl Group {
             segment: self.segment.clone(),
             data: self.segment.bytes_at(shape.ring_data(from, to, channel), shape.ring),
             capacity: shape.ring,
-            // SAFETY: bells are atomics, at an offset that every member computes alike.
-            peer_bell: unsafe { self.segment.shared(shape.bell(peer)) },
+            peer_bell: self.bell_of(peer, channel),
             peer: self.presence(peer),
         };
         // SAFETY: cursors are atomics, at an offset that every member computes alike.
@@ -102,8 +104,8 @@ impl Drop for Group {
         self.presence(self.me).leave();
         let shape = self.segment.shape();
         for member in (0..shape.members).filter(|m| *m != self.me) {
-            // SAFETY: bells are atomics, at an offset that every member computes alike.
-            unsafe { self.segment.shared::<Bell>(shape.bell(member)) }.ring();
+            self.bell_of(member, 0).ring();
+            self.bell_of(member, shape.second_bell_from).ring();
         }
     }
 }

@@ -18,6 +18,9 @@ pub struct Shape {
     pub members: usize,
     /// Links per ordered pair of ranks.
     pub channels: usize,
+    /// Links on channels from this one on ring the second of a member's two bells, all others and publications the
+    /// first: so two threads of a rank can wait for different channels, and neither is woken by the other's news.
+    pub second_bell_from: usize,
     /// Bytes of one link's ring; a power of two.
     pub ring: usize,
     /// Bytes of one publication; a multiple of 64.
@@ -37,14 +40,14 @@ impl Shape {
     const EXCHANGE: usize = (LINES * 64).next_multiple_of(PAGE) + BODY;
 
     /// Where each part begins; offsets in bytes.
-    pub(super) fn bell(&self, member: usize) -> usize {
-        member * 128
+    pub(super) fn bell(&self, member: usize, channel: usize) -> usize {
+        member * 192 + if channel < self.second_bell_from { 0 } else { 64 }
     }
     pub(super) fn presence(&self, member: usize) -> usize {
-        member * 128 + 64
+        member * 192 + 128
     }
     fn lines_base(&self) -> usize {
-        (self.members * 128).next_multiple_of(PAGE)
+        (self.members * 192).next_multiple_of(PAGE)
     }
     pub(super) fn lines(&self, member: usize, parity: usize) -> usize {
         self.lines_base() + (member * 2 + parity) * Self::EXCHANGE

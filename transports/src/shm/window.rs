@@ -128,7 +128,7 @@ impl ShmWindow {
                 subscriber: Subscriber::new(count(shape.published(r)), count(shape.done(r, me))),
                 places: [0, 1].map(|parity| segment.bytes_at(shape.place(r, parity), shape.window)),
                 // SAFETY: as above.
-                bell: unsafe { segment.shared(shape.bell(r)) },
+                bell: unsafe { segment.shared(shape.bell(r, 0)) },
                 // SAFETY: as above.
                 presence: unsafe { segment.shared(shape.presence(r)) },
             })

@@ -61,7 +61,7 @@ pub struct Shm;
 
 impl Shm {
     pub const fn shape(credit: usize) -> Shape {
-        Shape { members: 2, channels: 1, ring: credit.next_power_of_two(), window: 4096 }
+        Shape { members: 2, channels: 1, second_bell_from: 1, ring: credit.next_power_of_two(), window: 4096 }
     }
 }
 

@@ -1,0 +1,123 @@
+//! How a rank reaches the others, and the making of links to them.
+//!
+//! Ranks of one host share a segment, all others are reached by TCP. Collectives and messages have links of their own:
+//! each engine has its own [`Routes`], over the same segment and node, but with its own [`Rest`].
+
+use std::sync::Arc;
+
+use maypole_transports::shm::Group;
+use maypole_transports::tcp::{self, Poller};
+use maypole_transports::{LinkError, Receiver, Sender};
+
+use super::lane::Trouble;
+use super::rest::Rest;
+use crate::error::Error;
+use crate::node::Node;
+
+/// Channels per ordered pair of ranks: two for the lanes of collectives, one for messages between two ranks.
+pub(crate) const CHANNELS: usize = 3;
+/// The channel of messages between two ranks; those below are the collectives'.
+pub(crate) const POINT_TO_POINT: usize = 2;
+
+/// How to reach ranks by TCP.
+pub(crate) struct Network {
+    pub node: Arc<Node>,
+    pub context: u64,
+    /// World rank of each rank of the communicator.
+    pub members: Vec<usize>,
+    pub connections: usize,
+    pub credit: usize,
+    pub poller: Arc<Poller>,
+}
+
+/// See the [module](self).
+pub(crate) struct Routes {
+    pub me: usize,
+    pub group: Option<Arc<Group>>,
+    /// Each rank's place in the segment, if it has one.
+    places: Vec<Option<usize>>,
+    network: Option<Network>,
+    rest: Rest,
+}
+
+/// Both directions between two ranks on one channel.
+pub(crate) type Pair = (Box<dyn Sender>, Box<dyn Receiver>);
+
+impl Routes {
+    /// The routes of the links on `channel` and its like (see [`Group::bell`]). `places[r]`: rank r's place in
+    /// `group`'s segment. Ranks without one are reached through `network`.
+    pub fn new(
+        me: usize,
+        places: Vec<Option<usize>>,
+        group: Option<Arc<Group>>,
+        network: Option<Network>,
+        channel: usize,
+    ) -> Routes {
+        let rest = Rest::new(group.as_deref(), channel, network.as_ref().map(|n| n.poller.clone()));
+        Routes { me, group, places, network, rest }
+    }
+
+    /// How many ranks there are.
+    pub fn size(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether all ranks share memory with this one.
+    pub fn all_share(&self) -> bool {
+        self.group.is_some() && self.places.iter().all(Option::is_some)
+    }
+
+    /// How many others share memory with this rank.
+    pub fn near(&self) -> usize {
+        self.places.iter().flatten().count() - 1
+    }
+
+    /// Whether some ranks are reached by TCP.
+    pub fn has_network(&self) -> bool {
+        self.network.is_some()
+    }
+
+    /// Where this rank sleeps for news of these links.
+    pub fn rest(&self) -> &Rest {
+        &self.rest
+    }
+
+    /// Make the links to and from `peer` on `channel`. `None`: the peer has not connected yet.
+    pub fn link(&self, peer: usize, channel: usize) -> Result<Option<Pair>, Trouble> {
+        let pair: Pair = match (self.places[peer], &self.network) {
+            (Some(place), _) => {
+                let group = self.group.as_ref().expect("places are in the group's segment");
+                (group.sender(place, channel), group.receiver(place, channel))
+            }
+            (None, Some(network)) => {
+                let world = network.members[peer];
+                // One connection serves both directions; the lower rank makes it.
+                let streams = if self.me < peer {
+                    let made = network.node.connect(world, network.context, channel, network.connections);
+                    Some(made.map_err(|error| match error {
+                        Error::Failed { .. } => Trouble::Error(error),
+                        // The others wait for this rank: they are told.
+                        other => Trouble::Link(peer, unreachable_peer(other)),
+                    })?)
+                } else {
+                    network.node.accepted(world, network.context, channel, network.connections)
+                };
+                let Some(streams) = streams else { return Ok(None) };
+                let link = |e| Trouble::Link(peer, e);
+                let (sender, receiver) = tcp::link(streams, network.credit).map_err(link)?;
+                for fd in receiver.fds() {
+                    let io = |source| LinkError::Io { doing: "watching a connection", source };
+                    network.poller.add(fd).map_err(io).map_err(link)?;
+                }
+                (Box::new(sender), Box::new(receiver))
+            }
+            (None, None) => unreachable!("rank {peer} has neither a place in the segment nor an address"),
+        };
+        tracing::debug!(rank = self.me, peer, channel, shared = self.places[peer].is_some(), "link made");
+        Ok(Some(pair))
+    }
+}
+
+fn unreachable_peer(error: Error) -> LinkError {
+    LinkError::Io { doing: "connecting", source: std::io::Error::other(error.to_string()) }
+}
