@@ -159,6 +159,9 @@ pub trait Window: Send {
     fn fetch(&mut self, from: usize, number: u64) -> Result<Option<&[u8]>>;
     /// This rank has read what it wants of rank `from`'s publication `number` and of all before it.
     fn done(&mut self, from: usize, number: u64);
+    /// The first member that is not done with all that this rank has published, if there is one: what `done` says is
+    /// then still to come from it. For publications that only say where something lies that others read.
+    fn unread(&mut self) -> Result<Option<usize>>;
     /// Wake the members that may sleep on what this rank has published or finished since the last call. To be called
     /// before this rank waits for long and before it leaves the operation.
     fn settle(&mut self);

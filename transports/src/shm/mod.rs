@@ -5,10 +5,12 @@
 //!
 //! * [`ring`]: links, a ring of bytes for each ordered pair of ranks and channel.
 //! * [`window`]: publications that all members read, for one-sided schedules.
+//! * [`allocation`]: memory of the application's own that members read where it lies.
 //! * [`mod@line`]: small publications in single cache lines, for the smallest messages.
 //!
-//! Each file argues its protocol in prose on top; `tests/loom` checks all three.
+//! Each file argues its protocol in prose on top; `tests/loom` checks all of them.
 
+pub mod allocation;
 pub mod line;
 pub mod ring;
 mod segment;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 
 use crate::wait::Bell;
 use crate::{Receiver, Sender, Window};
+pub use allocation::Allocation;
 pub use line::Exchange;
 pub use segment::{Segment, Shape, Shared};
 

@@ -90,6 +90,43 @@ impl Shape {
     }
 }
 
+/// A new memfd of `bytes` zero bytes.
+pub(super) fn memfd(bytes: usize) -> Result<OwnedFd> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let doing = "making shared memory (memfd_create)";
+    let io = |e: nix::Error| LinkError::Io { doing, source: e.into() };
+    let fd = memfd_create(c"maypole", MFdFlags::MFD_CLOEXEC).map_err(io)?;
+    nix::unistd::ftruncate(&fd, bytes as i64).map_err(io)?;
+    Ok(fd)
+}
+
+/// Check that a file that another process made has `bytes` bytes.
+pub(super) fn check_size(fd: &OwnedFd, bytes: usize) -> Result<()> {
+    let doing = "opening shared memory";
+    let size = nix::sys::stat::fstat(fd).map_err(|e| LinkError::Io { doing, source: e.into() })?.st_size;
+    if size as usize != bytes {
+        let what = format!("it has {size} bytes, but this rank's settings ask for {bytes}");
+        return Err(LinkError::Io { doing, source: std::io::Error::other(what) });
+    }
+    Ok(())
+}
+
+/// Map `bytes` bytes, at least one, of a file, or of memory that only threads (and forks) of this process share.
+pub(super) fn map(bytes: usize, fd: Option<&OwnedFd>) -> Result<NonNull<u8>> {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+    let length = std::num::NonZeroUsize::new(bytes).expect("shared memory is never empty");
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+    let mapped = unsafe {
+        match fd {
+            Some(fd) => mmap(None, length, access, flags, fd, 0),
+            None => mmap_anonymous(None, length, access, flags),
+        }
+    };
+    Ok(mapped.map_err(|e| LinkError::Io { doing: "mapping shared memory", source: e.into() })?.cast())
+}
+
 /// Mapped shared memory, zero at first; unmapped on drop.
 #[derive(Debug)]
 pub struct Segment {
@@ -112,11 +149,7 @@ impl Segment {
 
     /// A new memfd; pass its descriptor ([`Segment::fd`]) to the other processes, which [`Segment::open`] it.
     pub fn create(shape: Shape) -> Result<Arc<Segment>> {
-        use nix::sys::memfd::{MFdFlags, memfd_create};
-        let doing = "making shared memory (memfd_create)";
-        let io = |e: nix::Error| LinkError::Io { doing, source: e.into() };
-        let fd = memfd_create(c"maypole", MFdFlags::MFD_CLOEXEC).map_err(io)?;
-        nix::unistd::ftruncate(&fd, shape.bytes() as i64).map_err(io)?;
+        let fd = memfd(shape.bytes())?;
         Segment::map(shape, Some(fd))
     }
 
@@ -125,30 +158,14 @@ impl Segment {
     /// # Errors
     /// [`LinkError::Io`] when the file's size is not what the shape asks, or the system refuses the mapping.
     pub fn open(shape: Shape, fd: OwnedFd) -> Result<Arc<Segment>> {
-        let doing = "opening shared memory";
-        let size = nix::sys::stat::fstat(&fd).map_err(|e| LinkError::Io { doing, source: e.into() })?.st_size;
-        if size as usize != shape.bytes() {
-            let what = format!("the segment has {size} bytes, but this rank's settings ask for {}", shape.bytes());
-            return Err(LinkError::Io { doing, source: std::io::Error::other(what) });
-        }
+        check_size(&fd, shape.bytes())?;
         Segment::map(shape, Some(fd))
     }
 
     fn map(shape: Shape, fd: Option<OwnedFd>) -> Result<Arc<Segment>> {
         assert!(shape.ring.is_power_of_two() && shape.window.is_multiple_of(64), "{shape:?}");
-        use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
-        let length = std::num::NonZeroUsize::new(shape.bytes()).expect("a segment is never empty");
-        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
-        let mapped = unsafe {
-            match &fd {
-                Some(fd) => mmap(None, length, access, flags, fd, 0),
-                None => mmap_anonymous(None, length, access, flags),
-            }
-        };
-        let base = mapped.map_err(|e| LinkError::Io { doing: "mapping shared memory", source: e.into() })?;
-        Ok(Arc::new(Segment { base: base.cast(), shape, fd }))
+        let base = map(shape.bytes(), fd.as_ref())?;
+        Ok(Arc::new(Segment { base, shape, fd }))
     }
 
     /// The memfd, to pass on.

@@ -56,6 +56,12 @@ impl Publisher {
         (self.next < self.free_before).then_some((self.next & 1) as usize)
     }
 
+    /// The first of the other ranks, in the order of `done`, that has not finished with everything published. Where
+    /// there is none, whatever they read of it, outside its places too, may be written again.
+    pub fn unread(&self) -> Option<usize> {
+        self.done.iter().position(|done| done.0.load(Ordering::Acquire) < self.next)
+    }
+
     /// What was written is readable.
     #[inline]
     pub fn publish(&mut self) {
@@ -190,6 +196,21 @@ impl Window for ShmWindow {
         if from != self.me {
             self.members[from].subscriber.done(number);
             self.unsettled = true;
+        }
+    }
+
+    fn unread(&mut self) -> Result<Option<usize>> {
+        let reader = |publisher: &Publisher, me| publisher.unread().map(|r| if r < me { r } else { r + 1 });
+        let Some(rank) = reader(&self.publisher, self.me) else { return Ok(None) };
+        if !self.members[rank].presence.has_left() {
+            return Ok(Some(rank));
+        }
+        // It may have finished just before it left.
+        match reader(&self.publisher, self.me) {
+            Some(same) if same == rank => {
+                Err(LinkError::Gone { detail: "it left the group without reading a publication".into() })
+            }
+            other => Ok(other),
         }
     }
 

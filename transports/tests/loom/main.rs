@@ -20,6 +20,7 @@
 #![cfg(loom)]
 
 mod bell;
+mod gate;
 mod line;
 mod ring;
 mod ring_bells;

@@ -104,6 +104,30 @@ fn done_with_all_before() {
     });
 }
 
+/// A publication may say where something lies outside its place; it is written again once nothing is unread.
+#[test]
+fn what_is_read_elsewhere_is_left_alone_until_nothing_is_unread() {
+    check(3, || {
+        let (mut publisher, subscribers) = window::<2>();
+        let elsewhere = Bytes::new(1);
+        let readers = subscribers.map(|mut subscriber| {
+            let elsewhere = elsewhere.clone();
+            thread::spawn(move || {
+                if let Some(()) = poll_at_most(2, || subscriber.place(0).map(drop)) {
+                    assert_eq!(elsewhere.read(0), 5);
+                    subscriber.done(0);
+                }
+            })
+        });
+        elsewhere.write(0, 5);
+        publisher.publish();
+        if poll_at_most(3, || publisher.unread().is_none().then_some(())).is_some() {
+            elsewhere.write(0, 6);
+        }
+        let _ = readers.map(|reader| reader.join().unwrap());
+    });
+}
+
 /// Publisher and reader asleep whenever they cannot go on. `settle` is what a rank does before it waits and before it
 /// leaves: it rings the other for all that it has published or finished since.
 fn asleep(publications: u64, settle: fn(&Bell)) {
