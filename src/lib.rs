@@ -46,5 +46,5 @@ pub use error::{Error, Result, Verdict};
 pub use fingerprint::Fingerprint;
 pub use maypole_collectives::algorithms::Algorithm;
 pub use maypole_collectives::schedule::Collective;
-pub use maypole_collectives::{DataType, Element, F8E4M3, F8E5M2, Hosts, Operator, ReduceOp, UserOp};
+pub use maypole_collectives::{DataType, Element, F8E4M3, F8E5M2, Hosts, Operator, Order, ReduceOp, UserOp};
 pub use node::UniqueId;

@@ -203,7 +203,11 @@ impl Tuner {
             }
             Collective::Reduce if bytes <= 32 << 10 => (Binomial, "small: fewest hops"),
             Collective::Reduce => (Chain, "large: a pipeline"),
-            Collective::Gather | Collective::Scatter => (Binomial, "the only choice"),
+            Collective::Gather | Collective::Scatter => (Binomial, "few messages"),
+            Collective::Scan | Collective::ExclusiveScan if bytes <= 64 << 10 => {
+                (OneShot, "small: one wait, each reads those before")
+            }
+            Collective::Scan | Collective::ExclusiveScan => (Chain, "large: a pipeline"),
             Collective::Barrier => (Dissemination, "the only choice"),
         }
     }
@@ -225,7 +229,11 @@ impl Tuner {
             Collective::ReduceScatter => (Ring, "the only choice over a network"),
             Collective::AllToAll if bytes <= 1 << 10 => (Bruck, "small: fewest messages"),
             Collective::AllToAll => (Pairwise, "large: every byte moves once"),
-            Collective::Gather | Collective::Scatter => (Binomial, "the only choice"),
+            Collective::Gather | Collective::Scatter => (Binomial, "few messages"),
+            Collective::Scan | Collective::ExclusiveScan if bytes <= 64 << 10 => {
+                (RecursiveDoubling, "small: fewest hops")
+            }
+            Collective::Scan | Collective::ExclusiveScan => (Chain, "large: a pipeline"),
             Collective::Barrier => (Dissemination, "the only choice"),
         }
     }

@@ -10,7 +10,8 @@ fn value(rank: usize, i: usize) -> f32 {
 
 /// What rank `rank` must get: block by block, element by element.
 fn expected(collective: Collective, rank: usize, size: usize, root: usize, count: usize) -> Vec<f32> {
-    let sum = |i: usize| (0..size).map(|r| value(r, i)).sum::<f32>();
+    let sum_of = |ranks: usize, i: usize| (0..ranks).map(|r| value(r, i)).sum::<f32>();
+    let sum = |i: usize| sum_of(size, i);
     match collective {
         Collective::AllReduce => (0..count).map(sum).collect(),
         Collective::Reduce if rank == root => (0..count).map(sum).collect(),
@@ -20,6 +21,8 @@ fn expected(collective: Collective, rank: usize, size: usize, root: usize, count
         Collective::ReduceScatter => (0..count).map(|i| sum(rank * count + i)).collect(),
         Collective::AllToAll => (0..size * count).map(|i| value(i / count, rank * count + i % count)).collect(),
         Collective::Scatter => (0..count).map(|i| value(root, rank * count + i)).collect(),
+        Collective::Scan => (0..count).map(|i| sum_of(rank + 1, i)).collect(),
+        Collective::ExclusiveScan if rank > 0 => (0..count).map(|i| sum_of(rank, i)).collect(),
         _ => Vec::new(),
     }
 }

@@ -85,6 +85,21 @@ impl UserOp {
     }
 }
 
+/// In which order the elements of different ranks are combined. Floating-point sums depend on it in their last bits.
+///
+/// Either way all ranks of one call get the same bits where they get the same elements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// Whatever order the algorithm has; another algorithm, message size, transport or placement of the ranks on hosts
+    /// may mean other bits.
+    #[default]
+    Free,
+    /// The left fold in rank order, ((x0 ⊕ x1) ⊕ x2) ⊕ ..., whatever runs it: the same ranks with the same inputs get
+    /// the same bits everywhere. Only algorithms that are
+    /// [canonical](crate::algorithms::Algorithm::is_canonical) serve.
+    Canonical,
+}
+
 /// How elements are combined. The 8- and 16-bit floats are widened to f32 for each pairwise step and rounded to nearest
 /// even after it.
 #[derive(Clone, Copy, Debug)]

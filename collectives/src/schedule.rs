@@ -148,13 +148,17 @@ pub enum Collective {
     Gather,
     /// n blocks in at the root, one out.
     Scatter,
+    /// One block in, one out: rank r gets the reduction of ranks 0 to r.
+    Scan,
+    /// One block in, one out on every rank but 0: rank r gets the reduction of ranks 0 to r - 1.
+    ExclusiveScan,
     /// No data: nobody leaves before everybody has come.
     Barrier,
 }
 
 impl Collective {
     /// Every collective that has schedules.
-    pub const ALL: [Collective; 9] = [
+    pub const ALL: [Collective; 11] = [
         Collective::AllReduce,
         Collective::Reduce,
         Collective::Broadcast,
@@ -163,6 +167,8 @@ impl Collective {
         Collective::AllToAll,
         Collective::Gather,
         Collective::Scatter,
+        Collective::Scan,
+        Collective::ExclusiveScan,
         Collective::Barrier,
     ];
 
@@ -177,6 +183,8 @@ impl Collective {
             Collective::AllToAll => "all_to_all",
             Collective::Gather => "gather",
             Collective::Scatter => "scatter",
+            Collective::Scan => "scan",
+            Collective::ExclusiveScan => "exclusive_scan",
             Collective::Barrier => "barrier",
         }
     }
@@ -188,13 +196,15 @@ impl Collective {
 
     /// Whether it combines elements.
     pub const fn reduces(self) -> bool {
-        matches!(self, Collective::AllReduce | Collective::Reduce | Collective::ReduceScatter)
+        use Collective::*;
+        matches!(self, AllReduce | Reduce | ReduceScatter | Scan | ExclusiveScan)
     }
 
     /// Blocks in the input of `rank` (0: the rank passes none).
     pub const fn input_blocks(self, rank: Rank, size: usize, root: Rank) -> usize {
         match self {
             Collective::AllReduce | Collective::Reduce | Collective::AllGather | Collective::Gather => 1,
+            Collective::Scan | Collective::ExclusiveScan => 1,
             Collective::Broadcast => (rank == root) as usize,
             Collective::ReduceScatter | Collective::AllToAll => size,
             Collective::Scatter => {
@@ -212,6 +222,8 @@ impl Collective {
     pub const fn output_blocks(self, rank: Rank, size: usize, root: Rank) -> usize {
         match self {
             Collective::AllReduce | Collective::Broadcast | Collective::ReduceScatter | Collective::Scatter => 1,
+            Collective::Scan => 1,
+            Collective::ExclusiveScan => (rank > 0) as usize,
             Collective::Reduce => (rank == root) as usize,
             Collective::AllGather | Collective::AllToAll => size,
             Collective::Gather => {
@@ -231,6 +243,7 @@ impl Collective {
     pub const fn in_place_block(self, rank: Rank) -> Option<usize> {
         match self {
             Collective::AllReduce | Collective::Reduce | Collective::Broadcast | Collective::Barrier => Some(0),
+            Collective::Scan | Collective::ExclusiveScan => Some(0),
             Collective::AllGather | Collective::ReduceScatter | Collective::Gather | Collective::Scatter => Some(rank),
             Collective::AllToAll => None,
         }
@@ -257,7 +270,8 @@ pub trait Schedule: Send + Sync {
     fn scratch(&self) -> usize {
         0
     }
-    /// How many lanes; the same on every rank (a lane may be empty).
+    /// How many lanes this rank has, at least 1. Ranks may differ; a lane that publishes or fetches needs a lane of the
+    /// same number on the others.
     fn lanes(&self) -> usize {
         1
     }

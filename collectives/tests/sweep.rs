@@ -28,16 +28,13 @@ fn every_algorithm_size_and_root_up_to_64() {
             });
         }
     });
-    // Rooted ones have 1 + 2 + ... + 64 pairs of size and root; all but all-to-all and the barrier run twice, also in
-    // place.
-    let rooted: usize = Collective::ALL.into_iter().filter(|c| c.is_rooted()).map(pairs).sum();
-    let twice = pairs(Collective::AllReduce) + pairs(Collective::AllGather) + pairs(Collective::ReduceScatter);
-    let once = pairs(Collective::AllToAll) + pairs(Collective::Barrier);
-    assert_eq!(worlds.into_inner(), 2 * rooted * (64 * 65 / 2) + 64 * (2 * twice + once));
-}
-
-fn pairs(collective: Collective) -> usize {
-    Algorithm::for_collective(collective).count()
+    // Every root, and all but all-to-all and the barrier twice, also in place.
+    let expected = Collective::ALL.into_iter().map(|c| {
+        let roots = if c.is_rooted() { 64 * 65 / 2 } else { 64 };
+        let forms = if matches!(c, Collective::AllToAll | Collective::Barrier) { 1 } else { 2 };
+        Algorithm::for_collective(c).count() * roots * forms
+    });
+    assert_eq!(worlds.into_inner(), expected.sum::<usize>());
 }
 
 proptest! {

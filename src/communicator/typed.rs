@@ -123,6 +123,31 @@ impl Communicator {
         self.call_in_place(call, cast_slice_mut(buffer))
     }
 
+    /// `output` becomes the reduction of the `input`s of ranks 0 up to this one, this one included. With
+    /// [`ReduceOp::Avg`] that sum is divided by the world size, as everywhere.
+    pub fn scan<T: Element>(&self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
+        let call = Call::of::<T>(Collective::Scan, input.len(), Some(op), 0);
+        self.call(call, cast_slice(input), cast_slice_mut(output))
+    }
+
+    /// [`Communicator::scan`] with `buffer` as input and output.
+    pub fn scan_in_place<T: Element>(&self, buffer: &mut [T], op: ReduceOp) -> Result<()> {
+        self.call_in_place(Call::of::<T>(Collective::Scan, buffer.len(), Some(op), 0), cast_slice_mut(buffer))
+    }
+
+    /// `output` becomes the reduction of the `input`s of the ranks before this one. On rank 0 there are none: `output`
+    /// stays as it was, whatever its length.
+    pub fn exclusive_scan<T: Element>(&self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
+        let call = Call::of::<T>(Collective::ExclusiveScan, input.len(), Some(op), 0);
+        let output = if self.rank() == 0 { &mut [] } else { output };
+        self.call(call, cast_slice(input), cast_slice_mut(output))
+    }
+
+    /// [`Communicator::exclusive_scan`] with `buffer` as input and output. On rank 0 it stays as it was.
+    pub fn exclusive_scan_in_place<T: Element>(&self, buffer: &mut [T], op: ReduceOp) -> Result<()> {
+        self.call_in_place(Call::of::<T>(Collective::ExclusiveScan, buffer.len(), Some(op), 0), cast_slice_mut(buffer))
+    }
+
     /// Returns once every rank has called it.
     pub fn barrier(&self) -> Result<()> {
         let call = Call { collective: Collective::Barrier, dtype: DataType::U8, count: 0, op: ReduceOp::Sum, root: 0 };

@@ -47,8 +47,8 @@ pub struct Buffers {
 /// Where expected data comes from.
 #[derive(Clone, Copy)]
 enum Origin {
-    /// The reduction of all ranks' inputs, from this element on.
-    Reduced { first: usize },
+    /// The reduction of the first so many ranks' inputs, from this element on.
+    Reduced { ranks: usize, first: usize },
     /// A rank's input, from this element on.
     Input { of: usize, first: usize },
 }
@@ -140,13 +140,15 @@ impl Row {
 
     /// Where block `block` of this rank's output comes from.
     fn origin(&self, block: usize) -> Origin {
-        let (rank, mine) = (self.rank, self.rank * self.count);
+        let (rank, ranks, mine) = (self.rank, self.ranks, self.rank * self.count);
         let Operation::Collective(collective) = self.operation else {
             return Origin::Input { of: (rank + self.ranks - 1) % self.ranks, first: 0 };
         };
         match collective {
-            Collective::AllReduce | Collective::Reduce => Origin::Reduced { first: 0 },
-            Collective::ReduceScatter => Origin::Reduced { first: mine },
+            Collective::AllReduce | Collective::Reduce => Origin::Reduced { ranks, first: 0 },
+            Collective::ReduceScatter => Origin::Reduced { ranks, first: mine },
+            Collective::Scan => Origin::Reduced { ranks: rank + 1, first: 0 },
+            Collective::ExclusiveScan => Origin::Reduced { ranks: rank, first: 0 },
             Collective::Broadcast => Origin::Input { of: self.root, first: 0 },
             Collective::Scatter => Origin::Input { of: self.root, first: mine },
             Collective::AllGather | Collective::Gather => Origin::Input { of: block, first: 0 },
@@ -165,7 +167,7 @@ impl Row {
             let expected = &mut expected[..actual.len()];
             let at = batch * 4096 / size;
             match origin {
-                Origin::Reduced { first } => values.reduced(first + at, expected),
+                Origin::Reduced { ranks, first } => values.reduced(ranks, first + at, expected),
                 Origin::Input { of, first } => values.input(of, first + at, expected),
             }
             if expected != actual {

@@ -104,13 +104,14 @@ impl Values {
         }
     }
 
-    /// Write the reduction of all ranks' inputs, from element `first` of them; `out` has a whole number of elements.
-    pub fn reduced(&self, first: usize, out: &mut [u8]) {
+    /// Write the reduction of the inputs of the first `ranks` ranks, at least one, from element `first` of them; `out` has
+    /// a whole number of elements.
+    pub fn reduced(&self, ranks: usize, first: usize, out: &mut [u8]) {
         match self.dtype.size() {
-            1 => self.reduced_words::<1>(first, out),
-            2 => self.reduced_words::<2>(first, out),
-            4 => self.reduced_words::<4>(first, out),
-            _ => self.reduced_words::<8>(first, out),
+            1 => self.reduced_words::<1>(ranks, first, out),
+            2 => self.reduced_words::<2>(ranks, first, out),
+            4 => self.reduced_words::<4>(ranks, first, out),
+            _ => self.reduced_words::<8>(ranks, first, out),
         }
     }
 
@@ -137,12 +138,12 @@ impl Values {
         }
     }
 
-    fn reduced_words<const W: usize>(&self, first: usize, out: &mut [u8]) {
+    fn reduced_words<const W: usize>(&self, ranks: usize, first: usize, out: &mut [u8]) {
         let (mut sum, mut next) = ([0i64; BATCH], [0i64; BATCH]);
         for (batch, bytes) in out.chunks_mut(BATCH * W).enumerate() {
             let len = bytes.len() / W;
             let at = first + batch * BATCH;
-            for rank in 0..self.ranks {
+            for rank in 0..ranks {
                 let drawn = if rank == 0 { &mut sum[..len] } else { &mut next[..len] };
                 self.draw(rank, at, drawn);
                 if self.op == Some(NamedOp::PreMulSum) && self.dtype.is_integer() {

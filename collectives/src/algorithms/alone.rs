@@ -1,4 +1,5 @@
-//! A world of one rank: its input is everybody's, so every collective is a copy and the barrier is nothing.
+//! A world of one rank: its input is everybody's, so every collective is a copy. The barrier is nothing, and so is
+//! the exclusive scan, which has no output on rank 0.
 
 use crate::schedule::{Collective, Region, Schedule, Step};
 
@@ -19,7 +20,7 @@ impl Schedule for Alone {
         1
     }
     fn steps(&self, _lane: usize) -> usize {
-        (self.collective != Collective::Barrier) as usize
+        !matches!(self.collective, Collective::Barrier | Collective::ExclusiveScan) as usize
     }
     fn step(&self, _lane: usize, _i: usize) -> Step {
         Step::Copy { src: Region::input(0, 1), dst: Region::output(0, 1) }

@@ -14,6 +14,7 @@ mod alone;
 mod binomial;
 mod bruck;
 mod chain;
+mod direct;
 mod dissemination;
 mod double_tree;
 mod halving_doubling;
@@ -49,6 +50,8 @@ pub enum Algorithm {
     Bruck,
     /// One partner after the other.
     Pairwise,
+    /// Every rank to every rank, all pairs at once; where elements are combined, strictly in rank order.
+    Direct,
     /// Shared memory: publish everything, everybody reads what it needs.
     OneShot,
     /// Shared memory: each rank reduces one piece, then everybody reads all of them.
@@ -59,7 +62,7 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// Every algorithm, in the order in which they are listed to users.
-    pub const ALL: [Algorithm; 11] = [
+    pub const ALL: [Algorithm; 12] = [
         Algorithm::Ring,
         Algorithm::Chain,
         Algorithm::DoubleTree,
@@ -68,6 +71,7 @@ impl Algorithm {
         Algorithm::RecursiveDoubling,
         Algorithm::Bruck,
         Algorithm::Pairwise,
+        Algorithm::Direct,
         Algorithm::OneShot,
         Algorithm::TwoShot,
         Algorithm::Dissemination,
@@ -84,6 +88,7 @@ impl Algorithm {
             Algorithm::RecursiveDoubling => "recursive_doubling",
             Algorithm::Bruck => "bruck",
             Algorithm::Pairwise => "pairwise",
+            Algorithm::Direct => "direct",
             Algorithm::OneShot => "one_shot",
             Algorithm::TwoShot => "two_shot",
             Algorithm::Dissemination => "dissemination",
@@ -100,16 +105,34 @@ impl Algorithm {
         use Collective::*;
         match self {
             Algorithm::Ring => matches!(collective, AllReduce | ReduceScatter | AllGather),
-            Algorithm::Chain => matches!(collective, Broadcast | Reduce),
+            Algorithm::Chain => matches!(collective, Broadcast | Reduce | Scan | ExclusiveScan),
             Algorithm::DoubleTree => matches!(collective, AllReduce | Broadcast | Reduce),
             Algorithm::Binomial => matches!(collective, Broadcast | Reduce | Gather | Scatter),
-            Algorithm::HalvingDoubling | Algorithm::RecursiveDoubling => matches!(collective, AllReduce),
+            Algorithm::HalvingDoubling => matches!(collective, AllReduce),
+            Algorithm::RecursiveDoubling => matches!(collective, AllReduce | Scan | ExclusiveScan),
             Algorithm::Bruck => matches!(collective, AllGather | AllToAll),
             Algorithm::Pairwise => matches!(collective, AllToAll),
+            Algorithm::Direct => {
+                matches!(collective, AllReduce | Reduce | AllGather | ReduceScatter | AllToAll | Gather | Scatter)
+            }
             Algorithm::OneShot => true,
             Algorithm::TwoShot => matches!(collective, AllReduce | Broadcast),
             Algorithm::Dissemination => matches!(collective, Barrier),
         }
+    }
+
+    /// Whether the result is bit for bit the left fold in rank order, ((x0 ⊕ x1) ⊕ x2) ⊕ ..., in worlds of every size
+    /// (see [`Order::Canonical`](crate::Order)). True of whatever has schedules for a collective that combines nothing.
+    /// The [verifier](crate::verify) holds each algorithm to it.
+    pub const fn is_canonical(self, collective: Collective) -> bool {
+        use Collective::*;
+        let folds = match self {
+            Algorithm::Direct => matches!(collective, AllReduce | Reduce | ReduceScatter),
+            Algorithm::OneShot => matches!(collective, AllReduce | Scan | ExclusiveScan),
+            Algorithm::Chain => matches!(collective, Scan | ExclusiveScan),
+            _ => false,
+        };
+        folds || self.supports(collective) && !collective.reduces()
     }
 
     /// The algorithms that have schedules for `collective`; at least one for each collective.
@@ -169,9 +192,10 @@ pub fn schedule(
         Algorithm::DoubleTree => double_tree::schedule(collective, place),
         Algorithm::Binomial => binomial::schedule(collective, place),
         Algorithm::HalvingDoubling => Some(Box::new(halving_doubling::HalvingDoubling::new(place))),
-        Algorithm::RecursiveDoubling => Some(Box::new(recursive_doubling::RecursiveDoubling::new(place))),
+        Algorithm::RecursiveDoubling => recursive_doubling::schedule(collective, place),
         Algorithm::Bruck => bruck::schedule(collective, place),
         Algorithm::Pairwise => Some(Box::new(pairwise::Pairwise::new(place))),
+        Algorithm::Direct => direct::schedule(collective, place),
         Algorithm::OneShot => Some(Box::new(one_shot::OneShot::new(collective, place))),
         Algorithm::TwoShot => two_shot::schedule(collective, place),
         Algorithm::Dissemination => Some(Box::new(dissemination::Dissemination::new(place))),

@@ -15,6 +15,9 @@
 //!   rank 2:   publish x2;   out = fetch(0);   out += fetch(1);   out += fetch(2) (its own);   out += fetch(3)
 //! ```
 //!
+//! A scan is the same fold up to the own operand, which comes last and is taken from the input; hence the sum before it
+//! is kept in scratch. The last rank's input is nobody else's business.
+//!
 //! Where only one rank computes an element, it starts with its own operand and folds outwards, see `outward`.
 //!
 //! Each publication must be fetched from once by every other rank, which is how the publisher learns that it may
@@ -42,6 +45,7 @@ impl OneShot {
         match self.collective {
             Collective::Broadcast | Collective::Scatter => rank == self.place.root,
             Collective::Reduce | Collective::Gather => rank != self.place.root,
+            Collective::Scan | Collective::ExclusiveScan => rank + 1 < self.place.size,
             _ => true,
         }
     }
@@ -98,6 +102,9 @@ impl OneShot {
             Collective::AllGather | Collective::Gather | Collective::AllToAll => {
                 Step::Fetch { from: peer, nth: 0, at, dst: Region::output(peer, 1) }
             }
+            Collective::Scan => scan(rank, i),
+            Collective::ExclusiveScan if i < rank => fold_others(i, OUTPUT),
+            Collective::ExclusiveScan => credit(i + 1),
             Collective::Barrier => credit(peer),
         }
     }
@@ -120,6 +127,10 @@ impl OneShot {
             Collective::Reduce | Collective::Gather if rank != root => size - 2,
             Collective::Reduce => size - 1,
             Collective::Gather => size,
+            // The own operand, and the publications of all but the last rank.
+            Collective::Scan if rank == 0 => size - 1,
+            Collective::Scan => (size - 1 - (rank + 1 < size) as usize) + (rank > 1) as usize,
+            Collective::ExclusiveScan => size - 1 - (rank + 1 < size) as usize,
         }
     }
 }
@@ -141,9 +152,33 @@ fn fold_in_rank_order(rank: Rank, i: usize) -> Step {
     }
 }
 
+/// Step `i` of x0 + x1 + ... in `sum`, all of them other ranks'.
+fn fold_others(i: usize, sum: Region) -> Step {
+    match i {
+        0 => Step::Fetch { from: 0, nth: 0, at: 0, dst: sum },
+        _ => Step::FetchReduce { from: i, nth: 0, at: 0, local: sum, order: Operands::LocalFirst, dst: sum },
+    }
+}
+
+/// Step `i` of a scan: the ranks before, the own operand, and then the publications that are only let go.
+fn scan(rank: Rank, i: usize) -> Step {
+    let sum = Region::scratch(0, 1);
+    match (rank, i) {
+        (0, 0) => Step::Copy { src: INPUT, dst: OUTPUT },
+        (1, 0) => fold_in_rank_order(1, 0),
+        (1, _) => credit(i + 1),
+        _ if i < rank => fold_others(i, sum),
+        _ if i == rank => Step::Reduce { a: sum, b: INPUT, dst: OUTPUT },
+        _ => credit(i),
+    }
+}
+
 impl Schedule for OneShot {
     fn pieces(&self) -> usize {
         1
+    }
+    fn scratch(&self) -> usize {
+        (self.collective == Collective::Scan && self.place.rank > 1) as usize
     }
     fn steps(&self, _lane: usize) -> usize {
         self.publishes(self.place.rank) as usize + self.use_steps()

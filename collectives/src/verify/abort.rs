@@ -35,7 +35,8 @@ fn nth_stop(world: &World, per_round: usize, n: usize) -> At {
         step -= world.programs[actor].len();
         actor += 1;
     }
-    At { rank: actor / world.lanes, lane: actor % world.lanes, step, round }
+    let (rank, lane) = world.actors[actor];
+    At { rank, lane, step, round }
 }
 
 fn check_stop(world: &World, stopped: At) -> Result<(), Fault> {

@@ -105,6 +105,9 @@ pub enum Fault {
     /// A message or publication that the announced bound does not allow.
     #[error("{at}: a message of {chunks} chunks, but message_chunks() promises at most {bound}")]
     TooLong { at: At, chunks: usize, bound: usize },
+    /// A fetch from a lane that the other rank does not have.
+    #[error("{at}: fetches from lane {} of rank {from}, which has {lanes}", .at.lane)]
+    NoSuchLane { at: At, from: Rank, lanes: usize },
     /// Two lanes of one rank use a link in the same direction.
     #[error("lanes {} and {} of rank {rank} both {verb} on the link from rank {from} to rank {to}, channel {channel}; \
              the order between them is not defined", .lanes.0, .lanes.1)]
@@ -156,6 +159,9 @@ pub enum Fault {
     /// The same contributions, but added in different order: floating-point results would differ.
     #[error("rank {rank} combines chunk {chunk} in another order than rank 0; their bits may differ")]
     Diverges { rank: Rank, chunk: usize },
+    /// The right contributions, but not added in rank order, where that was promised.
+    #[error("rank {rank} does not combine chunk {chunk} in rank order, but the algorithm is said to be canonical")]
+    NotCanonical { rank: Rank, chunk: usize },
     /// A barrier that lets somebody through too soon.
     #[error("rank {rank} may leave round {round} before rank {other} has entered it")]
     EarlyExit { rank: Rank, other: Rank, round: usize },

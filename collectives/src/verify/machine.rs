@@ -3,16 +3,16 @@
 //! Each lane is an actor that runs until it must wait. Links hold one message and windows one publication, the smallest
 //! credit there is. Since every link and window has one writer and readers that do not disturb each other, what each
 //! actor does is the same whatever the order in which actors run (a Kahn network), so one run speaks for all; chunks,
-//! the one thing that lanes share besides, are guarded by vector clocks. A clock holds a tick for every lane of the
-//! world and travels with messages and publications, but not with returned credit: an executor with more credit would
+//! the one thing that lanes share besides, are guarded by vector clocks. A clock holds
+//! what is known of every lane of the world; it travels with messages and publications, but not with returned credit: an executor with more credit would
 //! not wait there.
 
+use super::clock::Clock;
 use super::fault::{At, Blocked, Fault, Wait};
 use super::memory::{Accessor, Memory};
 use super::value::{Ranks, Value};
 use super::world::{Op, World};
 use crate::schedule::{Collective, Operands, Rank, Region, Step};
-use std::rc::Rc;
 
 /// Rounds that are run: the second shows what the first leaves behind.
 pub(super) const ROUNDS: usize = 2;
@@ -31,8 +31,7 @@ pub(super) struct Machine<'a> {
     pub(super) windows: Vec<Window>,
     ready: Vec<usize>,
     /// For barriers: by round, what each actor had seen when it left.
-    pub(super) exits: [Vec<Rc<[u32]>>; ROUNDS],
-    no_clock: Rc<[u32]>,
+    pub(super) exits: [Vec<Clock>; ROUNDS],
     /// The longest chain of steps of round 0 each of which had to wait for the one before.
     pub(super) depth: usize,
 }
@@ -46,7 +45,7 @@ pub(super) struct Actor {
     held: Option<Vec<Value>>,
     wait: Option<Wait>,
     tick: u32,
-    clock: Vec<u32>,
+    clock: Clock,
     depth: usize,
 }
 
@@ -56,7 +55,7 @@ pub(super) struct Parcel {
     piece: usize,
     len: usize,
     values: Vec<Value>,
-    clock: Rc<[u32]>,
+    clock: Clock,
     depth: usize,
 }
 
@@ -97,18 +96,18 @@ impl<'a> Machine<'a> {
     }
 
     fn build(world: &'a World, follow: bool, stop: Option<At>) -> Machine<'a> {
-        let count = world.size * world.lanes;
-        let no_clock: Rc<[u32]> = Rc::from([]);
-        let clocks = follow && (world.lanes > 1 || world.collective == Collective::Barrier);
-        let actor = |i| Actor {
-            rank: i / world.lanes,
-            lane: i % world.lanes,
+        let count = world.actors.len();
+        let nothing = Clock::default();
+        let clocks = follow && (count > world.size || world.collective == Collective::Barrier);
+        let actor = |&(rank, lane): &(Rank, usize)| Actor {
+            rank,
+            lane,
             round: 0,
             step: 0,
             held: None,
             wait: None,
             tick: 0,
-            clock: if clocks { vec![0; count] } else { Vec::new() },
+            clock: nothing.clone(),
             depth: 0,
         };
         let window =
@@ -119,7 +118,7 @@ impl<'a> Machine<'a> {
             clocks,
             stop,
             stopped: false,
-            actors: (0..count).map(actor).collect(),
+            actors: world.actors.iter().map(actor).collect(),
             memories: if follow {
                 (0..world.size).map(|rank| Memory::new(world, rank, ROUNDS)).collect()
             } else {
@@ -128,8 +127,7 @@ impl<'a> Machine<'a> {
             links: world.links.iter().map(|_| Link::default()).collect(),
             windows: (0..count).map(|_| window()).collect(),
             ready: (0..count).rev().collect(),
-            exits: std::array::from_fn(|_| vec![no_clock.clone(); count]),
-            no_clock,
+            exits: std::array::from_fn(|_| vec![nothing.clone(); count]),
             depth: 0,
         }
     }
@@ -162,7 +160,7 @@ impl<'a> Machine<'a> {
         let actor = &mut self.actors[i];
         while actor.round < ROUNDS && actor.step == world.programs[i].len() {
             if self.clocks && world.collective == Collective::Barrier {
-                self.exits[actor.round][i] = actor.clock.as_slice().into();
+                self.exits[actor.round][i] = actor.clock.clone();
             }
             actor.round += 1;
             actor.step = 0;
@@ -268,7 +266,7 @@ impl<'a> Machine<'a> {
                 sent_piece,
             });
         }
-        self.see(i, &parcel.clock);
+        self.actors[i].clock.see(&parcel.clock);
         self.tick(i, parcel.depth);
         Ok(Ok(parcel.values))
     }
@@ -295,7 +293,7 @@ impl<'a> Machine<'a> {
     }
 
     fn fetch(&mut self, i: usize, at: At, from: Rank, nth: usize, first: usize, dst: Region) -> Result<Came, Fault> {
-        let owner = from * self.world.lanes + at.lane;
+        let owner = self.world.actor(from, at.lane);
         let window = &mut self.windows[owner];
         let standing = window.parcel.as_ref().map(|parcel| (parcel.at.round, window.nth));
         let own = from == at.rank;
@@ -330,7 +328,7 @@ impl<'a> Machine<'a> {
                 self.ready.push(owner);
             }
         }
-        self.see(i, &clock);
+        self.actors[i].clock.see(&clock);
         self.tick(i, depth);
         Ok(Ok(values))
     }
@@ -361,7 +359,7 @@ impl<'a> Machine<'a> {
             }
             Step::Copy { src, dst } => {
                 let values = self.read(i, at, src)?;
-                self.write(i, at, dst, values)
+                if self.world.are_same(at.rank, src, dst) { Ok(Vec::new()) } else { self.write(i, at, dst, values) }
             }
             Step::Reduce { a, b, dst } => {
                 let (a, b) = (self.read(i, at, a)?, self.read(i, at, b)?);
@@ -391,8 +389,7 @@ impl<'a> Machine<'a> {
     fn parcel(&self, i: usize, at: At, region: Region, values: Vec<Value>) -> Parcel {
         let actor = &self.actors[i];
         let (piece, len) = (region.first % self.world.pieces, region.len);
-        let clock = if self.clocks { actor.clock.as_slice().into() } else { self.no_clock.clone() };
-        Parcel { at, piece, len, values, clock, depth: actor.depth }
+        Parcel { at, piece, len, values, clock: actor.clock.clone(), depth: actor.depth }
     }
 
     /// A step begins: it comes after the lane's step before and after whatever `depth` stands for.
@@ -402,26 +399,21 @@ impl<'a> Machine<'a> {
         actor.tick += 1;
         actor.depth = actor.depth.max(depth) + 1;
         if self.clocks {
-            actor.clock[i] = actor.tick;
+            actor.clock.set(i, actor.tick);
         }
-    }
-
-    fn see(&mut self, i: usize, clock: &[u32]) {
-        self.actors[i].clock.iter_mut().zip(clock).for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
     }
 
     /// The ranks that have yet to fetch from what stands in a window.
     pub(super) fn not_fetched(&self, owner: usize) -> Vec<Rank> {
-        let rank = owner / self.world.lanes;
+        let (rank, _) = self.world.actors[owner];
         (0..self.world.size).filter(|&r| r != rank && !self.windows[owner].fetched.contains(r)).collect()
     }
 }
 
 /// Actor, as whoever touches memory, and its rank's memory.
 fn accessor<'m>(actor: &'m Actor, memories: &'m mut [Memory], world: &World, at: At) -> (Accessor<'m>, &'m mut Memory) {
-    let own_lanes = at.rank * world.lanes;
-    let seen = actor.clock.get(own_lanes..own_lanes + world.lanes).unwrap_or(&[]);
-    (Accessor { at, tick: actor.tick, seen }, &mut memories[at.rank])
+    let by = Accessor { at, tick: actor.tick, clock: &actor.clock, first_lane: world.actor(at.rank, 0) };
+    (by, &mut memories[at.rank])
 }
 
 /// Chunk by chunk: what the rank has, reduced with what came.

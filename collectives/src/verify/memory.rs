@@ -8,6 +8,7 @@
 //! a chunk remembers who wrote it and who read it since, each at a tick of its lane; an access is ordered after them if
 //! its lane's clock has seen those ticks.
 
+use super::clock::Clock;
 use super::fault::{At, Fault};
 use super::value::Value;
 use super::world::World;
@@ -38,8 +39,10 @@ struct Touches {
 pub(super) struct Accessor<'a> {
     pub(super) at: At,
     pub(super) tick: u32,
-    /// What the lane has seen of the lanes of its own rank: the ticks of lane 0, 1, ...
-    pub(super) seen: &'a [u32],
+    /// What the lane has seen.
+    pub(super) clock: &'a Clock,
+    /// The actor that is lane 0 of its rank.
+    pub(super) first_lane: usize,
 }
 
 impl Memory {
@@ -49,7 +52,7 @@ impl Memory {
         let total = scratch + world.sizes[rank].scratch;
         let mut memory = Memory {
             cells: vec![None; total],
-            touches: if world.lanes > 1 { vec![Touches::default(); total] } else { Vec::new() },
+            touches: if world.lanes(rank) > 1 { vec![Touches::default(); total] } else { Vec::new() },
             input: world.offset(rank, Buffer::Input),
             output: world.offset(rank, Buffer::Output),
             round_cells,
@@ -118,7 +121,8 @@ impl Touches {
     /// Whether an access comes after the earlier ones that it conflicts with; if not, which it is.
     fn ordered(&self, by: &Accessor, writes: bool) -> Result<(), At> {
         let readers = if writes { &self.readers[..] } else { &[] };
-        let unordered = self.writer.iter().chain(readers).find(|(at, tick)| by.seen[at.lane] < *tick);
+        let unordered =
+            self.writer.iter().chain(readers).find(|(at, tick)| by.clock.of(by.first_lane + at.lane) < *tick);
         unordered.map_or(Ok(()), |(at, _)| Err(*at))
     }
 }

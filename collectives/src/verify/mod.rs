@@ -7,6 +7,7 @@
 //!
 //! * every chunk of every output ends as exactly what the collective promises, each contribution counted once;
 //! * all ranks of an all-reduce combine each element in the same order, and so end with the same bits;
+//! * an algorithm that is [canonical](Algorithm::is_canonical) combines every element in rank order;
 //! * nothing is read before it is written in the same round, nor an input after an output in place has overwritten it;
 //! * inputs are never written, regions lie within their buffers, and chunks that are joined are the same piece;
 //! * messages match in order, number of chunks, pieces and round on each link, none stays behind, and each end of a
@@ -32,6 +33,7 @@
 //! `value`s, `outcome` checks what comes out, and `abort` stops ranks half way.
 
 mod abort;
+mod clock;
 mod fault;
 mod machine;
 mod memory;
@@ -41,6 +43,7 @@ mod world;
 
 pub use fault::{At, Blocked, Fault, Wait};
 
+use crate::Order;
 use crate::algorithms::{Algorithm, schedule};
 use crate::hosts::Hosts;
 use crate::schedule::{Collective, Place, Rank, Schedule, Step};
@@ -57,7 +60,7 @@ pub struct Report {
     pub size: usize,
     /// Pieces that each block is cut into.
     pub pieces: usize,
-    /// Lanes on each rank.
+    /// The most lanes that any rank has.
     pub lanes: usize,
     /// Steps of all ranks.
     pub steps: usize,
@@ -123,21 +126,26 @@ pub fn verify_on(
         collective: collective.name(),
         known: Algorithm::for_collective(collective).map(Algorithm::name).collect(),
     })?;
-    verify_schedules(&schedules, collective, root, in_place)
+    let order = if algorithm.is_canonical(collective) { Order::Canonical } else { Order::Free };
+    verify_schedules(&schedules, collective, root, in_place, order)
 }
 
-/// Verifies schedules from wherever they come, one for each rank of the world in order.
+/// Verifies schedules from wherever they come, one for each rank of the world in order. `order` is what they promise.
 pub fn verify_schedules(
     schedules: &[Box<dyn Schedule>],
     collective: Collective,
     root: Rank,
     in_place: bool,
+    order: Order,
 ) -> Result<Report, Fault> {
     let world = World::new(schedules, collective, root, in_place)?;
     let mut machine = Machine::new(&world);
     machine.run()?;
     machine.check_end()?;
     machine.check_outputs()?;
+    if order == Order::Canonical {
+        machine.check_order()?;
+    }
     machine.check_barrier()?;
     if !in_place {
         abort::check(&world)?;
@@ -149,7 +157,7 @@ fn report(world: &World, depth: usize) -> Report {
     let mut report = Report {
         size: world.size,
         pieces: world.pieces,
-        lanes: world.lanes,
+        lanes: (0..world.size).map(|rank| world.lanes(rank)).max().unwrap_or(0),
         steps: 0,
         messages: 0,
         publications: 0,
@@ -159,7 +167,7 @@ fn report(world: &World, depth: usize) -> Report {
         scratch: world.sizes.iter().map(|sizes| sizes.scratch).max().unwrap_or(0),
     };
     for (actor, program) in world.programs.iter().enumerate() {
-        let rank = actor / world.lanes;
+        let (rank, _) = world.actors[actor];
         report.steps += program.len();
         for op in program {
             report.largest = report.largest.max(op.sent().len);

@@ -10,10 +10,10 @@ impl Machine<'_> {
     /// Everybody has finished, every message was received and every publication fetched.
     pub(super) fn check_end(&self) -> Result<(), Fault> {
         let blocked = self.blocked();
-        let (lanes, over) = (self.world.lanes, |actor: usize| self.actors[actor].round == ROUNDS);
+        let over = |actor: usize| self.actors[actor].round == ROUNDS;
         // A lane that waits for a rank which has finished shows the cause; others may wait for that lane.
         for b in &blocked {
-            let gone = |rank: &Rank| (rank * lanes..(rank + 1) * lanes).all(over);
+            let gone = |rank: &Rank| self.world.actors_of(*rank).all(over);
             if b.wait.ranks().iter().any(gone) {
                 return Err(self.in_vain(b));
             }
@@ -34,7 +34,7 @@ impl Machine<'_> {
 
     /// What is wrong when a lane waits for a rank that has finished.
     fn in_vain(&self, b: &Blocked) -> Fault {
-        let actor = b.at.rank * self.world.lanes + b.at.lane;
+        let actor = self.world.actor(b.at.rank, b.at.lane);
         match b.wait {
             Wait::Message(_) | Wait::Publication(..) => Fault::NeverComes(b.clone()),
             Wait::Fetches(_) => self.never_fetched(actor),
@@ -78,22 +78,40 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// Every chunk of every output is the left fold in rank order. The outputs are right otherwise.
+    pub(super) fn check_order(&self) -> Result<(), Fault> {
+        let world = self.world;
+        if !world.collective.reduces() {
+            return Ok(());
+        }
+        for (rank, memory) in self.memories.iter().enumerate() {
+            for chunk in 0..world.sizes[rank].output {
+                let (block, ranks) = promised(world, rank, chunk / world.pieces);
+                let found = memory.output(chunk, 0).map(|value| value.expression);
+                if found != Some(Value::left_fold(&ranks, world.size, block).expression) {
+                    return Err(Fault::NotCanonical { rank, chunk });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Barriers: every rank's leaving comes after every rank's coming.
     pub(super) fn check_barrier(&self) -> Result<(), Fault> {
-        let World { size, lanes, .. } = *self.world;
-        if self.world.collective != Collective::Barrier {
+        let world = self.world;
+        if world.collective != Collective::Barrier {
             return Ok(());
         }
         for (round, exits) in self.exits.iter().enumerate() {
-            for rank in 0..size {
-                let exits = &exits[rank * lanes..][..lanes];
+            for rank in 0..world.size {
+                let exits = &exits[world.actors_of(rank)];
                 // A rank has come once any of its lanes has made its first step of the round.
                 let heard = |actor: usize| {
-                    let first = round * self.world.programs[actor].len() + 1;
-                    exits.iter().any(|clock| clock[actor] as usize >= first)
+                    let first = round * world.programs[actor].len() + 1;
+                    exits.iter().any(|clock| clock.of(actor) as usize >= first)
                 };
-                let unheard = |&other: &Rank| other != rank && !(other * lanes..(other + 1) * lanes).any(heard);
-                if let Some(other) = (0..size).find(unheard) {
+                let unheard = |&other: &Rank| other != rank && !world.actors_of(other).any(heard);
+                if let Some(other) = (0..world.size).find(unheard) {
                     return Err(Fault::EarlyExit { rank, other, round });
                 }
             }
@@ -109,6 +127,8 @@ fn promised(world: &World, rank: Rank, block: usize) -> (usize, Ranks) {
     match world.collective {
         Collective::AllReduce | Collective::Reduce => (0, Ranks::all(size)),
         Collective::ReduceScatter => (rank, Ranks::all(size)),
+        Collective::Scan => (0, Ranks::below(rank + 1, size)),
+        Collective::ExclusiveScan => (0, Ranks::below(rank, size)),
         Collective::Broadcast => (0, only(root)),
         Collective::Scatter => (rank, only(root)),
         Collective::AllGather | Collective::Gather => (0, only(block)),

@@ -25,8 +25,13 @@ impl Ranks {
     }
 
     pub(super) fn all(size: usize) -> Ranks {
+        Ranks::below(size, size)
+    }
+
+    /// Ranks 0 to `end - 1`.
+    pub(super) fn below(end: Rank, size: usize) -> Ranks {
         let mut ranks = Ranks::none(size);
-        (0..size).for_each(|rank| ranks.insert(rank));
+        (0..end).for_each(|rank| ranks.insert(rank));
         ranks
     }
 
@@ -93,6 +98,17 @@ impl Value {
         self.ranks.join(&second.ranks)?;
         self.expression = mix(mix(self.expression).wrapping_add(second.expression));
         Ok(())
+    }
+
+    /// What `ranks`, of which there is at least one, contribute in round 0, added in their order:
+    /// ((x0 + x1) + x2) + ...
+    pub(super) fn left_fold(ranks: &Ranks, size: usize, block: usize) -> Value {
+        let leaves = ranks.iter().map(|rank| Value::leaf(rank, size, block, 0));
+        let fold = leaves.reduce(|mut sum, leaf| {
+            sum.reduce(&leaf).expect("each rank comes once");
+            sum
+        });
+        fold.expect("there is a rank")
     }
 
     /// Whether this is these ranks' contributions, however combined.

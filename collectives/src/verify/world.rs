@@ -3,6 +3,7 @@
 use super::fault::{At, Fault};
 use crate::schedule::{Buffer, Collective, Rank, Region, Schedule, Step};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// The link from one rank to another on a channel, and the lanes that use its ends.
 pub(super) struct LinkEnds {
@@ -58,9 +59,12 @@ pub(super) struct World {
     pub(super) root: Rank,
     pub(super) in_place: bool,
     pub(super) pieces: usize,
-    pub(super) lanes: usize,
+    /// Each lane of the world, an *actor*: its rank, and its number there. A rank's actors stand together, in order.
+    pub(super) actors: Vec<(Rank, usize)>,
+    /// Each rank's first actor, and their number at the end.
+    first_actor: Vec<usize>,
     pub(super) sizes: Vec<Sizes>,
-    /// The programs, by `rank * lanes + lane`.
+    /// The programs, by actor.
     pub(super) programs: Vec<Vec<Op>>,
     pub(super) links: Vec<LinkEnds>,
 }
@@ -85,15 +89,22 @@ impl World {
             }
         };
         let pieces = same("pieces", &|s| s.pieces())?;
-        let lanes = same("lanes", &|s| s.lanes())?;
         let bound = same("chunks in a message at most", &|s| s.message_chunks())?;
+        let mut first_actor = vec![0];
+        let mut actors = Vec::new();
+        for (rank, schedule) in schedules.iter().enumerate() {
+            actors.extend((0..schedule.lanes()).map(|lane| (rank, lane)));
+            first_actor.push(actors.len());
+        }
+        let programs = Vec::with_capacity(actors.len());
         let mut world = World {
             collective,
             size,
             root,
             in_place,
             pieces,
-            lanes,
+            actors,
+            first_actor,
             sizes: (0..size)
                 .map(|rank| Sizes {
                     input: collective.input_blocks(rank, size, root) * pieces,
@@ -101,12 +112,12 @@ impl World {
                     scratch: schedules[rank].scratch(),
                 })
                 .collect(),
-            programs: Vec::with_capacity(size * lanes),
+            programs,
             links: Vec::new(),
         };
         let mut known = HashMap::new();
         for (rank, schedule) in schedules.iter().enumerate() {
-            for lane in 0..lanes {
+            for lane in 0..schedule.lanes() {
                 let channel = schedule.channel(lane);
                 let mut program = Vec::with_capacity(schedule.steps(lane));
                 let mut nth = 0;
@@ -129,6 +140,21 @@ impl World {
             }
         }
         Ok(world)
+    }
+
+    /// The actors of a rank.
+    pub(super) fn actors_of(&self, rank: Rank) -> Range<usize> {
+        self.first_actor[rank]..self.first_actor[rank + 1]
+    }
+
+    /// The actor that is lane `lane` of a rank.
+    pub(super) fn actor(&self, rank: Rank, lane: usize) -> usize {
+        self.first_actor[rank] + lane
+    }
+
+    /// How many lanes a rank has.
+    pub(super) fn lanes(&self, rank: Rank) -> usize {
+        self.actors_of(rank).len()
     }
 
     /// The index of a link, made on first use; one lane at either end.
@@ -156,6 +182,10 @@ impl World {
         let peer = |peer: Rank, self_allowed: bool| {
             let good = peer < self.size && (self_allowed || peer != at.rank);
             if good { Ok(()) } else { Err(Fault::BadPeer { at, peer, size: self.size }) }
+        };
+        let window = |from: Rank| {
+            let lanes = self.lanes(from);
+            if at.lane < lanes { Ok(()) } else { Err(Fault::NoSuchLane { at, from, lanes }) }
         };
         let message = |region: Region| {
             let chunks = region.len;
@@ -219,10 +249,12 @@ impl World {
             }
             Step::Fetch { from, dst, .. } => {
                 peer(from, true)?;
+                window(from)?;
                 writes(dst)
             }
             Step::FetchReduce { from, local, dst, .. } => {
                 peer(from, true)?;
+                window(from)?;
                 becomes(local, dst)
             }
         }
@@ -243,10 +275,19 @@ impl World {
     }
 
     fn same_or_apart(&self, at: At, a: Region, b: Region) -> Result<(), Fault> {
-        let place = |r: Region| (r.buffer == Buffer::Scratch, self.offset(at.rank, r.buffer) + r.first);
-        let ((a_scratch, a_first), (b_scratch, b_first)) = (place(a), place(b));
+        let ((a_scratch, a_first), (b_scratch, b_first)) = (self.cells(at.rank, a), self.cells(at.rank, b));
         let apart = a_scratch != b_scratch || a_first + a.len <= b_first || b_first + b.len <= a_first;
         if apart || a_first == b_first { Ok(()) } else { Err(Fault::Overlap { at }) }
+    }
+
+    /// Whether two regions of a rank are the same memory.
+    pub(super) fn are_same(&self, rank: Rank, a: Region, b: Region) -> bool {
+        self.cells(rank, a) == self.cells(rank, b)
+    }
+
+    /// Whether a region lies in scratch, and its first cell.
+    fn cells(&self, rank: Rank, region: Region) -> (bool, usize) {
+        (region.buffer == Buffer::Scratch, self.offset(rank, region.buffer) + region.first)
     }
 
     /// Where a buffer begins among the cells that the rank's input and output take up together; scratch lies apart.

@@ -1,9 +1,9 @@
 //! Schedules written out, so that tests can damage them.
 
-use maypole_collectives::Hosts;
 use maypole_collectives::algorithms::{Algorithm, schedule};
 use maypole_collectives::schedule::{Collective, Place, Rank, Region, Schedule, Step};
 use maypole_collectives::verify::{Fault, Report, verify_schedules};
+use maypole_collectives::{Hosts, Order};
 use std::sync::Arc;
 
 /// One rank's program as a list of steps for each lane.
@@ -47,6 +47,8 @@ pub struct World {
     pub collective: Collective,
     pub root: Rank,
     pub ranks: Vec<Written>,
+    /// What the schedules promise.
+    pub order: Order,
 }
 
 impl World {
@@ -63,7 +65,8 @@ impl World {
                 message_chunks: s.message_chunks(),
             }
         };
-        World { collective, root, ranks: (0..size).map(write).collect() }
+        let order = if algorithm.is_canonical(collective) { Order::Canonical } else { Order::Free };
+        World { collective, root, ranks: (0..size).map(write).collect(), order }
     }
 
     /// A world written by hand: one piece, the lanes' steps for each rank, all on channel 0 unless `channels` says
@@ -76,7 +79,7 @@ impl World {
             lanes,
             message_chunks: 1,
         };
-        World { collective, root: 0, ranks: ranks.into_iter().map(write).collect() }
+        World { collective, root: 0, ranks: ranks.into_iter().map(write).collect(), order: Order::Free }
     }
 
     /// The same with something changed.
@@ -89,7 +92,7 @@ impl World {
     pub fn verify(&self, in_place: bool) -> Result<Report, Fault> {
         let schedules: Vec<Box<dyn Schedule>> =
             self.ranks.iter().map(|r| Box::new(r.clone()) as Box<dyn Schedule>).collect();
-        verify_schedules(&schedules, self.collective, self.root, in_place)
+        verify_schedules(&schedules, self.collective, self.root, in_place, self.order)
     }
 
     /// What is wrong out of place; panics if nothing is.

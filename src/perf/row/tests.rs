@@ -27,13 +27,14 @@ fn buffers() -> Buffers {
 fn outcome(operation: Operation, rank: usize, root: usize, inputs: &[Vec<u8>]) -> Vec<u8> {
     let block = COUNT * SIZE;
     let part = |of: usize, b: usize| inputs[of][b * block..(b + 1) * block].to_vec();
-    let sum = |b: usize| -> Vec<u8> {
+    let sum_of = |ranks: usize, b: usize| -> Vec<u8> {
         let words = |of: usize| -> Vec<u32> {
             part(of, b).chunks(4).map(|w| u32::from_ne_bytes(w.try_into().unwrap())).collect()
         };
-        let all: Vec<_> = (0..RANKS).map(words).collect();
+        let all: Vec<_> = (0..ranks).map(words).collect();
         (0..COUNT).flat_map(|i| all.iter().fold(0u32, |acc, w| acc.wrapping_add(w[i])).to_ne_bytes()).collect()
     };
+    let sum = |b| sum_of(RANKS, b);
     let at_root = |bytes: Vec<u8>| if rank == root { bytes } else { Vec::new() };
     let Operation::Collective(collective) = operation else {
         return part((rank + RANKS - 1) % RANKS, 0);
@@ -47,6 +48,9 @@ fn outcome(operation: Operation, rank: usize, root: usize, inputs: &[Vec<u8>]) -
         Collective::AllToAll => (0..RANKS).flat_map(|of| part(of, rank)).collect(),
         Collective::Gather => at_root((0..RANKS).flat_map(|of| part(of, 0)).collect()),
         Collective::Scatter => part(root, rank),
+        Collective::Scan => sum_of(rank + 1, 0),
+        Collective::ExclusiveScan if rank == 0 => Vec::new(),
+        Collective::ExclusiveScan => sum_of(rank, 0),
         Collective::Barrier => Vec::new(),
     }
 }
