@@ -13,8 +13,8 @@ pub(crate) mod routes;
 pub(crate) mod small;
 pub(crate) mod wait;
 
-use arrayvec::ArrayVec;
 use maypole_collectives::schedule::Schedule;
+use smallvec::SmallVec;
 
 use self::bound::Bound;
 use self::lane::{Lane, Progress, Trouble};
@@ -23,7 +23,7 @@ use self::wait::{Court, Wait};
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
 
-/// The most lanes that run at once: four of a double binary tree, or one each way of a point-to-point exchange.
+/// Lanes of an operation that need no memory of their own: four of a double binary tree, or one each way of a point-to-point exchange.
 const LANES: usize = 8;
 
 /// One part of what [`Engine::execute`] runs: a schedule, its buffers, and what it is called.
@@ -64,7 +64,7 @@ impl Engine {
     pub fn execute(&mut self, parts: &[Part<'_>]) -> Result<()> {
         self.stamp += 1;
         let stamp = self.stamp;
-        let mut lanes: ArrayVec<Lane<'_>, LANES> = ArrayVec::new();
+        let mut lanes: SmallVec<[Lane<'_>; LANES]> = SmallVec::new();
         for part in parts {
             for lane in 0..part.schedule.lanes() {
                 lanes.push(Lane::new((part.schedule, lane), part.bound, part.operation, stamp));
