@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use maypole_collectives::Order;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -41,6 +42,8 @@ pub struct Config {
     pub algorithm: String,
     /// `MAYPOLE_TRANSPORT`.
     pub transport: TransportChoice,
+    /// `MAYPOLE_ORDER`: in which order reductions combine ranks' elements.
+    pub order: Order,
     /// `MAYPOLE_SLICE`, bytes: the longest slice; 0 lets the tuner choose.
     pub slice: usize,
     /// `MAYPOLE_RING`, bytes: memory of one shared-memory link.
@@ -75,6 +78,7 @@ impl Default for Config {
         Config {
             algorithm: String::new(),
             transport: TransportChoice::Auto,
+            order: Order::Free,
             slice: 0,
             ring: 256 << 10,
             window: 256 << 10,
@@ -126,6 +130,19 @@ pub const KNOBS: &[Knob] = &[
                 "shm" => TransportChoice::Shm,
                 "tcp" => TransportChoice::Tcp,
                 _ => return Err("expected auto, shm or tcp"),
+            };
+            Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_ORDER",
+        default: "free",
+        meaning: "free (the fastest; the same bits on all ranks of a call) or canonical (rank order: the same bits always)",
+        read: |c, v| {
+            c.order = match v {
+                "free" => Order::Free,
+                "canonical" => Order::Canonical,
+                _ => return Err("expected free or canonical"),
             };
             Ok(())
         },

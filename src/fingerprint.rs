@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 /// The codes of point-to-point operations, after the collectives'.
 const POINT_TO_POINT: u8 = 100;
+/// Added to a collective's code where blocks have counts of their own.
+const VARIABLE: u8 = 128;
+/// The count of a collective with variable counts of which every rank knows its own only.
+const EACH_ITS_OWN: u64 = u64::MAX;
 
 /// An operation as ranks compare it. All ranks of a collective must have the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable, Serialize, Deserialize)]
@@ -15,9 +19,10 @@ const POINT_TO_POINT: u8 = 100;
 pub struct Fingerprint {
     /// The operation's number on its communicator, from 1.
     pub sequence: u64,
-    /// Elements per block.
+    /// Elements per block; of all blocks, or of one message, where blocks have counts of their own.
     pub count: u64,
-    /// The root; the receiver of a message; 0 where there is none.
+    /// The root; the receiver of a message; a digest of all ranks' counts where those differ and every rank knows them;
+    /// 0 otherwise.
     pub root: u32,
     /// A user-defined operation's id; the sender of a message; 0 otherwise.
     pub user: u32,
@@ -56,6 +61,44 @@ impl Fingerprint {
             plan: 0,
             past: 0,
         }
+    }
+
+    /// The fingerprint of a collective whose blocks have counts of their own. `counts`: those of all ranks, where every
+    /// rank knows them; otherwise each message is announced with its own, see [`Fingerprint::of_pair`].
+    pub fn variable(
+        sequence: u64,
+        collective: Collective,
+        dtype: DataType,
+        op: Option<ReduceOp>,
+        root: usize,
+        counts: Option<impl Iterator<Item = usize>>,
+    ) -> Fingerprint {
+        let mut operation = Fingerprint::collective(sequence, collective, dtype, op, root, 0);
+        operation.collective += VARIABLE;
+        match counts {
+            None => operation.count = EACH_ITS_OWN,
+            Some(counts) => {
+                let (total, digest) = counts.fold((0, SEED), |(sum, h), n| (sum + n as u64, stir(h, n as u64)));
+                operation.count = total;
+                operation.root = digest as u32;
+            }
+        }
+        operation
+    }
+
+    /// The same, for a message of `count` elements within it, of which only its two ends know.
+    pub fn of_pair(self, count: usize) -> Fingerprint {
+        Fingerprint { count: count as u64, ..self }
+    }
+
+    /// Whether blocks have counts of their own.
+    pub fn is_variable(&self) -> bool {
+        self.collective & VARIABLE != 0
+    }
+
+    fn kind(&self) -> Option<&'static Collective> {
+        const ALL: &[Collective] = &Collective::ALL;
+        ALL.get((self.collective & !VARIABLE) as usize)
     }
 
     /// The fingerprint of a message from one rank to another; `sequence` counts the messages between those two in that
@@ -106,14 +149,23 @@ impl Fingerprint {
 
     /// A 32-bit digest, never 0, for flags that have no room for the whole.
     pub fn digest(&self) -> u32 {
-        let mut h: u64 = 0x9e37_79b9_7f4a_7c15;
-        for word in bytemuck::bytes_of(self).chunks_exact(8) {
-            h ^= u64::from_le_bytes(word.try_into().expect("8 bytes"));
-            h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
-            h ^= h >> 32;
-        }
+        let words = bytemuck::bytes_of(self).chunks_exact(8);
+        let h = words.fold(SEED, |h, word| stir(h, u64::from_le_bytes(word.try_into().expect("8 bytes"))));
         (h as u32).max(1)
     }
+}
+
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// One step of a digest.
+fn stir(h: u64, word: u64) -> u64 {
+    let h = (h ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^ (h >> 32)
+}
+
+/// Whether each rank passes the counts of all, in the form with variable counts.
+pub(crate) fn knows_all_counts(collective: Collective) -> bool {
+    matches!(collective, Collective::AllGather | Collective::ReduceScatter)
 }
 
 /// Code and user id of an operation; 0 is "none".
@@ -136,18 +188,24 @@ const OP_NAMES: [&str; 11] = ["", "sum", "prod", "min", "max", "avg", "premulsum
 
 impl std::fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let collective = Collective::ALL.get(self.collective as usize);
+        let collective = if self.is_point_to_point() { None } else { self.kind() };
         let name = match collective {
             Some(c) => c.name(),
-            None if self.collective == POINT_TO_POINT => "send/recv",
+            None if self.is_point_to_point() => "send/recv",
             None => "unknown",
         };
-        write!(f, "{name} #{}", self.sequence)?;
+        write!(f, "{name}{} #{}", if self.is_variable() { "_v" } else { "" }, self.sequence)?;
         if collective == Some(&Collective::Barrier) {
             return Ok(());
         }
         let dtype = DataType::ALL.get(self.dtype as usize).map_or("?", |d| d.name());
-        write!(f, " ({} x {dtype}", self.count)?;
+        let shared_counts = self.is_variable() && collective.is_some_and(|c| knows_all_counts(*c));
+        match self.is_variable() {
+            false => write!(f, " ({} x {dtype}", self.count)?,
+            true if shared_counts => write!(f, " ({} x {dtype} in all, counts' digest {:08x}", self.count, self.root)?,
+            true if self.count == EACH_ITS_OWN => write!(f, " ({dtype}")?,
+            true => write!(f, " ({} x {dtype} between the two", self.count)?,
+        }
         if self.op != 0 {
             write!(f, ", {}", OP_NAMES.get(self.op as usize).unwrap_or(&"?"))?;
         }

@@ -37,6 +37,7 @@ pub mod topology;
 mod tuner;
 pub mod watch;
 
+pub use communicator::blocks::Blocks;
 pub use communicator::persistent::Persistent;
 pub use communicator::request::{Request, Scope, scope};
 pub use communicator::stream::Stream;

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use maypole_collectives::Hosts;
 use maypole_collectives::algorithms::{self, Algorithm};
 use maypole_collectives::schedule::{Collective, Place, Schedule};
+use maypole_collectives::{Hosts, Order};
 use maypole_transports::shm::Exchange;
 
 use crate::config::Config;
@@ -77,6 +77,8 @@ pub(crate) struct Tuner {
     link_credit: usize,
     window: usize,
     slice: usize,
+    /// In which order reductions combine; see [`Order`].
+    pub order: Order,
     overrides: Vec<(Option<Collective>, Algorithm)>,
     plans: Vec<(Collective, usize, Plan)>,
 }
@@ -99,6 +101,7 @@ impl Tuner {
             link_credit,
             window: config.window,
             slice: config.slice,
+            order: config.order,
             overrides,
             plans: Vec::new(),
         }
@@ -134,22 +137,70 @@ impl Tuner {
     /// The plan for an operation on blocks of `bytes` bytes.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the user asked for a one-sided algorithm and not all ranks share memory.
+    /// [`Error::Argument`] when the user asked for an algorithm that cannot run here.
     pub fn plan(&mut self, collective: Collective, root: usize, bytes: usize) -> Result<Plan> {
+        let canonical = self.order == Order::Canonical && collective.reduces();
         let (algorithm, why) = match self.asked_for(collective) {
-            Some(asked) if asked.one_sided() && self.links != Links::Shared => {
-                return Err(Error::Argument {
-                    rank: self.rank,
-                    what: format!(
-                        "MAYPOLE_ALGORITHM asks for {} in {}, which {NOT_SHARED}; choose another or leave it to the tuner",
-                        asked.name(),
-                        collective.name()
-                    ),
-                });
-            }
-            Some(asked) => (asked, "asked for"),
+            Some(asked) => (self.allowed(asked, collective)?, "asked for"),
+            None if canonical => self.choose_canonical(collective, bytes),
             None => self.choose(collective, bytes),
         };
+        self.build(algorithm, collective, root, (bytes, why))
+    }
+
+    /// The plan for an operation on blocks with counts of their own. `total`: bytes of all blocks where every rank
+    /// knows them all, otherwise 0.
+    ///
+    /// # Errors
+    /// As [`Tuner::plan`].
+    pub fn plan_v(&mut self, collective: Collective, root: usize, total: usize) -> Result<Plan> {
+        use Algorithm::*;
+        let canonical = self.order == Order::Canonical && collective.reduces();
+        // Ranks that know only their own counts cannot make a message of several blocks, nor agree on publications.
+        let fits = |a: &Algorithm| match collective {
+            Collective::AllGather | Collective::ReduceScatter => matches!(a, Ring | OneShot | Direct),
+            _ => *a == Direct,
+        };
+        let (algorithm, why) = match self.asked_for(collective).filter(fits) {
+            Some(asked) => (self.allowed(asked, collective)?, "asked for"),
+            None => match collective {
+                Collective::ReduceScatter if canonical => (Direct, "each rank folds its block in rank order"),
+                Collective::AllGather | Collective::ReduceScatter if self.links == Links::Shared => {
+                    (OneShot, "everybody reads what it needs")
+                }
+                Collective::AllGather if total <= 64 << 10 => (Direct, "small: one hop"),
+                Collective::AllGather | Collective::ReduceScatter => (Ring, "large: neighbours only"),
+                _ => (Direct, "each pair on its own: a long block delays no other"),
+            },
+        };
+        self.build(algorithm, collective, root, (total, why))
+    }
+
+    /// `asked`, unless it cannot run here or not in the order asked for.
+    fn allowed(&self, asked: Algorithm, collective: Collective) -> Result<Algorithm> {
+        let refuse = |why: &str| {
+            let (asked, name) = (asked.name(), collective.name());
+            let what = format!(
+                "MAYPOLE_ALGORITHM asks for {asked} in {name}, which {why}; choose another or leave it to the tuner"
+            );
+            Err(Error::Argument { rank: self.rank, what })
+        };
+        if asked.one_sided() && self.links != Links::Shared {
+            return refuse(NOT_SHARED);
+        }
+        if self.order == Order::Canonical && collective.reduces() && !asked.is_canonical(collective) {
+            return refuse("does not combine in the canonical order that was asked for");
+        }
+        Ok(asked)
+    }
+
+    fn build(
+        &mut self,
+        algorithm: Algorithm,
+        collective: Collective,
+        root: usize,
+        (bytes, why): (usize, &str),
+    ) -> Result<Plan> {
         let known = self.plans.iter().find(|(c, r, p)| (*c, *r) == (collective, root) && p.algorithm == algorithm);
         if let Some((_, _, plan)) = known {
             return Ok(plan.clone());
@@ -188,6 +239,19 @@ impl Tuner {
         match self.links {
             Links::Shared => self.choose_shared(collective, bytes),
             Links::Mixed | Links::Tcp => self.choose_network(collective, bytes),
+        }
+    }
+
+    fn choose_canonical(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
+        use Algorithm::*;
+        let shared = self.links == Links::Shared;
+        match collective {
+            Collective::AllReduce if shared && bytes <= 32 << 10 => (OneShot, "small: everybody folds in rank order"),
+            Collective::Scan | Collective::ExclusiveScan if shared && bytes <= 4 << 10 => {
+                (OneShot, "small: everybody folds in rank order")
+            }
+            Collective::Scan | Collective::ExclusiveScan => (Chain, "a pipeline in rank order"),
+            _ => (Direct, "each piece is folded in rank order on one rank"),
         }
     }
 

@@ -194,6 +194,11 @@ impl Collective {
         matches!(self, Collective::Reduce | Collective::Broadcast | Collective::Gather | Collective::Scatter)
     }
 
+    /// Whether each rank gets the reduction of those before it rather than of all.
+    pub const fn is_scan(self) -> bool {
+        matches!(self, Collective::Scan | Collective::ExclusiveScan)
+    }
+
     /// Whether it combines elements.
     pub const fn reduces(self) -> bool {
         use Collective::*;

@@ -1,11 +1,13 @@
 //! One operation: its arguments checked, its plan chosen, its schedule run.
 
-use maypole_collectives::schedule::{Buffer, Collective};
+use std::sync::Arc;
+
+use maypole_collectives::schedule::{Buffer, Collective, Schedule};
 use maypole_collectives::{DataType, ReduceOp, reduce};
 
 use super::{Communicator, Inner, Work};
-use crate::engine::Part;
 use crate::engine::bound::Bound;
+use crate::engine::{Engine, Part};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::tuner::Plan;
@@ -66,27 +68,29 @@ impl Communicator {
 }
 
 impl Communicator {
-    /// How `call` would be run, in words: the algorithm, the links, the longest slice.
+    /// How `call` would be run, in words: the algorithm, the links, the longest slice. `variable`: elements of all
+    /// blocks, where they have counts of their own.
     ///
     /// # Errors
     /// [`Error::Argument`] where the settings ask for an algorithm that cannot run here.
-    pub fn describe(&self, call: &Call) -> Result<String> {
+    pub fn describe(&self, call: &Call, variable: Option<usize>) -> Result<String> {
         let _ticket = self.inner.turns.enter(self.inner.turns.take());
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.inner.work() };
         let bytes = call.count * call.dtype.size();
-        if work.fuses(call.collective, call.op, bytes) {
-            return Ok("one exchange over shared memory".into());
-        }
         let root = if call.collective.is_rooted() { call.root } else { 0 };
-        let plan = work.tuner.plan(call.collective, root, bytes)?;
+        let plan = match variable {
+            Some(elements) => work.tuner.plan_v(call.collective, root, elements * call.dtype.size())?,
+            None if work.fuses(call.collective, call.op, bytes) => return Ok("one exchange over shared memory".into()),
+            None => work.tuner.plan(call.collective, root, bytes)?,
+        };
         Ok(format!("{} over {}, slices of up to {} bytes", plan.algorithm.name(), work.tuner.links(), plan.slice))
     }
 }
 
 /// Outputs from this many bytes are stored around the caches where they are only copied: fetching each of their lines
 /// from memory first would cost more than the caches give.
-const LARGE: usize = 4 << 20;
+pub(super) const LARGE: usize = 4 << 20;
 
 /// The lengths of what the caller passed, in bytes.
 #[derive(Clone, Copy)]
@@ -161,13 +165,11 @@ impl Inner {
         if copies { collective.input_blocks(self.rank, self.size, root) * count * dtype.size() } else { 0 }
     }
 
-    /// What is wrong with a call's arguments, if anything.
-    fn check(&self, call: &Call, lengths: Lengths) -> std::result::Result<(), String> {
-        let name = call.collective.name();
-        let (rank, size) = (self.rank, self.size);
-        let root = if call.collective.is_rooted() { call.root } else { 0 };
-        if root >= size {
-            return Err(format!("{name}: the root is {root}, but the ranks are 0 to {}", size - 1));
+    /// What is wrong with a call's root or operation, if anything.
+    pub(super) fn check_root_and_op(&self, call: &Call) -> std::result::Result<(), String> {
+        let (name, size) = (call.collective.name(), self.size);
+        if call.collective.is_rooted() && call.root >= size {
+            return Err(format!("{name}: the root is {}, but the ranks are 0 to {}", call.root, size - 1));
         }
         if call.collective.reduces() && !call.op.supports(call.dtype) {
             let why = match call.op {
@@ -176,6 +178,18 @@ impl Inner {
             };
             return Err(format!("{name}: {} is not defined on {}; {why}", call.op.name(), call.dtype));
         }
+        if call.collective.is_scan() && matches!(call.op, ReduceOp::Avg) {
+            return Err(format!("{name}: avg is not defined for it; take the sum and divide as you need"));
+        }
+        Ok(())
+    }
+
+    /// What is wrong with a call's arguments, if anything.
+    fn check(&self, call: &Call, lengths: Lengths) -> std::result::Result<(), String> {
+        self.check_root_and_op(call)?;
+        let name = call.collective.name();
+        let (rank, size) = (self.rank, self.size);
+        let root = if call.collective.is_rooted() { call.root } else { 0 };
         let inputs = call.collective.input_blocks(rank, size, root);
         let outputs = call.collective.output_blocks(rank, size, root);
         let block = call.count.checked_mul(call.dtype.size());
@@ -295,25 +309,42 @@ impl Work {
         let mut bound = Bound::new(dtype, op, count, pieces, plan.slice, (buffers.input, buffers.output));
         bound.stream_from = inner.config.stream;
         bound.large = outputs * count * dtype.size() >= LARGE;
-        let steps = plan.schedule.scratch() * bound.stride;
-        if steps + copied > 0 {
-            bound.scratch = self.engine.scratch(steps + copied);
-        }
-        if copied > 0 {
-            let copy = bound.scratch.wrapping_add(steps);
-            // SAFETY: scratch has room for `copied` bytes after the steps'; the input has as many.
-            unsafe {
-                match op {
-                    ReduceOp::PreMulSum(factor) if collective.reduces() => {
-                        reduce::scale(dtype, copy, buffers.input, factor, copied / dtype.size());
-                    }
-                    _ => std::ptr::copy_nonoverlapping(buffers.input, copy, copied),
-                }
-            }
-            bound.input = copy;
-        }
         debug_assert!(bound.slice(Buffer::Input, 0, 0).1 <= bound.stride);
+        // SAFETY: passed on to the caller.
+        unsafe { bind_scratch(&mut self.engine, &plan.schedule, &mut bound, collective.reduces(), copied) };
         let part = Part { schedule: &*plan.schedule, bound: &bound, operation };
         self.engine.execute(&[part])
     }
+}
+
+/// Give a bound call its scratch memory, and first copy there (scaled, for a pre-multiplied sum) the `copied` first
+/// bytes of the input, which then stands in for it.
+///
+/// # Safety
+/// The input is readable for `copied` bytes.
+pub(super) unsafe fn bind_scratch(
+    engine: &mut Engine,
+    schedule: &Arc<dyn Schedule>,
+    bound: &mut Bound<'_>,
+    reduces: bool,
+    copied: usize,
+) {
+    let steps = schedule.scratch() * bound.stride;
+    if steps + copied > 0 {
+        bound.scratch = engine.scratch(steps + copied);
+    }
+    if copied == 0 {
+        return;
+    }
+    let copy = bound.scratch.wrapping_add(steps);
+    // SAFETY: scratch has room for `copied` bytes after the steps'; the input has as many.
+    unsafe {
+        match bound.op {
+            ReduceOp::PreMulSum(factor) if reduces => {
+                reduce::scale(bound.dtype, copy, bound.input, factor, copied / bound.dtype.size());
+            }
+            _ => std::ptr::copy_nonoverlapping(bound.input, copy, copied),
+        }
+    }
+    bound.input = copy;
 }

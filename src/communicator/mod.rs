@@ -2,12 +2,15 @@
 //!
 //! * `build`: making one, from the environment, from an id, as threads, by splitting.
 //! * `call`: what an operation is made of: checking its arguments, planning it, running it.
-//! * `typed`: the collectives as methods on slices of [`Element`](crate::Element)s.
+//! * `call_v`, [`blocks`]: the same for blocks with counts of their own.
+//! * `typed`, `typed_v`: the collectives as methods on slices of [`Element`](crate::Element)s.
 //! * [`stream`], [`request`]: asynchronous calls. [`persistent`]: calls planned once and started many times.
 //! * `turn`: the order of operations. `local`: the jury of ranks that are threads.
 
+pub mod blocks;
 pub(crate) mod build;
 mod call;
+mod call_v;
 mod local;
 pub mod persistent;
 mod point_to_point;
@@ -15,15 +18,19 @@ pub mod request;
 pub mod stream;
 mod turn;
 mod typed;
+mod typed_v;
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use maypole_collectives::Order;
 use parking_lot::Mutex;
 
 pub use call::Call;
+pub(crate) use call_v::VARIABLE;
 
+use self::blocks::Spread;
 use self::build::World;
 use self::stream::Stream;
 use self::turn::Turns;
@@ -76,6 +83,8 @@ struct Work {
     sequence: u64,
     /// Digest of the latest collective.
     past: u32,
+    /// The blocks of the present operation, where they have counts of their own.
+    spread: Spread,
     sent: Vec<u64>,
     received: Vec<u64>,
 }
@@ -105,7 +114,15 @@ impl Communicator {
         };
         let tuner = Tuner::new((rank, size), kind, topology.placement(), &config);
         let (watch, jury) = (engine.court.watch.clone(), engine.court.jury.clone());
-        let work = Work { engine, tuner, sequence: 0, past: 0, sent: vec![0; size], received: vec![0; size] };
+        let work = Work {
+            engine,
+            tuner,
+            sequence: 0,
+            past: 0,
+            spread: Spread::default(),
+            sent: vec![0; size],
+            received: vec![0; size],
+        };
         let inner = Inner {
             world,
             context,
@@ -150,6 +167,18 @@ impl Communicator {
         let _ticket = self.inner.turns.enter(self.inner.turns.take());
         // SAFETY: this thread holds the ticket to the end of the function.
         unsafe { self.inner.work() }.engine.court.timeout = timeout;
+    }
+
+    /// Set in which order this communicator's reductions combine ranks' elements, from the next operation on. Every rank
+    /// must set the same; those that differ are told at the next reduction. `MAYPOLE_ORDER` is the first value.
+    ///
+    /// With [`Order::Canonical`] each element is ((x0 ⊕ x1) ⊕ x2) ⊕ ..., in the order of the ranks: the same bits
+    /// whatever the algorithm, the transport, the hosts and the length of the message. It costs large reductions some
+    /// speed, most where many ranks share hosts.
+    pub fn set_order(&self, order: Order) {
+        let _ticket = self.inner.turns.enter(self.inner.turns.take());
+        // SAFETY: this thread holds the ticket to the end of the function.
+        unsafe { self.inner.work() }.tuner.order = order;
     }
 
     /// Give up: every rank's present and future calls on this communicator return an error that names this rank and

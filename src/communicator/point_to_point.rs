@@ -166,6 +166,6 @@ impl Work {
     }
 }
 
-fn part((schedule, bound, operation): &(Message, Bound, Fingerprint)) -> Part<'_> {
+fn part<'a>((schedule, bound, operation): &'a (Message, Bound<'a>, Fingerprint)) -> Part<'a> {
     Part { schedule, bound, operation }
 }

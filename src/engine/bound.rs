@@ -3,17 +3,46 @@
 //! A schedule speaks of chunks; here they become pointers. `count` elements per block are cut into pieces of equal
 //! length (the last shorter, all starting at multiples of a cache line), and each piece into slices of at most `slice`
 //! elements. Round `k` moves slice `k` of every chunk.
+//!
+//! Where blocks have counts of their own (the `_v` collectives), a chunk is a block, slices are cut from its start, and
+//! there are as many rounds as the longest block needs. Slices are then of one fixed length, so the two ends of a link
+//! cut a block alike whatever else each of them moves.
 
 use maypole_collectives::ReduceOp;
 use maypole_collectives::schedule::{Buffer, Region};
 use maypole_collectives::{DataType, reduce};
 
+/// One block of a buffer whose blocks have counts of their own, in elements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub start: usize,
+    pub count: usize,
+}
+
+impl Extent {
+    pub fn end(&self) -> usize {
+        self.start + self.count
+    }
+}
+
+/// The blocks of a call with variable counts, as this rank knows them.
+#[derive(Clone, Copy)]
+pub(crate) struct Extents<'a> {
+    pub input: &'a [Extent],
+    pub output: &'a [Extent],
+    /// This rank's own block: what chunks of scratch are as long as.
+    pub own: usize,
+}
+
 /// What the executor needs to know about one call, apart from its schedule.
-pub(crate) struct Bound {
+pub(crate) struct Bound<'a> {
     pub dtype: DataType,
     pub op: ReduceOp,
-    pub count: usize,
-    pub pieces: usize,
+    count: usize,
+    extents: Option<Extents<'a>>,
+    /// Only the two ends of a link know the length of what it carries.
+    pub counted_by_pair: bool,
+    pieces: usize,
     /// Elements per piece.
     piece: usize,
     /// Elements per slice.
@@ -30,7 +59,7 @@ pub(crate) struct Bound {
     pub large: bool,
 }
 
-impl Bound {
+impl<'a> Bound<'a> {
     /// `slice_bytes` is the longest slice, at least 64.
     pub fn new(
         dtype: DataType,
@@ -39,7 +68,7 @@ impl Bound {
         pieces: usize,
         slice_bytes: usize,
         (input, output): (*const u8, *mut u8),
-    ) -> Bound {
+    ) -> Bound<'a> {
         let line = 64 / dtype.size();
         // At least one line, so that scratch has an address even where there is nothing to move.
         let piece = count.div_ceil(pieces).next_multiple_of(line).max(line);
@@ -53,6 +82,8 @@ impl Bound {
             dtype,
             op,
             count,
+            extents: None,
+            counted_by_pair: false,
             pieces,
             piece,
             slice,
@@ -66,10 +97,45 @@ impl Bound {
         }
     }
 
+    /// The same for blocks with counts of their own, by a schedule that cuts no block into pieces.
+    pub fn variable(
+        dtype: DataType,
+        op: ReduceOp,
+        extents: Extents<'a>,
+        slice_bytes: usize,
+        buffers: (*const u8, *mut u8),
+    ) -> Bound<'a> {
+        let blocks = extents.input.iter().chain(extents.output);
+        let longest = blocks.map(|block| block.count).max().unwrap_or(0);
+        let line = 64 / dtype.size();
+        let most = (slice_bytes / 64 * line).max(line);
+        let mut bound = Bound::new(dtype, op, most, 1, slice_bytes, buffers);
+        // Where everything goes in one round, scratch and publications need no more than that.
+        bound.slice = most.min(longest.next_multiple_of(line).max(line));
+        bound.stride = bound.slice * dtype.size();
+        bound.rounds = longest.div_ceil(bound.slice).max(1);
+        bound.extents = Some(extents);
+        bound
+    }
+
+    /// Elements of all rounds in the blocks of a region; only for blocks with counts of their own.
+    pub fn count_of(&self, region: Region) -> usize {
+        let all = |blocks: &[Extent]| blocks[region.chunks()].iter().map(|block| block.count).sum();
+        match (&self.extents, region.buffer) {
+            (Some(extents), Buffer::Input) => all(extents.input),
+            (Some(extents), Buffer::Output) => all(extents.output),
+            (Some(extents), Buffer::Scratch) => extents.own * region.len,
+            (None, _) => self.count,
+        }
+    }
+
     /// Where chunk `chunk` of `buffer` lies in round `round`, and how many bytes its slice has. The pointer may only be
     /// written through if the buffer is not the input.
     #[inline]
     pub fn slice(&self, buffer: Buffer, chunk: usize, round: usize) -> (*mut u8, usize) {
+        if let Some(extents) = &self.extents {
+            return self.slice_of_extent(extents, buffer, chunk, round);
+        }
         let (block, piece) = if self.pieces == 1 { (chunk, 0) } else { (chunk / self.pieces, chunk % self.pieces) };
         let start = (piece * self.piece).min(self.count);
         let length = self.piece.min(self.count - start);
@@ -82,6 +148,20 @@ impl Bound {
             Buffer::Output => self.output,
         };
         (base.wrapping_add((block * self.count + start + skip) * size), elements * size)
+    }
+
+    fn slice_of_extent(&self, extents: &Extents<'_>, buffer: Buffer, chunk: usize, round: usize) -> (*mut u8, usize) {
+        let size = self.dtype.size();
+        let (base, block) = match buffer {
+            Buffer::Scratch => {
+                let left = extents.own.saturating_sub(round * self.slice);
+                return (self.scratch.wrapping_add(chunk * self.stride), self.slice.min(left) * size);
+            }
+            Buffer::Input => (self.input.cast_mut(), extents.input[chunk]),
+            Buffer::Output => (self.output, extents.output[chunk]),
+        };
+        let skip = (round * self.slice).min(block.count);
+        (base.wrapping_add((block.start + skip) * size), self.slice.min(block.count - skip) * size)
     }
 
     /// [`Bound::slice`] of the `i`-th chunk of a region.

@@ -17,8 +17,8 @@ const MORSEL: usize = 32 << 10;
 pub(crate) enum Trouble {
     /// The link to this rank failed.
     Link(usize, LinkError),
-    /// This rank's first message was for another operation.
-    Mismatch(usize, Fingerprint),
+    /// This rank's first message was for another operation than `ours`.
+    Mismatch { peer: usize, ours: Fingerprint, theirs: Fingerprint },
     /// Something that is already an error of this crate.
     Error(crate::Error),
 }
@@ -39,7 +39,7 @@ pub(crate) struct Lane<'a> {
     schedule: &'a dyn Schedule,
     lane: usize,
     channel: usize,
-    bound: &'a Bound,
+    bound: &'a Bound<'a>,
     operation: &'a Fingerprint,
     /// Identifies this operation to the links, so that each knows whether it has been opened for it.
     stamp: u64,
@@ -58,7 +58,7 @@ pub(crate) struct Lane<'a> {
 impl<'a> Lane<'a> {
     pub fn new(
         (schedule, lane): (&'a dyn Schedule, usize),
-        bound: &'a Bound,
+        bound: &'a Bound<'a>,
         operation: &'a Fingerprint,
         stamp: u64,
     ) -> Lane<'a> {
@@ -92,7 +92,8 @@ impl<'a> Lane<'a> {
                 None => *self.current.insert(self.schedule.step(self.lane, self.index)),
             };
             let before = (self.chunk, self.got, self.sent);
-            match self.step(step, links)? {
+            let progress = if self.round > 0 && self.is_nothing(step) { None } else { self.step(step, links)? };
+            match progress {
                 None => {
                     moved = true;
                     self.current = None;
@@ -111,6 +112,28 @@ impl<'a> Lane<'a> {
             }
         }
         Ok(Progress::Done)
+    }
+
+    /// Whether a step of a later round has no bytes left to move, which both ends of a link know alike: then it moves no
+    /// message either. So short blocks beside a long one cost their own rounds and no more.
+    fn is_nothing(&self, step: Step) -> bool {
+        let message = match step {
+            Step::Send { src, .. } => src,
+            Step::Recv { dst, .. } | Step::RecvReduce { dst, .. } | Step::RecvCopySend { dst, .. } => dst,
+            Step::RecvReduceSend { local, .. } => local,
+            _ => return false,
+        };
+        message.len > 0 && (0..message.len).all(|i| self.bound.of(message, i, self.round).1 == 0)
+    }
+
+    /// What the first message of the operation on a link is announced as: where only the two ends know how long it is,
+    /// with that length.
+    #[inline]
+    fn announced(&self, message: Region) -> Fingerprint {
+        match self.bound.counted_by_pair {
+            false => *self.operation,
+            true => self.operation.of_pair(self.bound.count_of(message)),
+        }
     }
 
     /// Go on with one step. `None`: it is complete; otherwise for whom it waits.
@@ -147,7 +170,7 @@ impl<'a> Lane<'a> {
     }
 
     fn send(&mut self, links: &mut Links, to: usize, src: Region) -> Result<bool, Trouble> {
-        let Some(tx) = links.open_sender(to, self.channel, self.stamp, self.operation)? else { return Ok(false) };
+        let Some(tx) = links.open_sender(to, self.channel, self.stamp, &self.announced(src))? else { return Ok(false) };
         while self.chunk < src.len {
             let (at, bytes) = self.bound.of(src, self.chunk, self.round);
             // SAFETY: the region lies in a buffer of this call, which nothing writes while this step sends it (the
@@ -164,7 +187,8 @@ impl<'a> Lane<'a> {
     }
 
     fn recv(&mut self, links: &mut Links, from: usize, dst: Region) -> Result<bool, Trouble> {
-        let Some(rx) = links.open_receiver(from, self.channel, self.stamp, self.operation)? else { return Ok(false) };
+        let operation = self.announced(dst);
+        let Some(rx) = links.open_receiver(from, self.channel, self.stamp, &operation)? else { return Ok(false) };
         while self.chunk < dst.len {
             let (at, bytes) = self.bound.of(dst, self.chunk, self.round);
             // SAFETY: the region lies in the output or scratch of this call, and nothing else touches it during this
@@ -342,7 +366,7 @@ impl<'a> Lane<'a> {
         let Some(place) = window.fetch(from, number).map_err(|e| Trouble::Link(from, e))? else { return Ok(false) };
         let theirs: &Fingerprint = bytemuck::from_bytes(&place[..size_of::<Fingerprint>()]);
         if theirs != self.operation {
-            return Err(Trouble::Mismatch(from, *theirs));
+            return Err(Trouble::Mismatch { peer: from, ours: *self.operation, theirs: *theirs });
         }
         let around_caches = self.bound.large && dst.buffer == Buffer::Output;
         for i in 0..dst.len {
@@ -370,7 +394,7 @@ impl<'a> Lane<'a> {
 
 /// Put as much of `bytes` on a link as it takes now; returns how much.
 #[inline]
-fn put(tx: &mut dyn Sender, bytes: &[u8], bound: &Bound) -> Result<usize, LinkError> {
+fn put(tx: &mut dyn Sender, bytes: &[u8], bound: &Bound<'_>) -> Result<usize, LinkError> {
     if !tx.is_shared() || bytes.len() < bound.stream_from {
         return tx.send(bytes);
     }
@@ -391,7 +415,7 @@ fn put(tx: &mut dyn Sender, bytes: &[u8], bound: &Bound) -> Result<usize, LinkEr
 
 /// The largest multiple of the element size that `bytes` holds.
 #[inline]
-fn whole(bytes: usize, bound: &Bound) -> usize {
+fn whole(bytes: usize, bound: &Bound<'_>) -> usize {
     bytes & !(bound.dtype.size() - 1)
 }
 
@@ -402,7 +426,7 @@ fn whole(bytes: usize, bound: &Bound) -> usize {
 /// from both.
 #[inline]
 unsafe fn combine(
-    bound: &Bound,
+    bound: &Bound<'_>,
     to: *mut u8,
     mine: *const u8,
     theirs: *const u8,

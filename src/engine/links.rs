@@ -228,7 +228,7 @@ fn compare(link: &mut dyn Receiver, from: usize, operation: &Fingerprint) -> Res
     }
     let theirs: Fingerprint = bytemuck::pod_read_unaligned(&there[..HEADER]);
     if theirs != *operation {
-        return Err(Trouble::Mismatch(from, theirs));
+        return Err(Trouble::Mismatch { peer: from, ours: *operation, theirs });
     }
     link.release(HEADER);
     Ok(true)

@@ -14,7 +14,6 @@ pub(crate) mod small;
 pub(crate) mod wait;
 
 use maypole_collectives::schedule::Schedule;
-use smallvec::SmallVec;
 
 use self::bound::Bound;
 use self::lane::{Lane, Progress, Trouble};
@@ -23,13 +22,10 @@ use self::wait::{Court, Wait};
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
 
-/// Lanes of an operation that need no memory of their own: four of a double binary tree, or one each way of a point-to-point exchange.
-const LANES: usize = 8;
-
 /// One part of what [`Engine::execute`] runs: a schedule, its buffers, and what it is called.
 pub(crate) struct Part<'a> {
     pub schedule: &'a dyn Schedule,
-    pub bound: &'a Bound,
+    pub bound: &'a Bound<'a>,
     pub operation: &'a Fingerprint,
 }
 
@@ -39,12 +35,14 @@ pub(crate) struct Engine {
     pub court: Court,
     stamp: u64,
     scratch: Vec<u64>,
+    /// Room for the lanes of an operation; empty between operations.
+    lanes: Vec<Lane<'static>>,
     vectors: Box<[small::Vector; 2]>,
 }
 
 impl Engine {
     pub fn new(links: Links, court: Court) -> Engine {
-        Engine { links, court, stamp: 0, scratch: Vec::new(), vectors: small::Vector::pair() }
+        Engine { links, court, stamp: 0, scratch: Vec::new(), lanes: Vec::new(), vectors: small::Vector::pair() }
     }
 
     /// Scratch memory of at least `bytes` bytes, uninitialised, aligned to 64; valid until the next call.
@@ -64,13 +62,18 @@ impl Engine {
     pub fn execute(&mut self, parts: &[Part<'_>]) -> Result<()> {
         self.stamp += 1;
         let stamp = self.stamp;
-        let mut lanes: SmallVec<[Lane<'_>; LANES]> = SmallVec::new();
+        let mut lanes = std::mem::take(&mut self.lanes);
         for part in parts {
             for lane in 0..part.schedule.lanes() {
                 lanes.push(Lane::new((part.schedule, lane), part.bound, part.operation, stamp));
             }
         }
-        let operation = parts[0].operation;
+        let outcome = self.run(&mut lanes, parts[0].operation);
+        self.lanes = emptied(lanes);
+        outcome
+    }
+
+    fn run(&mut self, lanes: &mut [Lane<'_>], operation: &Fingerprint) -> Result<()> {
         let (links, court) = (&mut self.links, &self.court);
         let mut wait = Wait::new(court, operation);
         let convict = |trouble| court.convict_for(trouble, operation);
@@ -78,7 +81,7 @@ impl Engine {
             let mut moved = false;
             let mut blocked_on = None;
             let mut running = lanes.len();
-            for lane in &mut lanes {
+            for lane in &mut *lanes {
                 match lane.advance(links).map_err(convict)? {
                     Progress::Moved => moved = true,
                     Progress::Blocked(whom) => blocked_on = whom.or(blocked_on),
@@ -103,6 +106,13 @@ impl Engine {
     }
 }
 
+/// The same vector without its elements, for other borrows: collecting an iterator that came from a vector reuses its
+/// memory, so that the next operation allocates nothing.
+fn emptied(mut lanes: Vec<Lane<'_>>) -> Vec<Lane<'static>> {
+    lanes.clear();
+    lanes.into_iter().map(|_| unreachable!("it was cleared")).collect()
+}
+
 impl Court {
     /// The error that all ranks get for a lane's trouble.
     #[cold]
@@ -110,7 +120,7 @@ impl Court {
         use maypole_transports::LinkError;
         match trouble {
             Trouble::Error(error) => error,
-            Trouble::Mismatch(peer, theirs) => self.disagree(operation, peer, Some(theirs)),
+            Trouble::Mismatch { peer, ours, theirs } => self.disagree(&ours, peer, Some(theirs)),
             Trouble::Link(peer, LinkError::Gone { detail }) => self.convict(Verdict::Died {
                 rank: peer,
                 host: self.hosts[peer].clone(),

@@ -199,9 +199,13 @@ impl Plan {
             }
         }
         if let (true, Choice::One(op), Choice::One(dtype)) = (operation.reduces(), flags.op, flags.datatype)
-            && !op.supports(dtype)
+            && !operation.takes(op, dtype)
         {
-            return refuse("--op", &op.name(), format!("not defined on {dtype}; and, or and xor need an integer type"));
+            let why = match op.supports(dtype) {
+                false => format!("not defined on {dtype}; and, or and xor need an integer type"),
+                true => format!("not defined for {}", operation.name()),
+            };
+            return refuse("--op", &op.name(), why);
         }
         if let Some(file) = &flags.json
             && let Some(directory) = file.parent()
@@ -268,7 +272,7 @@ impl Plan {
             Choice::One(op) => vec![Some(op)],
         };
         let all = dtypes.into_iter().flat_map(|dtype| ops.iter().map(move |&op| (dtype, op)));
-        all.filter(|(dtype, op)| op.is_none_or(|op| op.supports(*dtype))).collect()
+        all.filter(|(dtype, op)| op.is_none_or(|op| self.operation.takes(op, *dtype))).collect()
     }
 }
 

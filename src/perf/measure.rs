@@ -136,9 +136,16 @@ struct Caller<'a> {
 
 enum Kind {
     Barrier,
-    SendRecv { to: usize, from: usize },
+    SendRecv {
+        to: usize,
+        from: usize,
+    },
     OutOfPlace(Call),
     InPlace(Call),
+    /// With the counts of the input's and the output's blocks.
+    OutOfPlaceV(Call, Vec<usize>, Vec<usize>),
+    /// With the counts of the larger buffer's blocks.
+    InPlaceV(Call, Vec<usize>),
 }
 
 impl<'a> Caller<'a> {
@@ -149,16 +156,28 @@ impl<'a> Caller<'a> {
             (operation, _) if operation.is_barrier() => Kind::Barrier,
             (Operation::Collective(collective), Form::OutOfPlace) => Kind::OutOfPlace(row.call(collective)),
             (Operation::Collective(collective), Form::InPlace) => Kind::InPlace(row.call(collective)),
+            (Operation::Variable(collective), form) => {
+                let (input, output) = row.both_counts();
+                match form {
+                    Form::OutOfPlace => Kind::OutOfPlaceV(row.call(collective), input, output),
+                    Form::InPlace if input.len() > output.len() => Kind::InPlaceV(row.call(collective), input),
+                    Form::InPlace => Kind::InPlaceV(row.call(collective), output),
+                }
+            }
         };
         Caller { comm, kind, input: buffers.input.bytes(), output: buffers.output.bytes_mut() }
     }
 
     #[inline]
     fn call(&mut self) -> Result<()> {
-        match self.kind {
-            Kind::OutOfPlace(call) => self.comm.call(call, self.input, self.output),
-            Kind::InPlace(call) => self.comm.call_in_place(call, self.output),
-            Kind::SendRecv { to, from } => self.comm.send_recv(self.input, to, self.output, from),
+        match &self.kind {
+            Kind::OutOfPlace(call) => self.comm.call(*call, self.input, self.output),
+            Kind::InPlace(call) => self.comm.call_in_place(*call, self.output),
+            Kind::SendRecv { to, from } => self.comm.send_recv(self.input, *to, self.output, *from),
+            Kind::OutOfPlaceV(call, input, output) => {
+                self.comm.call_v(*call, (self.input, input.into()), (self.output, output.into()))
+            }
+            Kind::InPlaceV(call, blocks) => self.comm.call_v_in_place(*call, self.output, blocks.into()),
             Kind::Barrier => self.comm.barrier(),
         }
     }

@@ -35,7 +35,8 @@ pub use operation::Operation;
 /// Arguments of `maypole perf`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct PerfArgs {
-    /// all_reduce, reduce, broadcast, all_gather, reduce_scatter, all_to_all, gather, scatter, barrier or send_recv
+    /// all_reduce, reduce, broadcast, all_gather, reduce_scatter, all_to_all, gather, scatter, scan, exclusive_scan,
+    /// barrier or send_recv; all_gather_v, reduce_scatter_v, all_to_all_v, gather_v and scatter_v have uneven blocks
     #[arg(value_name = "COLLECTIVE")]
     pub operation: Operation,
     /// How.

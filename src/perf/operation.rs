@@ -1,4 +1,4 @@
-//! What is measured: a collective (or the ring of send_recv), one reduction operation, and the arithmetic that says how
+//! What is measured: a collective (with even or uneven blocks, or the ring of send_recv), one reduction operation, and the arithmetic that says how
 //! many bytes a row moves and how its bandwidth is counted.
 //!
 //! Sizes, counts and the two bandwidths follow nccl-tests, so that numbers from both can stand in one table: the size
@@ -7,6 +7,7 @@
 
 use std::str::FromStr;
 
+use crate::communicator::VARIABLE;
 use crate::{Collective, DataType, ReduceOp};
 
 /// What a perf run repeats.
@@ -14,27 +15,70 @@ use crate::{Collective, DataType, ReduceOp};
 pub enum Operation {
     /// A collective.
     Collective(Collective),
+    /// A collective on blocks of uneven counts: `all_gather_v`. See [`Operation::block`].
+    Variable(Collective),
     /// Every rank sends to the next rank and receives from the previous one, at the same time.
     SendRecv,
 }
 
 impl Operation {
-    /// The name on the command line: `all_reduce`, `send_recv`.
+    /// The name on the command line: `all_reduce`, `all_gather_v`, `send_recv`.
     pub const fn name(self) -> &'static str {
         match self {
             Operation::Collective(collective) => collective.name(),
+            Operation::Variable(Collective::AllGather) => "all_gather_v",
+            Operation::Variable(Collective::Gather) => "gather_v",
+            Operation::Variable(Collective::Scatter) => "scatter_v",
+            Operation::Variable(Collective::ReduceScatter) => "reduce_scatter_v",
+            Operation::Variable(_) => "all_to_all_v",
             Operation::SendRecv => "send_recv",
         }
     }
 
+    /// The collective, with even blocks or not.
+    pub const fn collective(self) -> Option<Collective> {
+        match self {
+            Operation::Collective(c) | Operation::Variable(c) => Some(c),
+            Operation::SendRecv => None,
+        }
+    }
+
+    /// Every operation.
+    pub fn all() -> impl Iterator<Item = Operation> {
+        let even = Collective::ALL.into_iter().map(Operation::Collective);
+        even.chain(VARIABLE.into_iter().map(Operation::Variable)).chain([Operation::SendRecv])
+    }
+
     /// Whether a row names a root.
-    pub const fn is_rooted(self) -> bool {
-        matches!(self, Operation::Collective(c) if c.is_rooted())
+    pub fn is_rooted(self) -> bool {
+        self.collective().is_some_and(Collective::is_rooted)
     }
 
     /// Whether a row names a reduction operation.
-    pub const fn reduces(self) -> bool {
-        matches!(self, Operation::Collective(c) if c.reduces())
+    pub fn reduces(self) -> bool {
+        self.collective().is_some_and(Collective::reduces)
+    }
+
+    /// Whether it can be called with `op` on `dtype`.
+    pub fn takes(self, op: NamedOp, dtype: DataType) -> bool {
+        op.supports(dtype) && self.collective().is_some_and(|c| !(c.is_scan() && op == NamedOp::Avg))
+    }
+
+    /// Where block `block` lies, in elements: its start and its count. Even blocks have `count` elements. Uneven ones
+    /// have `count` on average and grow in proportion to their number, from none to twice `count`; in all_to_all_v the
+    /// number is the sum of the two ranks, so that what two ranks have for each other is equally long (and the form in
+    /// place possible). `owner`: in whose buffer it lies.
+    pub fn block(self, owner: usize, block: usize, count: usize, ranks: usize) -> (usize, usize) {
+        let until = |n: usize| if ranks == 1 { count * n } else { count * n * n.saturating_sub(1) / (ranks - 1) };
+        let uneven = |number: usize| until(number + 1) - until(number);
+        match self {
+            Operation::Variable(Collective::AllToAll) => {
+                let number = |other: usize| (owner + other) % ranks;
+                ((0..block).map(|other| uneven(number(other))).sum(), uneven(number(block)))
+            }
+            Operation::Variable(_) => (until(block), uneven(block)),
+            _ => (block * count, count),
+        }
     }
 
     /// Whether it is the barrier, which moves no data and has a single row.
@@ -52,22 +96,25 @@ impl Operation {
     const fn is_split(self) -> bool {
         matches!(
             self,
-            Operation::Collective(
-                Collective::AllGather
-                    | Collective::ReduceScatter
-                    | Collective::AllToAll
-                    | Collective::Gather
-                    | Collective::Scatter,
-            )
+            Operation::Variable(_)
+                | Operation::Collective(
+                    Collective::AllGather
+                        | Collective::ReduceScatter
+                        | Collective::AllToAll
+                        | Collective::Gather
+                        | Collective::Scatter,
+                )
         )
     }
 
-    /// Elements per block of a row that was asked to move `size` bytes. Where the larger buffer has one block per rank,
+    /// Elements per block (on average) of a row that was asked to move `size` bytes. Where the larger buffer has one block per rank,
     /// a block is rounded down to a multiple of 16 bytes, as nccl-tests does; so the smallest rows may be empty.
     pub const fn count(self, size: usize, dtype: DataType, ranks: usize) -> usize {
         let elements = size / dtype.size();
         if self.is_barrier() {
             0
+        } else if matches!(self, Operation::Variable(_)) {
+            elements / ranks
         } else if self.is_split() {
             (elements / ranks) & !(16 / dtype.size() - 1)
         } else {
@@ -106,14 +153,14 @@ impl FromStr for Operation {
 
     fn from_str(name: &str) -> Result<Operation, String> {
         // The binaries' names without `_perf` are accepted too.
-        match name {
-            "send_recv" | "sendrecv" => return Ok(Operation::SendRecv),
-            "alltoall" => return Ok(Operation::Collective(Collective::AllToAll)),
-            _ => {}
-        }
-        Collective::ALL.into_iter().find(|c| c.name() == name).map(Operation::Collective).ok_or_else(|| {
-            let names: Vec<_> = Collective::ALL.iter().map(|c| c.name()).collect();
-            format!("no such collective; expected one of {}, send_recv", names.join(", "))
+        let name = match name {
+            "sendrecv" => "send_recv",
+            "alltoall" => "all_to_all",
+            name => name,
+        };
+        Operation::all().find(|operation| operation.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Operation::all().map(Operation::name).collect();
+            format!("no such collective; expected one of {}", names.join(", "))
         })
     }
 }
@@ -249,6 +296,28 @@ mod tests {
     }
 
     #[test]
+    fn uneven_blocks_follow_each_other_and_have_the_count_on_average() {
+        for name in ["all_gather_v", "gather_v", "scatter_v", "reduce_scatter_v", "all_to_all_v"] {
+            let operation: Operation = name.parse().unwrap();
+            for ranks in 1..9 {
+                for owner in 0..ranks {
+                    let mut next = 0;
+                    for block in 0..ranks {
+                        let (start, count) = operation.block(owner, block, 100, ranks);
+                        assert_eq!(start, next, "{name}");
+                        next += count;
+                        if operation == Operation::Variable(Collective::AllToAll) {
+                            assert_eq!(count, operation.block(block, owner, 100, ranks).1);
+                        }
+                    }
+                    assert_eq!(next, 100 * ranks);
+                }
+            }
+            assert_eq!(operation.block(0, 0, 100, 3).1, 0, "one block is empty");
+        }
+    }
+
+    #[test]
     fn bus_bandwidth_of_every_operation() {
         let factor = |name: &str, n| name.parse::<Operation>().unwrap().bus_factor(n);
         assert_eq!(factor("all_reduce", 4), 1.5);
@@ -265,8 +334,8 @@ mod tests {
 
     #[test]
     fn every_name_reads_back() {
-        for collective in Collective::ALL {
-            assert_eq!(collective.name().parse(), Ok(Operation::Collective(collective)));
+        for operation in Operation::all() {
+            assert_eq!(operation.name().parse(), Ok(operation));
         }
         for op in NamedOp::ALL {
             assert_eq!(op.name().parse(), Ok(op));

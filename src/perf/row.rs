@@ -28,7 +28,7 @@ pub struct Row {
     pub op: Option<NamedOp>,
     /// The root; 0 where there is none.
     pub root: usize,
-    /// Elements per block.
+    /// Elements per block; on average, where blocks are uneven.
     pub count: usize,
     /// This rank.
     pub rank: usize,
@@ -47,8 +47,8 @@ pub struct Buffers {
 /// Where expected data comes from.
 #[derive(Clone, Copy)]
 enum Origin {
-    /// The reduction of the first so many ranks' inputs, from this element on.
-    Reduced { ranks: usize, first: usize },
+    /// The reduction of the inputs of the first `of` ranks, from this element on.
+    Reduced { of: usize, first: usize },
     /// A rank's input, from this element on.
     Input { of: usize, first: usize },
 }
@@ -65,50 +65,58 @@ impl Row {
         }
     }
 
-    fn block_bytes(&self) -> usize {
-        self.count * self.dtype.size()
-    }
-
     fn blocks_in(&self) -> usize {
-        match self.operation {
-            Operation::Collective(c) => c.input_blocks(self.rank, self.ranks, self.root),
-            Operation::SendRecv => 1,
-        }
+        self.operation.collective().map_or(1, |c| c.input_blocks(self.rank, self.ranks, self.root))
     }
 
     fn blocks_out(&self) -> usize {
-        match self.operation {
-            Operation::Collective(c) => c.output_blocks(self.rank, self.ranks, self.root),
-            Operation::SendRecv => 1,
+        self.operation.collective().map_or(1, |c| c.output_blocks(self.rank, self.ranks, self.root))
+    }
+
+    /// The counts of the `blocks` blocks on one side: all, this rank's own, or none.
+    fn counts(&self, blocks: usize) -> Vec<usize> {
+        let count = |block| self.operation.block(self.rank, block, self.count, self.ranks).1;
+        match blocks {
+            0 | 1 if self.ranks > 1 => vec![count(self.rank); blocks],
+            _ => (0..blocks).map(count).collect(),
         }
+    }
+
+    /// The counts of this rank's blocks of input and of output.
+    pub fn both_counts(&self) -> (Vec<usize>, Vec<usize>) {
+        (self.counts(self.blocks_in()), self.counts(self.blocks_out()))
+    }
+
+    fn bytes(&self, blocks: usize) -> usize {
+        self.counts(blocks).iter().sum::<usize>() * self.dtype.size()
     }
 
     /// Where input and output lie in the in-place buffer, in bytes.
     fn in_place_ranges(&self) -> (Range<usize>, Range<usize>) {
-        let (ins, outs, block) = (self.blocks_in(), self.blocks_out(), self.block_bytes());
-        let inner = match self.operation {
-            Operation::Collective(c) => c.in_place_block(self.rank).unwrap_or(0),
-            Operation::SendRecv => 0,
+        let (ins, outs) = (self.blocks_in(), self.blocks_out());
+        let inner = match self.operation.collective().and_then(|c| c.in_place_block(self.rank)) {
+            Some(block) => self.operation.block(self.rank, block, self.count, self.ranks).0 * self.dtype.size(),
+            None => 0,
         };
         // Only a smaller buffer is offset, and an absent one lies nowhere.
         let input_at = if 0 < ins && ins < outs { inner } else { 0 };
         let output_at = if 0 < outs && outs < ins { inner } else { 0 };
-        (input_at * block..(input_at + ins) * block, output_at * block..(output_at + outs) * block)
+        (input_at..input_at + self.bytes(ins), output_at..output_at + self.bytes(outs))
     }
 
     /// Give the buffers this row's lengths, write the input, and spoil the output.
     pub fn prepare(&self, form: Form, values: &Values, buffers: &mut Buffers) {
-        let block = self.block_bytes();
+        let (input, output) = (self.bytes(self.blocks_in()), self.bytes(self.blocks_out()));
         match form {
             Form::OutOfPlace => {
-                buffers.input.reset(self.blocks_in() * block);
-                buffers.output.reset(self.blocks_out() * block);
+                buffers.input.reset(input);
+                buffers.output.reset(output);
                 values.input(self.rank, 0, buffers.input.bytes_mut());
                 buffers.output.bytes_mut().fill(0xa5);
             }
             Form::InPlace => {
                 buffers.input.reset(0);
-                buffers.output.reset(self.blocks_in().max(self.blocks_out()) * block);
+                buffers.output.reset(input.max(output));
                 buffers.output.bytes_mut().fill(0xa5);
                 let (input, _) = self.in_place_ranges();
                 values.input(self.rank, 0, &mut buffers.output.bytes_mut()[input]);
@@ -131,28 +139,35 @@ impl Row {
                 (&bytes[output], unchanged)
             }
         };
-        let block = self.block_bytes();
-        let outputs: u64 = (0..self.blocks_out())
-            .map(|b| self.wrong_from(self.origin(b), values, &output[b * block..(b + 1) * block]))
+        let mut at = 0;
+        let counts = self.counts(self.blocks_out()).into_iter().enumerate();
+        let outputs: u64 = counts
+            .map(|(block, count)| {
+                let bytes = count * self.dtype.size();
+                at += bytes;
+                self.wrong_from(self.origin(block), values, &output[at - bytes..at])
+            })
             .sum();
         guards + unchanged + outputs
     }
 
     /// Where block `block` of this rank's output comes from.
     fn origin(&self, block: usize) -> Origin {
-        let (rank, ranks, mine) = (self.rank, self.ranks, self.rank * self.count);
-        let Operation::Collective(collective) = self.operation else {
+        let rank = self.rank;
+        let Some(collective) = self.operation.collective() else {
             return Origin::Input { of: (rank + self.ranks - 1) % self.ranks, first: 0 };
         };
+        // Where this rank's block starts in the input of another that has one for everybody.
+        let mine = |owner| self.operation.block(owner, rank, self.count, self.ranks).0;
         match collective {
-            Collective::AllReduce | Collective::Reduce => Origin::Reduced { ranks, first: 0 },
-            Collective::ReduceScatter => Origin::Reduced { ranks, first: mine },
-            Collective::Scan => Origin::Reduced { ranks: rank + 1, first: 0 },
-            Collective::ExclusiveScan => Origin::Reduced { ranks: rank, first: 0 },
+            Collective::AllReduce | Collective::Reduce => Origin::Reduced { of: self.ranks, first: 0 },
+            Collective::Scan => Origin::Reduced { of: rank + 1, first: 0 },
+            Collective::ExclusiveScan => Origin::Reduced { of: rank, first: 0 },
+            Collective::ReduceScatter => Origin::Reduced { of: self.ranks, first: mine(rank) },
             Collective::Broadcast => Origin::Input { of: self.root, first: 0 },
-            Collective::Scatter => Origin::Input { of: self.root, first: mine },
+            Collective::Scatter => Origin::Input { of: self.root, first: mine(self.root) },
             Collective::AllGather | Collective::Gather => Origin::Input { of: block, first: 0 },
-            Collective::AllToAll => Origin::Input { of: block, first: mine },
+            Collective::AllToAll => Origin::Input { of: block, first: mine(block) },
             Collective::Barrier => Origin::Input { of: rank, first: 0 },
         }
     }
@@ -167,7 +182,7 @@ impl Row {
             let expected = &mut expected[..actual.len()];
             let at = batch * 4096 / size;
             match origin {
-                Origin::Reduced { ranks, first } => values.reduced(ranks, first + at, expected),
+                Origin::Reduced { of, first } => values.reduced(of, first + at, expected),
                 Origin::Input { of, first } => values.input(of, first + at, expected),
             }
             if expected != actual {

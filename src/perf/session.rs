@@ -106,8 +106,9 @@ impl<'a> Session<'a> {
         let count = operation.count(size, dtype, ranks);
         let row = Row { operation, dtype, op, root, count, rank, ranks };
         let size = operation.shown_size(count, dtype, ranks);
-        if let Operation::Collective(collective) = operation {
-            let how = self.comm.describe(&row.call(collective))?;
+        if let Some(collective) = operation.collective() {
+            let variable = matches!(operation, Operation::Variable(_)).then(|| size / dtype.size());
+            let how = self.comm.describe(&row.call(collective), variable)?;
             if how != self.how {
                 self.print(&format!("# {how}\n"))?;
                 self.how = how;

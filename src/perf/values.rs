@@ -104,8 +104,8 @@ impl Values {
         }
     }
 
-    /// Write the reduction of the inputs of the first `ranks` ranks, at least one, from element `first` of them; `out` has
-    /// a whole number of elements.
+    /// Write the reduction of the first `ranks` ranks' inputs (at least one), from element `first` of them; `out` has a
+    /// whole number of elements. Fewer than all is what a scan gives; an average is of all.
     pub fn reduced(&self, ranks: usize, first: usize, out: &mut [u8]) {
         match self.dtype.size() {
             1 => self.reduced_words::<1>(ranks, first, out),

@@ -9,7 +9,7 @@ const RANKS: usize = 3;
 const SIZE: usize = 4;
 
 fn operations() -> impl Iterator<Item = Operation> {
-    Collective::ALL.into_iter().map(Operation::Collective).chain([Operation::SendRecv])
+    Operation::all()
 }
 
 fn row(operation: Operation, rank: usize, root: usize) -> Row {
@@ -25,28 +25,32 @@ fn buffers() -> Buffers {
 
 /// What `rank` must have in its output, from all ranks' inputs.
 fn outcome(operation: Operation, rank: usize, root: usize, inputs: &[Vec<u8>]) -> Vec<u8> {
-    let block = COUNT * SIZE;
-    let part = |of: usize, b: usize| inputs[of][b * block..(b + 1) * block].to_vec();
+    // Block `b` of the input of rank `of`, where ranks have one for everybody; else what it has.
+    let part = |of: usize, b: usize| {
+        let (start, count) = operation.block(of, b, COUNT, RANKS);
+        inputs[of][start * SIZE..(start + count) * SIZE].to_vec()
+    };
+    let own = |of: usize| inputs[of][..operation.block(of, of, COUNT, RANKS).1 * SIZE].to_vec();
     let sum_of = |ranks: usize, b: usize| -> Vec<u8> {
         let words = |of: usize| -> Vec<u32> {
             part(of, b).chunks(4).map(|w| u32::from_ne_bytes(w.try_into().unwrap())).collect()
         };
         let all: Vec<_> = (0..ranks).map(words).collect();
-        (0..COUNT).flat_map(|i| all.iter().fold(0u32, |acc, w| acc.wrapping_add(w[i])).to_ne_bytes()).collect()
+        (0..all[0].len()).flat_map(|i| all.iter().fold(0u32, |acc, w| acc.wrapping_add(w[i])).to_ne_bytes()).collect()
     };
     let sum = |b| sum_of(RANKS, b);
     let at_root = |bytes: Vec<u8>| if rank == root { bytes } else { Vec::new() };
-    let Operation::Collective(collective) = operation else {
-        return part((rank + RANKS - 1) % RANKS, 0);
+    let Some(collective) = operation.collective() else {
+        return own((rank + RANKS - 1) % RANKS);
     };
     match collective {
         Collective::AllReduce => sum(0),
         Collective::Reduce => at_root(sum(0)),
         Collective::Broadcast => part(root, 0),
-        Collective::AllGather => (0..RANKS).flat_map(|of| part(of, 0)).collect(),
+        Collective::AllGather => (0..RANKS).flat_map(own).collect(),
         Collective::ReduceScatter => sum(rank),
         Collective::AllToAll => (0..RANKS).flat_map(|of| part(of, rank)).collect(),
-        Collective::Gather => at_root((0..RANKS).flat_map(|of| part(of, 0)).collect()),
+        Collective::Gather => at_root((0..RANKS).flat_map(own).collect()),
         Collective::Scatter => part(root, rank),
         Collective::Scan => sum_of(rank + 1, 0),
         Collective::ExclusiveScan if rank == 0 => Vec::new(),
@@ -77,8 +81,12 @@ fn correct_outcomes_pass_and_every_spoiled_byte_shows() {
                 let mut buffers = buffers();
                 row.prepare(form, &values, &mut buffers);
                 let wrong_before = row.wrong(form, &values, &buffers);
-                let in_place_root = form == Form::InPlace && matches!(operation.name(), "broadcast" | "scatter");
-                if output.is_empty() || (in_place_root && rank == root) {
+                let stays = match operation.collective() {
+                    Some(Collective::Broadcast | Collective::Scatter) => rank == root,
+                    Some(Collective::Scan) => rank == 0,
+                    _ => false,
+                };
+                if output.is_empty() || form == Form::InPlace && stays {
                     assert_eq!(wrong_before, 0, "{operation:?}: nothing to do on rank {rank}");
                 } else {
                     assert!(wrong_before > 0, "{operation:?} {form:?}: an untouched output passes on rank {rank}");

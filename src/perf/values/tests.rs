@@ -105,7 +105,7 @@ fn any_order_gives_the_expected_bits() {
                 })
                 .collect();
             let mut expected = vec![0; count * dtype.size()];
-            values.reduced(5, &mut expected);
+            values.reduced(ranks, 5, &mut expected);
             for i in 0..count {
                 let want = load(&expected[i * dtype.size()..][..dtype.size()]);
                 let mut order: Vec<usize> = (0..ranks).collect();
@@ -132,7 +132,7 @@ fn a_dropped_or_repeated_rank_shows() {
             })
             .collect();
         let mut expected = vec![0; count * dtype.size()];
-        values.reduced(0, &mut expected);
+        values.reduced(ranks, 0, &mut expected);
         let differs = |order: &[usize]| {
             (0..count).any(|i| {
                 reduce(dtype, op, ranks, &inputs, i, order) != load(&expected[i * dtype.size()..][..dtype.size()])
@@ -158,8 +158,8 @@ fn any_split_gives_the_same_values() {
         values.input(2, 777, &mut part);
         assert_ne!(part, whole[4 * 777..][..4000]);
         if op.is_some() {
-            values.reduced(0, &mut whole);
-            values.reduced(777, &mut part);
+            values.reduced(3, 0, &mut whole);
+            values.reduced(3, 777, &mut part);
             assert_eq!(part, whole[4 * 777..][..4000]);
         }
     }
@@ -194,7 +194,7 @@ fn the_reduction_kernels_agree() {
                 unsafe { reduce::divide(dtype, total.as_mut_ptr(), ranks as u64, count) };
             }
             let mut expected = vec![0u8; count * dtype.size()];
-            values.reduced(0, &mut expected);
+            values.reduced(ranks, 0, &mut expected);
             assert!(total == expected, "{} on {dtype}, {ranks} ranks", op.name());
         }
     }

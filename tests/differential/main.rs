@@ -1,0 +1,140 @@
+//! The differential test: random sequences of everything, on Maypole and on plain loops, for as long as one likes.
+//!
+//! Ranks are threads with a communicator each, over shared memory, over TCP, and as if spread over hosts. All draw the
+//! same steps from one seed: collectives of every kind, size (0 to 8 MiB), type, operation and root, on even and uneven
+//! blocks, in place and not, blocking, outstanding on streams, in communicators that come and go. Each rank checks every
+//! byte that it gets. At the end nothing may be left: no descriptor, no thread, no memory.
+//!
+//! `MAYPOLE_DIFFERENTIAL_SECONDS=600 cargo test --release --test differential -- --nocapture` runs it for 10 minutes;
+//! `MAYPOLE_DIFFERENTIAL_SEED` repeats a run.
+
+mod draws;
+mod program;
+mod reference;
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use maypole::config::TransportChoice;
+use maypole::{Communicator, Config, UniqueId};
+use program::Program;
+
+/// How ranks are linked: what each says is its host.
+#[derive(Clone, Copy, Debug)]
+enum Layout {
+    Shm,
+    Tcp,
+    /// Rank r is on host r * 5 / 7 % hosts: uneven, not contiguous for most sizes.
+    Hosts(usize),
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is {text}, not a number")))
+}
+
+/// Run `size` ranks for `time`; returns the number of steps.
+fn run(layout: Layout, size: usize, seed: u64, time: Duration) -> u64 {
+    let mut config = Config::default();
+    config.timeout = Duration::from_secs(60);
+    if let Layout::Tcp = layout {
+        config.transport = TransportChoice::Tcp;
+    }
+    let id = UniqueId::create(&config).expect("an id");
+    let (rounds, stop, steps) = (Barrier::new(size), AtomicBool::new(false), AtomicU64::new(0));
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for rank in 0..size {
+            let mut config = config.clone();
+            if let Layout::Hosts(hosts) = layout {
+                config.host = Some(format!("host {}", rank * 5 / 7 % hosts));
+            }
+            let (rounds, stop, steps, id) = (&rounds, &stop, &steps, &id);
+            scope.spawn(move || {
+                let world = Communicator::from_id(id, rank, size, config).unwrap_or_else(|e| panic!("{e}"));
+                let mut program = Program::new(world, seed);
+                loop {
+                    for _ in 0..20 {
+                        let step = std::panic::AssertUnwindSafe(|| program.step());
+                        if let Err(panic) = std::panic::catch_unwind(step) {
+                            // The other ranks would wait for this one: nothing is gained by going on.
+                            eprintln!(
+                                "{layout:?}, {size} ranks, MAYPOLE_DIFFERENTIAL_SEED={seed}: rank {rank} failed in {}",
+                                program.step
+                            );
+                            let _ = panic;
+                            std::process::exit(101);
+                        }
+                    }
+                    if rank == 0 && began.elapsed() > time {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    rounds.wait();
+                    if stop.load(Ordering::Relaxed) {
+                        steps.store(program.steps, Ordering::Relaxed);
+                        break;
+                    }
+                    rounds.wait();
+                }
+            });
+        }
+    });
+    steps.into_inner()
+}
+
+fn entries(directory: &str) -> usize {
+    std::fs::read_dir(directory).expect("a directory of /proc").count()
+}
+
+/// Resident memory of this process, bytes.
+fn resident() -> usize {
+    // SAFETY: it only gives free memory back.
+    unsafe { libc::malloc_trim(0) };
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("/proc/self/statm");
+    let pages: usize = statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number of pages");
+    pages * 4096
+}
+
+/// Descriptors and threads of this process, once those that are ending have ended: unchanged for a while.
+fn held() -> (usize, usize) {
+    let (mut last, mut since) = ((0, 0), Instant::now());
+    while since.elapsed() < Duration::from_millis(300) {
+        let now = (entries("/proc/self/fd"), entries("/proc/self/task"));
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    last
+}
+
+#[test]
+fn random_sequences_agree_with_plain_loops_and_leave_nothing_behind() {
+    let seconds = setting("MAYPOLE_DIFFERENTIAL_SECONDS").unwrap_or(24);
+    let seed = setting("MAYPOLE_DIFFERENTIAL_SEED");
+    let layouts = [Layout::Shm, Layout::Tcp, Layout::Hosts(2), Layout::Hosts(3)];
+    let cases: Vec<_> = layouts.iter().flat_map(|layout| [2, 3, 5, 8].map(|size| (*layout, size))).collect();
+    let each = Duration::from_secs(seconds) / cases.len() as u32;
+    // What is made once per process is not a leak.
+    run(Layout::Tcp, 2, 1, Duration::ZERO);
+    let before = held();
+    let (mut total, mut memory) = (0, 0);
+    for (number, (layout, size)) in cases.iter().enumerate() {
+        let seed = seed.unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+            now.as_nanos() as u64
+        });
+        let began = Instant::now();
+        let steps = run(*layout, *size, seed, each);
+        total += steps;
+        println!("{layout:?}, {size} ranks: {steps} steps in {:.1} s, seed {seed}", began.elapsed().as_secs_f64());
+        assert_eq!(held(), before, "descriptors and threads after {layout:?} with {size} ranks");
+        if number + 1 == cases.len() / 2 {
+            memory = resident();
+        }
+    }
+    let grown = resident().saturating_sub(memory);
+    println!("{total} steps; memory grew by {} KiB over the second half", grown >> 10);
+    // The allocator keeps what it keeps; a leak of one buffer per step would be gigabytes.
+    assert!(grown < 64 << 20, "memory grew by {grown} bytes");
+}
