@@ -25,6 +25,7 @@ pub struct Hosts {
     /// Where each host's ranks begin in `ranks`, and behind the last host where they end.
     starts: Vec<u32>,
     widest: usize,
+    narrowest: usize,
 }
 
 impl Hosts {
@@ -49,11 +50,12 @@ impl Hosts {
         let mut starts = vec![0];
         let mut ranks = Vec::with_capacity(spots.len());
         let widest = members.iter().map(Vec::len).max().unwrap_or(0);
+        let narrowest = members.iter().map(Vec::len).min().unwrap_or(0);
         for mut on_host in members {
             ranks.append(&mut on_host);
             starts.push(ranks.len() as u32);
         }
-        Hosts { spots, ranks, starts, widest }
+        Hosts { spots, ranks, starts, widest, narrowest }
     }
 
     /// `size` ranks on one host.
@@ -79,6 +81,11 @@ impl Hosts {
     /// The most ranks that any host has.
     pub fn widest(&self) -> usize {
         self.widest
+    }
+
+    /// The fewest ranks that any host has; at least 1.
+    pub fn narrowest(&self) -> usize {
+        self.narrowest
     }
 
     /// The host of a rank.
@@ -144,7 +151,7 @@ mod tests {
     #[test]
     fn places_are_counted_in_rank_order() {
         let hosts = Hosts::new(["a", "b", "a", "c", "b", "a"]);
-        assert_eq!((hosts.size(), hosts.count(), hosts.widest()), (6, 3, 3));
+        assert_eq!((hosts.size(), hosts.count(), hosts.widest(), hosts.narrowest()), (6, 3, 3, 1));
         assert_eq!((0..6).map(|r| hosts.host(r)).collect::<Vec<_>>(), [0, 1, 0, 2, 1, 0]);
         assert_eq!((0..6).map(|r| hosts.place(r)).collect::<Vec<_>>(), [0, 0, 1, 0, 1, 2]);
         assert_eq!((0..3).map(|h| hosts.on(h)).collect::<Vec<_>>(), [3, 2, 1]);

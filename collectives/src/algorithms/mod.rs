@@ -1,8 +1,9 @@
 //! The algorithms, one file each, its source cited on top.
 //!
 //! [`schedule`] is the only way in: it gives one rank's [`Schedule`] for an [`Algorithm`], a [`Collective`] and a
-//! [`Place`]. A schedule is built in logarithmic time from the place alone and holds a few integers; nobody ever sees
-//! the other ranks' schedules, except the [verifier](crate::verify), which builds them all.
+//! [`Place`]. A schedule is built in logarithmic time from the place alone and holds a few integers (hierarchical ones
+//! share the placement and may hold a number for each host); nobody ever sees the other ranks' schedules, except the
+//! [verifier](crate::verify), which builds them all.
 //!
 //! A new algorithm is one new file and its lines in this one: the enum, its name, what it supports, and where to build
 //! it.
@@ -18,6 +19,7 @@ mod direct;
 mod dissemination;
 mod double_tree;
 mod halving_doubling;
+mod hierarchy;
 mod one_shot;
 mod pairs;
 mod pairwise;
@@ -58,6 +60,8 @@ pub enum Algorithm {
     TwoShot,
     /// The barrier: signals to ranks at doubling distance.
     Dissemination,
+    /// Hosts first, for large messages: all ranks of a host share the work, its network link carries the least possible.
+    Hierarchical,
 }
 
 impl Algorithm {
@@ -75,6 +79,7 @@ impl Algorithm {
         Algorithm::OneShot,
         Algorithm::TwoShot,
         Algorithm::Dissemination,
+        Algorithm::Hierarchical,
     ];
 
     /// The name used everywhere, on the command line too: `double_tree`.
@@ -92,12 +97,18 @@ impl Algorithm {
             Algorithm::OneShot => "one_shot",
             Algorithm::TwoShot => "two_shot",
             Algorithm::Dissemination => "dissemination",
+            Algorithm::Hierarchical => "hierarchical",
         }
     }
 
     /// Whether its schedules publish and fetch, which needs ranks that share memory.
     pub const fn one_sided(self) -> bool {
         matches!(self, Algorithm::OneShot | Algorithm::TwoShot)
+    }
+
+    /// Whether its schedules depend on which ranks share a host.
+    pub const fn minds_hosts(self) -> bool {
+        matches!(self, Algorithm::Hierarchical)
     }
 
     /// Whether it has schedules for `collective`.
@@ -118,6 +129,7 @@ impl Algorithm {
             Algorithm::OneShot => true,
             Algorithm::TwoShot => matches!(collective, AllReduce | Broadcast),
             Algorithm::Dissemination => matches!(collective, Barrier),
+            Algorithm::Hierarchical => matches!(collective, AllReduce),
         }
     }
 
@@ -199,6 +211,7 @@ pub fn schedule(
         Algorithm::OneShot => Some(Box::new(one_shot::OneShot::new(collective, place))),
         Algorithm::TwoShot => two_shot::schedule(collective, place),
         Algorithm::Dissemination => Some(Box::new(dissemination::Dissemination::new(place))),
+        Algorithm::Hierarchical => hierarchy::schedule(collective, place, hosts),
     }
 }
 

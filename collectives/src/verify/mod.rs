@@ -29,12 +29,15 @@
 //! # Ok::<(), verify::Fault>(())
 //! ```
 //!
+//! Hierarchical algorithms are verified for many placements of the ranks on hosts ([`layouts`]).
+//!
 //! Inside: `world` writes the programs out and checks each step by itself, `machine` runs them on `memory` that holds
 //! `value`s, `outcome` checks what comes out, and `abort` stops ranks half way.
 
 mod abort;
 mod clock;
 mod fault;
+mod layouts;
 mod machine;
 mod memory;
 mod outcome;
@@ -42,6 +45,7 @@ mod value;
 mod world;
 
 pub use fault::{At, Blocked, Fault, Wait};
+pub use layouts::layouts;
 
 use crate::Order;
 use crate::algorithms::{Algorithm, schedule};
@@ -194,15 +198,15 @@ pub struct Verified {
     pub collective: Collective,
     /// The algorithm.
     pub algorithm: Algorithm,
-    /// How many worlds were run: roots, times two where there is an in-place form.
+    /// How many worlds were run: roots and placements on hosts, times two where there is an in-place form.
     pub worlds: usize,
-    /// The report of root 0, out of place.
+    /// The report of root 0, out of place; with several placements, of the last.
     pub report: Report,
 }
 
 /// The world that did not pass, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} by {algorithm}, {size} ranks, root {root}, {}: {fault}", .collective.name(), place_name(*.in_place))]
+#[error("{} by {algorithm}, {hosts}, root {root}, {}: {fault}", .collective.name(), place_name(*.in_place))]
 pub struct Failure {
     /// The collective.
     pub collective: Collective,
@@ -210,6 +214,8 @@ pub struct Failure {
     pub algorithm: Algorithm,
     /// The world size.
     pub size: usize,
+    /// Which rank is on which host.
+    pub hosts: Arc<Hosts>,
     /// The root.
     pub root: Rank,
     /// Whether the call was in place.
@@ -224,7 +230,8 @@ fn place_name(in_place: bool) -> &'static str {
 }
 
 /// Verifies all collectives and algorithms, or those of the one `collective` or `algorithm` given, for each world size
-/// in `sizes` from 1, every root, out of place and in place. Calls `on_done` after each (collective, algorithm, size),
+/// in `sizes` from 1, every root, out of place and in place, algorithms that mind hosts on the [`layouts`] of the size.
+/// Calls `on_done` after each (collective, algorithm, size),
 /// sizes innermost. Returns how many worlds were run; 0 if the algorithm has no schedule for the collective. Stops at
 /// the first failure.
 ///
@@ -248,24 +255,36 @@ pub fn all(
     Ok(worlds)
 }
 
+/// Worlds up to this size are verified with every root on every layout; in larger ones, root 0 is tried on every layout
+/// and each other root on one of them.
+const SMALL: usize = 10;
+
 /// Verifies every root of one collective, algorithm and size, out of place and in place.
 fn every_root(collective: Collective, algorithm: Algorithm, size: usize) -> Result<Verified, Box<Failure>> {
-    let run = |root, in_place| {
-        verify(algorithm, collective, size, root, in_place)
-            .map_err(|fault| Box::new(Failure { collective, algorithm, size, root, in_place, fault }))
+    let layouts = if algorithm.minds_hosts() { layouts(size) } else { vec![Arc::new(Hosts::together(size))] };
+    let run = |hosts: &Arc<Hosts>, root, in_place| {
+        verify_on(algorithm, collective, hosts, root, in_place).map_err(|fault| {
+            let hosts = hosts.clone();
+            Box::new(Failure { collective, algorithm, size, hosts, root, in_place, fault })
+        })
     };
     let has_in_place = collective.in_place_block(0).is_some() && collective != Collective::Barrier;
-    let report = run(0, false)?;
-    let mut worlds = 1;
-    for root in 0..if collective.is_rooted() { size } else { 1 } {
-        if root > 0 {
-            run(root, false)?;
+    let (mut worlds, mut report) = (0, None);
+    for (i, hosts) in layouts.iter().enumerate() {
+        for root in 0..if collective.is_rooted() { size } else { 1 } {
+            if root > 0 && size > SMALL && root % layouts.len() != i {
+                continue;
+            }
+            let done = run(hosts, root, false)?;
             worlds += 1;
-        }
-        if has_in_place {
-            run(root, true)?;
-            worlds += 1;
+            if root == 0 {
+                report = Some(done);
+            }
+            if has_in_place {
+                run(hosts, root, true)?;
+                worlds += 1;
+            }
         }
     }
-    Ok(Verified { collective, algorithm, worlds, report })
+    Ok(Verified { collective, algorithm, worlds, report: report.expect("root 0 of the first layout is always run") })
 }
