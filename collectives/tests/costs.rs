@@ -37,6 +37,22 @@ fn messages_and_data() {
         let two_shot = report(TwoShot, Collective::AllReduce, n);
         assert_eq!((two_shot.publications, two_shot.chunks_moved), (2 * n, 2 * n * (n - 1)));
         assert_eq!(report(OneShot, Collective::AllReduce, n).chunks_moved, n * (n - 1));
+        // Direct: everything crosses one link, except that results have to be told.
+        let summed = report(Direct, Collective::AllReduce, n);
+        assert_eq!((summed.messages, summed.chunks_moved, summed.pieces), (2 * n * (n - 1), 2 * n * (n - 1), n));
+        assert_eq!(report(Direct, Collective::Reduce, n).messages, n * (n - 1) + (n - 1));
+        for collective in [Collective::ReduceScatter, Collective::AllGather, Collective::AllToAll] {
+            assert_eq!(report(Direct, collective, n).chunks_moved, n * (n - 1));
+        }
+        for collective in [Collective::Gather, Collective::Scatter] {
+            assert_eq!(report(Direct, collective, n).chunks_moved, n - 1);
+        }
+        for scan in [Collective::Scan, Collective::ExclusiveScan] {
+            assert_eq!(report(Chain, scan, n).messages, n - 1);
+            let phases = (0..).map(|k| 1 << k).take_while(|distance| *distance < n);
+            assert_eq!(report(RecursiveDoubling, scan, n).messages, phases.map(|distance| n - distance).sum::<usize>());
+            assert_eq!(report(OneShot, scan, n).chunks_moved, n * (n - 1) / 2);
+        }
         let (players, folded) = (1 << n.ilog2(), n - (1 << n.ilog2()));
         let phases = n.ilog2() as usize;
         assert_eq!(report(RecursiveDoubling, Collective::AllReduce, n).messages, players * phases + 2 * folded);
@@ -63,6 +79,14 @@ fn trees_and_doublings_are_logarithmically_deep() {
             assert!(depth <= 4 * log + 4, "{algorithm} {} {n}: {depth}", collective.name());
         }
         assert_eq!(report(Ring, Collective::AllReduce, n).depth, 2 * n - 1);
+        for scan in [Collective::Scan, Collective::ExclusiveScan] {
+            // An addition for each phase, and one more for what an exclusive scan sends on.
+            assert!(report(RecursiveDoubling, scan, n).depth <= 3 * log + 1);
+            assert!(report(Chain, scan, n).depth <= 3 * n);
+        }
+        for collective in [Collective::AllGather, Collective::AllToAll, Collective::Gather, Collective::Scatter] {
+            assert_eq!(report(Direct, collective, n).depth, 2, "a message sent and received, whatever the others do");
+        }
     }
 }
 
@@ -73,6 +97,24 @@ fn two_ranks_publish_only_what_the_other_needs() {
         [(TwoShot, Collective::AllReduce), (OneShot, Collective::AllToAll), (OneShot, Collective::ReduceScatter)]
     {
         assert_eq!(report(algorithm, collective, 2).largest, 1, "{algorithm} {}", collective.name());
+    }
+}
+
+/// A lane for each peer and direction, and one for the own block; away from the root of a gather or scatter one in all.
+#[test]
+fn direct_lanes() {
+    let lanes = |collective, rank| {
+        let size = 9;
+        let hosts = Arc::new(Hosts::together(size));
+        schedule(Direct, collective, Place { rank, size, root: 4 }, &hosts).expect("supported").lanes()
+    };
+    for rank in 0..9 {
+        assert_eq!(lanes(Collective::AllToAll, rank), 17);
+        assert_eq!(lanes(Collective::AllGather, rank), 17);
+        assert_eq!(lanes(Collective::Gather, rank), if rank == 4 { 9 } else { 1 });
+        assert_eq!(lanes(Collective::Scatter, rank), if rank == 4 { 9 } else { 1 });
+        assert_eq!(lanes(Collective::ReduceScatter, rank), 2);
+        assert_eq!(lanes(Collective::AllReduce, rank), 1);
     }
 }
 

@@ -49,7 +49,9 @@ impl Engine {
     pub fn scratch(&mut self, bytes: usize) -> *mut u8 {
         let words = bytes.div_ceil(8) + 8;
         if self.scratch.len() < words {
-            self.scratch.resize(words, 0);
+            // New, not grown: zeroed memory from the allocator is not touched, and of a large scratch a schedule may use
+            // little.
+            self.scratch = vec![0; words];
         }
         let at = self.scratch.as_mut_ptr().cast::<u8>();
         at.wrapping_add(at.align_offset(64))

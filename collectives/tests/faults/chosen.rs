@@ -1,9 +1,10 @@
 //! Single faults, and what the verifier says about them.
 
 use crate::planted::World;
-use maypole_collectives::algorithms::Algorithm::*;
+use maypole_collectives::Order;
+use maypole_collectives::algorithms::Algorithm::{self, *};
 use maypole_collectives::schedule::{Buffer, Collective, Operands, Region, Step};
-use maypole_collectives::verify::{Fault, Wait, verify};
+use maypole_collectives::verify::{At, Fault, Wait, verify};
 
 const INPUT: Region = Region::input(0, 1);
 const OUTPUT: Region = Region::output(0, 1);
@@ -116,6 +117,64 @@ fn another_order_of_adding() {
     }
 }
 
+/// Every contribution is there once and all ranks get the same bits, but not those of the fold in rank order.
+#[test]
+fn another_order_than_that_of_the_ranks() {
+    let flip = |step: &mut Step| {
+        let (Step::RecvReduce { order, .. } | Step::RecvReduceSend { order, .. }) = step else { panic!("{step:?}") };
+        *order = if *order == Operands::PeerFirst { Operands::LocalFirst } else { Operands::PeerFirst };
+    };
+    // Rank 1 of 4 has handed out 3 pieces; then it folds piece 1, starting with rank 0's.
+    let direct = World::of(Direct, Collective::AllReduce, 4, 0).with(|w| flip(&mut w.steps(1)[3]));
+    assert_eq!(direct.fault(), Fault::NotCanonical { rank: 0, chunk: 1 });
+    direct.with(|w| w.order = Order::Free).verify(false).unwrap();
+    let chain = World::of(Chain, Collective::Scan, 4, 0).with(|w| flip(&mut w.steps(2)[0]));
+    assert_eq!(chain.fault(), Fault::NotCanonical { rank: 2, chunk: 0 });
+    // Ranks 2 and 3 folded in the other order.
+    let blocks = World::of(Direct, Collective::ReduceScatter, 4, 0).with(|w| w.ranks[0].lanes[1].swap(1, 2));
+    assert_eq!(blocks.fault(), Fault::NotCanonical { rank: 0, chunk: 0 });
+}
+
+/// `is_canonical` leaves none out that folds in rank order in every world.
+#[test]
+fn what_is_not_called_canonical_is_not() {
+    for collective in Collective::ALL.into_iter().filter(|c| c.reduces()) {
+        for algorithm in Algorithm::for_collective(collective) {
+            let in_order = |size, root| {
+                let world = World::of(algorithm, collective, size, root).with(|w| w.order = Order::Canonical);
+                match world.verify(false) {
+                    Ok(_) => true,
+                    Err(Fault::NotCanonical { .. }) => false,
+                    Err(fault) => panic!("{algorithm} {}: {fault}", collective.name()),
+                }
+            };
+            let always = (2..=7).all(|size| (0..size).all(|root| in_order(size, root)));
+            assert_eq!(always, algorithm.is_canonical(collective), "{algorithm} {}", collective.name());
+        }
+    }
+}
+
+/// A scan that counts its own rank where it should not, and one that forgets a rank.
+#[test]
+fn scans_that_take_a_rank_too_many_or_too_few() {
+    let exclusive = World::of(Chain, Collective::ExclusiveScan, 3, 0);
+    let fault = exclusive
+        .with(|w| w.steps(2)[0] = Step::RecvReduce { from: 1, local: INPUT, order: Operands::PeerFirst, dst: OUTPUT })
+        .fault();
+    assert!(fault.to_string().contains("with block 0 of ranks 0, 1, 2 in chunk 0 of the output"), "{fault}");
+    let fault = exclusive.with(|w| w.steps(0).push(Step::Copy { src: INPUT, dst: OUTPUT })).fault();
+    assert!(matches!(fault, Fault::OutOfBounds { have: 0, .. }), "rank 0 has no output: {fault}");
+    let scan = World::of(RecursiveDoubling, Collective::Scan, 4, 0);
+    // The last rank hears from rank 2 and stops, and rank 1 does not send to it.
+    let fault = scan
+        .with(|w| {
+            w.steps(1).retain(|step| !matches!(step, Step::Send { to: 3, .. }));
+            w.steps(3).retain(|step| !matches!(step, Step::RecvReduce { from: 1, .. }));
+        })
+        .fault();
+    assert!(matches!(fault, Fault::Wrong { rank: 3, .. }), "{fault}");
+}
+
 /// One-shot, but rank 2 takes its own operand from the input: right out of place, too late in place.
 #[test]
 fn reading_the_input_after_overwriting_it_in_place() {
@@ -218,6 +277,26 @@ fn scratch_that_only_another_round_has_written() {
     let (use_it, fill) = (Step::Copy { src: SCRATCH, dst: OUTPUT }, Step::Copy { src: INPUT, dst: SCRATCH });
     let fault = World::by_hand(Collective::Broadcast, 1, vec![vec![vec![use_it, fill]]]).fault();
     assert!(matches!(fault, Fault::Uninitialised { at, buffer: Buffer::Scratch, .. } if at.step == 0), "{fault}");
+}
+
+/// Ranks may have different numbers of lanes, but what one lane fetches the same lane of the other publishes.
+#[test]
+fn a_lane_that_the_other_rank_does_not_have() {
+    let fetch = Step::Fetch { from: 1, nth: 0, at: 0, dst: Region::EMPTY };
+    let publish = Step::Publish { src: Region::EMPTY };
+    let fault = World::by_hand(Collective::Barrier, 0, vec![vec![vec![], vec![fetch]], vec![vec![publish]]]).fault();
+    assert_eq!(fault, Fault::NoSuchLane { at: At { rank: 0, lane: 1, step: 0, round: 0 }, from: 1, lanes: 1 });
+}
+
+/// In place one lane of all-gather copies the own block onto itself while others send it, which is nothing; a lane that
+/// writes what another sends is not.
+#[test]
+fn writing_what_another_lane_sends() {
+    World::of(Direct, Collective::AllGather, 3, 0).verify(true).unwrap();
+    // Of a reduce-scatter's two lanes one folds into the own block, in place; the other has no business there.
+    let fold = World::of(Direct, Collective::ReduceScatter, 3, 0);
+    let fault = fold.with(|w| w.ranks[0].lanes[0][0] = Step::Send { to: 1, src: INPUT }).verify(true).unwrap_err();
+    assert!(matches!(fault, Fault::Race { first, second, .. } if first.lane != second.lane), "{fault}");
 }
 
 #[test]

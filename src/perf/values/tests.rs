@@ -104,15 +104,19 @@ fn any_order_gives_the_expected_bits() {
                     bytes
                 })
                 .collect();
-            let mut expected = vec![0; count * dtype.size()];
-            values.reduced(ranks, 5, &mut expected);
-            for i in 0..count {
-                let want = load(&expected[i * dtype.size()..][..dtype.size()]);
-                let mut order: Vec<usize> = (0..ranks).collect();
-                for shuffle in 0..3 {
-                    let got = reduce(dtype, op, ranks, &inputs, i, &order);
-                    assert_eq!(got, want, "{} on {dtype}, {ranks} ranks, element {i}, order {order:?}", op.name());
-                    order.sort_by_key(|&rank| mix((rank as u64) << 20 | (shuffle << 10) | i as u64));
+            // All ranks, and some of the prefixes that scans have.
+            for prefix in [1, ranks / 2, ranks - 1, ranks].into_iter().filter(|prefix| *prefix > 0) {
+                let mut expected = vec![0; count * dtype.size()];
+                values.reduced(prefix, 5, &mut expected);
+                for i in 0..count {
+                    let want = load(&expected[i * dtype.size()..][..dtype.size()]);
+                    let mut order: Vec<usize> = (0..prefix).collect();
+                    for shuffle in 0..3 {
+                        let got = reduce(dtype, op, ranks, &inputs, i, &order);
+                        let name = op.name();
+                        assert_eq!(got, want, "{name} on {dtype}, {ranks} ranks, element {i}, order {order:?}");
+                        order.sort_by_key(|&rank| mix((rank as u64) << 20 | (shuffle << 10) | i as u64));
+                    }
                 }
             }
         }
