@@ -66,7 +66,7 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// Every algorithm, in the order in which they are listed to users.
-    pub const ALL: [Algorithm; 12] = [
+    pub const ALL: [Algorithm; 13] = [
         Algorithm::Ring,
         Algorithm::Chain,
         Algorithm::DoubleTree,
