@@ -225,3 +225,34 @@ fn apart(blocks: &[Extent]) -> Result<(), String> {
         None => Ok(()),
     }
 }
+
+/// Blocks that own their numbers, for operations that outlive the call.
+pub(super) struct OwnedBlocks {
+    counts: Box<[usize]>,
+    displacements: Option<Box<[usize]>>,
+}
+
+impl OwnedBlocks {
+    pub fn new(blocks: Blocks<'_>) -> OwnedBlocks {
+        OwnedBlocks { counts: blocks.counts.into(), displacements: blocks.displacements.map(Into::into) }
+    }
+
+    pub fn blocks(&self) -> Blocks<'_> {
+        Blocks { counts: &self.counts, displacements: self.displacements.as_deref() }
+    }
+}
+
+/// The blocks of a call that outlives its caller's numbers.
+pub(super) enum OwnedSides {
+    Apart { input: OwnedBlocks, output: OwnedBlocks },
+    InPlace(OwnedBlocks),
+}
+
+impl OwnedSides {
+    pub fn sides(&self) -> Sides<'_> {
+        match self {
+            OwnedSides::Apart { input, output } => Sides::Apart { input: input.blocks(), output: output.blocks() },
+            OwnedSides::InPlace(blocks) => Sides::InPlace(blocks.blocks()),
+        }
+    }
+}

@@ -15,6 +15,7 @@ mod local;
 pub mod persistent;
 mod point_to_point;
 pub mod request;
+mod request_v;
 pub mod stream;
 mod turn;
 mod typed;

@@ -241,6 +241,32 @@ impl<'env> Start<'_, 'env> {
         self.in_place(Call::of::<T>(Collective::Scatter, buffer.len() / blocks, None, root), buffer)
     }
 
+    /// See [`Communicator::scan`].
+    pub fn scan<T: Element>(&self, input: &'env [T], output: &'env mut [T], op: ReduceOp) -> Result<Request<'env, T>> {
+        self.apart(Call::of::<T>(Collective::Scan, input.len(), Some(op), 0), input, output)
+    }
+
+    /// See [`Communicator::scan_in_place`].
+    pub fn scan_in_place<T: Element>(&self, buffer: &'env mut [T], op: ReduceOp) -> Result<Request<'env, T>> {
+        self.in_place(Call::of::<T>(Collective::Scan, buffer.len(), Some(op), 0), buffer)
+    }
+
+    /// See [`Communicator::exclusive_scan`].
+    pub fn exclusive_scan<T: Element>(
+        &self,
+        input: &'env [T],
+        output: &'env mut [T],
+        op: ReduceOp,
+    ) -> Result<Request<'env, T>> {
+        let output = if self.rank() == 0 { &mut [] } else { output };
+        self.apart(Call::of::<T>(Collective::ExclusiveScan, input.len(), Some(op), 0), input, output)
+    }
+
+    /// See [`Communicator::exclusive_scan_in_place`].
+    pub fn exclusive_scan_in_place<T: Element>(&self, buffer: &'env mut [T], op: ReduceOp) -> Result<Request<'env, T>> {
+        self.in_place(Call::of::<T>(Collective::ExclusiveScan, buffer.len(), Some(op), 0), buffer)
+    }
+
     /// See [`Communicator::barrier`].
     pub fn barrier(&self) -> Result<Request<'env, u8>> {
         let call = Call { collective: Collective::Barrier, dtype: DataType::U8, count: 0, op: ReduceOp::Sum, root: 0 };
@@ -265,6 +291,10 @@ impl<'env> Start<'_, 'env> {
             // SAFETY: as in `send`.
             unsafe { inner.message(number, T::DTYPE, buffers, None, Some(direction)) }
         })
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.comm.rank()
     }
 
     fn apart<T: Element>(&self, call: Call, input: &'env [T], output: &'env mut [T]) -> Result<Request<'env, T>> {
@@ -293,7 +323,7 @@ impl<'env> Start<'_, 'env> {
         })
     }
 
-    fn queue<T: Element>(
+    pub(super) fn queue<T: Element>(
         &self,
         output: &'env mut [T],
         run: impl FnOnce(&super::Inner, u64) -> Result<()> + Send + 'static,
