@@ -238,7 +238,24 @@ impl Tuner {
     fn choose(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
         match self.links {
             Links::Shared => self.choose_shared(collective, bytes),
-            Links::Mixed | Links::Tcp => self.choose_network(collective, bytes),
+            Links::Mixed | Links::Tcp => {
+                let hierarchical = self.choose_hierarchical(collective, bytes);
+                hierarchical.unwrap_or_else(|| self.choose_network(collective, bytes))
+            }
+        }
+    }
+
+    /// Where there are several hosts, and several ranks on some: an algorithm that sends less across the network.
+    fn choose_hierarchical(&self, collective: Collective, bytes: usize) -> Option<(Algorithm, &'static str)> {
+        use Algorithm::*;
+        if self.hosts.count() == 1 || self.hosts.count() == self.size {
+            return None;
+        }
+        match collective {
+            Collective::AllReduce if bytes > 64 << 10 => {
+                Some((Hierarchical, "large, several hosts: least data on every host's link"))
+            }
+            _ => None,
         }
     }
 
