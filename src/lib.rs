@@ -18,6 +18,7 @@
 //!
 //! * Asynchronous calls: [`scope`], [`Communicator::start`], [`Stream`]. Calls planned once and started many times:
 //!   [`Persistent`].
+//! * Memory that the ranks of a host read where it lies: [`Communicator::alloc`], [`Registered`].
 //! * What can go wrong, and who is to blame: [`Error`], [`Verdict`].
 //! * Settings: [`Config`], from `MAYPOLE_*` variables.
 //! * The algorithms, as data that is checked before it runs: [`maypole_collectives`]. The links under them:
@@ -39,6 +40,7 @@ pub mod watch;
 
 pub use communicator::blocks::Blocks;
 pub use communicator::persistent::Persistent;
+pub use communicator::registered::Registered;
 pub use communicator::request::{Request, Scope, scope};
 pub use communicator::stream::Stream;
 pub use communicator::{Call, Communicator};

@@ -287,6 +287,9 @@ fn patience(everyone: &Topology, rank: usize) -> Patience {
     Patience::for_host(everyone.ranks_beside(rank), everyone.cores_beside(rank))
 }
 
+/// The number under which a communicator's segment is handed out; its registered memory has those from 1.
+const SEGMENT: u32 = 0;
+
 /// Bytes that a TCP link takes in before they are asked for.
 pub(crate) const CREDIT: usize = 1 << 20;
 
@@ -314,18 +317,18 @@ fn share_group(
     let rank = local[place];
     let system = |e| Error::system(format!("rank {rank}: sharing memory"), e);
     if place > 0 {
-        let fd = node.fetch_fd(members[local[0]], context)?;
+        let fd = node.fetch_fd(members[local[0]], context, SEGMENT)?;
         return Ok(Group::new(Segment::open(shape, fd).map_err(system)?, place));
     }
     let segment = Segment::create(shape).map_err(system)?;
     let fd = segment.fd().expect("made with a descriptor").try_clone_to_owned().map_err(|e| Error::system("dup", e))?;
     let group = Group::new(segment, place);
-    node.share_fd(context, fd);
+    node.share_fd(context, SEGMENT, fd);
     let (deadline, mut pause) = (Instant::now() + config.connect_timeout, Duration::from_micros(20));
     loop {
         let absent = group.absent();
         if absent.is_empty() {
-            node.unshare_fd(context);
+            node.unshare_fd(context, SEGMENT);
             return Ok(group);
         }
         if let Some(verdict) = watch.verdict() {

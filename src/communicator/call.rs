@@ -312,8 +312,14 @@ impl Work {
         debug_assert!(bound.slice(Buffer::Input, 0, 0).1 <= bound.stride);
         // SAFETY: passed on to the caller.
         unsafe { bind_scratch(&mut self.engine, &plan.schedule, &mut bound, collective.reduces(), copied) };
+        let inputs = collective.input_blocks(inner.rank, inner.size, root);
+        self.engine.links.lend(&mut bound, plan.algorithm, collective, [inputs, outputs]);
         let part = Part { schedule: &*plan.schedule, bound: &bound, operation };
-        self.engine.execute(&[part])
+        let outcome = self.engine.execute(&[part]);
+        if outcome.is_err() && bound.lends() {
+            self.engine.links.loans.take_back(inner.rank);
+        }
+        outcome
     }
 }
 

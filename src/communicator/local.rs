@@ -1,10 +1,11 @@
 //! Ranks as threads of one process: what they share besides the segment.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use maypole_transports::shm::{Segment, Shape};
+use maypole_transports::shm::{Allocation, Segment, Shape};
 use parking_lot::Mutex;
 
 use crate::error::{Result, Verdict};
@@ -24,7 +25,15 @@ struct Family {
 pub(super) struct Threads {
     size: usize,
     forming: Mutex<HashMap<u64, Family>>,
+    /// Registered memory, by context and number, that some members have not come for yet.
+    sharing: Mutex<HashMap<(u64, u64), Sharing>>,
     living: Mutex<HashMap<u64, Living>>,
+}
+
+/// Registered memory that some members of its communicator have not come for yet.
+struct Sharing {
+    memory: Arc<Allocation>,
+    missing: usize,
 }
 
 /// A communicator that some members have not left.
@@ -36,7 +45,7 @@ struct Living {
 impl Threads {
     /// For a world of `size` threads.
     pub fn new(size: usize) -> Threads {
-        Threads { size, forming: Mutex::default(), living: Mutex::default() }
+        Threads { size, forming: Mutex::default(), sharing: Mutex::default(), living: Mutex::default() }
     }
 
     /// How many threads there are in all.
@@ -64,6 +73,38 @@ impl Threads {
             forming.remove(&context);
         }
         Ok((segment, watch))
+    }
+
+    /// A member of the communicator `context` comes for its registered memory `number`. The first to come makes it.
+    ///
+    /// # Errors
+    /// When the system refuses it; then each member tries, and gets its own error.
+    pub fn allocation(
+        &self,
+        context: u64,
+        number: u64,
+        lengths: &[usize],
+    ) -> maypole_transports::Result<Arc<Allocation>> {
+        let mut sharing = self.sharing.lock();
+        let shared = match sharing.entry((context, number)) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let (memory, fd) = Allocation::create(lengths, true)?;
+                (0..lengths.len()).try_for_each(|member| memory.commit(member, fd.as_fd()))?;
+                entry.insert(Sharing { memory, missing: lengths.len() })
+            }
+        };
+        shared.missing -= 1;
+        let (memory, missing) = (shared.memory.clone(), shared.missing);
+        if missing == 0 {
+            sharing.remove(&(context, number));
+        }
+        Ok(memory)
+    }
+
+    /// Registered memory `number` could not be had by all: nobody else comes for it.
+    pub fn forget_allocation(&self, context: u64, number: u64) {
+        self.sharing.lock().remove(&(context, number));
     }
 
     fn watches(&self, context: u64) -> Arc<Vec<Arc<Watch>>> {

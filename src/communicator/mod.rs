@@ -5,6 +5,7 @@
 //! * `call_v`, [`blocks`]: the same for blocks with counts of their own.
 //! * `typed`, `typed_v`: the collectives as methods on slices of [`Element`](crate::Element)s.
 //! * [`stream`], [`request`]: asynchronous calls. [`persistent`]: calls planned once and started many times.
+//! * [`registered`]: buffers that the ranks of a host read where they lie.
 //! * `turn`: the order of operations. `local`: the jury of ranks that are threads.
 
 pub mod blocks;
@@ -14,6 +15,7 @@ mod call_v;
 mod local;
 pub mod persistent;
 mod point_to_point;
+pub mod registered;
 pub mod request;
 mod request_v;
 pub mod stream;
@@ -67,11 +69,15 @@ pub(crate) struct Inner {
     size: usize,
     config: Config,
     topology: Topology,
+    /// Whether all ranks share memory.
+    shares_memory: bool,
     turns: Turns,
     work: UnsafeCell<Work>,
     watch: Arc<Watch>,
     jury: Arc<dyn Jury>,
     splits: AtomicU64,
+    /// Number of the latest registered buffer. Locked while one is made.
+    allocations: Mutex<u64>,
     /// Carries asynchronous calls that name no stream; started by the first of them.
     own_stream: Mutex<Option<Stream>>,
 }
@@ -132,11 +138,13 @@ impl Communicator {
             size,
             config,
             topology,
+            shares_memory: kind == tuner::Links::Shared,
             turns: Turns::default(),
             work: UnsafeCell::new(work),
             watch,
             jury,
             splits: AtomicU64::new(0),
+            allocations: Mutex::new(0),
             own_stream: Mutex::new(None),
         };
         Communicator { inner: Arc::new(inner) }

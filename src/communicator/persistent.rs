@@ -29,16 +29,19 @@ use maypole_collectives::{DataType, Element, ReduceOp};
 use parking_lot::{Condvar, Mutex};
 
 use super::call::{Buffers, Lengths};
+use super::registered::Registered;
 use super::stream::{Again, Stream};
 use super::{Call, Communicator, Inner};
 use crate::error::{Error, Result};
 
-/// The buffer of a persistent operation: a `Vec` or boxed slice. Made by `into`.
+/// The buffer of a persistent operation: a `Vec`, a boxed slice or a [`Registered`] buffer. Made by `into`.
 pub struct Memory<T> {
     at: NonNull<[T]>,
+    /// What the elements belong to, unless they are a box.
+    registered: Option<Registered<T>>,
 }
 
-// SAFETY: a Memory owns its elements as a boxed slice does.
+// SAFETY: a Memory owns its elements as a boxed slice or a Registered does.
 unsafe impl<T: Send> Send for Memory<T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for Memory<T> {}
@@ -52,7 +55,13 @@ impl<T> From<Vec<T>> for Memory<T> {
 impl<T> From<Box<[T]>> for Memory<T> {
     fn from(elements: Box<[T]>) -> Memory<T> {
         // Not kept as a box: a box that moves claims its elements for itself, and an operation may be at them.
-        Memory { at: NonNull::from(Box::leak(elements)) }
+        Memory { at: NonNull::from(Box::leak(elements)), registered: None }
+    }
+}
+
+impl<T> From<Registered<T>> for Memory<T> {
+    fn from(elements: Registered<T>) -> Memory<T> {
+        Memory { at: elements.elements(), registered: Some(elements) }
     }
 }
 
@@ -68,8 +77,10 @@ impl<T> Memory<T> {
 
 impl<T> Drop for Memory<T> {
     fn drop(&mut self) {
-        // SAFETY: made from a box in `from`, and given back only here.
-        drop(unsafe { Box::from_raw(self.at.as_ptr()) });
+        if self.registered.is_none() {
+            // SAFETY: made from a box in `from`, and given back only here.
+            drop(unsafe { Box::from_raw(self.at.as_ptr()) });
+        }
     }
 }
 
@@ -270,8 +281,8 @@ impl Communicator {
     }
 }
 
-/// One form per collective, each as the blocking method of the same name, with buffers (`Vec`s, boxed slices) in place
-/// of slices.
+/// One form per collective, each as the blocking method of the same name, with buffers (`Vec`s, boxed slices,
+/// [`Registered`] buffers) in place of slices.
 ///
 /// # Errors
 /// [`Error::Argument`] as in the blocking call: no operation was made, and the communicator has noticed nothing.

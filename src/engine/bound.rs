@@ -12,6 +12,8 @@ use maypole_collectives::ReduceOp;
 use maypole_collectives::schedule::{Buffer, Region};
 use maypole_collectives::{DataType, reduce};
 
+use super::loans::Loan;
+
 /// One block of a buffer whose blocks have counts of their own, in elements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extent {
@@ -57,6 +59,8 @@ pub(crate) struct Bound<'a> {
     pub stream_from: usize,
     /// The output is larger than the caches: fetched slices are stored around them.
     pub large: bool,
+    /// Where the input and the output lie, if publications of them are lent.
+    pub loans: [Option<Loan>; 2],
 }
 
 impl<'a> Bound<'a> {
@@ -94,6 +98,7 @@ impl<'a> Bound<'a> {
             scratch,
             stream_from: usize::MAX,
             large: false,
+            loans: [None; 2],
         }
     }
 
@@ -168,6 +173,33 @@ impl<'a> Bound<'a> {
     #[inline]
     pub fn of(&self, region: Region, i: usize, round: usize) -> (*mut u8, usize) {
         self.slice(region.buffer, region.first + i, round)
+    }
+
+    /// Bytes of a block; only where all blocks have one count.
+    pub fn block(&self) -> usize {
+        self.count * self.dtype.size()
+    }
+
+    /// Whether any publication may be lent.
+    pub fn lends(&self) -> bool {
+        self.loans.iter().any(Option::is_some)
+    }
+
+    /// The loan that stands for a publication of `region`, if it is lent and not copied.
+    pub fn loan(&self, region: Region) -> Option<Loan> {
+        let loan = match region.buffer {
+            Buffer::Input => self.loans[0],
+            Buffer::Output => self.loans[1],
+            Buffer::Scratch => None,
+        };
+        loan.filter(|_| region.len > 0).map(|loan| Loan { first: region.first as u64, ..loan })
+    }
+
+    /// Where chunk `chunk` of another rank's buffer lies in round `round`, in bytes from the buffer's start.
+    #[inline]
+    pub fn offset(&self, chunk: usize, round: usize) -> usize {
+        // Blocks are as long there as here: the same as in this rank's input, had it as many.
+        self.slice(Buffer::Input, chunk, round).0.addr().wrapping_sub(self.input.addr())
     }
 
     /// `dst` = `a` ⊕ `b` over `bytes` bytes.

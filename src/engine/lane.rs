@@ -1,17 +1,24 @@
 //! One lane of a schedule as it runs: a state machine that does as much of its steps as links allow, and says for whom
 //! it waits.
 
+use std::ops::Range;
+
 use maypole_collectives::reduce;
 use maypole_collectives::schedule::{Buffer, Operands, Region, Schedule, Step};
 use maypole_transports::{LinkError, Sender};
 
 use super::bound::Bound;
 use super::links::{Links, WINDOW_HEADER};
+use super::loans::Loan;
 use crate::fingerprint::Fingerprint;
 
 /// The most bytes that a fused step moves before it looks at its other side again: small enough to stay in the
 /// first-level caches on the way through.
 const MORSEL: usize = 32 << 10;
+
+/// Where in a publication's header its [`Loan`] stands, behind the fingerprint.
+const LOAN: Range<usize> = size_of::<Fingerprint>()..size_of::<Fingerprint>() + size_of::<Loan>();
+const _: () = assert!(LOAN.end <= WINDOW_HEADER);
 
 /// Why a lane cannot go on.
 pub(crate) enum Trouble {
@@ -340,7 +347,10 @@ impl<'a> Lane<'a> {
         let window = links.window();
         let Some(place) = window.reserve().map_err(|e| Trouble::Link(me, e))? else { return Ok(false) };
         place[..size_of::<Fingerprint>()].copy_from_slice(bytemuck::bytes_of(self.operation));
-        for i in 0..src.len {
+        let loan = self.bound.loan(src);
+        place[LOAN].copy_from_slice(bytemuck::bytes_of(&loan.unwrap_or(Loan::NONE)));
+        let copied = if loan.is_none() { src.len } else { 0 };
+        for i in 0..copied {
             let (from, bytes) = self.bound.of(src, i, self.round);
             let to = place[WINDOW_HEADER + i * self.bound.stride..][..bytes].as_mut_ptr();
             // SAFETY: the slice lies in a buffer of this call, apart from the window's memory.
@@ -368,27 +378,53 @@ impl<'a> Lane<'a> {
         if theirs != self.operation {
             return Err(Trouble::Mismatch { peer: from, ours: *self.operation, theirs: *theirs });
         }
-        let around_caches = self.bound.large && dst.buffer == Buffer::Output;
-        for i in 0..dst.len {
-            let (to, bytes) = self.bound.of(dst, i, self.round);
-            let there = &place[WINDOW_HEADER + (at + i) * self.bound.stride..][..bytes];
-            match local {
-                None => {
-                    // SAFETY: the slice lies in this call's output or scratch; the window's memory is apart from it.
-                    unsafe { reduce::copy(to, there.as_ptr(), bytes, around_caches) }
-                }
-                Some((local, order)) => {
-                    let (mine, _) = self.bound.of(local, i, self.round);
-                    // SAFETY: as above; `mine` is a slice of this call's buffers of the same length.
-                    unsafe { combine(self.bound, to, mine, there.as_ptr(), order, bytes, false) };
-                }
+        let loan: Loan = bytemuck::pod_read_unaligned(&place[LOAN]);
+        if loan == Loan::NONE {
+            for i in 0..dst.len {
+                let bytes = self.bound.of(dst, i, self.round).1;
+                let there = &place[WINDOW_HEADER + (at + i) * self.bound.stride..][..bytes];
+                // SAFETY: the window's memory is apart from this call's buffers, and not written before `done`.
+                unsafe { self.take_in(dst, i, there.as_ptr(), local) };
+            }
+        } else if dst.len > 0 {
+            let Some(borrowed) = links.loans.borrow(from, &loan)? else { return Ok(false) };
+            for i in 0..dst.len {
+                let bytes = self.bound.of(dst, i, self.round).1;
+                let offset = self.bound.offset(loan.first as usize + at + i, self.round);
+                let there = borrowed.address(offset, bytes)?;
+                // SAFETY: the address lies in the owner's part. The owner does not write it before `done`, nor, if the
+                // operation fails, while it is borrowed; and what it lends of this rank's own is apart from `dst`.
+                unsafe { self.take_in(dst, i, there, local) };
             }
         }
-        window.done(from, number);
+        links.window().done(from, number);
         if !own {
             links.publications[from] += 1;
         }
         Ok(true)
+    }
+}
+
+impl Lane<'_> {
+    /// Copy into chunk `i` of `dst` what lies at `there`, or reduce it with this rank's operand.
+    ///
+    /// # Safety
+    /// `there` is readable for the bytes of that chunk's slice, and apart from this call's output and scratch.
+    #[inline]
+    unsafe fn take_in(&self, dst: Region, i: usize, there: *const u8, local: Option<(Region, Operands)>) {
+        let (to, bytes) = self.bound.of(dst, i, self.round);
+        match local {
+            None => {
+                let around_caches = self.bound.large && dst.buffer == Buffer::Output;
+                // SAFETY: the slice lies in this call's output or scratch; the rest is the caller's promise.
+                unsafe { reduce::copy(to, there, bytes, around_caches) }
+            }
+            Some((local, order)) => {
+                let (mine, _) = self.bound.of(local, i, self.round);
+                // SAFETY: as above; `mine` is a slice of this call's buffers of the same length.
+                unsafe { combine(self.bound, to, mine, there, order, bytes, false) };
+            }
+        }
     }
 }
 

@@ -7,11 +7,12 @@ use maypole_transports::shm::{Exchange, Group};
 use maypole_transports::{LinkError, Receiver, Sender, Window};
 
 use super::lane::Trouble;
+use super::loans::Loans;
 use super::routes::{CHANNELS, POINT_TO_POINT, Routes};
 use crate::fingerprint::Fingerprint;
 use crate::topology::Topology;
 
-/// Bytes at the start of a publication that hold its fingerprint.
+/// Bytes at the start of a publication that hold its fingerprint and its loan.
 pub(crate) const WINDOW_HEADER: usize = 64;
 const HEADER: usize = size_of::<Fingerprint>();
 
@@ -29,6 +30,8 @@ pub(crate) struct Links {
     pub publications: Vec<u64>,
     pub routes: Routes,
     window: Option<Box<dyn Window>>,
+    /// Registered memory that can be lent and borrowed.
+    pub loans: Loans,
     exchange: Option<Exchange>,
     senders: Vec<Option<End<dyn Sender>>>,
     receivers: Vec<Option<End<dyn Receiver>>>,
@@ -48,6 +51,7 @@ impl Links {
             publications: vec![0; size],
             routes,
             window,
+            loans: Loans::default(),
             exchange,
             senders: std::iter::repeat_with(|| None).take(slots).collect(),
             receivers: std::iter::repeat_with(|| None).take(slots).collect(),
@@ -206,6 +210,17 @@ impl Links {
             }
         }
         Ok(blocked)
+    }
+}
+
+impl Links {
+    /// What still keeps a rank whose lanes are done: a rank whose link has no room for what senders hold back, or, if
+    /// this rank has lent publications, one that is not done with them.
+    pub fn unfinished(&mut self, lends: bool) -> Result<Option<usize>, Trouble> {
+        match self.flush()? {
+            None if lends => self.window().unread().map_err(|(rank, error)| Trouble::Link(rank, error)),
+            held_back => Ok(held_back),
+        }
     }
 }
 

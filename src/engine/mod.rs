@@ -8,6 +8,7 @@
 pub(crate) mod bound;
 pub(crate) mod lane;
 pub(crate) mod links;
+pub(crate) mod loans;
 pub(crate) mod rest;
 pub(crate) mod routes;
 pub(crate) mod small;
@@ -70,12 +71,13 @@ impl Engine {
                 lanes.push(Lane::new((part.schedule, lane), part.bound, part.operation, stamp));
             }
         }
-        let outcome = self.run(&mut lanes, parts[0].operation);
+        let lends = parts.iter().any(|part| part.bound.lends());
+        let outcome = self.run(&mut lanes, parts[0].operation, lends);
         self.lanes = emptied(lanes);
         outcome
     }
 
-    fn run(&mut self, lanes: &mut [Lane<'_>], operation: &Fingerprint) -> Result<()> {
+    fn run(&mut self, lanes: &mut [Lane<'_>], operation: &Fingerprint, lends: bool) -> Result<()> {
         let (links, court) = (&mut self.links, &self.court);
         let mut wait = Wait::new(court, operation);
         let convict = |trouble| court.convict_for(trouble, operation);
@@ -91,7 +93,7 @@ impl Engine {
                 }
             }
             if running == 0 {
-                match links.flush().map_err(convict)? {
+                match links.unfinished(lends).map_err(convict)? {
                     None => break,
                     Some(whom) => blocked_on = Some(whom),
                 }

@@ -162,7 +162,7 @@ impl Node {
         shared.early.lock().remove(&context);
         shared.arrivals.lock().retain(|(_, c, _), _| *c != context);
         shared.on_accept.lock().retain(|(c, _)| *c != context);
-        self.unshare_fd(context);
+        shared.offered.lock().retain(|(c, _), _| *c != context);
     }
 
     /// Open `connections` TCP connections to world rank `peer` for `context` and `channel`. Blocks until they stand, at
@@ -248,19 +248,19 @@ impl Node {
         self.shared.on_accept.lock().push((context, wake.into()));
     }
 
-    /// Offer `fd` (a memfd) to the ranks of this host that fetch it for `context`, until [`Node::unshare_fd`] or
-    /// [`Node::unregister`].
-    pub fn share_fd(&self, context: u64, fd: OwnedFd) {
-        self.shared.offered.lock().insert(context, Arc::new(fd));
+    /// Offer `fd` (a memfd) to the ranks of this host that fetch number `number` for `context`, until
+    /// [`Node::unshare_fd`] or [`Node::unregister`].
+    pub fn share_fd(&self, context: u64, number: u32, fd: OwnedFd) {
+        self.shared.offered.lock().insert((context, number), Arc::new(fd));
         self.shared.ring();
     }
 
-    /// Fetch what world rank `peer`, on the same host, shares for `context`. Blocks until it does, at most
+    /// Fetch what world rank `peer`, on the same host, shares as number `number` for `context`. Blocks until it does, at most
     /// `MAYPOLE_CONNECT_TIMEOUT`, or until the communicator has a verdict.
     ///
     /// # Errors
     /// [`Error::Bootstrap`] naming the peer and what is wrong; [`Error::Failed`] if there is a verdict.
-    pub fn fetch_fd(&self, peer: usize, context: u64) -> Result<OwnedFd> {
+    pub fn fetch_fd(&self, peer: usize, context: u64, number: u32) -> Result<OwnedFd> {
         let shared = &self.shared;
         let watch = shared.contexts.lock().get(&context).map(|r| (r.watch.clone(), r.me));
         let give_up = || watch.as_ref().is_some_and(|(w, _)| w.raised());
@@ -270,7 +270,7 @@ impl Node {
             from: shared.rank as u32,
             to: peer as u32,
             context,
-            channel: 0,
+            channel: number,
             index: 0,
             total: 1,
         };
@@ -290,9 +290,9 @@ impl Node {
         })
     }
 
-    /// Offer the descriptor of `context` no longer. Ranks that have fetched it keep theirs.
-    pub fn unshare_fd(&self, context: u64) {
-        self.shared.offered.lock().remove(&context);
+    /// Offer the descriptor no longer. Ranks that have fetched it keep theirs.
+    pub fn unshare_fd(&self, context: u64, number: u32) {
+        self.shared.offered.lock().remove(&(context, number));
     }
 }
 

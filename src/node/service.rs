@@ -45,8 +45,8 @@ pub(super) struct Service {
     inbox: Inbox,
     data: Door<TcpListener>,
     local: Door<UnixListener>,
-    /// Ranks that wait for a descriptor that is not offered yet, with its context.
-    fetchers: HashMap<u64, (UnixStream, u64)>,
+    /// Ranks that wait for a descriptor that is not offered yet, with its context and number.
+    fetchers: HashMap<u64, (UnixStream, (u64, u32))>,
     next_fetcher: u64,
     /// Whether epoll watches for room on the control connection.
     wants_room: bool,
@@ -217,7 +217,7 @@ impl Service {
         self.next_fetcher += 1;
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, token(FETCHER, self.next_fetcher));
         if self.epoll.add(&stream, event).is_ok() {
-            self.fetchers.insert(self.next_fetcher, (stream, errand.context));
+            self.fetchers.insert(self.next_fetcher, (stream, (errand.context, errand.channel)));
         }
     }
 
@@ -227,8 +227,8 @@ impl Service {
             return;
         }
         let offered = self.shared.offered.lock().clone();
-        self.fetchers.retain(|_, (stream, context)| {
-            let Some(fd) = offered.get(context) else { return true };
+        self.fetchers.retain(|_, (stream, which)| {
+            let Some(fd) = offered.get(which) else { return true };
             if let Err(e) = handover::give(stream, fd) {
                 tracing::warn!("cannot pass a file descriptor on: {e}");
             }

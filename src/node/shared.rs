@@ -60,7 +60,8 @@ pub(super) struct Shared {
     pub finished: Mutex<HashSet<u64>>,
     pub arrivals: Mutex<Arrivals>,
     pub on_accept: Mutex<Vec<(u64, Wake)>>,
-    pub offered: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+    /// Descriptors to hand out, by context and number.
+    pub offered: Mutex<HashMap<(u64, u32), Arc<OwnedFd>>>,
     /// What to declare here at a time if the hub has not spoken until then.
     pub due: Mutex<Vec<(Instant, u64, Verdict)>>,
     pub leaving: AtomicBool,

@@ -161,7 +161,10 @@ pub trait Window: Send {
     fn done(&mut self, from: usize, number: u64);
     /// The first member that is not done with all that this rank has published, if there is one: what `done` says is
     /// then still to come from it. For publications that only say where something lies that others read.
-    fn unread(&mut self) -> Result<Option<usize>>;
+    ///
+    /// # Errors
+    /// That member and [`LinkError::Gone`] if it has left and so will never be done.
+    fn unread(&mut self) -> std::result::Result<Option<usize>, (usize, LinkError)>;
     /// Wake the members that may sleep on what this rank has published or finished since the last call. To be called
     /// before this rank waits for long and before it leaves the operation.
     fn settle(&mut self);

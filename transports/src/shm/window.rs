@@ -199,7 +199,7 @@ impl Window for ShmWindow {
         }
     }
 
-    fn unread(&mut self) -> Result<Option<usize>> {
+    fn unread(&mut self) -> std::result::Result<Option<usize>, (usize, LinkError)> {
         let reader = |publisher: &Publisher, me| publisher.unread().map(|r| if r < me { r } else { r + 1 });
         let Some(rank) = reader(&self.publisher, self.me) else { return Ok(None) };
         if !self.members[rank].presence.has_left() {
@@ -208,7 +208,7 @@ impl Window for ShmWindow {
         // It may have finished just before it left.
         match reader(&self.publisher, self.me) {
             Some(same) if same == rank => {
-                Err(LinkError::Gone { detail: "it left the group without reading a publication".into() })
+                Err((rank, LinkError::Gone { detail: "it left the group without reading a publication".into() }))
             }
             other => Ok(other),
         }
