@@ -123,8 +123,8 @@ impl Communicator {
         self.call_in_place(call, cast_slice_mut(buffer))
     }
 
-    /// `output` becomes the reduction of the `input`s of ranks 0 up to this one, this one included. With
-    /// [`ReduceOp::Avg`] that sum is divided by the world size, as everywhere.
+    /// `output` becomes the reduction of the `input`s of ranks 0 up to this one, this one included. [`ReduceOp::Avg`] is
+    /// refused: of how many ranks it would be differs from rank to rank.
     pub fn scan<T: Element>(&self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
         let call = Call::of::<T>(Collective::Scan, input.len(), Some(op), 0);
         self.call(call, cast_slice(input), cast_slice_mut(output))
