@@ -129,7 +129,9 @@ impl Algorithm {
             Algorithm::OneShot => true,
             Algorithm::TwoShot => matches!(collective, AllReduce | Broadcast),
             Algorithm::Dissemination => matches!(collective, Barrier),
-            Algorithm::Hierarchical => matches!(collective, AllReduce),
+            Algorithm::Hierarchical => {
+                matches!(collective, AllReduce | Broadcast | Reduce | AllGather | ReduceScatter | AllToAll)
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use maypole_collectives::algorithms::{Algorithm, schedule};
 use maypole_collectives::schedule::{Collective, Place, Rank, Region, Schedule, Step};
-use maypole_collectives::verify::{Fault, Report, verify_schedules};
+use maypole_collectives::verify::{Fault, Report, layouts, verify_schedules};
 use maypole_collectives::{Hosts, Order};
 use std::sync::Arc;
 
@@ -54,9 +54,14 @@ pub struct World {
 impl World {
     /// The schedules of an algorithm, sound until somebody damages them.
     pub fn of(algorithm: Algorithm, collective: Collective, size: usize, root: Rank) -> World {
-        let hosts = Arc::new(Hosts::together(size));
+        World::on(algorithm, collective, &Arc::new(Hosts::together(size)), root)
+    }
+
+    /// [`World::of`] on several hosts.
+    pub fn on(algorithm: Algorithm, collective: Collective, hosts: &Arc<Hosts>, root: Rank) -> World {
+        let size = hosts.size();
         let write = |rank| {
-            let s = schedule(algorithm, collective, Place { rank, size, root }, &hosts).expect("supported");
+            let s = schedule(algorithm, collective, Place { rank, size, root }, hosts).expect("supported");
             Written {
                 pieces: s.pieces(),
                 scratch: s.scratch(),
@@ -117,14 +122,17 @@ impl World {
     }
 }
 
-/// Every algorithm for every collective at the given sizes, every root.
+/// Every algorithm for every collective at the given sizes, every root, hierarchical ones on every layout of hosts.
 pub fn every_world(sizes: std::ops::RangeInclusive<usize>) -> impl Iterator<Item = (String, World)> {
     sizes.flat_map(|size| {
         Collective::ALL.into_iter().flat_map(move |c| {
             let roots = if c.is_rooted() { size } else { 1 };
             Algorithm::for_collective(c).flat_map(move |a| {
-                (0..roots).map(move |root| {
-                    (format!("{} by {a}, {size} ranks, root {root}", c.name()), World::of(a, c, size, root))
+                let layouts = if a.minds_hosts() { layouts(size) } else { vec![Arc::new(Hosts::together(size))] };
+                layouts.into_iter().flat_map(move |hosts| {
+                    (0..roots).map(move |root| {
+                        (format!("{} by {a}, {hosts}, root {root}", c.name()), World::on(a, c, &hosts, root))
+                    })
                 })
             })
         })

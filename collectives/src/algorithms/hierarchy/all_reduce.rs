@@ -83,13 +83,12 @@ impl AllReduce {
         }
         let (column, stand) = self.0.gathering(0, self.0.columns, i);
         let chunk = self.chunk(lane, turn, column);
-        let (from, to, own) = (self.0.previous(), self.0.next(), Region::input(chunk, 1));
-        let order = Operands::PeerFirst;
-        match stand {
-            Stand::First => Step::Send { to, src: own },
-            Stand::Between => Step::RecvReduceSend { from, local: own, order, dst: None, to },
-            Stand::Last => Step::RecvReduce { from, local: own, order, dst: Region::output(chunk, 1) },
+        let own = Region::input(chunk, 1);
+        if stand == Stand::Last {
+            let (from, dst) = (self.0.previous(), Region::output(chunk, 1));
+            return Step::RecvReduce { from, local: own, order: Operands::PeerFirst, dst };
         }
+        self.0.add_on(stand, own)
     }
 
     /// Step `i` of a turn of the second half: the network, then the circles.
@@ -99,13 +98,7 @@ impl AllReduce {
             return self.across(lane, turn);
         }
         let (column, stand) = self.0.spreading(0, self.0.columns, i - moves);
-        let dst = Region::output(self.chunk(lane, turn, column), 1);
-        let (from, to) = (self.0.previous(), self.0.next());
-        match stand {
-            Stand::First => Step::Send { to, src: dst },
-            Stand::Between => Step::RecvCopySend { from, dst, to },
-            Stand::Last => Step::Recv { from, dst },
-        }
+        self.0.hand_on(stand, Region::output(self.chunk(lane, turn, column), 1))
     }
 }
 

@@ -27,16 +27,27 @@
 //!
 //! Steps are two-sided only: a schedule does not see whether a link is memory or network.
 
+mod all_gather;
 mod all_reduce;
+mod all_to_all;
+mod broadcast;
+mod legs;
+mod reduce;
+mod reduce_scatter;
 
 use crate::hosts::Hosts;
-use crate::schedule::{Collective, Place, Rank, Schedule};
+use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
 use std::sync::Arc;
 
 pub(super) fn schedule(collective: Collective, place: Place, hosts: &Arc<Hosts>) -> Option<Box<dyn Schedule>> {
     let view = View::new(place.rank, hosts);
     match collective {
         Collective::AllReduce => Some(Box::new(all_reduce::AllReduce(view))),
+        Collective::Broadcast => Some(Box::new(broadcast::Broadcast::new(view, place))),
+        Collective::Reduce => Some(Box::new(reduce::Reduce::new(view, place))),
+        Collective::AllGather => Some(Box::new(all_gather::AllGather::new(view, place.rank))),
+        Collective::ReduceScatter => Some(Box::new(reduce_scatter::ReduceScatter::new(view))),
+        Collective::AllToAll => Some(Box::new(all_to_all::AllToAll::new(view, place.rank))),
         _ => None,
     }
 }
@@ -94,14 +105,19 @@ impl View {
         (self.hosts.rank(self.before(1), self.place), self.hosts.rank(self.after(1), self.place))
     }
 
+    /// The rank at `place` on the own host.
+    fn beside(&self, place: usize) -> Rank {
+        self.hosts.rank(self.host, place)
+    }
+
     /// The rank at the place before the own one, round the own host.
     fn previous(&self) -> Rank {
-        self.hosts.rank(self.host, (self.place + self.local - 1) % self.local)
+        self.beside((self.place + self.local - 1) % self.local)
     }
 
     /// The rank at the place after the own one, round the own host.
     fn next(&self) -> Rank {
-        self.hosts.rank(self.host, (self.place + 1) % self.local)
+        self.beside((self.place + 1) % self.local)
     }
 
     /// How many circles of `circles` concern this rank: none if it is alone on its host.
@@ -139,5 +155,24 @@ impl View {
             Stand::Between
         };
         (circle, stand)
+    }
+
+    /// The step on a circle that hands out what its first rank has.
+    fn hand_on(&self, stand: Stand, dst: Region) -> Step {
+        let (from, to) = (self.previous(), self.next());
+        match stand {
+            Stand::First => Step::Send { to, src: dst },
+            Stand::Between => Step::RecvCopySend { from, dst, to },
+            Stand::Last => Step::Recv { from, dst },
+        }
+    }
+
+    /// The step on a circle that sums up, of a rank that is not the last.
+    fn add_on(&self, stand: Stand, own: Region) -> Step {
+        let (from, to) = (self.previous(), self.next());
+        match stand {
+            Stand::First => Step::Send { to, src: own },
+            _ => Step::RecvReduceSend { from, local: own, order: Operands::PeerFirst, dst: None, to },
+        }
     }
 }
