@@ -34,7 +34,7 @@ pub struct Fingerprint {
     plan: u8,
     /// Digest of the operation before it on the communicator. Ranks that once disagreed never agree again, so a
     /// disagreement that the operation itself did not bring to light (two roots of a broadcast that both only sent)
-    /// shows in the next one.
+    /// shows in the next one. A message between two ranks has its tag here.
     past: u32,
 }
 
@@ -101,9 +101,15 @@ impl Fingerprint {
         ALL.get((self.collective & !VARIABLE) as usize)
     }
 
-    /// The fingerprint of a message from one rank to another; `sequence` counts the messages between those two in that
-    /// direction.
-    pub fn point_to_point(sequence: u64, dtype: DataType, count: usize, from: usize, to: usize) -> Fingerprint {
+    /// The fingerprint of a message with a tag from one rank to another; `sequence` counts the messages between those
+    /// two in that direction.
+    pub fn point_to_point(
+        sequence: u64,
+        dtype: DataType,
+        count: usize,
+        (from, to): (usize, usize),
+        tag: u32,
+    ) -> Fingerprint {
         Fingerprint {
             sequence,
             count: count as u64,
@@ -113,7 +119,7 @@ impl Fingerprint {
             dtype: dtype as u8,
             op: 0,
             plan: 0,
-            past: 0,
+            past: tag,
         }
     }
 
@@ -132,6 +138,11 @@ impl Fingerprint {
         self.after(0) == other.after(0)
     }
 
+    /// Whether both are the same message, however many their ranks have exchanged before.
+    pub fn same_message(&self, other: &Fingerprint) -> bool {
+        Fingerprint { sequence: 0, ..*self } == Fingerprint { sequence: 0, ..*other }
+    }
+
     /// The rank at the other side of a message, seen from `rank`, if it is one that `rank` sends or receives.
     pub fn other_side(&self, rank: usize) -> Option<usize> {
         let (to, from) = (self.root as usize, self.user as usize);
@@ -145,6 +156,16 @@ impl Fingerprint {
     /// Whether this is a message between two ranks, whose `sequence` is not the communicator's.
     pub fn is_point_to_point(&self) -> bool {
         self.collective == POINT_TO_POINT
+    }
+
+    /// The tag of a message between two ranks.
+    pub fn tag(&self) -> u32 {
+        if self.is_point_to_point() { self.past } else { 0 }
+    }
+
+    /// Type of the elements; `None` if it came from a rank that has other types.
+    pub fn dtype(&self) -> Option<DataType> {
+        DataType::ALL.get(self.dtype as usize).copied()
     }
 
     /// A 32-bit digest, never 0, for flags that have no room for the whole.
@@ -217,6 +238,9 @@ impl std::fmt::Display for Fingerprint {
         }
         if self.is_point_to_point() {
             write!(f, ", from rank {} to rank {}", self.user, self.root)?;
+            if self.tag() != 0 {
+                write!(f, ", tag {}", self.tag())?;
+            }
         }
         write!(f, ")")
     }
@@ -233,8 +257,10 @@ mod tests {
         assert!(!call.same_call(&call.run_as(1)));
         assert_ne!(call.digest(), call.after(77).digest());
         assert_eq!(call.other_side(0), None);
-        let message = Fingerprint::point_to_point(1, DataType::F32, 9, 4, 6);
+        let message = Fingerprint::point_to_point(1, DataType::F32, 9, (4, 6), 0);
         assert_eq!([4, 6, 5].map(|rank| message.other_side(rank)), [Some(6), Some(4), None]);
         assert_eq!(message.to_string(), "send/recv #1 (9 x f32, from rank 4 to rank 6)");
+        let tagged = Fingerprint::point_to_point(1, DataType::F32, 9, (4, 6), 70);
+        assert!(tagged.to_string().ends_with("rank 6, tag 70)") && tagged.dtype() == Some(DataType::F32));
     }
 }

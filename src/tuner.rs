@@ -230,11 +230,6 @@ impl Tuner {
         ((most / message_chunks.max(1)) & !63).min(wish).max(64)
     }
 
-    /// The longest slice of a point-to-point message.
-    pub fn message_slice(&self) -> usize {
-        (self.link_credit - 64) & !63
-    }
-
     fn choose(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
         match self.links {
             Links::Shared => self.choose_shared(collective, bytes),

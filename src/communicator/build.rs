@@ -12,7 +12,8 @@ use super::local::Threads;
 use crate::config::{Config, TransportChoice};
 use crate::engine::Engine;
 use crate::engine::links::{Links, WINDOW_HEADER};
-use crate::engine::routes::{CHANNELS, Network, Routes};
+use crate::engine::messages::Messages;
+use crate::engine::routes::{CHANNELS, Network, POINT_TO_POINT, Routes};
 use crate::engine::wait::Court;
 use crate::error::{Error, Result, Verdict};
 use crate::launch::{self, LaunchMeeting};
@@ -142,15 +143,15 @@ impl Communicator {
         config: Config,
     ) -> Result<Communicator> {
         let (segment, watch) = threads.join(context, me, shape(size, &config))?;
-        let group = Group::new(segment, me);
+        let group = Some(Arc::new(Group::new(segment, me)));
         let topology = Topology::one_host(host_name(), size);
-        let places = (0..size).map(Some).collect();
-        let links = Links::new(Routes::new(me, places, Some(Arc::new(group)), None, 0));
+        let places: Vec<Option<usize>> = (0..size).map(Some).collect();
+        let routes = CHANNELS_APART.map(|channel| Routes::new(me, places.clone(), group.clone(), None, channel));
         let world = if size == 1 { World::Alone } else { World::Threads(threads.clone()) };
         let jury: Arc<dyn Jury> = threads.clone();
         let members = (0..size).collect();
         let patience = patience(&Topology::one_host(host_name(), threads.size()), 0);
-        Ok(Communicator::assemble(world, (context, members), (topology, patience), links, (watch, jury), config))
+        Ok(Communicator::assemble(world, (context, members), (topology, patience), routes, (watch, jury), config))
     }
 
     fn of_processes(node: Arc<Node>, config: Config) -> Result<Communicator> {
@@ -202,34 +203,41 @@ impl Communicator {
         } else {
             places[me] = Some(0);
         }
-        let network = if local.len() < members.len() {
+        let network = || -> Result<Option<Network>> {
+            if local.len() == members.len() {
+                return Ok(None);
+            }
             let poller = Arc::new(Poller::new().map_err(|e| Error::system("making an epoll set", e))?);
             let waker = poller.waker();
             node.on_accept(context, Box::new(move || waker.wake()));
-            let connections = config.connections;
-            Some(Network { node: node.clone(), context, members: members.clone(), connections, credit: CREDIT, poller })
-        } else {
-            None
+            let (members, connections) = (members.clone(), config.connections);
+            Ok(Some(Network { node: node.clone(), context, members, connections, credit: CREDIT, poller }))
         };
-        let links = Links::new(Routes::new(me, places, group, network, 0));
+        let [collectives, messages] = CHANNELS_APART;
+        let routes = [
+            Routes::new(me, places.clone(), group.clone(), network()?, collectives),
+            Routes::new(me, places, group, network()?, messages),
+        ];
         let jury: Arc<dyn Jury> = node.clone();
         let world = World::Processes(node.clone());
         // All ranks of the host count, those outside this communicator too: they may be at work at the same time.
         let patience = patience(&Topology::new(peers.iter()), node.rank());
-        Ok(Communicator::assemble(world, (context, members), (topology, patience), links, (watch, jury), config))
+        Ok(Communicator::assemble(world, (context, members), (topology, patience), routes, (watch, jury), config))
     }
 
     fn assemble(
         world: World,
         (context, members): (u64, Vec<usize>),
         (topology, patience): (Topology, Patience),
-        links: Links,
+        [collectives, messages]: [Routes; 2],
         (watch, jury): (Arc<Watch>, Arc<dyn Jury>),
         config: Config,
     ) -> Communicator {
+        let links = Links::new(collectives);
         let me = links.me;
-        let rest = links.routes.rest().clone();
-        watch.on_verdict(Box::new(move || rest.wake()));
+        for rest in [links.routes.rest().clone(), messages.rest().clone()] {
+            watch.on_verdict(Box::new(move || rest.wake()));
+        }
         let court = Court {
             context,
             me,
@@ -248,7 +256,9 @@ impl Communicator {
             "communicator made: {}",
             links.describe(&topology)
         );
-        Communicator::new(world, (context, members), topology, Engine::new(links, court), config)
+        let messages = Messages::new(messages, court.clone(), config.stream);
+        let engines = (Engine::new(links, court), messages);
+        Communicator::new(world, (context, members), topology, engines, config)
     }
 
     /// Divide the communicator: ranks that give the same `color` form a new one, ranked by `key` and, where keys are
@@ -293,12 +303,15 @@ const SEGMENT: u32 = 0;
 /// Bytes that a TCP link takes in before they are asked for.
 pub(crate) const CREDIT: usize = 1 << 20;
 
+/// A channel of the collectives and one of the messages between two ranks: each kind waits apart.
+const CHANNELS_APART: [usize; 2] = [0, POINT_TO_POINT];
+
 /// The segment of a communicator with `members` ranks on this host.
 fn shape(members: usize, config: &Config) -> Shape {
     Shape {
         members,
         channels: CHANNELS,
-        second_bell_from: CHANNELS,
+        second_bell_from: POINT_TO_POINT,
         ring: config.ring.next_power_of_two(),
         window: config.window.next_multiple_of(64) + WINDOW_HEADER,
     }

@@ -185,7 +185,7 @@ impl Inner {
     }
 
     /// What is wrong with a call's arguments, if anything.
-    fn check(&self, call: &Call, lengths: Lengths) -> std::result::Result<(), String> {
+    pub(super) fn check(&self, call: &Call, lengths: Lengths) -> std::result::Result<(), String> {
         self.check_root_and_op(call)?;
         let name = call.collective.name();
         let (rank, size) = (self.rank, self.size);
@@ -277,7 +277,7 @@ impl Work {
     }
 
     /// Whether the operation takes the hand-fused path.
-    fn fuses(&self, collective: Collective, op: ReduceOp, bytes: usize) -> bool {
+    pub(super) fn fuses(&self, collective: Collective, op: ReduceOp, bytes: usize) -> bool {
         match collective {
             Collective::AllReduce => {
                 self.tuner.fits_exchange(bytes)

@@ -4,7 +4,8 @@
 //! * `call`: what an operation is made of: checking its arguments, planning it, running it.
 //! * `call_v`, [`blocks`]: the same for blocks with counts of their own.
 //! * `typed`, `typed_v`: the collectives as methods on slices of [`Element`](crate::Element)s.
-//! * [`stream`], [`request`]: asynchronous calls. [`persistent`]: calls planned once and started many times.
+//! * `point_to_point`: messages between two ranks. `group`: many calls at once.
+//! * [`stream`], [`request`], `outcome`: asynchronous calls. [`persistent`]: calls planned once and started many times.
 //! * [`registered`]: buffers that the ranks of a host read where they lie.
 //! * `turn`: the order of operations. `local`: the jury of ranks that are threads.
 
@@ -12,7 +13,9 @@ pub mod blocks;
 pub(crate) mod build;
 mod call;
 mod call_v;
+mod group;
 mod local;
+mod outcome;
 pub mod persistent;
 mod point_to_point;
 pub mod registered;
@@ -32,12 +35,15 @@ use parking_lot::Mutex;
 
 pub use call::Call;
 pub(crate) use call_v::VARIABLE;
+pub use group::Group;
+pub use point_to_point::Tagged;
 
 use self::blocks::Spread;
 use self::build::World;
 use self::stream::Stream;
 use self::turn::Turns;
 use crate::config::{Config, TransportChoice};
+use crate::engine::messages::Messages;
 use crate::engine::{Engine, wait};
 use crate::error::Verdict;
 use crate::topology::Topology;
@@ -73,6 +79,8 @@ pub(crate) struct Inner {
     shares_memory: bool,
     turns: Turns,
     work: UnsafeCell<Work>,
+    /// Messages between two ranks, which have no turns.
+    messages: Arc<Messages>,
     watch: Arc<Watch>,
     jury: Arc<dyn Jury>,
     splits: AtomicU64,
@@ -86,14 +94,12 @@ pub(crate) struct Inner {
 struct Work {
     engine: Engine,
     tuner: Tuner,
-    /// Number of the next collective, and of the next point-to-point message to and from each rank.
+    /// Number of the latest collective.
     sequence: u64,
     /// Digest of the latest collective.
     past: u32,
     /// The blocks of the present operation, where they have counts of their own.
     spread: Spread,
-    sent: Vec<u64>,
-    received: Vec<u64>,
 }
 
 // SAFETY: `work` is only touched by whoever holds the present ticket of `turns` (see `Inner::work`), which orders the
@@ -107,7 +113,7 @@ impl Communicator {
         world: World,
         (context, members): (u64, Vec<usize>),
         topology: Topology,
-        engine: Engine,
+        (engine, messages): (Engine, Messages),
         config: Config,
     ) -> Communicator {
         let links = &engine.links;
@@ -121,15 +127,7 @@ impl Communicator {
         };
         let tuner = Tuner::new((rank, size), kind, topology.placement(), &config);
         let (watch, jury) = (engine.court.watch.clone(), engine.court.jury.clone());
-        let work = Work {
-            engine,
-            tuner,
-            sequence: 0,
-            past: 0,
-            spread: Spread::default(),
-            sent: vec![0; size],
-            received: vec![0; size],
-        };
+        let work = Work { engine, tuner, sequence: 0, past: 0, spread: Spread::default() };
         let inner = Inner {
             world,
             context,
@@ -141,6 +139,7 @@ impl Communicator {
             shares_memory: kind == tuner::Links::Shared,
             turns: Turns::default(),
             work: UnsafeCell::new(work),
+            messages: Arc::new(messages),
             watch,
             jury,
             splits: AtomicU64::new(0),
@@ -176,6 +175,7 @@ impl Communicator {
         let _ticket = self.inner.turns.enter(self.inner.turns.take());
         // SAFETY: this thread holds the ticket to the end of the function.
         unsafe { self.inner.work() }.engine.court.timeout = timeout;
+        self.inner.messages.set_timeout(timeout);
     }
 
     /// Set in which order this communicator's reductions combine ranks' elements, from the next operation on. Every rank
@@ -225,6 +225,7 @@ impl Drop for Inner {
             let host = self.topology.hosts()[self.rank].clone();
             self.jury.report(self.context, Verdict::Died { rank: self.rank, host, how });
         }
+        self.messages.stop();
         self.jury.leave(self.context, self.rank);
         if let World::Processes(node) = &self.world {
             node.unregister(self.context);

@@ -1,171 +1,141 @@
 //! Messages from one rank to another.
 //!
-//! They have a channel of their own, so they never mix with collectives, and are numbered per pair of ranks. A
-//! message's first bytes are its fingerprint: if the receiver expects another count or type, every rank gets an error
-//! that shows both sides.
+//! They have an engine of their own ([`crate::engine::messages`]), so they have no turn among the communicator's
+//! collectives and wait for none. A message's first bytes are its fingerprint: if the receiver expects another count or
+//! type, every rank gets an error that shows both sides.
 
-use bytemuck::{cast_slice, cast_slice_mut};
-use maypole_collectives::schedule::{Region, Schedule, Step};
-use maypole_collectives::{DataType, Element, ReduceOp};
+use maypole_collectives::Element;
 
-use super::call::Buffers;
-use super::{Communicator, Inner, Work};
-use crate::engine::Part;
-use crate::engine::bound::Bound;
-use crate::engine::routes::POINT_TO_POINT;
+use super::{Communicator, Inner};
+use crate::engine::messages::Message;
 use crate::error::{Error, Result};
-use crate::fingerprint::Fingerprint;
 
-/// A schedule of one step.
-struct Message(Step);
-
-impl Schedule for Message {
-    fn pieces(&self) -> usize {
-        1
-    }
-    fn channel(&self, _lane: usize) -> usize {
-        POINT_TO_POINT
-    }
-    fn steps(&self, _lane: usize) -> usize {
-        1
-    }
-    fn step(&self, _lane: usize, _i: usize) -> Step {
-        self.0
-    }
-    fn message_chunks(&self) -> usize {
-        1
-    }
-}
-
-/// One direction of a point-to-point operation, in elements of `dtype`.
+/// A communicator's messages with one tag; made by [`Communicator::tag`].
 #[derive(Clone, Copy)]
-pub(super) struct Direction {
-    pub peer: usize,
-    pub count: usize,
+pub struct Tagged<'c> {
+    comm: &'c Communicator,
+    tag: u32,
 }
 
 impl Communicator {
     /// Send `buffer` to rank `to`, which must [`recv`](Communicator::recv) as many elements of the same type. Returns
     /// when the buffer may be reused: small messages do not wait for the receiver.
     ///
+    /// Messages of two ranks with the same tag (0 here; see [`Communicator::tag`]) arrive in the order in which they
+    /// were sent. Collectives of the same communicator, under way in other threads, neither wait for a message nor keep
+    /// it waiting.
+    ///
     /// # Errors
-    /// [`Error::Argument`] if `to` is this rank or none; [`Error::Failed`] as everywhere.
+    /// [`Error::Argument`] if `to` is no rank, or is this rank, which does not receive meanwhile; [`Error::Failed`] as
+    /// everywhere.
     pub fn send<T: Element>(&self, buffer: &[T], to: usize) -> Result<()> {
-        let number = self.inner.turns.take();
-        let buffers = Buffers { input: cast_slice::<T, u8>(buffer).as_ptr(), output: std::ptr::null_mut() };
-        let send = Direction { peer: to, count: buffer.len() };
-        // SAFETY: the buffer is borrowed until this returns.
-        unsafe { self.inner.message(number, T::DTYPE, buffers, Some(send), None) }
+        self.tag(0).send(buffer, to)
     }
 
     /// Receive `buffer.len()` elements from rank `from`, which must [`send`](Communicator::send) as many. Blocks until
     /// they are there.
+    ///
+    /// # Errors
+    /// Those of [`Communicator::send`].
     pub fn recv<T: Element>(&self, buffer: &mut [T], from: usize) -> Result<()> {
-        let number = self.inner.turns.take();
-        let recv = Direction { peer: from, count: buffer.len() };
-        let buffers = Buffers { input: std::ptr::null(), output: cast_slice_mut::<T, u8>(buffer).as_mut_ptr() };
-        // SAFETY: the buffer is borrowed until this returns.
-        unsafe { self.inner.message(number, T::DTYPE, buffers, None, Some(recv)) }
+        self.tag(0).recv(buffer, from)
     }
 
     /// Send to one rank and receive from one (the same, or another) at the same time: a ring of ranks that all call
-    /// this does not deadlock. `to` and `from` may both be this rank, which copies.
+    /// this does not deadlock. `to` and `from` may both be this rank, which copies. For more messages at once, or
+    /// different tags, there is [`Communicator::group`].
+    ///
+    /// # Errors
+    /// Those of [`Communicator::send`].
     pub fn send_recv<T: Element>(&self, send: &[T], to: usize, recv: &mut [T], from: usize) -> Result<()> {
-        let number = self.inner.turns.take();
-        let (there, back) = (Direction { peer: to, count: send.len() }, Direction { peer: from, count: recv.len() });
-        let output = cast_slice_mut::<T, u8>(recv).as_mut_ptr();
-        let buffers = Buffers { input: cast_slice::<T, u8>(send).as_ptr(), output };
+        self.tag(0).send_recv(send, to, recv, from)
+    }
+
+    /// Messages with a tag. A receiver gets the messages of one tag from one rank in the order in which they were sent,
+    /// and may take those of different tags in any order: `comm.tag(7).recv(..)` waits for a message with that tag. If
+    /// others arrive from that rank before it, they are kept in memory until somebody wants them.
+    ///
+    /// ```
+    /// let world = maypole::Communicator::threads(2)?;
+    /// std::thread::scope(|s| {
+    ///     for comm in world {
+    ///         s.spawn(move || {
+    ///             let (mut size, mut text) = ([0u64], [0u8; 5]);
+    ///             if comm.rank() == 0 {
+    ///                 comm.tag(1).send(b"hello", 1).unwrap();
+    ///                 comm.tag(2).send(&[5u64], 1).unwrap();
+    ///             } else {
+    ///                 comm.tag(2).recv(&mut size, 0).unwrap();
+    ///                 comm.tag(1).recv(&mut text, 0).unwrap();
+    ///                 assert_eq!((size, &text), ([5], b"hello"));
+    ///             }
+    ///         });
+    ///     }
+    /// });
+    /// # Ok::<(), maypole::Error>(())
+    /// ```
+    pub fn tag(&self, tag: u32) -> Tagged<'_> {
+        Tagged { comm: self, tag }
+    }
+}
+
+/// As the communicator's methods of the same names, whose tag is 0.
+impl Tagged<'_> {
+    /// See [`Communicator::send`].
+    ///
+    /// # Errors
+    /// Those of [`Communicator::send`].
+    pub fn send<T: Element>(&self, buffer: &[T], to: usize) -> Result<()> {
+        // SAFETY: the buffer is borrowed until this returns.
+        unsafe { self.run(&[Message::to(buffer, to, self.tag)]) }
+    }
+
+    /// See [`Communicator::recv`].
+    ///
+    /// # Errors
+    /// Those of [`Communicator::send`].
+    pub fn recv<T: Element>(&self, buffer: &mut [T], from: usize) -> Result<()> {
+        // SAFETY: the buffer is borrowed until this returns.
+        unsafe { self.run(&[Message::from(buffer, from, self.tag)]) }
+    }
+
+    /// See [`Communicator::send_recv`].
+    ///
+    /// # Errors
+    /// Those of [`Communicator::send`].
+    pub fn send_recv<T: Element>(&self, send: &[T], to: usize, recv: &mut [T], from: usize) -> Result<()> {
+        let rank = self.comm.rank();
+        if to == rank && from == rank && send.len() != recv.len() {
+            let what = format!("send_recv with itself: sends {} elements, but receives {}", send.len(), recv.len());
+            return Err(Error::Argument { rank, what });
+        }
         // SAFETY: both buffers are borrowed until this returns.
-        unsafe { self.inner.message(number, T::DTYPE, buffers, Some(there), Some(back)) }
+        unsafe { self.run(&[Message::from(recv, from, self.tag), Message::to(send, to, self.tag)]) }
+    }
+
+    /// # Safety
+    /// The messages' buffers are valid until this returns.
+    #[inline]
+    unsafe fn run(&self, messages: &[Message]) -> Result<()> {
+        let inner = &self.comm.inner;
+        inner.check_peers(messages)?;
+        // SAFETY: the caller's promise.
+        unsafe { inner.messages.run(messages) }
     }
 }
 
 impl Inner {
-    /// # Safety
-    /// `buffers.input` is readable for `send.count` elements and `buffers.output` writable for `recv.count`, unshared,
-    /// until this returns.
-    pub(super) unsafe fn message(
-        &self,
-        number: u64,
-        dtype: DataType,
-        buffers: Buffers,
-        send: Option<Direction>,
-        recv: Option<Direction>,
-    ) -> Result<()> {
-        let _ticket = self.turns.enter(number);
-        // SAFETY: this thread holds the ticket to the end of the function.
-        let work = unsafe { self.work() };
-        let to_self = |d: &Option<Direction>| d.is_some_and(|d| d.peer == self.rank);
-        let argument = |what: String| Err(Error::Argument { rank: self.rank, what });
-        for (name, direction) in [("send", &send), ("recv", &recv)] {
-            if let Some(d) = direction
-                && d.peer >= self.size
-            {
-                return argument(format!("{name}: the peer is {}, but the ranks are 0 to {}", d.peer, self.size - 1));
+    /// Refuse messages to or from ranks that there are not.
+    #[inline]
+    pub(super) fn check_peers(&self, messages: &[Message]) -> Result<()> {
+        match messages.iter().find(|message| message.peer >= self.size) {
+            None => Ok(()),
+            Some(message) => {
+                let name = if message.is_sent() { "send" } else { "recv" };
+                let last = self.size - 1;
+                let what = format!("{name}: the peer is {}, but the ranks are 0 to {last}", message.peer);
+                Err(Error::Argument { rank: self.rank, what })
             }
-        }
-        match (send, recv) {
-            (Some(s), Some(r)) if to_self(&send) && to_self(&recv) => {
-                if s.count != r.count {
-                    return argument(format!(
-                        "send_recv with itself: sends {} elements, but receives {}",
-                        s.count, r.count
-                    ));
-                }
-                // SAFETY: the caller's promise; the buffers are apart, since one is borrowed mutably.
-                unsafe { std::ptr::copy_nonoverlapping(buffers.input, buffers.output, s.count * dtype.size()) };
-                return Ok(());
-            }
-            _ if to_self(&send) || to_self(&recv) => {
-                return argument("a rank sends to itself only by send_recv with itself on both sides".into());
-            }
-            _ => {}
-        }
-        if self.watch.raised() {
-            return Err(work.engine.court.failed());
-        }
-        work.message(self.config.stream, dtype, buffers, send, recv)
-    }
-}
-
-impl Work {
-    fn message(
-        &mut self,
-        stream_from: usize,
-        dtype: DataType,
-        buffers: Buffers,
-        send: Option<Direction>,
-        recv: Option<Direction>,
-    ) -> Result<()> {
-        let slice = self.tuner.message_slice();
-        let bind = |count| {
-            let mut bound = Bound::new(dtype, ReduceOp::Sum, count, 1, slice, (buffers.input, buffers.output));
-            bound.stream_from = stream_from;
-            bound
-        };
-        let me = self.engine.court.me;
-        let next = |counts: &mut [u64], d: Direction| {
-            counts[d.peer] += 1;
-            counts[d.peer]
-        };
-        let there = send.map(|d| {
-            let step = Step::Send { to: d.peer, src: Region::input(0, 1) };
-            let number = next(&mut self.sent, d);
-            (Message(step), bind(d.count), Fingerprint::point_to_point(number, dtype, d.count, me, d.peer))
-        });
-        let back = recv.map(|d| {
-            let step = Step::Recv { from: d.peer, dst: Region::output(0, 1) };
-            let number = next(&mut self.received, d);
-            (Message(step), bind(d.count), Fingerprint::point_to_point(number, dtype, d.count, d.peer, me))
-        });
-        match (&there, &back) {
-            (Some(there), Some(back)) => self.engine.execute(&[part(there), part(back)]),
-            (Some(one), None) | (None, Some(one)) => self.engine.execute(&[part(one)]),
-            (None, None) => Ok(()),
         }
     }
-}
-
-fn part<'a>((schedule, bound, operation): &'a (Message, Bound<'a>, Fingerprint)) -> Part<'a> {
-    Part { schedule, bound, operation }
 }

@@ -20,45 +20,35 @@
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, Element, ReduceOp};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::call::{Buffers, Lengths};
+use super::outcome::{self, Completion, Outcome, Posted};
 use super::stream::Stream;
-use super::{Call, Communicator};
+use super::{Call, Communicator, Inner};
+use crate::engine::messages::{Count, Message};
 use crate::error::Result;
-
-/// The outcome of one asynchronous operation, shared between who runs it and who waits.
-#[derive(Default)]
-struct Completion {
-    done: AtomicBool,
-    result: Mutex<Option<Result<()>>>,
-    changed: Condvar,
-}
-
-impl Completion {
-    fn set(&self, result: Result<()>) {
-        *self.result.lock() = Some(result);
-        self.done.store(true, Ordering::Release);
-        self.changed.notify_all();
-    }
-
-    fn wait(&self) -> Result<()> {
-        let mut result = self.result.lock();
-        while result.is_none() {
-            self.changed.wait(&mut result);
-        }
-        result.clone().expect("just seen")
-    }
-}
 
 /// What outlives the asynchronous calls made in it. Made by [`scope`]; `'env` is what their buffers are borrowed for.
 pub struct Scope<'env> {
-    started: Mutex<Vec<Arc<Completion>>>,
+    started: Mutex<Vec<Outcome>>,
     _env: PhantomData<&'env mut &'env ()>,
+}
+
+impl Scope<'_> {
+    /// An operation was started: it is waited for when the scope ends.
+    fn started(&self, outcome: Outcome) -> Outcome {
+        let mut started = self.started.lock();
+        // A scope may last long: what has ended is forgotten before the list grows.
+        if started.len() == started.capacity() {
+            started.retain(|outcome| !outcome.has_ended());
+        }
+        started.push(outcome.clone());
+        outcome
+    }
 }
 
 /// Run `f`, then wait until every request it started is done, waited for or not, even if `f` panics. Errors of requests
@@ -67,8 +57,8 @@ pub fn scope<'env, R>(f: impl FnOnce(&Scope<'env>) -> R) -> R {
     struct WaitForAll<'s, 'env>(&'s Scope<'env>);
     impl Drop for WaitForAll<'_, '_> {
         fn drop(&mut self) {
-            for completion in self.0.started.lock().drain(..) {
-                let _ = completion.wait();
+            for outcome in self.0.started.lock().drain(..) {
+                let _ = outcome.wait();
             }
         }
     }
@@ -78,10 +68,10 @@ pub fn scope<'env, R>(f: impl FnOnce(&Scope<'env>) -> R) -> R {
 }
 
 /// An asynchronous operation. Its buffers are borrowed until the scope ends; [`Request::wait`] gives the output back
-/// earlier. Dropping it waits.
+/// earlier. Dropping it waits until the operation is done, and drops its error.
 #[must_use = "dropping a request waits for it"]
 pub struct Request<'env, T> {
-    completion: Arc<Completion>,
+    outcome: Outcome,
     output: NonNull<[T]>,
     _env: PhantomData<&'env mut [T]>,
 }
@@ -95,7 +85,7 @@ impl<'env, T> Request<'env, T> {
     /// # Errors
     /// Those of the blocking call.
     pub fn wait(self) -> Result<&'env mut [T]> {
-        self.completion.wait()?;
+        self.outcome.wait()?;
         // SAFETY: the operation, sole user of the borrow that the request stands for, is done, and the request is used
         // up.
         Ok(unsafe { &mut *self.output.as_ptr() })
@@ -103,35 +93,110 @@ impl<'env, T> Request<'env, T> {
 
     /// Whether it is done: [`Request::wait`] will not block.
     pub fn test(&self) -> bool {
-        self.completion.done.load(Ordering::Acquire)
+        self.outcome.test()
     }
 }
 
 impl<T> Drop for Request<'_, T> {
     fn drop(&mut self) {
-        let _ = self.completion.wait();
+        let _ = self.outcome.wait();
     }
 }
 
+mod sealed {
+    /// What only this crate implements.
+    pub trait Sealed {
+        fn outcome(&self) -> &super::Outcome;
+    }
+    impl<T> Sealed for super::Request<'_, T> {
+        fn outcome(&self) -> &super::Outcome {
+            &self.outcome
+        }
+    }
+}
+
+/// A [`Request`], whatever the type of its elements: `&dyn Pending` lets [`wait_all`] and [`wait_any`] take requests of
+/// different types together.
+pub trait Pending: sealed::Sealed {
+    /// [`Request::test`].
+    fn is_done(&self) -> bool {
+        self.outcome().test()
+    }
+}
+
+impl<T> Pending for Request<'_, T> {}
+
+/// Wait until all of these requests are done. Each still gives its output and its own error when it is asked
+/// ([`Request::wait`]), now without blocking.
+///
+/// ```
+/// # let comm = maypole::Communicator::threads(1)?.remove(0);
+/// let (mut sum, mut highest) = ([1.0f32; 4], [7u64]);
+/// maypole::scope(|s| {
+///     let sum = comm.start(s).all_reduce_in_place(&mut sum, maypole::ReduceOp::Sum)?;
+///     let highest = comm.start(s).all_reduce_in_place(&mut highest, maypole::ReduceOp::Max)?;
+///     maypole::wait_all([&sum as &dyn maypole::Pending, &highest])?;
+///     assert!(sum.test() && highest.test());
+///     Ok::<(), maypole::Error>(())
+/// })?;
+/// # Ok::<(), maypole::Error>(())
+/// ```
+///
+/// # Errors
+/// The first of their errors, in their order, after all are done.
+pub fn wait_all<'r, P: Pending + ?Sized + 'r>(requests: impl IntoIterator<Item = &'r P>) -> Result<()> {
+    let mut first = Ok(());
+    for request in requests {
+        first = first.and(request.outcome().wait());
+    }
+    first
+}
+
+/// Wait until one of these requests is done (with or without an error): its place among them, the first if there are
+/// several. `None` if there are no requests.
+///
+/// ```
+/// # let comm = maypole::Communicator::threads(1)?.remove(0);
+/// # let mut buffers = vec![[comm.rank() as u32; 2]; 3];
+/// maypole::scope(|s| {
+///     let mut requests = Vec::new();
+///     for buffer in &mut buffers {
+///         requests.push(comm.start(s).all_reduce_in_place(buffer, maypole::ReduceOp::Sum)?);
+///     }
+///     while let Some(next) = maypole::wait_any(&requests) {
+///         let buffer = requests.swap_remove(next).wait()?;
+///         // ... use it ...
+///     }
+///     Ok::<(), maypole::Error>(())
+/// })?;
+/// # Ok::<(), maypole::Error>(())
+/// ```
+pub fn wait_any<'r, P: Pending + ?Sized + 'r>(requests: impl IntoIterator<Item = &'r P>) -> Option<usize> {
+    let outcomes: Vec<&Outcome> = requests.into_iter().map(|request| request.outcome()).collect();
+    outcome::wait_any(&outcomes)
+}
+
 /// The asynchronous forms of a communicator's collectives; see [`Communicator::start`].
+#[derive(Clone, Copy)]
 pub struct Start<'c, 'env> {
     comm: &'c Communicator,
     stream: Option<&'c Stream>,
+    tag: u32,
     scope: &'c Scope<'env>,
 }
 
 impl Communicator {
-    /// The asynchronous forms: `comm.start(scope).all_reduce(..)` returns once the operation is queued. Operations of
+    /// The asynchronous forms: `comm.start(scope).all_reduce(..)` returns once the operation is queued. Collectives of
     /// this communicator run in the order of the calls, blocking ones included, on a thread of the communicator's own
-    /// that the first asynchronous call starts.
+    /// that the first asynchronous call starts. Messages between two ranks are posted at the call.
     pub fn start<'c, 'env>(&'c self, scope: &'c Scope<'env>) -> Start<'c, 'env> {
-        Start { comm: self, stream: None, scope }
+        Start { comm: self, stream: None, tag: 0, scope }
     }
 
     /// [`Communicator::start`] on a stream of the caller's: the operation also waits for everything queued there
     /// before.
     pub fn start_on<'c, 'env>(&'c self, stream: &'c Stream, scope: &'c Scope<'env>) -> Start<'c, 'env> {
-        Start { comm: self, stream: Some(stream), scope }
+        Start { comm: self, stream: Some(stream), tag: 0, scope }
     }
 }
 
@@ -273,24 +338,44 @@ impl<'env> Start<'_, 'env> {
         self.apart(call, &[], &mut [])
     }
 
-    /// See [`Communicator::send`].
+    /// See [`Communicator::send`]. Without a stream the message is posted at once, and goes on its way while this rank
+    /// does something else; so `recv`, `send` and then [`Request::wait`] for both is fine on both sides.
     pub fn send<T: Element>(&self, buffer: &'env [T], to: usize) -> Result<Request<'env, T>> {
-        let direction = super::point_to_point::Direction { peer: to, count: buffer.len() };
-        let buffers = Buffers { input: buffer.as_ptr().cast(), output: std::ptr::null_mut() };
-        self.queue(&mut [], move |inner, number| {
-            // SAFETY: the buffer is borrowed for 'env, which lasts until the scope has waited for this.
-            unsafe { inner.message(number, T::DTYPE, buffers, Some(direction), None) }
-        })
+        self.message(Message::to(buffer, to, self.tag), &mut [])
     }
 
-    /// See [`Communicator::recv`].
+    /// See [`Communicator::recv`]. Without a stream the message is expected from now on.
     pub fn recv<T: Element>(&self, buffer: &'env mut [T], from: usize) -> Result<Request<'env, T>> {
-        let direction = super::point_to_point::Direction { peer: from, count: buffer.len() };
-        let buffers = Buffers { input: std::ptr::null(), output: buffer.as_mut_ptr().cast() };
-        self.queue(buffer, move |inner, number| {
-            // SAFETY: as in `send`.
-            unsafe { inner.message(number, T::DTYPE, buffers, None, Some(direction)) }
-        })
+        self.message(Message::from(buffer, from, self.tag), buffer)
+    }
+
+    /// The same, for messages with this tag. See [`Communicator::tag`].
+    pub fn tag(self, tag: u32) -> Self {
+        Start { tag, ..self }
+    }
+
+    fn message<T: Element>(&self, message: Message, output: &'env mut [T]) -> Result<Request<'env, T>> {
+        let inner = &self.comm.inner;
+        inner.check_peers(&[message])?;
+        // The scope knows of it before it is posted: what the scope knows of, it waits for.
+        let outcome = match self.stream {
+            None => {
+                let posted = Arc::new(Posted { inner: inner.clone(), count: Count::of(1) });
+                let outcome = self.scope.started(Outcome::Posted(posted.clone()));
+                // SAFETY: the buffer is borrowed for 'env, which lasts until the scope has waited for the count, and the
+                // scope keeps that where it is.
+                unsafe { inner.messages.post(&[message], &posted.count) };
+                outcome
+            }
+            Some(stream) => {
+                let completion: Arc<Completion> = Arc::default();
+                // SAFETY: as above.
+                let run = move |inner: &Inner| unsafe { inner.messages.run(&[message]) };
+                stream.push(Box::new(completing(inner, &completion, run)));
+                self.scope.started(Outcome::Queued(completion))
+            }
+        };
+        Ok(Request { outcome, output: NonNull::from(output), _env: PhantomData })
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -326,32 +411,28 @@ impl<'env> Start<'_, 'env> {
     pub(super) fn queue<T: Element>(
         &self,
         output: &'env mut [T],
-        run: impl FnOnce(&super::Inner, u64) -> Result<()> + Send + 'static,
+        run: impl FnOnce(&Inner, u64) -> Result<()> + Send + 'static,
     ) -> Result<Request<'env, T>> {
         let completion: Arc<Completion> = Arc::default();
-        let inner = self.comm.inner.clone();
-        let mut own = inner.own_stream.lock();
-        let stream = match self.stream {
-            Some(stream) => stream,
-            None => match &mut *own {
-                Some(stream) => stream,
-                none => none.insert(Stream::new()?),
-            },
-        };
-        // Under the lock, so that what two threads queue on the communicator's own stream lies there in the order of
-        // the tickets.
-        let number = inner.turns.take();
-        let request = Request { completion: completion.clone(), output: NonNull::from(output), _env: PhantomData };
-        self.scope.started.lock().push(completion.clone());
-        let job = {
-            let inner = inner.clone();
-            move || {
-                // A user's operation may panic. The panic ends the communicator, not the stream's thread.
-                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&inner, number)));
-                completion.set(outcome.unwrap_or_else(|_| Err(inner.panicked())));
-            }
-        };
-        stream.push(Box::new(job));
-        Ok(request)
+        let inner = &self.comm.inner;
+        inner.queue(self.stream, |stream, number| {
+            stream.push(Box::new(completing(inner, &completion, move |inner: &Inner| run(inner, number))));
+        })?;
+        let outcome = self.scope.started(Outcome::Queued(completion));
+        Ok(Request { outcome, output: NonNull::from(output), _env: PhantomData })
+    }
+}
+
+/// A stream's job: `run`, and then its result for whoever waits.
+fn completing(
+    inner: &Arc<Inner>,
+    completion: &Arc<Completion>,
+    run: impl FnOnce(&Inner) -> Result<()> + Send + 'static,
+) -> impl FnOnce() + Send + 'static {
+    let (inner, completion) = (inner.clone(), completion.clone());
+    move || {
+        // A user's operation may panic. The panic ends the communicator, not the stream's thread.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&inner)));
+        completion.set(result.unwrap_or_else(|_| Err(inner.panicked())));
     }
 }

@@ -183,7 +183,7 @@ impl<'a> Lane<'a> {
             // SAFETY: the region lies in a buffer of this call, which nothing writes while this step sends it (the
             // verifier's promise).
             let rest = unsafe { std::slice::from_raw_parts(at.add(self.sent), bytes - self.sent) };
-            self.sent += put(tx, rest, self.bound).map_err(|e| Trouble::Link(to, e))?;
+            self.sent += put(tx, rest, self.bound.stream_from).map_err(|e| Trouble::Link(to, e))?;
             if self.sent < bytes {
                 return Ok(false);
             }
@@ -308,7 +308,7 @@ impl<'a> Lane<'a> {
                 self.got += rx.recv(into).map_err(|e| Trouble::Link(from, e))?;
                 // SAFETY: [sent, got) of the chunk's slice has been received, and the borrow above has ended.
                 let onward = unsafe { std::slice::from_raw_parts(at.add(self.sent), self.got - self.sent) };
-                self.sent += put(tx, onward, self.bound).map_err(|e| Trouble::Link(to, e))?;
+                self.sent += put(tx, onward, self.bound.stream_from).map_err(|e| Trouble::Link(to, e))?;
                 if before == (self.got, self.sent) {
                     return Ok(Some(if self.got == self.sent { from } else { to }));
                 }
@@ -428,10 +428,11 @@ impl Lane<'_> {
     }
 }
 
-/// Put as much of `bytes` on a link as it takes now; returns how much.
+/// Put as much of `bytes` on a link as it takes now; returns how much. Into memory that the receiver shares, pieces of
+/// at least `stream_from` bytes go around the caches.
 #[inline]
-fn put(tx: &mut dyn Sender, bytes: &[u8], bound: &Bound<'_>) -> Result<usize, LinkError> {
-    if !tx.is_shared() || bytes.len() < bound.stream_from {
+pub(crate) fn put(tx: &mut dyn Sender, bytes: &[u8], stream_from: usize) -> Result<usize, LinkError> {
+    if !tx.is_shared() || bytes.len() < stream_from {
         return tx.send(bytes);
     }
     let mut taken = 0;
@@ -442,7 +443,7 @@ fn put(tx: &mut dyn Sender, bytes: &[u8], bound: &Bound<'_>) -> Result<usize, Li
             break;
         }
         // SAFETY: both are slices of at least n bytes, the room a mutable one of the link's own.
-        unsafe { reduce::copy(room.as_mut_ptr(), bytes[taken..].as_ptr(), n, n >= bound.stream_from) };
+        unsafe { reduce::copy(room.as_mut_ptr(), bytes[taken..].as_ptr(), n, n >= stream_from) };
         tx.commit(n);
         taken += n;
     }

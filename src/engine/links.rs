@@ -8,10 +8,12 @@ use maypole_transports::{LinkError, Receiver, Sender, Window};
 
 use super::lane::Trouble;
 use super::loans::Loans;
-use super::routes::{CHANNELS, POINT_TO_POINT, Routes};
+use super::routes::{POINT_TO_POINT, Routes};
 use crate::fingerprint::Fingerprint;
 use crate::topology::Topology;
 
+/// Channels per ordered pair of ranks that lanes use.
+const CHANNELS: usize = POINT_TO_POINT;
 /// Bytes at the start of a publication that hold its fingerprint and its loan.
 pub(crate) const WINDOW_HEADER: usize = 64;
 const HEADER: usize = size_of::<Fingerprint>();
@@ -161,11 +163,6 @@ impl Links {
     pub fn unopened(&self, from: usize, to: usize, channel: usize, stamp: u64) -> usize {
         let received = self.receivers[from * CHANNELS + channel].as_ref().is_some_and(|end| end.opened == stamp);
         if received { to } else { from }
-    }
-
-    /// Whether there is a link to `peer` for messages between two ranks.
-    pub fn exchanges_messages(&self, peer: usize) -> bool {
-        self.receivers[peer * CHANNELS + POINT_TO_POINT].is_some()
     }
 
     /// Make the links to and from `peer` on `channel`. `false`: the peer has not connected yet.

@@ -5,10 +5,12 @@
 //! is the hand-fused path of the smallest messages. The engine belongs to one communicator on one rank and does one
 //! operation at a time.
 
+pub(crate) mod alarm;
 pub(crate) mod bound;
 pub(crate) mod lane;
 pub(crate) mod links;
 pub(crate) mod loans;
+pub(crate) mod messages;
 pub(crate) mod rest;
 pub(crate) mod routes;
 pub(crate) mod small;

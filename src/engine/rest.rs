@@ -24,7 +24,10 @@ pub(crate) struct Rest {
 impl Rest {
     /// For the links of `group` on `channel`, and the sockets of `poller`.
     pub fn new(group: Option<&Group>, channel: usize, poller: Option<Arc<Poller>>) -> Rest {
-        Rest { bell: group.map(|group| group.bell(channel)), poller }
+        let bell = group.map(|group| group.bell(channel));
+        // A rank without links has its own threads to wait for.
+        let own = || Shared::from_arc(Arc::new(Bell::default()));
+        Rest { bell: if poller.is_none() { bell.or_else(|| Some(own())) } else { bell }, poller }
     }
 
     /// The caller is about to sleep: it polls once more everything that it waits for, and then calls [`Rest::sleep`].

@@ -3,6 +3,7 @@
 //! Ranks of one host share a segment, all others are reached by TCP. Collectives and messages have links of their own:
 //! each engine has its own [`Routes`], over the same segment and node, but with its own [`Rest`].
 
+use std::net::TcpStream;
 use std::sync::Arc;
 
 use maypole_transports::shm::Group;
@@ -43,6 +44,19 @@ pub(crate) struct Routes {
 /// Both directions between two ranks on one channel.
 pub(crate) type Pair = (Box<dyn Sender>, Box<dyn Receiver>);
 
+/// A link that is used in one direction only.
+pub(crate) struct Outward {
+    pub sender: Box<dyn Sender>,
+    /// The other half of its connection: dropping that would close both.
+    _back: Option<Box<dyn Receiver>>,
+}
+
+/// A link that is used in one direction only.
+pub(crate) struct Inward {
+    pub receiver: Box<dyn Receiver>,
+    _back: Option<Box<dyn Sender>>,
+}
+
 impl Routes {
     /// The routes of the links on `channel` and its like (see [`Group::bell`]). `places[r]`: rank r's place in
     /// `group`'s segment. Ranks without one are reached through `network`.
@@ -82,39 +96,81 @@ impl Routes {
         &self.rest
     }
 
-    /// Make the links to and from `peer` on `channel`. `None`: the peer has not connected yet.
+    /// Make the links to and from `peer` on `channel`. `None`: the peer has not connected yet. Where they are sockets,
+    /// one connection serves both directions, and the lower rank makes it.
     pub fn link(&self, peer: usize, channel: usize) -> Result<Option<Pair>, Trouble> {
-        let pair: Pair = match (self.places[peer], &self.network) {
-            (Some(place), _) => {
-                let group = self.group.as_ref().expect("places are in the group's segment");
-                (group.sender(place, channel), group.receiver(place, channel))
-            }
-            (None, Some(network)) => {
-                let world = network.members[peer];
-                // One connection serves both directions; the lower rank makes it.
-                let streams = if self.me < peer {
-                    let made = network.node.connect(world, network.context, channel, network.connections);
-                    Some(made.map_err(|error| match error {
-                        Error::Failed { .. } => Trouble::Error(error),
-                        // The others wait for this rank: they are told.
-                        other => Trouble::Link(peer, unreachable_peer(other)),
-                    })?)
-                } else {
-                    network.node.accepted(world, network.context, channel, network.connections)
-                };
-                let Some(streams) = streams else { return Ok(None) };
-                let link = |e| Trouble::Link(peer, e);
-                let (sender, receiver) = tcp::link(streams, network.credit).map_err(link)?;
-                for fd in receiver.fds() {
-                    let io = |source| LinkError::Io { doing: "watching a connection", source };
-                    network.poller.add(fd).map_err(io).map_err(link)?;
-                }
-                (Box::new(sender), Box::new(receiver))
-            }
-            (None, None) => unreachable!("rank {peer} has neither a place in the segment nor an address"),
+        let pair: Option<Pair> = match self.near_by(peer) {
+            Some((group, place)) => Some((group.sender(place, channel), group.receiver(place, channel))),
+            None if self.me < peer => Some(self.connect(peer, channel)?),
+            None => self.accepted(peer, channel)?,
         };
+        if pair.is_some() {
+            tracing::debug!(rank = self.me, peer, channel, shared = self.places[peer].is_some(), "link made");
+        }
+        Ok(pair)
+    }
+
+    /// Make the link to `peer` on `channel`, for messages. Where it is a socket, the sender connects, so that it need
+    /// not wait for the receiver to come; one connection per direction.
+    pub fn outward(&self, peer: usize, channel: usize) -> Result<Outward, Trouble> {
         tracing::debug!(rank = self.me, peer, channel, shared = self.places[peer].is_some(), "link made");
-        Ok(Some(pair))
+        Ok(match self.near_by(peer) {
+            Some((group, place)) => Outward { sender: group.sender(place, channel), _back: None },
+            None => {
+                let (sender, back) = self.connect(peer, channel)?;
+                Outward { sender, _back: Some(back) }
+            }
+        })
+    }
+
+    /// Take the link from `peer` on `channel`, for messages. `None`: the peer has not connected yet.
+    pub fn inward(&self, peer: usize, channel: usize) -> Result<Option<Inward>, Trouble> {
+        Ok(match self.near_by(peer) {
+            Some((group, place)) => Some(Inward { receiver: group.receiver(place, channel), _back: None }),
+            None => {
+                let pair = self.accepted(peer, channel)?;
+                pair.map(|(back, receiver)| Inward { receiver, _back: Some(back) })
+            }
+        })
+    }
+
+    /// Where a rank that shares memory with this one has its place.
+    fn near_by(&self, peer: usize) -> Option<(&Group, usize)> {
+        let place = self.places[peer]?;
+        Some((self.group.as_ref().expect("places are in the group's segment"), place))
+    }
+
+    fn network(&self, peer: usize) -> &Network {
+        let network = self.network.as_ref();
+        network.unwrap_or_else(|| unreachable!("rank {peer} has neither a place in the segment nor an address"))
+    }
+
+    fn connect(&self, peer: usize, channel: usize) -> Result<Pair, Trouble> {
+        let network = self.network(peer);
+        let made = network.node.connect(network.members[peer], network.context, channel, network.connections);
+        let streams = made.map_err(|error| match error {
+            Error::Failed { .. } => Trouble::Error(error),
+            // The others wait for this rank: they are told.
+            other => Trouble::Link(peer, unreachable_peer(other)),
+        })?;
+        network.pair(streams).map_err(|e| Trouble::Link(peer, e))
+    }
+
+    fn accepted(&self, peer: usize, channel: usize) -> Result<Option<Pair>, Trouble> {
+        let network = self.network(peer);
+        let there = network.node.accepted(network.members[peer], network.context, channel, network.connections);
+        there.map(|streams| network.pair(streams)).transpose().map_err(|e| Trouble::Link(peer, e))
+    }
+}
+
+impl Network {
+    fn pair(&self, streams: Vec<TcpStream>) -> Result<Pair, LinkError> {
+        let (sender, receiver) = tcp::link(streams, self.credit)?;
+        for fd in receiver.fds() {
+            let io = |source| LinkError::Io { doing: "watching a connection", source };
+            self.poller.add(fd).map_err(io)?;
+        }
+        Ok((Box::new(sender), Box::new(receiver)))
     }
 }
 

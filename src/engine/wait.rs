@@ -30,6 +30,7 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 const VERDICT_WITHIN: Duration = Duration::from_secs(4);
 
 /// What a waiting rank knows of its communicator.
+#[derive(Clone)]
 pub(crate) struct Court {
     pub context: u64,
     pub me: usize,
@@ -101,6 +102,14 @@ impl Court {
         })
     }
 
+    /// The deadline has passed in `operation`: have the jury find out who has not come.
+    #[cold]
+    fn deadline(&self, operation: &Fingerprint) -> Error {
+        let after = self.timeout;
+        self.jury.stalled(self.context, self.me, *operation, after);
+        self.await_verdict(Verdict::Stalled { operation: *operation, reporter: self.me, after, culprits: Vec::new() })
+    }
+
     fn await_verdict(&self, otherwise: Verdict) -> Error {
         for_verdict(&self.watch, otherwise);
         self.failed()
@@ -122,28 +131,70 @@ fn wait_for_verdict(watch: &Watch, most: Duration) {
     }
 }
 
-/// A wait within one operation.
+/// What a wait that has become long does besides waiting: it asks after the rank that it waits for, and it ends at the
+/// deadline, which counts from the first question.
+pub(crate) struct Questions {
+    since: Option<Instant>,
+    ask_at: Duration,
+    /// A rank that had left when it was looked at last.
+    departed: Option<usize>,
+}
+
+impl Questions {
+    /// For a wait that has not become long yet.
+    pub fn new() -> Questions {
+        Questions { since: None, ask_at: ASK_AFTER, departed: None }
+    }
+
+    /// Whether the wait has become long.
+    #[inline]
+    pub fn begun(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// Rank `peer` has left: whether that was known before.
+    pub fn has_departed(&mut self, peer: usize) -> bool {
+        self.departed.replace(peer) == Some(peer)
+    }
+
+    /// Still waiting in `operation`, for rank `peer`: how long to sleep before the next look around.
+    ///
+    /// # Errors
+    /// When the deadline has passed.
+    #[cold]
+    pub fn next(&mut self, court: &Court, operation: &Fingerprint, peer: usize) -> Result<Duration, Error> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let waited = since.elapsed();
+        if waited >= court.timeout {
+            return Err(court.deadline(operation));
+        }
+        if waited >= self.ask_at {
+            court.jury.inquire(court.context, court.me, *operation, peer);
+            self.ask_at = waited + waited.min(ASK_AT_LEAST);
+        }
+        Ok(NAP.min(court.timeout - waited).min(self.ask_at.saturating_sub(waited) + ASK_AFTER))
+    }
+}
+
+/// A wait within one collective.
 pub(crate) struct Wait<'a> {
     court: &'a Court,
     operation: &'a Fingerprint,
     idle: Idle,
     armed: bool,
-    since: Option<Instant>,
-    ask_at: Duration,
-    /// Whether the rank it waits for has left, as was seen before the last poll.
-    departed: bool,
+    questions: Questions,
 }
 
 impl<'a> Wait<'a> {
     pub fn new(court: &'a Court, operation: &'a Fingerprint) -> Wait<'a> {
         let idle = Idle::new(court.patience);
-        Wait { court, operation, idle, armed: false, since: None, ask_at: ASK_AFTER, departed: false }
+        Wait { court, operation, idle, armed: false, questions: Questions::new() }
     }
 
     /// Whether polling alone has not helped for a while: time to look at less likely causes.
     #[inline]
     pub fn is_long(&self) -> bool {
-        self.since.is_some() || self.idle.polls() > 256
+        self.questions.begun() || self.idle.polls() > 256
     }
 
     /// Something was done since the last poll.
@@ -176,31 +227,8 @@ impl<'a> Wait<'a> {
 
     #[cold]
     fn sleep(&mut self, links: &mut Links, blocked_on: Option<usize>) -> Result<(), Error> {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        let waited = since.elapsed();
-        if waited >= self.court.timeout {
-            return Err(self.deadline());
-        }
         let next = if self.court.me + 1 == links.size { 0 } else { self.court.me + 1 };
-        let peer = blocked_on.unwrap_or(next);
-        // A link says itself that its other end is gone, after what came before; where none was made, nothing else
-        // would.
-        if self.operation.is_point_to_point() && !links.exchanges_messages(peer) && self.court.watch.has_departed(peer)
-        {
-            if std::mem::replace(&mut self.departed, true) {
-                let how = format!(
-                    "it left the communicator, while rank {} waits for it in {}",
-                    self.court.me, self.operation
-                );
-                let host = self.court.hosts[peer].clone();
-                return Err(self.court.convict(Verdict::Died { rank: peer, host, how }));
-            }
-            return Ok(());
-        }
-        if waited >= self.ask_at {
-            self.court.jury.inquire(self.court.context, self.court.me, *self.operation, peer);
-            self.ask_at = waited + waited.min(ASK_AT_LEAST);
-        }
+        let nap = self.questions.next(self.court, self.operation, blocked_on.unwrap_or(next))?;
         if !self.armed {
             links.settle();
             links.routes.rest().arm();
@@ -208,7 +236,6 @@ impl<'a> Wait<'a> {
             // One more poll with the bell armed, or nobody would ring for what came just before.
             return Ok(());
         }
-        let nap = NAP.min(self.court.timeout - waited).min(self.ask_at.saturating_sub(waited) + ASK_AFTER);
         links.routes.rest().sleep(nap);
         self.disarm(links);
         if self.court.watch.raised() {
@@ -220,18 +247,5 @@ impl<'a> Wait<'a> {
     fn disarm(&mut self, links: &Links) {
         links.routes.rest().disarm();
         self.armed = false;
-    }
-
-    #[cold]
-    fn deadline(&self) -> Error {
-        let after = self.court.timeout;
-        let court = self.court;
-        court.jury.stalled(court.context, court.me, *self.operation, after);
-        court.await_verdict(Verdict::Stalled {
-            operation: *self.operation,
-            reporter: court.me,
-            after,
-            culprits: Vec::new(),
-        })
     }
 }

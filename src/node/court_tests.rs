@@ -185,7 +185,7 @@ fn messages_between_two_are_not_looked_up_by_number() {
     let (mut court, now) = (court(), Instant::now());
     court.register(0, 9, &Runs::new(&[0, 1]));
     court.register(1, 9, &Runs::new(&[0, 1]));
-    let message = Fingerprint::point_to_point(2, DataType::F32, 4, 1, 0);
+    let message = Fingerprint::point_to_point(2, DataType::F32, 4, (1, 0), 0);
     court.stalled(0, 9, message, Duration::from_secs(1), now);
     assert_eq!(asks(&mut court), [(1, u64::MAX, 0)]);
     court.answer(1, 9, u64::MAX, 0, Record::NotYet(Some(op(2, 9))));
@@ -290,7 +290,7 @@ fn nothing_is_kept_of_communicators_that_all_have_left() {
 #[test]
 fn who_waits_for_a_message_hears_that_its_other_side_left() {
     let mut court = court();
-    let message = Fingerprint::point_to_point(1, DataType::F32, 4, 2, 0);
+    let message = Fingerprint::point_to_point(1, DataType::F32, 4, (2, 0), 0);
     court.inquire(0, WORLD, message, 2);
     assert!(court.letters().is_empty(), "messages are not looked up");
     // An answer about the collective of the same number is none about the message.

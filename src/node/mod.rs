@@ -208,7 +208,7 @@ impl Node {
                     }
                     // It may have left in good order, and then nobody answers there any more.
                     if let (Some((_, me)), Some(member)) = (&watch, member) {
-                        let nothing = Fingerprint::point_to_point(0, DataType::U8, 0, *me, member);
+                        let nothing = Fingerprint::point_to_point(0, DataType::U8, 0, (*me, member), 0);
                         self.inquire(context, *me, nothing, member);
                     }
                     if Instant::now() + pause >= deadline {

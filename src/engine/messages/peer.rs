@@ -1,0 +1,377 @@
+//! The messages between this rank and one other: what is to be sent, what is expected, what came unexpectedly.
+//!
+//! A link carries one message after the other, each a fingerprint and then its bytes. What is posted for sending goes
+//! out in the order of the calls. What arrives is matched by its tag with the earliest expected message of that tag. If
+//! none has it, the message stays in the link, and with it all that follow, as long as nothing is expected: the
+//! sender of a large one then waits for its receiver, and no memory is taken. Once another message is expected from
+//! that rank, the unexpected one is *stashed*, taken into memory of this rank's, so that those behind it can come; a
+//! message posted later finds it there, or takes over the rest if it is still arriving.
+//!
+//! Messages of one tag never overtake each other: the stash is searched before a message is expected, so that nothing
+//! is ever expected whose tag lies in the stash, and both are searched from the front.
+
+use std::collections::VecDeque;
+
+use maypole_transports::{LinkError, Receiver, Sender};
+
+use super::tally::Tally;
+use crate::engine::lane::{Trouble, put};
+use crate::engine::routes::{Inward, Outward, POINT_TO_POINT, Routes};
+use crate::fingerprint::Fingerprint;
+
+const HEADER: usize = size_of::<Fingerprint>();
+
+/// Messages up to this many bytes go into shared memory together with their fingerprint.
+const TOGETHER: usize = 4 << 10;
+
+/// What went wrong, and with which message.
+pub(super) struct Failure {
+    pub trouble: Trouble,
+    pub operation: Fingerprint,
+}
+
+impl Failure {
+    #[cold]
+    pub fn of(trouble: Trouble, operation: Fingerprint) -> Box<Failure> {
+        Box::new(Failure { trouble, operation })
+    }
+}
+
+/// A message to be sent.
+pub(super) struct Outgoing {
+    pub operation: Fingerprint,
+    pub from: *const u8,
+    pub bytes: usize,
+    pub tally: Tally,
+    announced: bool,
+    sent: usize,
+}
+
+/// A message that is expected.
+pub(super) struct Incoming {
+    pub operation: Fingerprint,
+    pub into: *mut u8,
+    pub bytes: usize,
+    pub tally: Tally,
+}
+
+impl Outgoing {
+    /// # Safety
+    /// `from` stays readable for `bytes` bytes until the message is counted off `tally` or dropped.
+    pub unsafe fn new(operation: Fingerprint, from: *const u8, bytes: usize, tally: Tally) -> Outgoing {
+        Outgoing { operation, from, bytes, tally, announced: false, sent: 0 }
+    }
+
+    fn rest(&self) -> &[u8] {
+        // SAFETY: the promise made to `new`.
+        unsafe { std::slice::from_raw_parts(self.from.add(self.sent), self.bytes - self.sent) }
+    }
+}
+
+impl Incoming {
+    /// # Safety
+    /// `into` stays writable for `bytes` bytes, and nobody else's, until the message is counted off `tally` or dropped.
+    pub unsafe fn new(operation: Fingerprint, into: *mut u8, bytes: usize, tally: Tally) -> Incoming {
+        Incoming { operation, into, bytes, tally }
+    }
+
+    fn rest(&mut self, got: usize) -> &mut [u8] {
+        // SAFETY: the promise made to `new`.
+        unsafe { std::slice::from_raw_parts_mut(self.into.add(got), self.bytes - got) }
+    }
+
+    /// Whether `theirs` is what is expected, its tag being right. The message stays where it is if not: all that are
+    /// posted are counted off when the communicator fails.
+    fn check(&self, from: usize, theirs: &Fingerprint) -> Result<(), Box<Failure>> {
+        if self.operation.same_message(theirs) {
+            return Ok(());
+        }
+        Err(Failure::of(Trouble::Mismatch { peer: from, ours: self.operation, theirs: *theirs }, self.operation))
+    }
+}
+
+/// A message whose fingerprint has been taken off the link.
+struct Arriving {
+    got: usize,
+    into: Into,
+}
+
+enum Into {
+    Buffer(Incoming),
+    Stash(Stashed),
+}
+
+/// A message in memory of this rank's.
+struct Stashed {
+    operation: Fingerprint,
+    content: Vec<u8>,
+}
+
+/// The messages to and from one rank. See the [module](self).
+pub(super) struct Peer {
+    pub rank: usize,
+    /// Whether it is on the list of those with something to do.
+    pub listed: bool,
+    /// Messages posted so far in each direction.
+    pub posted: [u64; 2],
+    outward: Option<Outward>,
+    inward: Option<Inward>,
+    outgoing: VecDeque<Outgoing>,
+    expected: VecDeque<Incoming>,
+    arriving: Option<Arriving>,
+    stash: VecDeque<Stashed>,
+}
+
+impl Peer {
+    pub fn new(rank: usize) -> Peer {
+        Peer {
+            rank,
+            listed: false,
+            posted: [0; 2],
+            outward: None,
+            inward: None,
+            outgoing: VecDeque::new(),
+            expected: VecDeque::new(),
+            arriving: None,
+            stash: VecDeque::new(),
+        }
+    }
+
+    pub fn send(&mut self, message: Outgoing) {
+        self.outgoing.push_back(message);
+    }
+
+    /// Expect a message, which may have come already.
+    pub fn expect(&mut self, mut message: Incoming) -> Result<(), Box<Failure>> {
+        let tag = message.operation.tag();
+        if let Some(at) = self.stash.iter().position(|s| s.operation.tag() == tag) {
+            if let Err(failure) = message.check(self.rank, &self.stash[at].operation) {
+                self.expected.push_back(message);
+                return Err(failure);
+            }
+            let stashed = self.stash.remove(at).expect("just found");
+            message.rest(0).copy_from_slice(&stashed.content);
+            message.tally.count_off();
+            return Ok(());
+        }
+        if let Some(Arriving { got, into }) = &mut self.arriving
+            && let Into::Stash(stashed) = into
+            && stashed.operation.tag() == tag
+        {
+            if let Err(failure) = message.check(self.rank, &stashed.operation) {
+                self.expected.push_back(message);
+                return Err(failure);
+            }
+            message.rest(0)[..*got].copy_from_slice(&stashed.content[..*got]);
+            *into = Into::Buffer(message);
+            return Ok(());
+        }
+        self.expected.push_back(message);
+        Ok(())
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.outgoing.is_empty() && self.expected.is_empty() && self.arriving.is_none()
+    }
+
+    /// Whether bytes from this rank can only come in if somebody takes them in ahead of their time.
+    pub fn is_linked_but_unread(&self) -> bool {
+        self.inward.is_some() && self.expected.is_empty() && self.arriving.is_none()
+    }
+
+    /// Take in what has arrived ahead of its time, up to the link's credit. Returns whether anything came.
+    pub fn absorb(&mut self) -> Result<bool, LinkError> {
+        match &mut self.inward {
+            Some(link) => match link.receiver.absorb() {
+                // A rank that is gone is reported when it is needed: it may have left in good order.
+                Err(LinkError::Gone { .. }) => Ok(false),
+                other => other,
+            },
+            None => Ok(false),
+        }
+    }
+
+    /// Do what can be done now. Returns whether anything moved.
+    pub fn advance(&mut self, routes: &Routes, stream_from: usize) -> Result<bool, Box<Failure>> {
+        Ok(self.advance_outgoing(routes, stream_from)? | self.advance_incoming(routes)?)
+    }
+
+    fn advance_outgoing(&mut self, routes: &Routes, stream_from: usize) -> Result<bool, Box<Failure>> {
+        let mut moved = false;
+        while let Some(message) = self.outgoing.front_mut() {
+            let operation = message.operation;
+            let fail = |trouble| Failure::of(trouble, operation);
+            let link = match &mut self.outward {
+                Some(link) => link,
+                none => none.insert(routes.outward(self.rank, POINT_TO_POINT).map_err(fail)?),
+            };
+            let before = (message.announced, message.sent);
+            let done = push(message, &mut *link.sender, stream_from).map_err(|e| fail(Trouble::Link(self.rank, e)))?;
+            moved |= before != (message.announced, message.sent);
+            if !done {
+                break;
+            }
+            moved = true;
+            let message = self.outgoing.pop_front().expect("it was the front");
+            message.tally.count_off();
+        }
+        Ok(moved)
+    }
+
+    fn advance_incoming(&mut self, routes: &Routes) -> Result<bool, Box<Failure>> {
+        let mut moved = false;
+        while !(self.expected.is_empty() && self.arriving.is_none()) {
+            let operation = match (&self.arriving, self.expected.front()) {
+                (Some(Arriving { into: Into::Buffer(message), .. }), _) | (None, Some(message)) => message.operation,
+                (Some(Arriving { into: Into::Stash(stashed), .. }), _) => stashed.operation,
+                (None, None) => break,
+            };
+            let fail = |trouble| Failure::of(trouble, operation);
+            if self.inward.is_none() {
+                self.inward = routes.inward(self.rank, POINT_TO_POINT).map_err(fail)?;
+            }
+            let Some(link) = &mut self.inward else { break };
+            let receiver = &mut *link.receiver;
+            let link_trouble = |e| fail(Trouble::Link(self.rank, e));
+            if self.arriving.is_none() {
+                let Some(theirs) = fingerprint(receiver).map_err(link_trouble)? else { break };
+                self.arriving = Some(matched(&mut self.expected, self.rank, theirs)?);
+                moved = true;
+            }
+            let arriving = self.arriving.as_mut().expect("just matched");
+            let into = match &mut arriving.into {
+                Into::Buffer(message) => message.rest(arriving.got),
+                Into::Stash(stashed) => &mut stashed.content[arriving.got..],
+            };
+            let wanted = into.len();
+            let came = if wanted > 0 { receiver.recv(into).map_err(link_trouble)? } else { 0 };
+            arriving.got += came;
+            moved |= came > 0;
+            if came < wanted {
+                break;
+            }
+            receiver.end();
+            match self.arriving.take().expect("just filled").into {
+                Into::Buffer(message) => message.tally.count_off(),
+                Into::Stash(stashed) => self.stash.push_back(stashed),
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Messages to this rank itself: those sent are matched with those expected, in order.
+    pub fn advance_self(&mut self) -> Result<bool, Box<Failure>> {
+        let mut moved = false;
+        let mut at = 0;
+        while let Some(sent) = self.outgoing.get(at) {
+            let tag = sent.operation.tag();
+            let Some(to) = self.expected.iter().position(|e| e.operation.tag() == tag) else {
+                at += 1;
+                continue;
+            };
+            self.expected[to].check(self.rank, &sent.operation)?;
+            let mut message = self.expected.remove(to).expect("just found");
+            message.rest(0).copy_from_slice(sent.rest());
+            let sent = self.outgoing.remove(at).expect("just seen");
+            message.tally.count_off();
+            sent.tally.count_off();
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// Whether a message to this rank itself, or from it, would find its other side.
+    pub fn has_other_side(&self, sends: bool, tag: u32) -> bool {
+        match sends {
+            true => self.expected.iter().any(|m| m.operation.tag() == tag),
+            false => self.outgoing.iter().any(|m| m.operation.tag() == tag),
+        }
+    }
+
+    /// The first message that is counted on `tally`.
+    pub fn find(&self, tally: Tally) -> Option<Fingerprint> {
+        let arriving = self.arriving.iter().filter_map(|a| match &a.into {
+            Into::Buffer(message) => Some(message),
+            Into::Stash(_) => None,
+        });
+        let incoming = arriving.chain(&self.expected).map(|m| (m.tally, m.operation));
+        let all = incoming.chain(self.outgoing.iter().map(|m| (m.tally, m.operation)));
+        all.into_iter().find(|(counted, _)| *counted == tally).map(|(_, operation)| operation)
+    }
+
+    /// Whether nothing that this rank waits for can come any more once the other has left: it will read nothing, and
+    /// there is no link that would bring what it has sent.
+    pub fn is_pointless_without_it(&self) -> bool {
+        !self.outgoing.is_empty() || self.inward.is_none()
+    }
+
+    /// Nothing will be done any more: count off everything as failed, and touch no buffer after that.
+    pub fn fail(&mut self) {
+        self.outgoing.drain(..).for_each(|message| message.tally.fail());
+        self.expected.drain(..).for_each(|message| message.tally.fail());
+        if let Some(Arriving { into: Into::Buffer(message), .. }) = self.arriving.take() {
+            message.tally.fail();
+        }
+        self.stash.clear();
+    }
+}
+
+/// Send as much of a message as the link takes. `true`: all is sent.
+fn push(message: &mut Outgoing, link: &mut dyn Sender, stream_from: usize) -> Result<bool, LinkError> {
+    if !message.announced {
+        let room = link.reserve()?;
+        if room.len() < HEADER {
+            return Ok(false);
+        }
+        room[..HEADER].copy_from_slice(bytemuck::bytes_of(&message.operation));
+        let together = if message.bytes <= TOGETHER.min(room.len() - HEADER) { message.bytes } else { 0 };
+        room[HEADER..HEADER + together].copy_from_slice(&message.rest()[..together]);
+        link.commit(HEADER + together);
+        (message.announced, message.sent) = (true, together);
+        if together == message.bytes {
+            return link.end();
+        }
+    }
+    if message.sent == message.bytes {
+        // It has ended, but not all of it could be passed on yet.
+        return link.flush();
+    }
+    let took = put(link, message.rest(), stream_from)?;
+    message.sent += took;
+    if message.sent < message.bytes { Ok(false) } else { link.end() }
+}
+
+/// Take the fingerprint off the link, once it has arrived.
+fn fingerprint(link: &mut dyn Receiver) -> Result<Option<Fingerprint>, LinkError> {
+    let there = link.peek()?;
+    if there.len() < HEADER {
+        return Ok(None);
+    }
+    let theirs = bytemuck::pod_read_unaligned(&there[..HEADER]);
+    link.release(HEADER);
+    Ok(Some(theirs))
+}
+
+/// Where the message that begins with `theirs` goes.
+fn matched(expected: &mut VecDeque<Incoming>, from: usize, theirs: Fingerprint) -> Result<Arriving, Box<Failure>> {
+    if let Some(at) = expected.iter().position(|m| m.operation.tag() == theirs.tag()) {
+        expected[at].check(from, &theirs)?;
+        let message = expected.remove(at).expect("just found");
+        return Ok(Arriving { got: 0, into: Into::Buffer(message) });
+    }
+    let operation = expected.front().map_or(theirs, |m| m.operation);
+    let mut content = Vec::new();
+    let bytes = theirs.dtype().and_then(|dtype| usize::try_from(theirs.count).ok()?.checked_mul(dtype.size()));
+    match bytes.map(|bytes| content.try_reserve_exact(bytes).map(|()| bytes)) {
+        Some(Ok(bytes)) => content.resize(bytes, 0),
+        // Bytes that no rank of this version sends, or more than this rank has memory for.
+        _ => {
+            let what = format!("no memory for {theirs}, which came before the message that this rank waits for");
+            let source = std::io::Error::new(std::io::ErrorKind::OutOfMemory, what);
+            let trouble = Trouble::Link(from, LinkError::Io { doing: "stashing an unexpected message", source });
+            return Err(Failure::of(trouble, operation));
+        }
+    }
+    Ok(Arriving { got: 0, into: Into::Stash(Stashed { operation: theirs, content }) })
+}

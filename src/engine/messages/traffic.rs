@@ -1,0 +1,196 @@
+//! All messages of a rank that are not done: posting them, moving them on, giving them up.
+//!
+//! Nothing here waits or locks; [`super::Messages`] does.
+
+use maypole_collectives::{DataType, Element};
+use maypole_transports::LinkError;
+
+use super::peer::{Failure, Incoming, Outgoing, Peer};
+use super::tally::{Count, Tally};
+use crate::engine::lane::Trouble;
+use crate::engine::routes::Routes;
+use crate::fingerprint::Fingerprint;
+
+/// Which way a message goes, and where its bytes are.
+#[derive(Clone, Copy)]
+pub(super) enum Way {
+    To(*const u8),
+    From(*mut u8),
+}
+
+/// A message to be posted, in elements of `dtype`.
+#[derive(Clone, Copy)]
+pub(crate) struct Message {
+    way: Way,
+    /// The rank at its other side; may be this one.
+    pub peer: usize,
+    pub tag: u32,
+    pub dtype: DataType,
+    pub count: usize,
+}
+
+// SAFETY: plain addresses. Whoever posts a message sees to it that they stay valid, and unshared, until it is done.
+unsafe impl Send for Message {}
+// SAFETY: as above.
+unsafe impl Sync for Message {}
+
+impl Message {
+    /// `buffer` to rank `to`.
+    pub fn to<T: Element>(buffer: &[T], to: usize, tag: u32) -> Message {
+        Message { way: Way::To(buffer.as_ptr().cast()), peer: to, tag, dtype: T::DTYPE, count: buffer.len() }
+    }
+
+    /// Into `buffer`, from rank `from`.
+    pub fn from<T: Element>(buffer: &mut [T], from: usize, tag: u32) -> Message {
+        Message { way: Way::From(buffer.as_mut_ptr().cast()), peer: from, tag, dtype: T::DTYPE, count: buffer.len() }
+    }
+
+    pub fn is_sent(&self) -> bool {
+        matches!(self.way, Way::To(_))
+    }
+}
+
+/// See the [module](self).
+pub(super) struct Traffic {
+    routes: Routes,
+    stream_from: usize,
+    /// By rank; made with the first message.
+    peers: Vec<Option<Box<Peer>>>,
+    /// Ranks with something to do.
+    listed: Vec<usize>,
+    /// Ranks with which there are messages or have been.
+    known: Vec<usize>,
+}
+
+// SAFETY: the messages point to buffers and counts of their callers, which wait elsewhere until they are done and do not
+// care which thread works on them.
+unsafe impl Send for Traffic {}
+
+impl Traffic {
+    pub fn new(routes: Routes, stream_from: usize) -> Traffic {
+        let peers = std::iter::repeat_with(|| None).take(routes.size()).collect();
+        Traffic { routes, stream_from, peers, listed: Vec::new(), known: Vec::new() }
+    }
+
+    /// Whether no message is under way.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.listed.is_empty()
+    }
+
+    /// Post a message and move it as far as it goes now.
+    ///
+    /// # Safety
+    /// Its buffer has room for its elements and stays, like `count`, where it is until the message is counted off; an
+    /// outgoing one is not written, an incoming one not touched by others. `count` counts this message.
+    #[inline]
+    pub unsafe fn post(&mut self, message: &Message, count: &Count) -> Result<(), Box<Failure>> {
+        let me = self.routes.me;
+        let peer = match &mut self.peers[message.peer] {
+            Some(peer) => peer,
+            none => {
+                self.known.push(message.peer);
+                none.insert(Box::new(Peer::new(message.peer)))
+            }
+        };
+        let number = &mut peer.posted[usize::from(message.is_sent())];
+        *number += 1;
+        let bytes = message.count * message.dtype.size();
+        let ends = if message.is_sent() { (me, message.peer) } else { (message.peer, me) };
+        let operation = Fingerprint::point_to_point(*number, message.dtype, message.count, ends, message.tag);
+        // SAFETY: the caller's promise.
+        let tally = unsafe { Tally::on(count) };
+        let posted = match message.way {
+            Way::To(from) => {
+                // SAFETY: the caller's promise.
+                peer.send(unsafe { Outgoing::new(operation, from, bytes, tally) });
+                Ok(())
+            }
+            // SAFETY: the caller's promise.
+            Way::From(into) => peer.expect(unsafe { Incoming::new(operation, into, bytes, tally) }),
+        };
+        let moved = posted.and_then(|()| match message.peer == me {
+            true => peer.advance_self(),
+            false => peer.advance(&self.routes, self.stream_from),
+        });
+        if !peer.listed && !peer.is_idle() {
+            peer.listed = true;
+            self.listed.push(message.peer);
+        }
+        moved.map(|_| ())
+    }
+
+    /// Do what can be done now. Returns whether anything moved.
+    #[inline]
+    pub fn advance(&mut self) -> Result<bool, Box<Failure>> {
+        let mut moved = false;
+        let mut at = 0;
+        while at < self.listed.len() {
+            let rank = self.listed[at];
+            let peer = self.peers[rank].as_mut().expect("listed");
+            // Messages to itself have been matched when the later of the two was posted.
+            if rank != self.routes.me {
+                moved |= peer.advance(&self.routes, self.stream_from)?;
+            }
+            if peer.is_idle() {
+                peer.listed = false;
+                self.listed.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+        Ok(moved || self.routes.has_network() && !self.listed.is_empty() && self.absorb()?)
+    }
+
+    /// Take in what has arrived on links that nobody reads now, up to their credit, so that no rank waits for this one
+    /// while it waits for another.
+    fn absorb(&mut self) -> Result<bool, Box<Failure>> {
+        let mut moved = false;
+        for rank in &self.known {
+            let peer = self.peers[*rank].as_mut().expect("known");
+            if peer.is_linked_but_unread() {
+                let came = peer.absorb();
+                moved |= came.map_err(|e| self.blame(*rank, e))?;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// A link failed of which no message of this rank needs anything.
+    #[cold]
+    fn blame(&self, peer: usize, error: LinkError) -> Box<Failure> {
+        let operation = Fingerprint::point_to_point(0, DataType::U8, 0, (peer, self.routes.me), 0);
+        Failure::of(Trouble::Link(peer, error), operation)
+    }
+
+    /// The first message that is counted on `count`, and the rank at its other side.
+    #[cold]
+    pub fn find(&self, count: &Count) -> Option<(Fingerprint, usize)> {
+        // SAFETY: only compared with others.
+        let tally = unsafe { Tally::on(count) };
+        let mut under_way = self.listed.iter().filter_map(|rank| Some((self.peers[*rank].as_ref()?, *rank)));
+        under_way.find_map(|(peer, rank)| Some((peer.find(tally)?, rank)))
+    }
+
+    /// Whether waiting for messages to or from `peer` is pointless once it has left.
+    #[cold]
+    pub fn is_pointless_without(&self, peer: usize) -> bool {
+        self.peers[peer].as_ref().is_some_and(|p| p.is_pointless_without_it())
+    }
+
+    /// Whether a message to or from this rank itself would find its other side.
+    pub fn has_other_side(&self, message: &Message) -> bool {
+        let peer = self.peers[message.peer].as_ref();
+        peer.is_some_and(|peer| peer.has_other_side(message.is_sent(), message.tag))
+    }
+
+    /// Give everything up: no buffer is touched after this.
+    #[cold]
+    pub fn fail(&mut self) {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.fail();
+            peer.listed = false;
+        }
+        self.listed.clear();
+    }
+}
