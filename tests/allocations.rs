@@ -73,6 +73,7 @@ fn every_kind(comm: &Communicator, n: usize) -> Vec<Persistent<f32>> {
     let (plan, size, root) = (comm.persistent(), comm.size(), comm.rank() == 0);
     let vec = |blocks: usize| vec![1.0f32; blocks * n];
     let at_root = |blocks: usize| vec(if root { blocks } else { 0 });
+    let counts = vec![n; size];
     let (sum, scaled) = (ReduceOp::Sum, ReduceOp::PreMulSum(0.5));
     let made = [
         plan.all_reduce(vec(1), vec(1), sum),
@@ -92,6 +93,18 @@ fn every_kind(comm: &Communicator, n: usize) -> Vec<Persistent<f32>> {
         plan.gather_in_place(vec(if root { size } else { 1 }), 0),
         plan.scatter(at_root(size), vec(1), 0),
         plan.scatter_in_place(vec(if root { size } else { 1 }), 0),
+        plan.scan(vec(1), vec(1), sum),
+        plan.scan_in_place(vec(1), sum),
+        plan.exclusive_scan(vec(1), vec(1), sum),
+        plan.exclusive_scan_in_place(vec(1), scaled),
+        plan.all_gather_v(vec(1), vec(size), &counts),
+        plan.all_gather_v_in_place(vec(size), &counts),
+        plan.reduce_scatter_v(vec(size), &counts, vec(1), sum),
+        plan.reduce_scatter_v_in_place(vec(size), &counts, scaled),
+        plan.all_to_all_v(vec(size), &counts, vec(size), &counts),
+        plan.all_to_all_v_in_place(vec(size), &counts),
+        plan.gather_v(vec(1), at_root(size), &counts, 0),
+        plan.scatter_v(at_root(size), &counts, vec(1), 0),
     ];
     made.into_iter().map(|operation| operation.unwrap()).collect()
 }

@@ -42,6 +42,25 @@ fn every_collective_has_a_persistent_form() {
             let mut gather_in_place = plan.gather_in_place(vec![0i64; share], 0).unwrap();
             let mut scatter = plan.scatter(at_root(2), one(), 0).unwrap();
             let mut scatter_in_place = plan.scatter_in_place(vec![0i64; share], 0).unwrap();
+            let mut scan = plan.scan(two(), two(), SUM).unwrap();
+            let mut scan_in_place = plan.scan_in_place(two(), SUM).unwrap();
+            let mut exclusive_scan = plan.exclusive_scan(two(), two(), SUM).unwrap();
+            let mut exclusive_scan_in_place = plan.exclusive_scan_in_place(two(), SUM).unwrap();
+            // Two elements of rank 0, one of rank 1.
+            let (counts, own) = ([2, 1], 2 - comm.rank());
+            let (three, block) = (|| vec![0i64; 3], || vec![0i64; own]);
+            let mut all_gather_v = plan.all_gather_v(block(), three(), &counts).unwrap();
+            let mut all_gather_v_in_place = plan.all_gather_v_in_place(three(), &counts).unwrap();
+            let mut reduce_scatter_v = plan.reduce_scatter_v(three(), &counts, block(), SUM).unwrap();
+            let mut reduce_scatter_v_in_place = plan.reduce_scatter_v_in_place(three(), &counts, SUM).unwrap();
+            let from_each = [own, own];
+            let mut all_to_all_v = plan.all_to_all_v(three(), &counts, vec![0i64; 2 * own], &from_each).unwrap();
+            let mut all_to_all_v_in_place = plan.all_to_all_v_in_place(two(), &[1, 1]).unwrap();
+            let mut gather_v = plan.gather_v(block(), at_root(3), &counts, 0).unwrap();
+            let mut gather_v_in_place = plan.gather_v_in_place(vec![0; if root { 3 } else { 1 }], &counts, 0).unwrap();
+            let mut scatter_v = plan.scatter_v(at_root(3), &counts, block(), 0).unwrap();
+            let mut scatter_v_in_place =
+                plan.scatter_v_in_place(vec![0; if root { 3 } else { 1 }], &counts, 0).unwrap();
             let mut barrier = plan.barrier().unwrap();
             for step in 0..20 {
                 // Rank r's elements are 10r and 10r + 1, and more in later steps.
@@ -67,6 +86,29 @@ fn every_collective_has_a_persistent_form() {
                 assert_eq!(once(&mut gather_in_place, &pair[..1]), if root { &firsts[..] } else { &pair[..1] });
                 assert_eq!(once(&mut scatter, if root { &pair } else { &[] }), [mine]);
                 assert_eq!(once(&mut scatter_in_place, if root { &pair[..] } else { &[] })[0], mine);
+                assert_eq!(once(&mut scan, &pair), if root { pair } else { sums });
+                assert_eq!(once(&mut scan_in_place, &pair), if root { pair } else { sums });
+                assert_eq!(once(&mut exclusive_scan, &pair), if root { [0, 0] } else { [base, base + 1] });
+                assert_eq!(once(&mut exclusive_scan_in_place, &pair), [base, base + 1]);
+                let triple = [base + 10 * me, base + 10 * me + 1, base + 10 * me + 2];
+                let (all, block) = ([base, base + 1, base + 10], if root { 0..2 } else { 2..3 });
+                let triple_sums = [2 * base + 10, 2 * base + 12, 2 * base + 14];
+                assert_eq!(once(&mut all_gather_v, &pair[..own]), all);
+                all_gather_v_in_place.input_mut()[block.clone()].copy_from_slice(&pair[..own]);
+                assert_eq!(once(&mut all_gather_v_in_place, &[]), all);
+                assert_eq!(once(&mut reduce_scatter_v, &triple), triple_sums[block.clone()]);
+                assert_eq!(once(&mut reduce_scatter_v_in_place, &triple)[block.clone()], triple_sums[block]);
+                let crossed = [base, base + 1, base + 10, base + 11];
+                assert_eq!(
+                    once(&mut all_to_all_v, &triple),
+                    if root { crossed.to_vec() } else { vec![base + 2, base + 12] }
+                );
+                assert_eq!(once(&mut all_to_all_v_in_place, &pair), [mine, mine + 10]);
+                assert_eq!(once(&mut gather_v, &pair[..own]), if root { &all[..] } else { &[] });
+                assert_eq!(once(&mut gather_v_in_place, &pair[..own]), if root { &all[..] } else { &pair[..1] });
+                let dealt = if root { vec![base, base + 1] } else { vec![base + 2] };
+                assert_eq!(once(&mut scatter_v, if root { &triple } else { &[] }), dealt);
+                assert_eq!(once(&mut scatter_v_in_place, if root { &triple[..] } else { &[] })[..own], dealt);
                 assert_eq!(barrier.run().unwrap().len(), 0);
             }
         });

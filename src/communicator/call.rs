@@ -99,6 +99,14 @@ pub(crate) enum Lengths {
     InPlace { buffer: usize },
 }
 
+/// How a call is run.
+pub(super) enum Way {
+    /// By one exchange over shared memory.
+    Fused,
+    /// By a schedule.
+    Planned(Plan),
+}
+
 impl Inner {
     /// What only the holder of the present ticket may touch.
     ///
@@ -124,41 +132,14 @@ impl Inner {
             self.watch.refuse(work.sequence, what.clone());
             return Err(Error::Argument { rank: self.rank, what });
         }
-        let buffers = match lengths {
-            Lengths::Apart { .. } => buffers,
-            Lengths::InPlace { .. } => self.in_place(&call, buffers),
-        };
+        let way = work.way(&call).inspect_err(|error| self.watch.refuse(work.sequence, error.to_string()))?;
         // SAFETY: the lengths are right, by the check; the rest is the caller's promise.
-        unsafe { work.collective(self, call, buffers, matches!(lengths, Lengths::InPlace { .. })) }
-    }
-
-    /// Check a call that is to be run later, make its plan and find its scratch memory, so that running it does
-    /// neither. Waits until the calls before are done.
-    ///
-    /// # Errors
-    /// [`Error::Argument`], without a trace: no operation was called.
-    pub(super) fn prepare(&self, call: &Call, lengths: Lengths) -> Result<()> {
-        self.check(call, lengths).map_err(|what| Error::Argument { rank: self.rank, what })?;
-        let _ticket = self.turns.enter(self.turns.take());
-        // SAFETY: this thread holds the ticket to the end of the function.
-        let work = unsafe { self.work() };
-        let bytes = call.count * call.dtype.size();
-        if work.fuses(call.collective, call.op, bytes) {
-            return Ok(());
-        }
-        let root = if call.collective.is_rooted() { call.root } else { 0 };
-        let plan = work.tuner.plan(call.collective, root, bytes)?;
-        let pieces = plan.schedule.pieces();
-        let nowhere = (std::ptr::null(), std::ptr::null_mut());
-        let bound = Bound::new(call.dtype, call.op, call.count, pieces, plan.slice, nowhere);
-        let copied = self.copied(call, root, matches!(lengths, Lengths::InPlace { .. }));
-        work.engine.scratch(plan.schedule.scratch() * bound.stride + copied);
-        Ok(())
+        unsafe { work.collective(self, (call, &way), buffers, matches!(lengths, Lengths::InPlace { .. })) }
     }
 
     /// Bytes of input that are copied before the operation starts: those that must be scaled, or that the operation
     /// would overwrite while they are needed.
-    fn copied(&self, call: &Call, root: usize, in_place: bool) -> usize {
+    pub(super) fn copied(&self, call: &Call, root: usize, in_place: bool) -> usize {
         let Call { collective, dtype, count, op, .. } = *call;
         let copies = matches!(op, ReduceOp::PreMulSum(_)) && collective.reduces()
             || in_place && collective == Collective::AllToAll;
@@ -226,21 +207,40 @@ impl Inner {
 }
 
 impl Work {
+    /// How a call that has been checked is run.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the settings ask for an algorithm that cannot run here.
+    pub(super) fn way(&mut self, call: &Call) -> Result<Way> {
+        let bytes = call.count * call.dtype.size();
+        if self.fuses(call.collective, call.op, bytes) {
+            return Ok(Way::Fused);
+        }
+        let root = if call.collective.is_rooted() { call.root } else { 0 };
+        self.tuner.plan(call.collective, root, bytes).map(Way::Planned)
+    }
+
+    /// Run a call in the way that [`Work::way`] said, as operation number `sequence`.
+    ///
     /// # Safety
     /// The buffers have the blocks that the collective asks for, and are valid and unshared until this returns.
-    unsafe fn collective(&mut self, inner: &Inner, call: Call, buffers: Buffers, in_place: bool) -> Result<()> {
+    pub(super) unsafe fn collective(
+        &mut self,
+        inner: &Inner,
+        (call, way): (Call, &Way),
+        buffers: Buffers,
+        in_place: bool,
+    ) -> Result<()> {
         let Call { collective, dtype, count, op, .. } = call;
         let root = if collective.is_rooted() { call.root } else { 0 };
         let reduces = collective.reduces();
-        let bytes = count * dtype.size();
-        let plan = match self.fuses(collective, op, bytes) {
-            true => None,
-            false => Some(self.tuner.plan(collective, root, bytes).inspect_err(|error| {
-                inner.watch.refuse(self.sequence, error.to_string());
-            })?),
+        let buffers = if in_place { inner.in_place(&call, buffers) } else { buffers };
+        let plan = match way {
+            Way::Fused => None,
+            Way::Planned(plan) => Some(plan),
         };
         let operation = Fingerprint::collective(self.sequence, collective, dtype, reduces.then_some(op), root, count)
-            .run_as(plan.as_ref().map_or(0, Plan::digest))
+            .run_as(plan.map_or(0, Plan::digest))
             .after(self.past);
         let digest = operation.digest();
         self.past = digest;
@@ -253,7 +253,7 @@ impl Work {
         let done = if let Some(plan) = plan {
             let copied = inner.copied(&call, root, in_place);
             // SAFETY: the caller's promise.
-            unsafe { self.schedule(inner, (&plan, &operation), call, root, buffers, copied) }
+            unsafe { self.schedule(inner, (plan, &operation), call, root, buffers, copied) }
         } else {
             match collective {
                 Collective::Barrier => self.engine.small_barrier((&operation, digest)),

@@ -3,13 +3,14 @@
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{ReduceOp, reduce};
 
-use super::blocks::{Blocks, Sides};
+use super::blocks::{Blocks, Sides, Spread};
 use super::call::{Buffers, LARGE, Lengths, bind_scratch};
 use super::{Call, Communicator, Inner, Work};
 use crate::engine::Part;
 use crate::engine::bound::{Bound, Extent, Extents};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
+use crate::tuner::Plan;
 
 /// The collectives whose blocks may have counts of their own.
 pub(crate) const VARIABLE: [Collective; 5] =
@@ -59,32 +60,64 @@ impl Inner {
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.work() };
         work.sequence += 1;
-        let checked = match VARIABLE.contains(&call.collective) {
-            true => self.check_root_and_op(&call).and_then(|()| work.spread.fill(self, &call, sides, lengths)),
-            false => Err(format!("{} has no form with variable counts", call.collective.name())),
+        let mut spread = std::mem::take(&mut work.spread);
+        let outcome = match self.spread(&call, sides, lengths, &mut spread) {
+            Ok(()) => work.plan_v(&call, &spread).and_then(|plan| {
+                // SAFETY: the blocks lie within the buffers, by the check; the rest is the caller's promise.
+                unsafe {
+                    work.collective_v(self, (call, &plan, &spread), buffers, matches!(lengths, Lengths::InPlace { .. }))
+                }
+            }),
+            Err(what) => Err(Error::Argument { rank: self.rank, what }),
         };
-        if let Err(what) = checked {
+        if let Err(Error::Argument { what, .. }) = &outcome {
             self.watch.refuse(work.sequence, what.clone());
-            return Err(Error::Argument { rank: self.rank, what });
         }
-        // SAFETY: the blocks lie within the buffers, by the check; the rest is the caller's promise.
-        unsafe { work.collective_v(self, call, buffers, matches!(lengths, Lengths::InPlace { .. })) }
+        work.spread = spread;
+        outcome
+    }
+
+    /// Check a call with variable counts and write its blocks out.
+    pub(super) fn spread(
+        &self,
+        call: &Call,
+        sides: Sides<'_>,
+        lengths: Lengths,
+        spread: &mut Spread,
+    ) -> std::result::Result<(), String> {
+        if !VARIABLE.contains(&call.collective) {
+            return Err(format!("{} has no form with variable counts", call.collective.name()));
+        }
+        self.check_root_and_op(call)?;
+        spread.fill(self, call, sides, lengths)
     }
 }
 
 impl Work {
+    /// The plan of a call with variable counts that has been checked.
+    ///
+    /// # Errors
+    /// As [`Work::way`].
+    pub(super) fn plan_v(&mut self, call: &Call, spread: &Spread) -> Result<Plan> {
+        let root = if call.collective.is_rooted() { call.root } else { 0 };
+        let all = spread.all_counts(call.collective);
+        let total = all.map_or(0, |blocks| blocks.iter().map(|block| block.count).sum::<usize>() * call.dtype.size());
+        self.tuner.plan_v(call.collective, root, total)
+    }
+
     /// # Safety
     /// The blocks in `spread` lie within the buffers, which are valid and unshared until this returns.
-    unsafe fn collective_v(&mut self, inner: &Inner, call: Call, buffers: Buffers, in_place: bool) -> Result<()> {
+    pub(super) unsafe fn collective_v(
+        &mut self,
+        inner: &Inner,
+        (call, plan, spread): (Call, &Plan, &Spread),
+        buffers: Buffers,
+        in_place: bool,
+    ) -> Result<()> {
         let Call { collective, dtype, op, .. } = call;
         let root = if collective.is_rooted() { call.root } else { 0 };
         let reduces = collective.reduces();
-        let all = self.spread.all_counts(collective);
-        let total = all.map(|blocks| blocks.iter().map(|block| block.count).sum::<usize>() * dtype.size());
-        let plan = self.tuner.plan_v(collective, root, total.unwrap_or(0)).inspect_err(|error| {
-            inner.watch.refuse(self.sequence, error.to_string());
-        })?;
-        let counts = all.map(|blocks| blocks.iter().map(|block| block.count));
+        let counts = spread.all_counts(collective).map(|blocks| blocks.iter().map(|block| block.count));
         let operation = Fingerprint::variable(self.sequence, collective, dtype, reduces.then_some(op), root, counts)
             .run_as(plan.digest())
             .after(self.past);
@@ -93,25 +126,45 @@ impl Work {
         if self.engine.court.watch.raised() {
             return Err(self.engine.court.failed());
         }
-        let ends = |blocks: &[Extent]| blocks.iter().map(Extent::end).max().unwrap_or(0) * dtype.size();
-        let own = self.spread.output.first().map_or(0, |block| block.count);
-        let extents = Extents { input: &self.spread.input, output: &self.spread.output, own };
-        let mut bound = Bound::variable(dtype, op, extents, plan.slice, (buffers.input, buffers.output));
-        bound.counted_by_pair = total.is_none();
+        let mut bound = spread.bind(&call, plan, buffers);
         bound.stream_from = inner.config.stream;
-        bound.large = ends(&self.spread.output) >= LARGE;
-        let copies = matches!(op, ReduceOp::PreMulSum(_)) && reduces || in_place && collective == Collective::AllToAll;
-        let copied = if copies { ends(&self.spread.input) } else { 0 };
         // SAFETY: the input reaches to the end of its last block.
-        unsafe { bind_scratch(&mut self.engine, &plan.schedule, &mut bound, reduces, copied) };
+        unsafe {
+            let copied = spread.copied(&call, in_place);
+            bind_scratch(&mut self.engine, &plan.schedule, &mut bound, reduces, copied);
+        }
         let part = Part { schedule: &*plan.schedule, bound: &bound, operation: &operation };
         self.engine.execute(&[part])?;
         if reduces && matches!(op, ReduceOp::Avg) {
-            let block = self.spread.output[0];
+            let block = spread.output[0];
             let at = buffers.output.wrapping_add(block.start * dtype.size());
             // SAFETY: the block lies within the output.
             unsafe { reduce::divide(dtype, at, inner.size as u64, block.count) };
         }
         Ok(())
     }
+}
+
+impl Spread {
+    /// The blocks of a call bound to its buffers, but for scratch.
+    pub(super) fn bind(&self, call: &Call, plan: &Plan, buffers: Buffers) -> Bound<'_> {
+        let own = self.output.first().map_or(0, |block| block.count);
+        let extents = Extents { input: &self.input, output: &self.output, own };
+        let mut bound = Bound::variable(call.dtype, call.op, extents, plan.slice, (buffers.input, buffers.output));
+        bound.counted_by_pair = self.all_counts(call.collective).is_none();
+        bound.large = end(&self.output) * call.dtype.size() >= LARGE;
+        bound
+    }
+
+    /// Bytes of input that are copied before the operation starts, as [`Inner::copied`].
+    pub(super) fn copied(&self, call: &Call, in_place: bool) -> usize {
+        let copies = matches!(call.op, ReduceOp::PreMulSum(_)) && call.collective.reduces()
+            || in_place && call.collective == Collective::AllToAll;
+        if copies { end(&self.input) * call.dtype.size() } else { 0 }
+    }
+}
+
+/// Elements up to the end of the last block.
+fn end(blocks: &[Extent]) -> usize {
+    blocks.iter().map(Extent::end).max().unwrap_or(0)
 }

@@ -5,7 +5,8 @@
 //! * `call_v`, [`blocks`]: the same for blocks with counts of their own.
 //! * `typed`, `typed_v`: the collectives as methods on slices of [`Element`](crate::Element)s.
 //! * `point_to_point`: messages between two ranks. `group`: many calls at once.
-//! * [`stream`], [`request`], `outcome`: asynchronous calls. [`persistent`]: calls planned once and started many times.
+//! * [`stream`], [`request`], `outcome`: asynchronous calls.
+//! * [`persistent`]: calls planned once and started many times; [`planner`] makes them, `prepared` runs them.
 //! * [`registered`]: buffers that the ranks of a host read where they lie.
 //! * `turn`: the order of operations. `local`: the jury of ranks that are threads.
 
@@ -17,7 +18,10 @@ mod group;
 mod local;
 mod outcome;
 pub mod persistent;
+pub mod planner;
+mod planner_v;
 mod point_to_point;
+mod prepared;
 pub mod registered;
 pub mod request;
 mod request_v;

@@ -24,14 +24,14 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use maypole_collectives::schedule::Collective;
-use maypole_collectives::{DataType, Element, ReduceOp};
+use maypole_collectives::Element;
 use parking_lot::{Condvar, Mutex};
 
-use super::call::{Buffers, Lengths};
+use super::Inner;
+use super::call::Buffers;
+use super::prepared::Prepared;
 use super::registered::Registered;
 use super::stream::{Again, Stream};
-use super::{Call, Communicator, Inner};
 use crate::error::{Error, Result};
 
 /// The buffer of a persistent operation: a `Vec`, a boxed slice or a [`Registered`] buffer. Made by `into`.
@@ -66,11 +66,11 @@ impl<T> From<Registered<T>> for Memory<T> {
 }
 
 impl<T> Memory<T> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.at.len()
     }
 
-    fn address(&self) -> *mut u8 {
+    pub(super) fn address(&self) -> *mut u8 {
         self.at.as_ptr().cast()
     }
 }
@@ -89,9 +89,8 @@ struct Run {
     /// Weak, so that a stream that has just run it never is the last to hold the communicator: leaving the job is for
     /// the thread that drops the operation.
     inner: Weak<Inner>,
-    call: Call,
+    prepared: Prepared,
     buffers: Buffers,
-    lengths: Lengths,
     running: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -116,7 +115,7 @@ impl Again for Run {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             // SAFETY: the buffers belong to the `Persistent`, which hands out no reference to them while this runs and
             // waits for it before it is dropped.
-            unsafe { inner.run(number, self.call, self.buffers, self.lengths) }
+            unsafe { inner.run_prepared(number, &self.prepared, self.buffers) }
         }));
         let outcome = outcome.unwrap_or_else(|_| Err(inner.panicked()));
         drop(inner);
@@ -144,7 +143,7 @@ impl Run {
 }
 
 /// A collective that was planned once and can be started any number of times; see the [module](self). Made by
-/// [`Communicator::persistent`].
+/// [`Communicator::persistent`](crate::Communicator::persistent).
 ///
 /// Every rank makes it and starts it in the same order as its other calls; each start is one operation of the
 /// communicator. It keeps the communicator, which leaves its group when both are dropped. Dropping it while it runs
@@ -160,6 +159,24 @@ pub struct Persistent<T> {
 }
 
 impl<T: Element> Persistent<T> {
+    /// An operation on memory of its own, at which `buffers` point.
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        prepared: Prepared,
+        buffers: Buffers,
+        (input, output): (Option<Memory<T>>, Memory<T>),
+    ) -> Persistent<T> {
+        let run = Run {
+            inner: Arc::downgrade(&inner),
+            prepared,
+            buffers,
+            running: AtomicBool::new(false),
+            state: Mutex::new(State { number: 0, outcome: Ok(()) }),
+            changed: Condvar::new(),
+        };
+        Persistent { run: Arc::new(run), inner, input, output, pending: false }
+    }
+
     /// Start it: queue it on the communicator's own stream, behind what was called before, and return at once.
     /// Allocates nothing, but for the stream's thread if this is the communicator's first asynchronous call.
     ///
@@ -200,7 +217,7 @@ impl<T: Element> Persistent<T> {
         if !self.pending {
             return Ok(());
         }
-        let name = self.run.call.collective.name();
+        let name = self.run.prepared.call.collective.name();
         let what = format!(
             "a persistent {name} was started twice without a wait in between; wait() for one run before the next"
         );
@@ -265,212 +282,5 @@ impl<T> Drop for Persistent<T> {
     fn drop(&mut self) {
         // The buffers go next. A run ends: at the latest at its deadline.
         self.run.settle();
-    }
-}
-
-/// Makes persistent operations; see [`Communicator::persistent`].
-pub struct Planner<'c> {
-    comm: &'c Communicator,
-}
-
-impl Communicator {
-    /// The persistent forms: `comm.persistent().all_reduce(input, output, op)` takes the buffers, checks and plans, and
-    /// returns what can be started. That is local to this rank, but it waits for operations called before.
-    pub fn persistent(&self) -> Planner<'_> {
-        Planner { comm: self }
-    }
-}
-
-/// One form per collective, each as the blocking method of the same name, with buffers (`Vec`s, boxed slices,
-/// [`Registered`] buffers) in place of slices.
-///
-/// # Errors
-/// [`Error::Argument`] as in the blocking call: no operation was made, and the communicator has noticed nothing.
-impl Planner<'_> {
-    /// See [`Communicator::all_reduce`].
-    pub fn all_reduce<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        op: ReduceOp,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::AllReduce, input.len(), Some(op), 0), input, output)
-    }
-
-    /// See [`Communicator::all_reduce_in_place`].
-    pub fn all_reduce_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, op: ReduceOp) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::AllReduce, buffer.len(), Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::reduce`].
-    pub fn reduce<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        op: ReduceOp,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::Reduce, input.len(), Some(op), root), input, output)
-    }
-
-    /// See [`Communicator::reduce_in_place`].
-    pub fn reduce_in_place<T: Element>(
-        &self,
-        buffer: impl Into<Memory<T>>,
-        op: ReduceOp,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::Reduce, buffer.len(), Some(op), root), buffer)
-    }
-
-    /// See [`Communicator::broadcast`].
-    pub fn broadcast<T: Element>(&self, buffer: impl Into<Memory<T>>, root: usize) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::Broadcast, buffer.len(), None, root), buffer)
-    }
-
-    /// See [`Communicator::broadcast_from`].
-    pub fn broadcast_from<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::Broadcast, output.len(), None, root), input, output)
-    }
-
-    /// See [`Communicator::all_gather`].
-    pub fn all_gather<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::AllGather, input.len(), None, 0), input, output)
-    }
-
-    /// See [`Communicator::all_gather_in_place`].
-    pub fn all_gather_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::AllGather, buffer.len() / self.comm.size(), None, 0), buffer)
-    }
-
-    /// See [`Communicator::reduce_scatter`].
-    pub fn reduce_scatter<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        op: ReduceOp,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::ReduceScatter, output.len(), Some(op), 0), input, output)
-    }
-
-    /// See [`Communicator::reduce_scatter_in_place`].
-    pub fn reduce_scatter_in_place<T: Element>(
-        &self,
-        buffer: impl Into<Memory<T>>,
-        op: ReduceOp,
-    ) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        let count = buffer.len() / self.comm.size();
-        self.in_place(Call::of::<T>(Collective::ReduceScatter, count, Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::all_to_all`].
-    pub fn all_to_all<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::AllToAll, input.len() / self.comm.size(), None, 0), input, output)
-    }
-
-    /// See [`Communicator::all_to_all_in_place`].
-    pub fn all_to_all_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::AllToAll, buffer.len() / self.comm.size(), None, 0), buffer)
-    }
-
-    /// See [`Communicator::gather`].
-    pub fn gather<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::Gather, input.len(), None, root), input, output)
-    }
-
-    /// See [`Communicator::gather_in_place`].
-    pub fn gather_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, root: usize) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
-        self.in_place(Call::of::<T>(Collective::Gather, buffer.len() / blocks, None, root), buffer)
-    }
-
-    /// See [`Communicator::scatter`].
-    pub fn scatter<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::Scatter, output.len(), None, root), input, output)
-    }
-
-    /// See [`Communicator::scatter_in_place`].
-    pub fn scatter_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, root: usize) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
-        self.in_place(Call::of::<T>(Collective::Scatter, buffer.len() / blocks, None, root), buffer)
-    }
-
-    /// See [`Communicator::barrier`].
-    pub fn barrier(&self) -> Result<Persistent<u8>> {
-        let call = Call { collective: Collective::Barrier, dtype: DataType::U8, count: 0, op: ReduceOp::Sum, root: 0 };
-        self.apart(call, Vec::new().into(), Vec::new().into())
-    }
-
-    fn apart<T: Element>(&self, call: Call, input: Memory<T>, output: Memory<T>) -> Result<Persistent<T>> {
-        let size = size_of::<T>();
-        let lengths = Lengths::Apart { input: input.len() * size, output: output.len() * size };
-        self.make(call, lengths, Some(input), output)
-    }
-
-    fn in_place<T: Element>(&self, call: Call, buffer: Memory<T>) -> Result<Persistent<T>> {
-        let lengths = Lengths::InPlace { buffer: buffer.len() * size_of::<T>() };
-        self.make(call, lengths, None, buffer)
-    }
-
-    fn make<T: Element>(
-        &self,
-        call: Call,
-        lengths: Lengths,
-        input: Option<Memory<T>>,
-        output: Memory<T>,
-    ) -> Result<Persistent<T>> {
-        let inner = self.comm.inner.clone();
-        inner.prepare(&call, lengths)?;
-        let buffers =
-            Buffers { input: input.as_ref().unwrap_or(&output).address().cast_const(), output: output.address() };
-        let run = Run {
-            inner: Arc::downgrade(&inner),
-            call,
-            buffers,
-            lengths,
-            running: AtomicBool::new(false),
-            state: Mutex::new(State { number: 0, outcome: Ok(()) }),
-            changed: Condvar::new(),
-        };
-        Ok(Persistent { run: Arc::new(run), inner, input, output, pending: false })
     }
 }
