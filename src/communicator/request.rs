@@ -433,6 +433,10 @@ fn completing(
     move || {
         // A user's operation may panic. The panic ends the communicator, not the stream's thread.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&inner)));
-        completion.set(result.unwrap_or_else(|_| Err(inner.panicked())));
+        let result = result.unwrap_or_else(|_| Err(inner.panicked()));
+        // First, so that whoever has waited for everything and dropped the communicator has left: not a thread that may
+        // end with the process before it has said goodbye.
+        drop(inner);
+        completion.set(result);
     }
 }
