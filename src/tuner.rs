@@ -246,9 +246,31 @@ impl Tuner {
         if self.hosts.count() == 1 || self.hosts.count() == self.size {
             return None;
         }
+        // What a leader sends in one message.
+        let together = match collective {
+            Collective::AllGather | Collective::ReduceScatter => bytes.saturating_mul(self.size),
+            _ => bytes,
+        };
         match collective {
-            Collective::AllReduce if bytes > 64 << 10 => {
+            Collective::AllReduce
+            | Collective::Broadcast
+            | Collective::Reduce
+            | Collective::AllGather
+            | Collective::ReduceScatter
+            | Collective::Barrier
+                if together <= 64 << 10 =>
+            {
+                Some((Leaders, "small, several hosts: fewest hops between hosts"))
+            }
+            Collective::AllReduce
+            | Collective::Broadcast
+            | Collective::Reduce
+            | Collective::AllGather
+            | Collective::ReduceScatter => {
                 Some((Hierarchical, "large, several hosts: least data on every host's link"))
+            }
+            Collective::AllToAll if bytes > 1 << 10 => {
+                Some((Hierarchical, "large, several hosts: one pair of hosts after the other"))
             }
             _ => None,
         }

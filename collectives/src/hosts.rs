@@ -109,6 +109,14 @@ impl Hosts {
         self.ranks[self.before(host) + place] as Rank
     }
 
+    /// How many ranks the `count` hosts from `host` on have together, counted round all hosts.
+    pub fn ranks_from(&self, host: usize, count: usize) -> usize {
+        match host + count {
+            end if end <= self.count() => self.before(end) - self.before(host),
+            end => self.size() - self.before(host) + self.before(end - self.count()),
+        }
+    }
+
     /// How many ranks the hosts below `host` have together; `host` may be the number of hosts.
     pub fn before(&self, host: usize) -> usize {
         self.starts[host] as usize

@@ -34,7 +34,7 @@ pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn S
 
 /// A place in the tree.
 #[derive(Clone, Copy, Debug)]
-struct Node {
+pub(super) struct Node {
     /// The relative rank.
     v: usize,
     size: usize,
@@ -51,7 +51,7 @@ struct Run {
 }
 
 impl Node {
-    fn new(place: Place) -> Node {
+    pub(super) fn new(place: Place) -> Node {
         let Place { rank, size, root } = place;
         let v = before(rank, root, size);
         let below = Node::run(v, size).len;
@@ -67,13 +67,18 @@ impl Node {
     fn rank_of(&self, v: usize) -> Rank {
         after(self.root, v, self.size)
     }
-    fn is_root(&self) -> bool {
+    /// How many children there are.
+    pub(super) fn children(&self) -> usize {
+        self.children
+    }
+    pub(super) fn is_root(&self) -> bool {
         self.v == 0
     }
-    fn parent(&self) -> Rank {
+    pub(super) fn parent(&self) -> Rank {
         self.rank_of(self.v & (self.v - 1))
     }
-    fn child(&self, k: usize) -> Rank {
+    /// Child `k`; the last has the largest subtree.
+    pub(super) fn child(&self, k: usize) -> Rank {
         self.rank_of(self.v + (1 << k))
     }
     /// The subtree of child `k`.

@@ -20,6 +20,7 @@ mod dissemination;
 mod double_tree;
 mod halving_doubling;
 mod hierarchy;
+mod leaders;
 mod one_shot;
 mod pairs;
 mod pairwise;
@@ -62,11 +63,13 @@ pub enum Algorithm {
     Dissemination,
     /// Hosts first, for large messages: all ranks of a host share the work, its network link carries the least possible.
     Hierarchical,
+    /// Hosts first, for small messages: one rank of each host speaks for it. Logarithmic time across hosts.
+    Leaders,
 }
 
 impl Algorithm {
     /// Every algorithm, in the order in which they are listed to users.
-    pub const ALL: [Algorithm; 13] = [
+    pub const ALL: [Algorithm; 14] = [
         Algorithm::Ring,
         Algorithm::Chain,
         Algorithm::DoubleTree,
@@ -80,6 +83,7 @@ impl Algorithm {
         Algorithm::TwoShot,
         Algorithm::Dissemination,
         Algorithm::Hierarchical,
+        Algorithm::Leaders,
     ];
 
     /// The name used everywhere, on the command line too: `double_tree`.
@@ -98,6 +102,7 @@ impl Algorithm {
             Algorithm::TwoShot => "two_shot",
             Algorithm::Dissemination => "dissemination",
             Algorithm::Hierarchical => "hierarchical",
+            Algorithm::Leaders => "leaders",
         }
     }
 
@@ -108,7 +113,7 @@ impl Algorithm {
 
     /// Whether its schedules depend on which ranks share a host.
     pub const fn minds_hosts(self) -> bool {
-        matches!(self, Algorithm::Hierarchical)
+        matches!(self, Algorithm::Hierarchical | Algorithm::Leaders)
     }
 
     /// Whether it has schedules for `collective`.
@@ -131,6 +136,9 @@ impl Algorithm {
             Algorithm::Dissemination => matches!(collective, Barrier),
             Algorithm::Hierarchical => {
                 matches!(collective, AllReduce | Broadcast | Reduce | AllGather | ReduceScatter | AllToAll)
+            }
+            Algorithm::Leaders => {
+                matches!(collective, AllReduce | Broadcast | Reduce | AllGather | ReduceScatter | Barrier)
             }
         }
     }
@@ -214,6 +222,7 @@ pub fn schedule(
         Algorithm::TwoShot => two_shot::schedule(collective, place),
         Algorithm::Dissemination => Some(Box::new(dissemination::Dissemination::new(place))),
         Algorithm::Hierarchical => hierarchy::schedule(collective, place, hosts),
+        Algorithm::Leaders => leaders::schedule(collective, place, hosts),
     }
 }
 

@@ -24,16 +24,7 @@ impl AllToAll {
     /// How many ranks are on the `turns` hosts from the own one on, upwards and downwards.
     fn met(&self, turns: usize) -> usize {
         let View { hosts, host, .. } = &self.view;
-        let (size, count) = (hosts.size(), hosts.count());
-        let upwards = match host + turns {
-            end if end <= count => hosts.before(end) - hosts.before(*host),
-            end => size - hosts.before(*host) + hosts.before(end - count),
-        };
-        let downwards = match (host + 1).checked_sub(turns) {
-            Some(begin) => hosts.before(host + 1) - hosts.before(begin),
-            None => hosts.before(host + 1) + size - hosts.before(host + 1 + count - turns),
-        };
-        upwards + downwards
+        hosts.ranks_from(*host, turns) + hosts.ranks_from(self.view.before(turns - 1), turns)
     }
 
     /// The turn of the network lane to which step `i` belongs, and its number there.
