@@ -11,6 +11,7 @@
 mod draws;
 mod program;
 mod reference;
+mod traffic;
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

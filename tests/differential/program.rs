@@ -15,19 +15,19 @@ const LONGEST: usize = 8 << 20;
 const COMMUNICATORS: usize = 5;
 
 /// A communicator as all ranks know it, members of it or not.
-struct Family {
+pub(crate) struct Family {
     /// World ranks, in the order of the communicator.
-    members: Vec<usize>,
+    pub members: Vec<usize>,
     /// This rank's handle.
-    own: Option<Communicator>,
+    pub own: Option<Communicator>,
     order: Order,
 }
 
 /// One rank in the middle of a run.
 pub struct Program {
     me: usize,
-    draws: Draws,
-    families: Vec<Family>,
+    pub(crate) draws: Draws,
+    pub(crate) families: Vec<Family>,
     streams: [Stream; 2],
     /// Steps done.
     pub steps: u64,
@@ -86,9 +86,11 @@ impl Program {
         self.steps += 1;
         let family = self.draws.below(self.families.len());
         match self.draws.below(100) {
-            0..40 => self.even(family),
-            40..60 => self.variable(family),
-            60..75 => self.outstanding(family),
+            0..30 => self.even(family),
+            30..45 => self.variable(family),
+            45..55 => self.outstanding(family),
+            55..65 => self.messages(family),
+            65..75 => self.group(family),
             75..85 => self.fold(family),
             85..90 => self.order(family),
             90..95 => self.split(family),
@@ -96,7 +98,7 @@ impl Program {
         }
     }
 
-    fn note(&mut self, what: impl std::fmt::Debug, family: usize) {
+    pub(crate) fn note(&mut self, what: impl std::fmt::Debug, family: usize) {
         self.step = format!("step {}: {what:?} among {:?}", self.steps, self.families[family].members);
     }
 
