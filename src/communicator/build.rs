@@ -128,28 +128,31 @@ impl Communicator {
             });
         }
         let threads = Arc::new(Threads::new(size));
-        (0..size).map(|rank| Communicator::of_threads(&threads, WORLD, rank, size, config.clone())).collect()
+        (0..size)
+            .map(|rank| Communicator::of_threads(&threads, WORLD, rank, (0..size).collect(), config.clone()))
+            .collect()
     }
 
-    fn alone(config: Config) -> Result<Communicator> {
+    pub(super) fn alone(config: Config) -> Result<Communicator> {
         Ok(Communicator::threads_with(1, config)?.remove(0))
     }
 
-    fn of_threads(
+    /// A communicator of some threads of a world. `members`: their ranks in the world, in the order of the communicator.
+    pub(super) fn of_threads(
         threads: &Arc<Threads>,
         context: u64,
         me: usize,
-        size: usize,
+        members: Vec<usize>,
         config: Config,
     ) -> Result<Communicator> {
-        let (segment, watch) = threads.join(context, me, shape(size, &config))?;
+        let size = members.len();
+        let (segment, watch) = threads.join(context, me, &members, shape(size, &config))?;
         let group = Some(Arc::new(Group::new(segment, me)));
         let topology = Topology::one_host(host_name(), size);
         let places: Vec<Option<usize>> = (0..size).map(Some).collect();
         let routes = CHANNELS_APART.map(|channel| Routes::new(me, places.clone(), group.clone(), None, channel));
         let world = if size == 1 { World::Alone } else { World::Threads(threads.clone()) };
         let jury: Arc<dyn Jury> = threads.clone();
-        let members = (0..size).collect();
         let patience = patience(&Topology::one_host(host_name(), threads.size()), 0);
         Ok(Communicator::assemble(world, (context, members), (topology, patience), routes, (watch, jury), config))
     }
@@ -160,7 +163,12 @@ impl Communicator {
     }
 
     /// A communicator of some ranks of a node's world. `members`: their world ranks, in the order of the communicator.
-    fn of_members(node: Arc<Node>, context: u64, members: Vec<usize>, config: Config) -> Result<Communicator> {
+    pub(super) fn of_members(
+        node: Arc<Node>,
+        context: u64,
+        members: Vec<usize>,
+        config: Config,
+    ) -> Result<Communicator> {
         let me = members.iter().position(|w| *w == node.rank()).expect("a rank builds only its own communicators");
         let watch: Arc<Watch> = Arc::default();
         node.register(context, members.clone(), watch.clone());
@@ -260,29 +268,6 @@ impl Communicator {
         let engines = (Engine::new(links, court), messages);
         Communicator::new(world, (context, members), topology, engines, config)
     }
-
-    /// Divide the communicator: ranks that give the same `color` form a new one, ranked by `key` and, where keys are
-    /// equal, by their rank here. `None` takes part and gets none. Every rank must call it; it blocks until all have.
-    pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Communicator>> {
-        let mine = [color.map_or(-1, i64::from), key];
-        let mut all = vec![0i64; 2 * self.size()];
-        self.all_gather(&mine, &mut all)?;
-        let number = self.inner.splits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let Some(color) = color else { return Ok(None) };
-        let mut ranks: Vec<usize> = (0..self.size()).filter(|r| all[2 * r] == i64::from(color)).collect();
-        ranks.sort_by_key(|r| (all[2 * r + 1], *r));
-        let context = child_context(self.inner.context, number, color);
-        let config = self.config().clone();
-        let me = ranks.iter().position(|r| *r == self.rank()).expect("this rank gave that color");
-        Ok(Some(match &self.inner.world {
-            World::Alone => Communicator::alone(config)?,
-            World::Threads(threads) => Communicator::of_threads(threads, context, me, ranks.len(), config)?,
-            World::Processes(node) => {
-                let members = ranks.iter().map(|r| self.inner.members[*r]).collect();
-                Communicator::of_members(node.clone(), context, members, config)?
-            }
-        }))
-    }
 }
 
 /// The secret of ranks that meet at an address. Without `MAYPOLE_KEY` it is only as secret as the address: it keeps out
@@ -358,13 +343,4 @@ fn share_group(
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(1));
     }
-}
-
-/// A number for the child that all its members, and no other communicator's, compute.
-fn child_context(parent: u64, number: u64, color: u32) -> u64 {
-    let mut hash = blake3::Hasher::new();
-    for part in [parent, number, u64::from(color)] {
-        hash.update(&part.to_le_bytes());
-    }
-    u64::from_le_bytes(hash.finalize().as_bytes()[..8].try_into().expect("8 bytes"))
 }

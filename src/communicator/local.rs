@@ -8,7 +8,7 @@ use std::time::Duration;
 use maypole_transports::shm::{Allocation, Segment, Shape};
 use parking_lot::Mutex;
 
-use crate::error::{Result, Verdict};
+use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
 use crate::watch::{Jury, Record, Watch};
 
@@ -17,6 +17,8 @@ use crate::watch::{Jury, Record, Watch};
 struct Family {
     segment: Arc<Segment>,
     watches: Arc<Vec<Arc<Watch>>>,
+    /// Their ranks in the world.
+    members: Vec<usize>,
     /// Members that have not come for it yet.
     missing: usize,
 }
@@ -54,19 +56,31 @@ impl Threads {
     }
 
     /// Member `me` of the communicator `context` comes for its segment and watch. The first to come makes them.
-    pub fn join(&self, context: u64, me: usize, shape: Shape) -> Result<(Arc<Segment>, Arc<Watch>)> {
+    /// `members`: the ranks of all in the world.
+    ///
+    /// # Errors
+    /// [`Error::System`] when there is no memory; [`Error::Failed`], for this member and the others, if its list of
+    /// members is not that of those who came before.
+    pub fn join(&self, context: u64, me: usize, members: &[usize], shape: Shape) -> Result<(Arc<Segment>, Arc<Watch>)> {
         let mut forming = self.forming.lock();
         let family = match forming.entry(context) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
-                let segment = Segment::anonymous(shape)
-                    .map_err(|e| crate::Error::system("making a communicator's shared memory", e))?;
+                let segment =
+                    Segment::anonymous(shape).map_err(|e| Error::system("making a communicator's shared memory", e))?;
                 let watches: Arc<Vec<Arc<Watch>>> =
                     Arc::new(std::iter::repeat_with(Arc::default).take(shape.members).collect());
                 self.living.lock().insert(context, Living { watches: watches.clone(), members: shape.members });
-                entry.insert(Family { segment, watches, missing: shape.members })
+                entry.insert(Family { segment, watches, members: members.to_vec(), missing: shape.members })
             }
         };
+        if family.members != members {
+            let why = format!("it lists its members as {members:?}, but others as {:?}", family.members);
+            let verdict = Verdict::Aborted { rank: me, why };
+            drop(forming);
+            self.report(context, verdict.clone());
+            return Err(Error::Failed { rank: me, verdict });
+        }
         family.missing -= 1;
         let (segment, watch) = (family.segment.clone(), family.watches[me].clone());
         if family.missing == 0 {

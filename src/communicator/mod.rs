@@ -1,6 +1,6 @@
 //! [`Communicator`]: one rank's handle to a group of ranks.
 //!
-//! * `build`: making one, from the environment, from an id, as threads, by splitting.
+//! * `build`: making one, from the environment, from an id, as threads. `children`: from another one.
 //! * `call`: what an operation is made of: checking its arguments, planning it, running it.
 //! * `call_v`, [`blocks`]: the same for blocks with counts of their own.
 //! * `typed`, `typed_v`: the collectives as methods on slices of [`Element`](crate::Element)s.
@@ -14,6 +14,7 @@ pub mod blocks;
 pub(crate) mod build;
 mod call;
 mod call_v;
+mod children;
 mod group;
 mod local;
 mod outcome;
@@ -32,7 +33,6 @@ mod typed_v;
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use maypole_collectives::Order;
 use parking_lot::Mutex;
@@ -44,6 +44,7 @@ pub use point_to_point::Tagged;
 
 use self::blocks::Spread;
 use self::build::World;
+use self::children::Children;
 use self::stream::Stream;
 use self::turn::Turns;
 use crate::config::{Config, TransportChoice};
@@ -87,7 +88,7 @@ pub(crate) struct Inner {
     messages: Arc<Messages>,
     watch: Arc<Watch>,
     jury: Arc<dyn Jury>,
-    splits: AtomicU64,
+    children: Children,
     /// Number of the latest registered buffer. Locked while one is made.
     allocations: Mutex<u64>,
     /// Carries asynchronous calls that name no stream; started by the first of them.
@@ -146,7 +147,7 @@ impl Communicator {
             messages: Arc::new(messages),
             watch,
             jury,
-            splits: AtomicU64::new(0),
+            children: Children::default(),
             allocations: Mutex::new(0),
             own_stream: Mutex::new(None),
         };

@@ -1,0 +1,136 @@
+//! Communicators made from a communicator: parts of it, and more of the same.
+//!
+//! A child has everything of its own: order of operations, links, verdict. What it shares with its parent is the node,
+//! one process's membership in the job, so making one brings nobody together anew. Its context, the number under which
+//! the job knows it, is a digest that its members compute alike from what they have in common: the parent's context and
+//! which child it is. Parents and children may be dropped in any order.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use super::Communicator;
+use super::build::World;
+use crate::error::{Error, Result};
+
+/// Counts a communicator's children, so that each gets a number that all its members know. Two locks: ranks that make a
+/// child together hold one until all have come, and a subset must not wait for that.
+#[derive(Default)]
+pub(super) struct Children {
+    /// Those that all ranks made together.
+    together: Mutex<u64>,
+    /// Those that a subset made, by its ranks in rising order.
+    subsets: Mutex<HashMap<Vec<usize>, u64>>,
+}
+
+/// What a rank calls, as the ranks compare it before they make children together.
+const SPLIT: i64 = 0;
+const DUPLICATE: i64 = 1;
+/// Kinds of children, in their contexts.
+const TOGETHER: u64 = 0;
+const SUBSET: u64 = 1;
+
+impl Communicator {
+    /// Divide the communicator: ranks that give the same `color` form a new one, ranked by `key` and, where keys are
+    /// equal, by their rank here. `None` takes part and gets none. Every rank must call it; it blocks until all have.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], on every rank, if others call [`Communicator::duplicate`]. [`Error::Failed`] as everywhere;
+    /// [`Error::Bootstrap`] and [`Error::System`] when the new one cannot be made, which leaves this one whole.
+    pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Communicator>> {
+        let (number, all) = self.agree(SPLIT, color.map_or(-1, i64::from), key)?;
+        let Some(color) = color else { return Ok(None) };
+        let mut ranks: Vec<usize> = (0..self.size()).filter(|r| all[*r].0 == i64::from(color)).collect();
+        ranks.sort_by_key(|r| (all[*r].1, *r));
+        self.child(&[TOGETHER, number, u64::from(color)], &ranks).map(Some)
+    }
+
+    /// Another communicator of the same ranks, with an order of operations of its own: for a part of a program, such as
+    /// a library, whose calls must not mix with the rest, or for operations that run at the same time. Every rank must
+    /// call it; it blocks until all have.
+    ///
+    /// # Errors
+    /// As [`Communicator::split`].
+    pub fn duplicate(&self) -> Result<Communicator> {
+        let (number, _) = self.agree(DUPLICATE, 0, 0)?;
+        let ranks: Vec<usize> = (0..self.size()).collect();
+        self.child(&[TOGETHER, number, 0], &ranks)
+    }
+
+    /// A communicator of some ranks of this one, which alone call it, all with the same list; ranked in the order of the
+    /// list. It blocks until those that share memory have called it. The other ranks know nothing of it, and this
+    /// communicator carries no messages for it: it may even have failed, and the ranks that are left go on without the
+    /// one that is lost. (MPI has it as `MPI_Comm_create_group`.)
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the list has a rank twice, one that does not exist, or not this one: nothing was started.
+    /// [`Error::Failed`] if the same ranks pass them in different orders, [`Error::Bootstrap`] if some do not call it in
+    /// `MAYPOLE_CONNECT_TIMEOUT`.
+    pub fn subset(&self, ranks: &[usize]) -> Result<Communicator> {
+        let mut sorted = ranks.to_vec();
+        sorted.sort_unstable();
+        let size = self.size();
+        let wrong = if let Some(rank) = sorted.last().filter(|rank| **rank >= size) {
+            Some(format!("there is no rank {rank}, the ranks are 0 to {}", size - 1))
+        } else if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(format!("rank {} is listed twice", pair[0]))
+        } else if !sorted.contains(&self.rank()) {
+            Some("this rank is not listed; only those that are listed call it".to_string())
+        } else {
+            None
+        };
+        if let Some(wrong) = wrong {
+            return Err(Error::Argument { rank: self.rank(), what: format!("subset {ranks:?}: {wrong}") });
+        }
+        let mut name = vec![SUBSET];
+        name.extend(sorted.iter().map(|rank| *rank as u64));
+        let mut subsets = self.inner.children.subsets.lock();
+        let earlier = subsets.entry(sorted).or_default();
+        name.push(*earlier);
+        *earlier += 1;
+        drop(subsets);
+        self.child(&name, ranks)
+    }
+
+    /// Compare with all ranks what each calls; the number of the child, or of the children, and what each rank gave.
+    fn agree(&self, call: i64, color: i64, key: i64) -> Result<(u64, Vec<(i64, i64)>)> {
+        // Locked until all have answered, so that children made by several threads have the same numbers on every rank,
+        // if the ranks make them in the same order.
+        let mut together = self.inner.children.together.lock();
+        let mut all = vec![0i64; 3 * self.size()];
+        self.all_gather(&[call, color, key], &mut all)?;
+        *together += 1;
+        let name = |call| if call == SPLIT { "split" } else { "duplicate" };
+        if let Some(rank) = (0..self.size()).find(|rank| all[3 * rank] != call) {
+            let what = format!(
+                "{} on this rank, but {} on rank {rank}; every rank must call the same",
+                name(call),
+                name(all[3 * rank])
+            );
+            return Err(Error::Argument { rank: self.rank(), what });
+        }
+        Ok((*together, all.chunks_exact(3).map(|each| (each[1], each[2])).collect()))
+    }
+
+    /// The child called `name` among this communicator's, of `ranks` of it.
+    fn child(&self, name: &[u64], ranks: &[usize]) -> Result<Communicator> {
+        let context = child_context(self.inner.context, name);
+        let config = self.config().clone();
+        let me = ranks.iter().position(|rank| *rank == self.rank()).expect("a rank makes only its own communicators");
+        let members = ranks.iter().map(|rank| self.inner.members[*rank]).collect();
+        match &self.inner.world {
+            World::Alone => Communicator::alone(config),
+            World::Threads(threads) => Communicator::of_threads(threads, context, me, members, config),
+            World::Processes(node) => Communicator::of_members(node.clone(), context, members, config),
+        }
+    }
+}
+
+/// A number for a child that all its members, and no other communicator's, compute.
+fn child_context(parent: u64, name: &[u64]) -> u64 {
+    let mut hash = blake3::Hasher::new();
+    for part in [parent].iter().chain(name) {
+        hash.update(&part.to_le_bytes());
+    }
+    u64::from_le_bytes(hash.finalize().as_bytes()[..8].try_into().expect("8 bytes"))
+}
