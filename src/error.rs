@@ -125,6 +125,18 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// `operation` did not end within `after`, and the network is to blame: what rank `link.0` sends to rank `link.1`
+    /// on `host` goes unanswered.
+    pub(crate) fn unheard(operation: Fingerprint, link: (usize, usize), host: String, after: Duration) -> Verdict {
+        let what = format!(
+            "what it sends there is not even answered by the host, and {operation} did not end within {after:?}; look at \
+             the network between the two hosts"
+        );
+        Verdict::Link { rank: link.0, peer: link.1, host, what }
+    }
+}
+
 impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

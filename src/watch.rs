@@ -7,7 +7,7 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ use crate::fingerprint::Fingerprint;
 
 /// How many of the latest operations a rank remembers.
 const REMEMBERED: usize = 64;
+/// How long it counts that a rank was not heard; a waiting rank looks every half second.
+const UNHEARD: Duration = Duration::from_millis(1500);
 
 /// What a rank's history says of one operation number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +42,7 @@ pub struct Watch {
     latest: AtomicU64,
     refusals: Mutex<Vec<(u64, String)>>,
     departed: Mutex<Vec<usize>>,
+    unheard: Mutex<Option<(Instant, usize)>>,
 }
 
 impl Default for Watch {
@@ -52,6 +55,7 @@ impl Default for Watch {
             latest: AtomicU64::new(0),
             refusals: Mutex::default(),
             departed: Mutex::default(),
+            unheard: Mutex::default(),
         }
     }
 }
@@ -97,6 +101,16 @@ impl Watch {
     /// Whether [`Watch::depart`] has been told of rank `rank`. Only ranks that were inquired after are told of.
     pub fn has_departed(&self, rank: usize) -> bool {
         self.departed.lock().contains(&rank)
+    }
+
+    /// Remember that this rank waits, and that nothing that it sends to `peer` gets through at the moment.
+    pub fn note_unheard(&self, peer: usize) {
+        *self.unheard.lock() = Some((Instant::now(), peer));
+    }
+
+    /// What [`Watch::note_unheard`] was told last, a moment ago. Whoever waits says it again.
+    pub fn unheard(&self) -> Option<usize> {
+        self.unheard.lock().filter(|(at, _)| at.elapsed() < UNHEARD).map(|(_, peer)| peer)
     }
 
     /// Remember that this rank enters `operation`. Only the rank itself calls this.

@@ -168,15 +168,38 @@ fn connections_come_out_in_order_on_the_other_side() {
 }
 
 #[test]
+fn connections_are_made_beside_the_caller() {
+    let nodes = world(2);
+    let (made, wakes) = mpsc::channel();
+    nodes[0].on_accept(WORLD, Box::new(move || drop(made.send(()))));
+    let begun = Instant::now();
+    assert!(nodes[0].connected(1, WORLD, 0, 2).unwrap().is_none(), "nothing can be there at once");
+    let streams = loop {
+        wakes.recv_timeout(Duration::from_secs(5)).unwrap();
+        if let Some(streams) = nodes[0].connected(1, WORLD, 0, 2).unwrap() {
+            break streams;
+        }
+    };
+    println!("made after {:?}", begun.elapsed());
+    assert_eq!(streams.len(), 2);
+    assert_eq!(nodes[0].unreached(WORLD), None);
+    while nodes[1].accepted(0, WORLD, 0, 2).is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn descriptors_are_passed_when_they_are_there() {
     let nodes = world(3);
     let file = nix::sys::memfd::memfd_create(c"maypole-test", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
     nix::unistd::write(&file, b"pole").unwrap();
     let inode = nix::sys::stat::fstat(&file).unwrap().st_ino;
     std::thread::scope(|scope| {
-        let fetchers: Vec<_> = nodes[1..].iter().map(|node| scope.spawn(|| node.fetch_fd(0, WORLD).unwrap())).collect();
+        let fetchers: Vec<_> =
+            nodes[1..].iter().map(|node| scope.spawn(|| node.fetch_fd(0, WORLD, 0).unwrap())).collect();
         std::thread::sleep(Duration::from_millis(30));
-        nodes[0].share_fd(WORLD, file);
+        nodes[0].share_fd(WORLD, 0, file);
         for fetcher in fetchers {
             let fd = fetcher.join().unwrap();
             assert_eq!(nix::sys::stat::fstat(&fd).unwrap().st_ino, inode);
@@ -185,7 +208,7 @@ fn descriptors_are_passed_when_they_are_there() {
         }
     });
     let start = Instant::now();
-    nodes[1].fetch_fd(0, WORLD).unwrap();
+    nodes[1].fetch_fd(0, WORLD, 0).unwrap();
     println!("a descriptor is fetched in {:?}", start.elapsed());
 }
 
@@ -417,7 +440,7 @@ fn connecting_and_fetching_end_with_a_verdict() {
     let nodes = world(2);
     let watches = watches(&nodes);
     std::thread::scope(|scope| {
-        let fetch = scope.spawn(|| nodes[0].fetch_fd(1, WORLD).map(|_| ()));
+        let fetch = scope.spawn(|| nodes[0].fetch_fd(1, WORLD, 0).map(|_| ()));
         std::thread::sleep(Duration::from_millis(30));
         nodes[1].report(WORLD, Verdict::Aborted { rank: 1, why: "enough".into() });
         assert!(matches!(fetch.join().unwrap(), Err(Error::Failed { rank: 0, .. })));

@@ -228,7 +228,7 @@ fn a_rank_that_dies_before_all_have_come_is_named() {
     std::thread::sleep(Duration::from_millis(1500));
     other.signal(Signal::SIGKILL);
     let error = zero.join().unwrap();
-    assert!(error.contains("rank 1 (process") && error.contains("ended before all ranks had come"), "{error}");
+    assert!(error.contains("rank 1 (process") && error.contains("was gone before all ranks had come"), "{error}");
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::net::TcpStream;
 use std::sync::Arc;
 
 use maypole_transports::shm::Group;
-use maypole_transports::tcp::{self, Poller};
+use maypole_transports::tcp::{self, Path, Poller};
 use maypole_transports::{LinkError, Receiver, Sender};
+use parking_lot::Mutex;
 
 use super::lane::Trouble;
 use super::rest::Rest;
@@ -39,6 +40,8 @@ pub(crate) struct Routes {
     places: Vec<Option<usize>>,
     network: Option<Network>,
     rest: Rest,
+    /// The way to each rank that is linked by TCP.
+    paths: Mutex<Vec<(usize, Path)>>,
 }
 
 /// Both directions between two ranks on one channel.
@@ -68,7 +71,7 @@ impl Routes {
         channel: usize,
     ) -> Routes {
         let rest = Rest::new(group.as_deref(), channel, network.as_ref().map(|n| n.poller.clone()));
-        Routes { me, group, places, network, rest }
+        Routes { me, group, places, network, rest, paths: Mutex::default() }
     }
 
     /// How many ranks there are.
@@ -96,12 +99,21 @@ impl Routes {
         &self.rest
     }
 
-    /// Make the links to and from `peer` on `channel`. `None`: the peer has not connected yet. Where they are sockets,
+    /// A rank to which nothing gets through: what was sent to it goes unanswered by its host's kernel, or it cannot even
+    /// be connected to, for more than a second. `None` if none is known to be so. A few system calls for each TCP link.
+    pub fn unheard(&self) -> Option<usize> {
+        let network = self.network.as_ref()?;
+        let silent = self.paths.lock().iter().find(|(_, path)| path.is_unanswered()).map(|(peer, _)| *peer);
+        let unreached = || network.node.unreached(network.context);
+        silent.or_else(|| unreached().and_then(|world| network.members.iter().position(|w| *w == world)))
+    }
+
+    /// Make the links to and from `peer` on `channel`. `None`: they are not connected yet. Where they are sockets,
     /// one connection serves both directions, and the lower rank makes it.
     pub fn link(&self, peer: usize, channel: usize) -> Result<Option<Pair>, Trouble> {
         let pair: Option<Pair> = match self.near_by(peer) {
             Some((group, place)) => Some((group.sender(place, channel), group.receiver(place, channel))),
-            None if self.me < peer => Some(self.connect(peer, channel)?),
+            None if self.me < peer => self.connected(peer, channel)?,
             None => self.accepted(peer, channel)?,
         };
         if pair.is_some() {
@@ -111,14 +123,13 @@ impl Routes {
     }
 
     /// Make the link to `peer` on `channel`, for messages. Where it is a socket, the sender connects, so that it need
-    /// not wait for the receiver to come; one connection per direction.
-    pub fn outward(&self, peer: usize, channel: usize) -> Result<Outward, Trouble> {
-        tracing::debug!(rank = self.me, peer, channel, shared = self.places[peer].is_some(), "link made");
+    /// not wait for the receiver to come; one connection per direction. `None`: it is not connected yet.
+    pub fn outward(&self, peer: usize, channel: usize) -> Result<Option<Outward>, Trouble> {
         Ok(match self.near_by(peer) {
-            Some((group, place)) => Outward { sender: group.sender(place, channel), _back: None },
+            Some((group, place)) => Some(Outward { sender: group.sender(place, channel), _back: None }),
             None => {
-                let (sender, back) = self.connect(peer, channel)?;
-                Outward { sender, _back: Some(back) }
+                let pair = self.connected(peer, channel)?;
+                pair.map(|(sender, back)| Outward { sender, _back: Some(back) })
             }
         })
     }
@@ -145,31 +156,30 @@ impl Routes {
         network.unwrap_or_else(|| unreachable!("rank {peer} has neither a place in the segment nor an address"))
     }
 
-    fn connect(&self, peer: usize, channel: usize) -> Result<Pair, Trouble> {
+    fn connected(&self, peer: usize, channel: usize) -> Result<Option<Pair>, Trouble> {
         let network = self.network(peer);
-        let made = network.node.connect(network.members[peer], network.context, channel, network.connections);
+        let made = network.node.connected(network.members[peer], network.context, channel, network.connections);
         let streams = made.map_err(|error| match error {
             Error::Failed { .. } => Trouble::Error(error),
             // The others wait for this rank: they are told.
             other => Trouble::Link(peer, unreachable_peer(other)),
         })?;
-        network.pair(streams).map_err(|e| Trouble::Link(peer, e))
+        streams.map(|streams| self.pair(network, peer, streams)).transpose().map_err(|e| Trouble::Link(peer, e))
     }
 
     fn accepted(&self, peer: usize, channel: usize) -> Result<Option<Pair>, Trouble> {
         let network = self.network(peer);
         let there = network.node.accepted(network.members[peer], network.context, channel, network.connections);
-        there.map(|streams| network.pair(streams)).transpose().map_err(|e| Trouble::Link(peer, e))
+        there.map(|streams| self.pair(network, peer, streams)).transpose().map_err(|e| Trouble::Link(peer, e))
     }
-}
 
-impl Network {
-    fn pair(&self, streams: Vec<TcpStream>) -> Result<Pair, LinkError> {
-        let (sender, receiver) = tcp::link(streams, self.credit)?;
+    fn pair(&self, network: &Network, peer: usize, streams: Vec<TcpStream>) -> Result<Pair, LinkError> {
+        let (sender, receiver) = tcp::link(streams, network.credit)?;
         for fd in receiver.fds() {
             let io = |source| LinkError::Io { doing: "watching a connection", source };
-            self.poller.add(fd).map_err(io)?;
+            network.poller.add(fd).map_err(io)?;
         }
+        self.paths.lock().push((peer, receiver.path()));
         Ok((Box::new(sender), Box::new(receiver)))
     }
 }

@@ -157,15 +157,28 @@ impl Questions {
         self.departed.replace(peer) == Some(peer)
     }
 
-    /// Still waiting in `operation`, for rank `peer`: how long to sleep before the next look around.
+    /// Still waiting in `operation`, for rank `peer`: how long to sleep before the next look around. `unheard`: see
+    /// [`super::routes::Routes::unheard`].
     ///
     /// # Errors
     /// When the deadline has passed.
     #[cold]
-    pub fn next(&mut self, court: &Court, operation: &Fingerprint, peer: usize) -> Result<Duration, Error> {
+    pub fn next(
+        &mut self,
+        court: &Court,
+        operation: &Fingerprint,
+        peer: usize,
+        unheard: impl FnOnce() -> Option<usize>,
+    ) -> Result<Duration, Error> {
         let since = *self.since.get_or_insert_with(Instant::now);
         let waited = since.elapsed();
-        if waited >= court.timeout {
+        let late = waited >= court.timeout;
+        if (late || waited >= self.ask_at)
+            && let Some(peer) = unheard()
+        {
+            court.watch.note_unheard(peer);
+        }
+        if late {
             return Err(court.deadline(operation));
         }
         if waited >= self.ask_at {
@@ -228,7 +241,8 @@ impl<'a> Wait<'a> {
     #[cold]
     fn sleep(&mut self, links: &mut Links, blocked_on: Option<usize>) -> Result<(), Error> {
         let next = if self.court.me + 1 == links.size { 0 } else { self.court.me + 1 };
-        let nap = self.questions.next(self.court, self.operation, blocked_on.unwrap_or(next))?;
+        let nap =
+            self.questions.next(self.court, self.operation, blocked_on.unwrap_or(next), || links.routes.unheard())?;
         if !self.armed {
             links.settle();
             links.routes.rest().arm();

@@ -53,6 +53,8 @@ struct Inquest {
     operation: Fingerprint,
     after: Duration,
     answers: HashMap<usize, Record>,
+    /// Who says that nothing gets through to whom.
+    unheard: BTreeMap<usize, usize>,
 }
 
 /// One communicator.
@@ -221,13 +223,23 @@ impl Court {
         self.letters.push((world, ToNode::Ask { context, sequence: operation.sequence, question }));
     }
 
-    /// World rank `from`'s deadline has passed in `operation`.
-    pub fn stalled(&mut self, from: usize, context: u64, operation: Fingerprint, after: Duration, now: Instant) {
+    /// World rank `from`'s deadline, `after`, has passed in `operation`. `unheard`: a rank to which nothing that it
+    /// sends gets through.
+    pub fn stalled(
+        &mut self,
+        from: usize,
+        context: u64,
+        operation: Fingerprint,
+        (after, unheard): (Duration, Option<usize>),
+        now: Instant,
+    ) {
         let Some((case, reporter)) = self.case(from, context) else { return };
         if case.inquest.is_some() {
             return;
         }
-        case.inquest = Some(Inquest { until: now + INQUEST, reporter, operation, after, answers: HashMap::new() });
+        let unheard = unheard.map(|peer| (reporter, peer)).into_iter().collect();
+        let until = now + INQUEST;
+        case.inquest = Some(Inquest { until, reporter, operation, after, answers: HashMap::new(), unheard });
         // Messages between two ranks have their own numbers: there the question is only whether a process answers, and
         // how far it is.
         let sequence = if operation.is_point_to_point() { u64::MAX } else { operation.sequence };
@@ -239,12 +251,20 @@ impl Court {
         self.conclude_if_complete(context);
     }
 
-    /// World rank `from` answers.
-    pub fn answer(&mut self, from: usize, context: u64, sequence: u64, question: u64, record: Record) {
+    /// World rank `from` answers. `unheard`: as in [`Court::stalled`].
+    pub fn answer(
+        &mut self,
+        from: usize,
+        context: u64,
+        (sequence, question): (u64, u64),
+        record: Record,
+        unheard: Option<usize>,
+    ) {
         let Some((case, rank)) = self.case(from, context) else { return };
         if question == INQUEST_QUESTION {
             if let Some(inquest) = &mut case.inquest {
                 inquest.answers.insert(rank, record);
+                inquest.unheard.extend(unheard.map(|peer| (rank, peer)));
                 self.conclude_if_complete(context);
             }
             return;
@@ -414,7 +434,7 @@ impl Court {
                 return self.declare(context, verdict);
             }
             let state = match record {
-                None => "its process does not answer".to_string(),
+                None => "it does not answer: its process is stopped, or its host is down or cut off".to_string(),
                 Some(_)
                     if case.left.contains_key(&rank) && (between_two || matches!(record, Some(Record::NotYet(_)))) =>
                 {
@@ -425,6 +445,13 @@ impl Court {
                 Some(_) => continue,
             };
             culprits.push((rank, self.hosts[case.members[rank]].clone(), state));
+        }
+        // Where everybody is there and has come, the network between two of them may not be.
+        if let Some((&rank, &peer)) = inquest.unheard.iter().find(|(_, peer)| **peer < case.members.len())
+            && (culprits.is_empty() || between_two)
+        {
+            let host = self.hosts[case.members[peer]].clone();
+            return self.declare(context, Verdict::unheard(operation, (rank, peer), host, inquest.after));
         }
         let verdict = Verdict::Stalled { operation, reporter: inquest.reporter, after: inquest.after, culprits };
         self.declare(context, verdict);

@@ -104,7 +104,7 @@ fn different_calls_and_refusals_are_found_by_inquiry() {
         let mut court = court();
         court.inquire(0, PART, op(3, 4), 1);
         assert_eq!(asks(&mut court), [(2, 3, 3)]);
-        court.answer(2, PART, 3, 3, record);
+        court.answer(2, PART, (3, 3), record, None);
         assert_eq!(told(&mut court, PART), (vec![0, 2, 4], expected));
     }
     let mut court = court();
@@ -112,7 +112,7 @@ fn different_calls_and_refusals_are_found_by_inquiry() {
     for harmless in [Record::Called(op(3, 4)), Record::NotYet(Some(op(2, 9))), Record::NotYet(None), Record::Forgotten]
     {
         court.letters();
-        court.answer(2, PART, 3, 3, harmless);
+        court.answer(2, PART, (3, 3), harmless, None);
         assert!(court.letters().is_empty());
     }
 }
@@ -130,7 +130,7 @@ fn waiting_for_a_rank_that_has_left_ends() {
         assert!(before == court.letters().is_empty());
         court.inquire(0, PART, op(3, 4), 1);
         if !before {
-            court.answer(2, PART, 3, 3, Record::NotYet(Some(op(2, 2))));
+            court.answer(2, PART, (3, 3), Record::NotYet(Some(op(2, 2))), None);
             court.leave(2, PART, history);
         }
         let (to, verdict) = told(&mut court, PART);
@@ -144,12 +144,12 @@ fn waiting_for_a_rank_that_has_left_ends() {
 fn an_inquest_names_who_is_missing() {
     let (mut court, now) = (court(), Instant::now());
     court.leave(4, WORLD, vec![(5, Record::Called(op(5, 1)))]);
-    court.stalled(0, WORLD, op(7, 4), Duration::from_secs(9), now);
+    court.stalled(0, WORLD, op(7, 4), (Duration::from_secs(9), None), now);
     assert_eq!(asks(&mut court), [(1, 7, 0), (2, 7, 0), (3, 7, 0)]);
-    court.stalled(1, WORLD, op(7, 4), Duration::from_secs(9), now);
+    court.stalled(1, WORLD, op(7, 4), (Duration::from_secs(9), None), now);
     assert!(court.letters().is_empty(), "one inquest is enough");
-    court.answer(1, WORLD, 7, 0, Record::Called(op(7, 4)));
-    court.answer(2, WORLD, 7, 0, Record::NotYet(Some(op(6, 3))));
+    court.answer(1, WORLD, (7, 0), Record::Called(op(7, 4)), None);
+    court.answer(2, WORLD, (7, 0), Record::NotYet(Some(op(6, 3))), None);
     assert!(court.deadline().unwrap() <= now + Duration::from_millis(300));
     court.tick(now + Duration::from_millis(299));
     assert!(court.letters().is_empty());
@@ -173,10 +173,10 @@ fn an_inquest_names_who_is_missing() {
 #[test]
 fn an_inquest_ends_early_and_prefers_a_contradiction() {
     let (mut court, now) = (court(), Instant::now());
-    court.stalled(4, PART, op(7, 4), Duration::from_secs(9), now);
-    court.answer(2, PART, 7, 0, Record::NotYet(None));
+    court.stalled(4, PART, op(7, 4), (Duration::from_secs(9), None), now);
+    court.answer(2, PART, (7, 0), Record::NotYet(None), None);
     court.letters();
-    court.answer(0, PART, 7, 0, Record::Called(op(7, 5)));
+    court.answer(0, PART, (7, 0), Record::Called(op(7, 5)), None);
     assert_eq!(told(&mut court, PART).1, Verdict::Mismatch { one: (0, op(7, 4)), other: (2, op(7, 5)) });
 }
 
@@ -186,17 +186,39 @@ fn messages_between_two_are_not_looked_up_by_number() {
     court.register(0, 9, &Runs::new(&[0, 1]));
     court.register(1, 9, &Runs::new(&[0, 1]));
     let message = Fingerprint::point_to_point(2, DataType::F32, 4, (1, 0), 0);
-    court.stalled(0, 9, message, Duration::from_secs(1), now);
+    court.stalled(0, 9, message, (Duration::from_secs(1), None), now);
     assert_eq!(asks(&mut court), [(1, u64::MAX, 0)]);
-    court.answer(1, 9, u64::MAX, 0, Record::NotYet(Some(op(2, 9))));
+    court.answer(1, 9, (u64::MAX, 0), Record::NotYet(Some(op(2, 9))), None);
     let text = told(&mut court, 9).1.to_string();
     assert!(text.contains("rank 1") && text.contains("its latest operation was all_reduce #2"), "{text}");
 
-    court.stalled(4, PART, message, Duration::from_secs(1), now);
-    court.answer(2, PART, u64::MAX, 0, Record::NotYet(None));
-    court.answer(0, PART, u64::MAX, 0, Record::NotYet(None));
+    court.stalled(4, PART, message, (Duration::from_secs(1), None), now);
+    court.answer(2, PART, (u64::MAX, 0), Record::NotYet(None), None);
+    court.answer(0, PART, (u64::MAX, 0), Record::NotYet(None), None);
     let Verdict::Stalled { culprits, .. } = told(&mut court, PART).1 else { panic!("not a stall") };
     assert_eq!(culprits.iter().map(|c| c.0).collect::<Vec<_>>(), [1], "the other side of the message");
+}
+
+#[test]
+fn where_all_have_come_the_network_is_named() {
+    for reporter_knows in [false, true] {
+        let (mut court, now) = (court(), Instant::now());
+        let (first, second) = if reporter_knows { (Some(2), None) } else { (None, Some(2)) };
+        court.stalled(4, PART, op(7, 4), (Duration::from_secs(9), first), now);
+        court.answer(2, PART, (7, 0), Record::Called(op(7, 4)), second);
+        court.letters();
+        court.answer(0, PART, (7, 0), Record::Called(op(7, 4)), None);
+        let (rank, said) = (if reporter_knows { 0 } else { 1 }, told(&mut court, PART).1);
+        let Verdict::Link { rank: r, peer: 2, host, what } = &said else { panic!("{said:?}") };
+        assert!(*r == rank && host == "host0" && what.contains("within 9s"), "{said}");
+    }
+    // Who has not come is the better explanation.
+    let (mut court, now) = (court(), Instant::now());
+    court.stalled(4, PART, op(7, 4), (Duration::from_secs(9), Some(2)), now);
+    court.answer(2, PART, (7, 0), Record::NotYet(None), None);
+    court.letters();
+    court.answer(0, PART, (7, 0), Record::Called(op(7, 4)), None);
+    assert!(matches!(told(&mut court, PART).1, Verdict::Stalled { .. }));
 }
 
 #[test]
@@ -294,7 +316,7 @@ fn who_waits_for_a_message_hears_that_its_other_side_left() {
     court.inquire(0, WORLD, message, 2);
     assert!(court.letters().is_empty(), "messages are not looked up");
     // An answer about the collective of the same number is none about the message.
-    court.answer(2, WORLD, 1, 1, Record::Called(op(1, 5)));
+    court.answer(2, WORLD, (1, 1), Record::Called(op(1, 5)), None);
     court.leave(2, WORLD, Vec::new());
     assert_eq!(court.letters(), [(0, ToNode::Left { context: WORLD, rank: 2 })]);
     court.inquire(1, WORLD, message, 2);
@@ -308,8 +330,8 @@ fn a_difference_in_the_past_is_no_verdict_but_its_cause_is() {
     court.inquire(0, WORLD, op(7, 4), 2);
     court.inquire(0, WORLD, ours, 2);
     assert_eq!(asks(&mut court), [(2, 7, 1), (2, 8, 1)]);
-    court.answer(2, WORLD, 8, 1, Record::Called(op(8, 4).after(78)));
+    court.answer(2, WORLD, (8, 1), Record::Called(op(8, 4).after(78)), None);
     assert!(court.letters().is_empty());
-    court.answer(2, WORLD, 7, 1, Record::Called(op(7, 5)));
+    court.answer(2, WORLD, (7, 1), Record::Called(op(7, 5)), None);
     assert_eq!(told(&mut court, WORLD).1, Verdict::Mismatch { one: (0, op(7, 4)), other: (2, op(7, 5)) });
 }

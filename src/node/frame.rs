@@ -58,10 +58,10 @@ pub(super) enum ToHub {
     Report { context: u64, verdict: Verdict },
     /// This rank waits in `operation` for the communicator's rank `peer`.
     Inquire { context: u64, operation: Fingerprint, peer: usize },
-    /// This rank's deadline has passed.
-    Stalled { context: u64, operation: Fingerprint, after: Duration },
-    /// The answer to [`ToNode::Ask`].
-    Answer { context: u64, sequence: u64, question: u64, record: Record },
+    /// This rank's deadline has passed. `unheard`: a member to which nothing that this rank sends gets through.
+    Stalled { context: u64, operation: Fingerprint, after: Duration, unheard: Option<usize> },
+    /// The answer to [`ToNode::Ask`]. `unheard`: as above, if this rank waits in that operation.
+    Answer { context: u64, sequence: u64, question: u64, record: Record, unheard: Option<usize> },
     /// This rank's latest operations, for comparison with the others'.
     Audit { context: u64, records: Vec<(u64, Record)> },
     /// This rank leaves the job in good order.

@@ -9,15 +9,16 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use maypole_transports::tcp;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::auth::{HUB, Key, Purpose};
 use super::court::Court;
 use super::door::{Door, split, token};
 use super::frame::{HELLO_LIMIT, Hello, HubPlace, Inbox, Outbox, RANK_LIMIT, ToHub, ToNode};
-use super::peer;
 use super::roster::Roster;
+use super::{peer, silence};
 use crate::config::{Config, Family};
 use crate::error::{Error, Result};
 
@@ -60,15 +61,6 @@ pub(super) fn listen(ip: Option<IpAddr>, port: u16, family: Family) -> io::Resul
             _ => bind(Ipv4Addr::UNSPECIFIED.into()),
         }),
     }
-}
-
-/// Have the kernel notice within some ten seconds when the other end's host has vanished.
-pub(super) fn keep_alive(stream: &TcpStream) -> io::Result<()> {
-    let socket = socket2::SockRef::from(stream);
-    let probes =
-        TcpKeepalive::new().with_time(Duration::from_secs(3)).with_interval(Duration::from_secs(2)).with_retries(3);
-    socket.set_tcp_keepalive(&probes)?;
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(10)))
 }
 
 /// Start the hub's thread behind `listener`. `size`: the world size if this process knows it.
@@ -185,7 +177,7 @@ impl Hub {
     fn greet(&mut self, stream: TcpStream) {
         self.next_line += 1;
         let id = self.next_line;
-        if let Err(e) = keep_alive(&stream) {
+        if let Err(e) = silence::keep_alive(&stream, self.timeout) {
             tracing::debug!("no keep-alive on a control connection: {e}");
         }
         if self.epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, token(LINE, id))).is_err() {
@@ -222,7 +214,10 @@ impl Hub {
         match open {
             Ok(true) => {}
             Ok(false) => self.hang_up(id, "its process ended without leaving the job"),
-            Err(e) => self.hang_up(id, &format!("its control connection failed ({e})")),
+            Err(e) => {
+                let how = self.fate(id, &e);
+                self.hang_up(id, &how);
+            }
         }
     }
 
@@ -315,9 +310,11 @@ impl Hub {
             ToHub::Leave { context, records } => court.leave(from, context, records),
             ToHub::Report { context, verdict } => court.report(from, context, verdict, now),
             ToHub::Inquire { context, operation, peer } => court.inquire(from, context, operation, peer),
-            ToHub::Stalled { context, operation, after } => court.stalled(from, context, operation, after, now),
-            ToHub::Answer { context, sequence, question, record } => {
-                court.answer(from, context, sequence, question, record)
+            ToHub::Stalled { context, operation, after, unheard } => {
+                court.stalled(from, context, operation, (after, unheard), now)
+            }
+            ToHub::Answer { context, sequence, question, record, unheard } => {
+                court.answer(from, context, (sequence, question), record, unheard)
             }
             ToHub::Audit { context, records } => court.audit(from, context, records),
             ToHub::Bye => self.let_go(id, from, own, None),
@@ -350,13 +347,35 @@ impl Hub {
         }
     }
 
+    /// How connection `id` came to an end by `error`, for people.
+    fn fate(&self, id: u64, error: &io::Error) -> String {
+        if !silence::is_silence(error) {
+            return match error.kind() {
+                io::ErrorKind::ConnectionReset => "its process ended without leaving the job".to_string(),
+                _ => format!("its control connection failed ({error})"),
+            };
+        }
+        let others = self.lines.iter().filter(|(other, line)| **other != id && tcp::is_unanswered(&line.stream));
+        let mut ranks: Vec<usize> = others.filter_map(|(_, line)| Some(line.known?.0)).collect();
+        ranks.sort_unstable();
+        let as_little = match &ranks[..] {
+            [] => String::new(),
+            ranks => format!(", nor of late from the hosts of world ranks {}", silence::list(ranks)),
+        };
+        format!(
+            "nothing has come from its host for {:?}{as_little}; it is down, or the network between it and host {} is cut",
+            silence::patience(self.timeout),
+            peer::host_name()
+        )
+    }
+
     /// A connection is over.
     fn hang_up(&mut self, id: u64, how: &str) {
         let Some(line) = self.lines.remove(&id) else { return };
         let Some((rank, _)) = line.known else { return };
         match &mut self.phase {
             Phase::Gathering(roster) => {
-                let (what, size) = (roster.lost(rank), roster.size().unwrap_or(0));
+                let (what, size) = (roster.lost(rank, how), roster.size().unwrap_or(0));
                 self.fail(what, size, HashSet::from([rank]), Instant::now() + HELD);
             }
             Phase::Failed { held, told, .. } => {
@@ -421,7 +440,7 @@ impl Hub {
                     }
                 }
             }
-            let mut broken = Vec::new();
+            let (mut broken, mut failed) = (Vec::new(), Vec::new());
             for (id, line) in self.lines.iter_mut().filter(|(_, l)| l.outbox.backlog() > 0 || l.wants_room) {
                 match line.outbox.flush(&line.stream) {
                     Ok(done) => {
@@ -435,9 +454,10 @@ impl Hub {
                             broken.push((*id, "its process does not read its control connection".to_string()));
                         }
                     }
-                    Err(e) => broken.push((*id, format!("its control connection failed ({e})"))),
+                    Err(e) => failed.push((*id, e)),
                 }
             }
+            broken.extend(failed.into_iter().map(|(id, e)| (id, self.fate(id, &e))));
             if broken.is_empty() {
                 return;
             }

@@ -14,7 +14,7 @@ use super::dial::{self, Failures};
 use super::frame::{Hello, HubPlace, Inbox, Outbox, TABLE_LIMIT, ToHub, ToNode};
 use super::id::Meeting;
 use super::peer::{self, Peer, Settings};
-use super::{hub, roster};
+use super::{hub, roster, silence};
 use crate::config::{Config, Family};
 use crate::error::{Error, Result};
 
@@ -90,7 +90,8 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
     let open = matches!(&meeting, Meeting::Address { host, .. } if !names_this_host(host));
     let (point, key) = go(meeting, rank, size, config)?;
     let (control, address) = reach(&point, &key, rank, config, start)?;
-    hub::keep_alive(&control).map_err(|e| Error::system("cannot set keep-alive on the control connection", e))?;
+    silence::keep_alive(&control, config.timeout)
+        .map_err(|e| Error::system("cannot set keep-alive on the control connection", e))?;
     let route = control.local_addr().map_err(|e| Error::system("cannot tell this rank's own address", e))?.ip();
     let (data, published) = open_data(route, open, config)?;
     let (local, name) = open_local().map_err(|e| Error::system("cannot open a unix socket", e))?;

@@ -17,12 +17,14 @@
 //! * `hub`: the hub's I/O, around `roster` (who has come) and `court` (verdicts), both without I/O.
 //! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
 //! * `frame`: the control connection's messages. `auth`: showing the key. `door`: accepting strangers safely.
-//!   `dial`: calling somebody with several addresses. `peer`: what ranks know of each other.
+//!   `dial`: calling somebody with several addresses. `connecting`: making data connections. `silence`: hosts that
+//!   vanish. `peer`: what ranks know of each other.
 //!
 //! Nothing here is global to the process: threads may each have a node of their own. Forking is not supported: the
 //! child would keep the parent's connections open and hide its death.
 
 mod auth;
+mod connecting;
 mod court;
 mod dial;
 mod door;
@@ -35,6 +37,7 @@ mod peer;
 mod roster;
 mod service;
 mod shared;
+mod silence;
 
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
@@ -43,7 +46,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use maypole_collectives::DataType;
 use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
@@ -99,6 +101,7 @@ impl Node {
             early: Mutex::default(),
             finished: Mutex::default(),
             arrivals: Mutex::default(),
+            underway: Mutex::default(),
             on_accept: Mutex::default(),
             offered: Mutex::default(),
             due: Mutex::default(),
@@ -161,74 +164,9 @@ impl Node {
         shared.finished.lock().insert(context);
         shared.early.lock().remove(&context);
         shared.arrivals.lock().retain(|(_, c, _), _| *c != context);
+        shared.underway.lock().retain(|(_, c, _), _| *c != context);
         shared.on_accept.lock().retain(|(c, _)| *c != context);
         shared.offered.lock().retain(|(c, _), _| *c != context);
-    }
-
-    /// Open `connections` TCP connections to world rank `peer` for `context` and `channel`. Blocks until they stand, at
-    /// most `MAYPOLE_CONNECT_TIMEOUT`, or until the communicator has a verdict. The other side gets them from
-    /// [`Node::accepted`]; one of two ranks connects, the lower one. Streams are non-blocking, with `TCP_NODELAY`, in
-    /// the same order on both sides.
-    ///
-    /// # Errors
-    /// [`Error::Bootstrap`] naming the peer, its addresses and what is wrong with each; [`Error::Failed`] if there is a
-    /// verdict.
-    pub fn connect(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Result<Vec<TcpStream>> {
-        assert!((1..=CONNECTIONS).contains(&connections), "from 1 to {CONNECTIONS} connections");
-        let shared = &self.shared;
-        let watch = shared.contexts.lock().get(&context).map(|r| (r.watch.clone(), r.me));
-        let member = shared.member(context, peer);
-        let departed = || watch.as_ref().zip(member).is_some_and(|((w, _), member)| w.has_departed(member));
-        let give_up = || watch.as_ref().is_some_and(|(w, _)| w.raised()) || departed();
-        let source =
-            shared.config.interface.as_ref().and_then(|_| peer::addresses(&shared.config).ok()).map(|ips| ips[0]);
-        let (start, other) = (Instant::now(), &shared.peers[peer]);
-        let deadline = start + shared.config.connect_timeout;
-        let mut pause = Duration::from_millis(1);
-        let mut streams = Vec::new();
-        while streams.len() < connections {
-            let errand = Errand {
-                purpose: Purpose::Data,
-                from: shared.rank as u32,
-                to: peer as u32,
-                context,
-                channel: channel as u32,
-                index: streams.len() as u16,
-                total: connections as u16,
-            };
-            match dial::call(&other.data, source, &shared.key, &errand, deadline, &give_up) {
-                Ok((stream, _)) => streams.push(stream),
-                Err(failures) => {
-                    if let Some((verdict, me)) = watch.as_ref().and_then(|(w, me)| Some((w.verdict()?, *me))) {
-                        return Err(Error::Failed { rank: me, verdict });
-                    }
-                    if departed() {
-                        let what = format!("rank {peer} on host {} has left the communicator", other.host);
-                        return Err(Error::bootstrap(what));
-                    }
-                    // It may have left in good order, and then nobody answers there any more.
-                    if let (Some((_, me)), Some(member)) = (&watch, member) {
-                        let nothing = Fingerprint::point_to_point(0, DataType::U8, 0, (*me, member), 0);
-                        self.inquire(context, *me, nothing, member);
-                    }
-                    if Instant::now() + pause >= deadline {
-                        return Err(Error::bootstrap(format!(
-                            "rank {} on host {} could not connect to rank {peer} on host {} within {:.1?} \
-                             ({}); check that the hosts can reach each other there, or choose the network \
-                             with MAYPOLE_INTERFACE",
-                            shared.rank,
-                            shared.peers[shared.rank].host,
-                            other.host,
-                            start.elapsed(),
-                            dial::explain(&failures)
-                        )));
-                    }
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(100));
-                }
-            }
-        }
-        Ok(streams)
     }
 
     /// The connections that world rank `peer` has opened to this rank for `context` and `channel`, once all
@@ -242,8 +180,8 @@ impl Node {
         arrivals.remove(&(peer, context, channel))?.into_iter().collect()
     }
 
-    /// Have `wake` called, on the node's thread, whenever a TCP connection for `context` has come in, until
-    /// [`Node::unregister`]. It must not block.
+    /// Have `wake` called, on a thread of the node's, whenever a TCP connection for `context` has come in or been made,
+    /// and at times for no reason, until [`Node::unregister`]. It must not block.
     pub fn on_accept(&self, context: u64, wake: Box<dyn Fn() + Send + Sync>) {
         self.shared.on_accept.lock().push((context, wake.into()));
     }
@@ -307,6 +245,8 @@ impl Jury for Node {
 
     fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration) {
         let shared = &self.shared;
+        let watch = shared.contexts.lock().get(&context).map(|r| r.watch.clone());
+        let unheard = watch.and_then(|watch| watch.unheard());
         let culprits = shared.hub_as_member(context).map_or_else(Vec::new, |rank| {
             vec![(
                 rank,
@@ -314,8 +254,14 @@ impl Jury for Node {
                 "its process, which holds the job together, does not answer".to_string(),
             )]
         });
-        let alone = Verdict::Stalled { operation, reporter, after, culprits };
-        shared.post_or_else(context, &ToHub::Stalled { context, operation, after }, alone);
+        let alone = match unheard {
+            Some(peer) if culprits.is_empty() => {
+                let host = shared.host_of_member(context, peer);
+                Verdict::unheard(operation, (reporter, peer), host, after)
+            }
+            _ => Verdict::Stalled { operation, reporter, after, culprits },
+        };
+        shared.post_or_else(context, &ToHub::Stalled { context, operation, after, unheard }, alone);
     }
 
     fn leave(&self, context: u64, _rank: usize) {

@@ -90,10 +90,10 @@ impl Roster {
         self.size
     }
 
-    /// What to tell everybody when `rank` has gone before all had come.
-    pub fn lost(&self, rank: usize) -> String {
+    /// What to tell everybody when `rank` has gone before all had come. `how`: how that was noticed.
+    pub fn lost(&self, rank: usize, how: &str) -> String {
         let name = self.come.get(rank).and_then(Option::as_ref).map_or_else(|| format!("rank {rank}"), who);
-        format!("{name} ended before all ranks had come; see its own output for why")
+        format!("{name} was gone before all ranks had come ({how}); see its own output for why")
     }
 
     /// What to tell everybody when time is up.

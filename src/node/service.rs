@@ -162,8 +162,9 @@ impl Service {
                 Ok(Some(ToNode::Declare { context, verdict })) => self.shared.declare(context, verdict),
                 Ok(Some(ToNode::Ask { context, sequence, question })) => {
                     let watch = self.shared.contexts.lock().get(&context).map(|r| r.watch.clone());
+                    let unheard = watch.as_ref().and_then(|watch| watch.unheard());
                     let record = watch.map_or(Record::NotYet(None), |watch| watch.record(sequence));
-                    self.shared.post(&ToHub::Answer { context, sequence, question, record });
+                    self.shared.post(&ToHub::Answer { context, sequence, question, record, unheard });
                 }
                 Ok(Some(ToNode::Left { context, rank })) => {
                     let watch = self.shared.contexts.lock().get(&context).map(|r| r.watch.clone());
@@ -208,8 +209,7 @@ impl Service {
             places.resize_with(total, || None);
             places[index] = Some(stream);
         }
-        let wakes = self.shared.on_accept.lock().clone();
-        wakes.iter().filter(|(c, _)| *c == context).for_each(|(_, wake)| wake());
+        self.shared.wake(Some(context));
     }
 
     /// A rank of this host wants a descriptor.

@@ -11,6 +11,7 @@ use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 
 use super::auth::Key;
+use super::connecting::Underway;
 use super::frame::{HubPlace, Outbox, ToHub};
 use super::peer::Peer;
 use crate::config::Config;
@@ -59,6 +60,8 @@ pub(super) struct Shared {
     /// Communicators that this rank has left: nothing about them is kept.
     pub finished: Mutex<HashSet<u64>>,
     pub arrivals: Mutex<Arrivals>,
+    /// TCP connections to others, while they are made and until they are asked for.
+    pub underway: Mutex<Underway>,
     pub on_accept: Mutex<Vec<(u64, Wake)>>,
     /// Descriptors to hand out, by context and number.
     pub offered: Mutex<HashMap<(u64, u32), Arc<OwnedFd>>>,
@@ -75,6 +78,12 @@ impl Shared {
     pub fn ring(&self) {
         // Only a full counter fails, and then the thread is woken anyway.
         let _ = self.bell.write(1);
+    }
+
+    /// Wake the waiting ranks of `context`, or of all communicators: connections have come or been made.
+    pub fn wake(&self, context: Option<u64>) {
+        let wakes = self.on_accept.lock().clone();
+        wakes.iter().filter(|(c, _)| context.is_none_or(|context| *c == context)).for_each(|(_, wake)| wake());
     }
 
     /// Send a frame to the hub; what the socket does not take now, the node's thread writes.
@@ -144,6 +153,12 @@ impl Shared {
     /// World rank `world`'s rank in `context`, if it is a member.
     pub fn member(&self, context: u64, world: usize) -> Option<usize> {
         self.contexts.lock().get(&context)?.members.iter().position(|r| *r == world)
+    }
+
+    /// The name of the host of rank `rank` of `context`.
+    pub fn host_of_member(&self, context: u64, rank: usize) -> String {
+        let world = self.contexts.lock().get(&context).and_then(|r| r.members.get(rank).copied());
+        world.and_then(|world| self.peers.get(world)).map_or_else(String::new, |peer| peer.host.clone())
     }
 
     /// The hub's rank in `context`, if it is a member.

@@ -109,6 +109,17 @@ impl Job {
 
     /// [`Job::start`] with rank, world size and variables of each process.
     pub fn start_at(test: &str, role: &str, places: &[Place<'_>], extra: &[(&str, &str)]) -> Job {
+        Job::start_by(test, role, places, extra, |_, command| command.spawn().unwrap())
+    }
+
+    /// [`Job::start_at`] where `spawn` starts each process, given its place in the list and what to start.
+    pub fn start_by(
+        test: &str,
+        role: &str,
+        places: &[Place<'_>],
+        extra: &[(&str, &str)],
+        spawn: impl Fn(usize, &mut Command) -> Child,
+    ) -> Job {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (say, lines) = mpsc::channel();
         let mut ranks = Vec::new();
@@ -126,7 +137,7 @@ impl Job {
                 .envs(own.iter().map(|(name, value)| (name, value)))
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped());
-            let mut child = command.spawn().unwrap();
+            let mut child = spawn(process, &mut command);
             let stdout = BufReader::new(child.stdout.take().unwrap());
             let say = say.clone();
             std::thread::spawn(move || {

@@ -451,7 +451,7 @@ impl Held<'_> {
             }
             return self.convict_departed(peer, &operation);
         }
-        match questions.next(&self.court, &operation, peer) {
+        match questions.next(&self.court, &operation, peer, || self.traffic.unheard()) {
             Ok(nap) => Some(nap),
             Err(_) => {
                 self.fail();

@@ -202,10 +202,10 @@ impl Peer {
         while let Some(message) = self.outgoing.front_mut() {
             let operation = message.operation;
             let fail = |trouble| Failure::of(trouble, operation);
-            let link = match &mut self.outward {
-                Some(link) => link,
-                none => none.insert(routes.outward(self.rank, POINT_TO_POINT).map_err(fail)?),
-            };
+            if self.outward.is_none() {
+                self.outward = routes.outward(self.rank, POINT_TO_POINT).map_err(fail)?;
+            }
+            let Some(link) = &mut self.outward else { break };
             let before = (message.announced, message.sent);
             let done = push(message, &mut *link.sender, stream_from).map_err(|e| fail(Trouble::Link(self.rank, e)))?;
             moved |= before != (message.announced, message.sent);

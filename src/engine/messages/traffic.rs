@@ -72,6 +72,11 @@ impl Traffic {
         Traffic { routes, stream_from, peers, listed: Vec::new(), known: Vec::new() }
     }
 
+    /// See [`Routes::unheard`].
+    pub fn unheard(&self) -> Option<usize> {
+        self.routes.unheard()
+    }
+
     /// Whether no message is under way.
     #[inline]
     pub fn is_idle(&self) -> bool {

@@ -37,9 +37,10 @@
 //! # Waiting
 //!
 //! Nothing here waits. A rank with nothing to do spins for a moment and then sleeps in a [`Poller`] over the sockets of
-//! its links ([`TcpSender::fds`]).
+//! its links ([`TcpSender::fds`]). One that waits for long asks [`TcpReceiver::path`] whether the network is to blame.
 
 mod connection;
+mod path;
 mod poller;
 mod receiver;
 mod sender;
@@ -52,6 +53,7 @@ use std::sync::Arc;
 use crate::{LinkError, Result};
 use connection::Connections;
 
+pub use path::{Path, is_unanswered};
 pub use poller::{Poller, Waker};
 pub use receiver::TcpReceiver;
 pub use sender::TcpSender;
@@ -91,6 +93,11 @@ impl TcpSender {
 }
 
 impl TcpReceiver {
+    /// For asking whether anything gets through to the peer.
+    pub fn path(&self) -> Path {
+        Path::new(self.connections())
+    }
+
     /// The sockets of the link pair, for [`Poller::add`]. Both halves share them: adding one half's is enough.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.connections().fds()

@@ -73,7 +73,7 @@ impl TcpReceiver {
         Self { connections, inlet, hold, buffer, start: 0, end: 0, failed: None }
     }
 
-    pub(super) fn connections(&self) -> &Connections {
+    pub(super) fn connections(&self) -> &Arc<Connections> {
         &self.connections
     }
 

@@ -1,0 +1,1 @@
+//! What crosses the cables between hosts.

@@ -1,0 +1,237 @@
+//! What ranks are told when the network between hosts fails, or a host does: all of them, soon, and who it was.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use maypole::{Communicator, ReduceOp};
+use nix::sys::signal::Signal;
+
+use crate::job::{Layout, in_order, start};
+use crate::net::{Cluster, Cut};
+use crate::ranks::{Job, role, say};
+
+/// How much later than it should a rank may speak on a machine that is busy with other things.
+const SLACK: Duration = Duration::from_secs(4);
+/// How long a rank waits for the hub after its deadline before it speaks for itself.
+const HUB_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The part of each rank: all_reduce until something goes wrong or `SECONDS` are over, then say what came of it.
+fn sum_on_and_on() {
+    let number = |name: &str| std::env::var(name).unwrap().parse::<f64>().unwrap();
+    let comm = Communicator::from_env().unwrap_or_else(|error| {
+        say(format!("no world: {error}"));
+        std::process::exit(0)
+    });
+    say("met");
+    if let Some(gate) = std::env::var_os("GATE") {
+        while !std::fs::exists(&gate).unwrap() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let mut buffer = vec![0.0f32; 1 + number("COUNT") as usize];
+    let (began, end, mut longest) = (Instant::now(), Duration::from_secs_f64(number("SECONDS")), Duration::ZERO);
+    for call in 1.. {
+        buffer.fill(1.0);
+        // Rank 0 says when it is enough; the sum tells all at once.
+        buffer[0] = f32::from(comm.rank() == 0 && began.elapsed() > end);
+        let start = Instant::now();
+        if let Err(error) = comm.all_reduce_in_place(&mut buffer, ReduceOp::Sum) {
+            return say(error);
+        }
+        longest = longest.max(start.elapsed());
+        assert!(buffer[1..].iter().all(|x| *x == comm.size() as f32), "a wrong sum on rank {}", comm.rank());
+        if call == 3 {
+            say("works");
+        }
+        if buffer[0] > 0.0 {
+            return say(format!("done {}", longest.as_millis()));
+        }
+    }
+}
+
+/// Four hosts and a world on them whose ranks run [`sum_on_and_on`].
+struct Scene {
+    cluster: Cluster,
+    layout: Vec<usize>,
+    job: Job,
+}
+
+impl Scene {
+    /// `None`: skipped. In a process that was started as a rank: plays the part and does not return.
+    fn new(test: &str, layout: &Layout, extra: &[(&str, &str)], before: impl FnOnce(&Cluster)) -> Option<Scene> {
+        role(|_| sum_on_and_on());
+        let cluster = Cluster::new(&format!("failures::{test}"), 4, "1gbit")?;
+        before(&cluster);
+        let mut settings = vec![("COUNT", "100000"), ("SECONDS", "1000"), ("MAYPOLE_TIMEOUT", "3")];
+        settings.extend(extra);
+        let job = start(&cluster, layout, &format!("failures::{test}"), "rank", &settings);
+        Some(Scene { cluster, layout: layout.to_vec(), job })
+    }
+
+    /// The ranks on these hosts.
+    fn ranks_on(&self, hosts: &[usize]) -> Vec<usize> {
+        (0..self.layout.len()).filter(|rank| hosts.contains(&self.layout[*rank])).collect()
+    }
+
+    /// What all ranks say next.
+    fn hear_all(&self, what: &str) {
+        let all: Vec<usize> = (0..self.layout.len()).collect();
+        assert!(self.job.hear(&all).iter().all(|(_, line)| line == what));
+    }
+
+    /// Every one of `ranks` speaks at the latest `within` after `since`, and says all of `names`. Returns the first's
+    /// words.
+    fn expect(&self, ranks: &[usize], since: Instant, within: Duration, names: &[&str]) -> String {
+        let heard = self.job.hear(ranks);
+        for (rank, (at, text)) in ranks.iter().zip(&heard) {
+            let after = at.duration_since(since);
+            println!("rank {rank} after {after:.2?}: {text}");
+            assert!(names.iter().all(|name| text.contains(name)), "rank {rank} should say {names:?}, but says: {text}");
+            assert!(after < within + SLACK, "rank {rank} speaks {after:?} after the cut: {text}");
+        }
+        heard[0].1.clone()
+    }
+}
+
+/// Cut `victim`'s host, while its ranks and the others are in an all_reduce, for good.
+fn cut_for_good(test: &str, victim: usize, how: Cut) {
+    let Some(scene) = Scene::new(test, &in_order(&[2, 2, 2, 2]), &[], |_| ()) else { return };
+    scene.hear_all("met");
+    scene.hear_all("works");
+    let deadline = Duration::from_secs(3);
+    let (begun, lost) = (Instant::now(), scene.ranks_on(&[victim]));
+    let others: Vec<usize> = (0..8).filter(|rank| !lost.contains(rank)).collect();
+    scene.cluster.cut(victim, how);
+    // The host that has the hub is told by it who is missing, the others speak for themselves.
+    let (with_hub, without) = if victim == 0 { (&lost, &others) } else { (&others, &lost) };
+    let missing: Vec<String> =
+        without.iter().map(|rank| format!("rank {rank} on host host{} (it does not answer", rank / 2)).collect();
+    let missing: Vec<&str> = missing.iter().map(|s| &**s).collect();
+    scene.expect(with_hub, begun, deadline, &missing);
+    scene.expect(without, begun, deadline + HUB_PATIENCE, &["did not end within 3s", "rank 0 on host host0"]);
+}
+
+#[test]
+fn a_host_that_is_cut_off_is_named_on_both_sides() {
+    cut_for_good("a_host_that_is_cut_off_is_named_on_both_sides", 2, Cut::Silent);
+}
+
+#[test]
+fn so_is_the_host_that_holds_the_job_together() {
+    cut_for_good("so_is_the_host_that_holds_the_job_together", 0, Cut::Unplugged);
+}
+
+#[test]
+fn a_cut_that_heals_before_the_deadline_harms_nobody() {
+    const TEST: &str = "a_cut_that_heals_before_the_deadline_harms_nobody";
+    let extra = [("MAYPOLE_TIMEOUT", "60"), ("SECONDS", "9")];
+    let Some(mut scene) = Scene::new(TEST, &in_order(&[2, 2, 2, 2]), &extra, |_| ()) else { return };
+    scene.hear_all("met");
+    scene.hear_all("works");
+    for how in [Cut::Silent, Cut::Unplugged] {
+        scene.cluster.cut(2, how);
+        std::thread::sleep(Duration::from_millis(2500));
+        scene.cluster.heal(2);
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    let all: Vec<usize> = (0..8).collect();
+    for (rank, (_, said)) in scene.job.hear(&all).into_iter().enumerate() {
+        let longest: u64 = said.strip_prefix("done ").and_then(|n| n.parse().ok()).expect(&said);
+        assert!(longest > 2000, "rank {rank} has not felt the cut: its longest call took {longest} ms");
+    }
+    scene.job.end(&all);
+}
+
+#[test]
+fn a_host_that_vanishes_is_noticed_long_before_the_deadline() {
+    const TEST: &str = "a_host_that_vanishes_is_noticed_long_before_the_deadline";
+    let extra = [("MAYPOLE_TIMEOUT", "40")];
+    let Some(scene) = Scene::new(TEST, &in_order(&[1, 1, 1, 1]), &extra, |_| ()) else { return };
+    scene.hear_all("met");
+    scene.hear_all("works");
+    let begun = Instant::now();
+    scene.cluster.cut(3, Cut::Silent);
+    let said = ["rank 3 on host host3 is gone: nothing has come from its host for 10s", "host host0 is cut"];
+    scene.expect(&[0, 1, 2], begun, Duration::from_secs(10), &said);
+    scene.expect(&[3], begun, Duration::from_secs(10), &["rank 0 on host host0 is gone", "cannot be reached"]);
+}
+
+#[test]
+fn a_process_killed_on_another_host_is_named_within_a_second() {
+    const TEST: &str = "a_process_killed_on_another_host_is_named_within_a_second";
+    let extra = [("MAYPOLE_TIMEOUT", "60")];
+    let Some(mut scene) = Scene::new(TEST, &in_order(&[2, 2, 2, 2]), &extra, |_| ()) else { return };
+    scene.hear_all("met");
+    scene.hear_all("works");
+    let begun = Instant::now();
+    scene.job.signal(5, Signal::SIGKILL);
+    let others = [0, 1, 2, 3, 4, 6, 7];
+    let heard = scene.job.hear(&others);
+    for (rank, (at, text)) in others.iter().zip(heard) {
+        let after = at - begun;
+        assert!(text.contains("rank 5 on host host2 is gone: its process ended"), "rank {rank}: {text}");
+        assert!(after < Duration::from_secs(1), "rank {rank} speaks after {after:?}: {text}");
+    }
+    scene.job.end(&others);
+}
+
+#[test]
+fn two_hosts_that_lose_each_other_only_are_named() {
+    const TEST: &str = "two_hosts_that_lose_each_other_only_are_named";
+    let extra = [("MAYPOLE_TIMEOUT", "5")];
+    let Some(scene) = Scene::new(TEST, &in_order(&[1, 1, 1, 1]), &extra, |_| ()) else { return };
+    scene.hear_all("met");
+    scene.hear_all("works");
+    let begun = Instant::now();
+    scene.cluster.part(&[1, 2]);
+    let all = [0, 1, 2, 3];
+    let said = scene.expect(&all, begun, Duration::from_secs(5), &["lost its link to", "look at the network"]);
+    let named = |a: usize, b: usize| said.contains(&format!("rank {a} lost its link to rank {b} on host host{b}"));
+    assert!(named(1, 2) || named(2, 1), "{said}");
+}
+
+#[test]
+fn hosts_that_can_never_connect_are_named() {
+    const TEST: &str = "hosts_that_can_never_connect_are_named";
+    let gate = gate(TEST);
+    let extra = [("MAYPOLE_TIMEOUT", "5"), ("GATE", gate.to_str().unwrap())];
+    let Some(scene) = Scene::new(TEST, &in_order(&[1, 1, 1, 1]), &extra, |_| ()) else { return };
+    scene.hear_all("met");
+    scene.cluster.part(&[1, 2]);
+    let begun = Instant::now();
+    std::fs::write(&gate, "").unwrap();
+    let said = ["rank 1 lost its link to rank 2 on host host2"];
+    scene.expect(&[0, 1, 2, 3], begun, Duration::from_secs(5), &said);
+}
+
+#[test]
+fn a_stopped_process_that_nobody_has_connected_to_is_named_at_the_deadline() {
+    const TEST: &str = "a_stopped_process_that_nobody_has_connected_to_is_named_at_the_deadline";
+    let gate = gate(TEST);
+    let extra = [("GATE", gate.to_str().unwrap())];
+    let Some(scene) = Scene::new(TEST, &[0, 1], &extra, |_| ()) else { return };
+    scene.hear_all("met");
+    scene.job.signal(1, Signal::SIGSTOP);
+    let begun = Instant::now();
+    std::fs::write(&gate, "").unwrap();
+    scene.expect(&[0], begun, Duration::from_secs(3), &["did not end within 3s", "rank 1 on host host1 (it does not"]);
+}
+
+#[test]
+fn a_host_that_does_not_come_is_named() {
+    const TEST: &str = "a_host_that_does_not_come_is_named";
+    let extra = [("MAYPOLE_CONNECT_TIMEOUT", "3")];
+    let cut = |cluster: &Cluster| cluster.cut(2, Cut::Silent);
+    let Some(scene) = Scene::new(TEST, &in_order(&[2, 2, 2, 2]), &extra, cut) else { return };
+    let begun = Instant::now();
+    let (lost, others) = (scene.ranks_on(&[2]), scene.ranks_on(&[0, 1, 3]));
+    scene.expect(&others, begun, Duration::from_secs(4), &["ranks 4, 5 did not come within 3s"]);
+    scene.expect(&lost, begun, Duration::from_secs(4), &["could not reach the meeting point 10.88.0.1"]);
+}
+
+/// A file that is not there yet, for `GATE`.
+fn gate(test: &str) -> PathBuf {
+    let gate = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
+    let _ = std::fs::remove_file(&gate);
+    gate
+}
