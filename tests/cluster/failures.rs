@@ -79,17 +79,20 @@ impl Scene {
         assert!(self.job.hear(&all).iter().all(|(_, line)| line == what));
     }
 
-    /// Every one of `ranks` speaks at the latest `within` after `since`, and says all of `names`. Returns the first's
-    /// words.
-    fn expect(&self, ranks: &[usize], since: Instant, within: Duration, names: &[&str]) -> String {
-        let heard = self.job.hear(ranks);
-        for (rank, (at, text)) in ranks.iter().zip(&heard) {
-            let after = at.duration_since(since);
-            println!("rank {rank} after {after:.2?}: {text}");
-            assert!(names.iter().all(|name| text.contains(name)), "rank {rank} should say {names:?}, but says: {text}");
-            assert!(after < within + SLACK, "rank {rank} speaks {after:?} after the cut: {text}");
-        }
-        heard[0].1.clone()
+    /// What each rank says next, by rank.
+    fn hear_each(&self) -> Vec<(Instant, String)> {
+        self.job.hear(&(0..self.layout.len()).collect::<Vec<_>>())
+    }
+}
+
+/// Every one of `ranks` has spoken at the latest `within` after `since`, and has said all of `names`.
+fn expect(heard: &[(Instant, String)], ranks: &[usize], since: Instant, within: Duration, names: &[&str]) {
+    for rank in ranks {
+        let (at, text) = &heard[*rank];
+        let after = at.duration_since(since);
+        println!("rank {rank} after {after:.2?}: {text}");
+        assert!(names.iter().all(|name| text.contains(name)), "rank {rank} should say {names:?}, but says: {text}");
+        assert!(after < within + SLACK, "rank {rank} speaks {after:?} after the cut: {text}");
     }
 }
 
@@ -107,8 +110,10 @@ fn cut_for_good(test: &str, victim: usize, how: Cut) {
     let missing: Vec<String> =
         without.iter().map(|rank| format!("rank {rank} on host host{} (it does not answer", rank / 2)).collect();
     let missing: Vec<&str> = missing.iter().map(|s| &**s).collect();
-    scene.expect(with_hub, begun, deadline, &missing);
-    scene.expect(without, begun, deadline + HUB_PATIENCE, &["did not end within 3s", "rank 0 on host host0"]);
+    let heard = scene.hear_each();
+    expect(&heard, with_hub, begun, deadline, &missing);
+    let itself = ["did not end within 3s", "rank 0 on host host0"];
+    expect(&heard, without, begun, deadline + HUB_PATIENCE, &itself);
 }
 
 #[test]
@@ -152,8 +157,9 @@ fn a_host_that_vanishes_is_noticed_long_before_the_deadline() {
     let begun = Instant::now();
     scene.cluster.cut(3, Cut::Silent);
     let said = ["rank 3 on host host3 is gone: nothing has come from its host for 10s", "host host0 is cut"];
-    scene.expect(&[0, 1, 2], begun, Duration::from_secs(10), &said);
-    scene.expect(&[3], begun, Duration::from_secs(10), &["rank 0 on host host0 is gone", "cannot be reached"]);
+    let heard = scene.hear_each();
+    expect(&heard, &[0, 1, 2], begun, Duration::from_secs(10), &said);
+    expect(&heard, &[3], begun, Duration::from_secs(10), &["rank 0 on host host0 is gone", "cannot be reached"]);
 }
 
 #[test]
@@ -184,8 +190,9 @@ fn two_hosts_that_lose_each_other_only_are_named() {
     scene.hear_all("works");
     let begun = Instant::now();
     scene.cluster.part(&[1, 2]);
-    let all = [0, 1, 2, 3];
-    let said = scene.expect(&all, begun, Duration::from_secs(5), &["lost its link to", "look at the network"]);
+    let heard = scene.hear_each();
+    expect(&heard, &[0, 1, 2, 3], begun, Duration::from_secs(5), &["lost its link to", "look at the network"]);
+    let said = &heard[0].1;
     let named = |a: usize, b: usize| said.contains(&format!("rank {a} lost its link to rank {b} on host host{b}"));
     assert!(named(1, 2) || named(2, 1), "{said}");
 }
@@ -201,7 +208,7 @@ fn hosts_that_can_never_connect_are_named() {
     let begun = Instant::now();
     std::fs::write(&gate, "").unwrap();
     let said = ["rank 1 lost its link to rank 2 on host host2"];
-    scene.expect(&[0, 1, 2, 3], begun, Duration::from_secs(5), &said);
+    expect(&scene.hear_each(), &[0, 1, 2, 3], begun, Duration::from_secs(5), &said);
 }
 
 #[test]
@@ -214,7 +221,8 @@ fn a_stopped_process_that_nobody_has_connected_to_is_named_at_the_deadline() {
     scene.job.signal(1, Signal::SIGSTOP);
     let begun = Instant::now();
     std::fs::write(&gate, "").unwrap();
-    scene.expect(&[0], begun, Duration::from_secs(3), &["did not end within 3s", "rank 1 on host host1 (it does not"]);
+    let said = ["did not end within 3s", "rank 1 on host host1 (it does not"];
+    expect(&scene.job.hear(&[0]), &[0], begun, Duration::from_secs(3), &said);
 }
 
 #[test]
@@ -225,8 +233,9 @@ fn a_host_that_does_not_come_is_named() {
     let Some(scene) = Scene::new(TEST, &in_order(&[2, 2, 2, 2]), &extra, cut) else { return };
     let begun = Instant::now();
     let (lost, others) = (scene.ranks_on(&[2]), scene.ranks_on(&[0, 1, 3]));
-    scene.expect(&others, begun, Duration::from_secs(4), &["ranks 4, 5 did not come within 3s"]);
-    scene.expect(&lost, begun, Duration::from_secs(4), &["could not reach the meeting point 10.88.0.1"]);
+    let heard = scene.hear_each();
+    expect(&heard, &others, begun, Duration::from_secs(4), &["ranks 4, 5 did not come within 3s"]);
+    expect(&heard, &lost, begun, Duration::from_secs(4), &["could not reach the meeting point 10.88.0.1"]);
 }
 
 /// A file that is not there yet, for `GATE`.

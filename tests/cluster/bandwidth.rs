@@ -1,1 +1,0 @@
-//! What crosses the cables between hosts.
