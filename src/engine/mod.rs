@@ -9,6 +9,7 @@ pub(crate) mod alarm;
 pub(crate) mod bound;
 pub(crate) mod lane;
 pub(crate) mod links;
+mod listener;
 pub(crate) mod loans;
 pub(crate) mod messages;
 pub(crate) mod rest;
