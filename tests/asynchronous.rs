@@ -3,11 +3,12 @@
 
 mod ranks;
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use maypole::config::TransportChoice;
-use maypole::{Communicator, Error, ReduceOp, Stream, Verdict};
+use maypole::{Communicator, Error, Pending, ReduceOp, Stream, Verdict};
 use ranks::{PATIENCE, common_verdict, config, paths, threads, verdict};
 
 const SUM: ReduceOp = ReduceOp::Sum;
@@ -304,5 +305,244 @@ fn a_world_of_one_needs_nobody() {
     let (input, mut output) = ([3.0f64; 2], [0.0f64; 2]);
     maypole::scope(|s| {
         assert_eq!(comm.start(s).all_reduce(&input, &mut output, ReduceOp::Avg).unwrap().wait().unwrap(), [3.0; 2])
+    });
+}
+
+#[test]
+fn receive_send_and_wait_on_both_sides() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        threads(2, &config(transport), |comm| {
+            let (me, other) = (comm.rank() as i64, 1 - comm.rank());
+            for count in [0, 1, 1000, 400_000] {
+                let (sent, mut got) = (vec![me; count], vec![-1; count]);
+                maypole::scope(|s| {
+                    let receive = comm.start(s).recv(&mut got, other).unwrap();
+                    let send = comm.start(s).send(&sent, other).unwrap();
+                    // In whichever order.
+                    if me == 0 {
+                        send.wait().unwrap();
+                        receive.wait().unwrap();
+                    } else {
+                        receive.wait().unwrap();
+                        send.wait().unwrap();
+                    }
+                });
+                assert!(got.iter().all(|x| *x == other as i64));
+            }
+        });
+    }
+}
+
+#[test]
+fn posted_messages_and_collectives_do_not_wait_for_each_other() {
+    for path in paths() {
+        threads(3, &path.config, |comm| {
+            let (me, size) = (comm.rank(), comm.size());
+            let (right, left) = ((me + 1) % size, (me + size - 1) % size);
+            for round in 0..5 {
+                let (sent, mut got) = (vec![(me + round) as i32; 60_000], vec![-1; 60_000]);
+                let mut sum = vec![1i64; path.count];
+                maypole::scope(|s| {
+                    let receive = comm.start(s).recv(&mut got, left).unwrap();
+                    // Ranks call the collective before or after they send.
+                    let mut send = None;
+                    if me == 0 {
+                        send = Some(comm.start(s).send(&sent, right).unwrap());
+                    }
+                    comm.all_reduce_in_place(&mut sum, SUM).unwrap();
+                    let send = send.unwrap_or_else(|| comm.start(s).send(&sent, right).unwrap());
+                    receive.wait().unwrap();
+                    send.wait().unwrap();
+                });
+                assert!(got.iter().all(|x| *x == (left + round) as i32), "{}", path.name);
+                assert!(sum.iter().all(|x| *x == 3), "{}", path.name);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_posted_message_goes_on_its_way_while_its_owner_does_something_else() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        let arrived = Barrier::new(2);
+        threads(2, &config(transport), |comm| {
+            let mut large = vec![comm.rank() as u64; 2 << 20];
+            for _ in 0..3 {
+                if comm.rank() == 0 {
+                    maypole::scope(|s| {
+                        let request = comm.start(s).send(&large, 1).unwrap();
+                        // No call of Maypole's until the other side has it all.
+                        arrived.wait();
+                        request.wait().unwrap();
+                    });
+                } else {
+                    comm.recv(&mut large, 0).unwrap();
+                    assert!(large.iter().all(|x| *x == 0));
+                    large.fill(1);
+                    arrived.wait();
+                }
+            }
+            // And the other way round: what is received lands while nobody looks.
+            if comm.rank() == 1 {
+                maypole::scope(|s| {
+                    let request = comm.start(s).recv(&mut large, 0).unwrap();
+                    arrived.wait();
+                    assert!(request.wait().unwrap().iter().all(|x| *x == 9));
+                });
+            } else {
+                comm.send(&vec![9u64; 2 << 20], 1).unwrap();
+                arrived.wait();
+            }
+        });
+    }
+}
+
+#[test]
+fn hundreds_of_messages_outstanding() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        threads(3, &config(transport), |comm| {
+            let (me, size, each) = (comm.rank(), comm.size(), 150);
+            let count = |from: usize, to: usize, nth: usize| (from * 7 + to * 5 + nth * 13) % 3000;
+            let others: Vec<usize> = (0..size).filter(|r| *r != me).collect();
+            let pairs: Vec<(usize, usize)> = others.iter().flat_map(|r| (0..each).map(move |n| (*r, n))).collect();
+            let sent: Vec<Vec<u32>> =
+                pairs.iter().map(|(to, n)| vec![(me * 1000 + n) as u32; count(me, *to, *n)]).collect();
+            let mut got: Vec<Vec<u32>> = pairs.iter().map(|(from, n)| vec![0; count(*from, me, *n)]).collect();
+            maypole::scope(|s| {
+                let mut requests = Vec::new();
+                // Every third pair of messages has a tag of its own, and those are sent last.
+                let tag = |n: usize| if n.is_multiple_of(3) { n as u32 } else { 0 };
+                for ((from, n), buffer) in pairs.iter().zip(&mut got) {
+                    requests.push((*from, *n, comm.start(s).tag(tag(*n)).recv(buffer, *from).unwrap()));
+                }
+                let mut sends = Vec::new();
+                for tagged in [false, true] {
+                    for ((to, n), buffer) in pairs.iter().zip(&sent).filter(|((_, n), _)| (tag(*n) != 0) == tagged) {
+                        sends.push(comm.start(s).tag(tag(*n)).send(buffer, *to).unwrap());
+                    }
+                }
+                maypole::wait_all(&sends).unwrap();
+                // Whichever comes first.
+                while let Some(next) = maypole::wait_any(requests.iter().map(|(_, _, request)| request)) {
+                    let (from, n, request) = requests.swap_remove(next);
+                    assert!(request.test());
+                    let buffer = request.wait().unwrap();
+                    assert!(buffer.iter().all(|x| *x == (from * 1000 + n) as u32), "message {n} from {from}");
+                }
+            });
+            comm.barrier().unwrap();
+        });
+    }
+}
+
+#[test]
+fn requests_of_different_kinds_and_types_are_waited_for_together() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        let first_done = Barrier::new(2);
+        threads(2, &config(transport), |comm| {
+            let other = 1 - comm.rank();
+            let (mut sum, mut message, mut late) = ([1.5f64; 3], [0u8; 9], vec![0i32; 100_000]);
+            let sent = vec![4i32; 100_000];
+            maypole::scope(|s| {
+                let start = comm.start(s);
+                let late = start.tag(1).recv(&mut late, other).unwrap();
+                let sum = start.all_reduce_in_place(&mut sum, SUM).unwrap();
+                let message = start.recv(&mut message, other).unwrap();
+                comm.send(&[3u8; 9], other).unwrap();
+                // The first is not sent yet, so it is one of the others, and then the remaining one.
+                let all: [&dyn Pending; 3] = [&late, &sum, &message];
+                let one = maypole::wait_any(all).unwrap();
+                assert!(one != 0);
+                assert_eq!(maypole::wait_any([all[0], all[3 - one]]), Some(1));
+                assert!(!late.is_done());
+                first_done.wait();
+                let large = start.tag(1).send(&sent, other).unwrap();
+                // Asleep in wait_any while somebody else moves the message.
+                assert_eq!(maypole::wait_any([&late]), Some(0));
+                maypole::wait_all([&late as &dyn Pending, &sum, &message, &large]).unwrap();
+                assert_eq!(sum.wait().unwrap(), [3.0; 3]);
+                assert_eq!(message.wait().unwrap(), [3; 9]);
+                assert!(late.wait().unwrap().iter().all(|x| *x == 4));
+            });
+            assert_eq!(maypole::wait_any::<maypole::Request<'_, u8>>([]), None);
+            maypole::wait_all::<maypole::Request<'_, u8>>([]).unwrap();
+        });
+    }
+}
+
+#[test]
+fn wait_any_sleeps_until_something_is_done() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        threads(2, &config(transport), |comm| {
+            let (mut message, mut sum) = ([0u8; 4], [1i32; 2]);
+            if comm.rank() == 0 {
+                std::thread::sleep(Duration::from_millis(200));
+                comm.send(&[6u8; 4], 1).unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+                comm.all_reduce_in_place(&mut sum, SUM).unwrap();
+                return;
+            }
+            maypole::scope(|s| {
+                let sum = comm.start(s).all_reduce_in_place(&mut sum, SUM).unwrap();
+                let message = comm.start(s).recv(&mut message, 0).unwrap();
+                let both: [&dyn Pending; 2] = [&sum, &message];
+                let start = Instant::now();
+                assert_eq!(maypole::wait_any(both), Some(1));
+                assert!(start.elapsed() > Duration::from_millis(100));
+                assert_eq!(maypole::wait_any([&sum]), Some(0));
+            });
+            assert_eq!((message, sum), ([6; 4], [2; 2]));
+        });
+    }
+}
+
+#[test]
+fn a_message_request_dropped_or_forgotten_is_waited_for() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        threads(2, &config(transport), |comm| {
+            let other = 1 - comm.rank();
+            let (sent, mut dropped, mut forgotten) = (vec![7u32; 200_000], vec![0u32; 200_000], vec![0u32; 200_000]);
+            maypole::scope(|s| {
+                let one = comm.start(s).recv(&mut dropped, other).unwrap();
+                std::mem::forget(comm.start(s).recv(&mut forgotten, other).unwrap());
+                std::mem::forget(comm.start(s).send(&sent, other).unwrap());
+                std::mem::forget(comm.start(s).send(&sent, other).unwrap());
+                drop(one);
+            });
+            assert!(dropped.iter().chain(&forgotten).all(|x| *x == 7));
+        });
+    }
+}
+
+#[test]
+fn a_message_on_a_stream_waits_for_what_is_before_it() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        threads(2, &config(transport), |comm| {
+            let stream = Stream::new().unwrap();
+            let other = 1 - comm.rank();
+            let (mut first, mut got) = ([1u64; 1], [0u64; 4]);
+            maypole::scope(|s| {
+                let start = comm.start_on(&stream, s);
+                let _sum = start.all_reduce_in_place(&mut first, SUM).unwrap();
+                let message = match comm.rank() {
+                    0 => start.tag(5).send(&[8u64; 4], other).unwrap(),
+                    _ => start.tag(5).recv(&mut got, other).unwrap(),
+                };
+                message.wait().unwrap();
+            });
+            assert_eq!(got, [[0; 4], [8; 4]][comm.rank()]);
+        });
+    }
+}
+
+#[test]
+fn a_wrong_peer_is_refused_at_the_call() {
+    threads(2, &config(TransportChoice::Auto), |comm| {
+        let mut got = [0u8; 3];
+        maypole::scope(|s| {
+            assert!(matches!(comm.start(s).send(&[1u8], 2), Err(Error::Argument { .. })));
+            assert!(matches!(comm.start(s).recv(&mut got, 9), Err(Error::Argument { .. })));
+        });
+        comm.barrier().unwrap();
     });
 }
