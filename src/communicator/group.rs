@@ -15,11 +15,13 @@
 //! compare: type, operation and counts.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use maypole_collectives::algorithms::Algorithm;
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, Element, ReduceOp};
 
+use super::blocks::{OwnedSides, Spread};
 use super::call::{Buffers, Lengths};
 use super::{Call, Communicator, Inner, Work};
 use crate::engine::messages::{Count, Message};
@@ -52,11 +54,13 @@ enum Task {
 }
 
 /// A collective with its buffers.
-#[derive(Clone, Copy)]
-struct Collected {
-    call: Call,
-    buffers: Buffers,
-    lengths: Lengths,
+#[derive(Clone)]
+pub(super) struct Collected {
+    pub call: Call,
+    pub buffers: Buffers,
+    pub lengths: Lengths,
+    /// Where blocks have counts of their own.
+    pub sides: Option<Arc<OwnedSides>>,
 }
 
 impl Communicator {
@@ -205,6 +209,27 @@ impl<'env> Group<'env> {
         self.in_place(Call::of::<T>(Collective::Scatter, buffer.len() / blocks, None, root), buffer);
     }
 
+    /// See [`Communicator::scan`].
+    pub fn scan<T: Element>(&mut self, input: &'env [T], output: &'env mut [T], op: ReduceOp) {
+        self.apart(Call::of::<T>(Collective::Scan, input.len(), Some(op), 0), input, output);
+    }
+
+    /// See [`Communicator::scan_in_place`].
+    pub fn scan_in_place<T: Element>(&mut self, buffer: &'env mut [T], op: ReduceOp) {
+        self.in_place(Call::of::<T>(Collective::Scan, buffer.len(), Some(op), 0), buffer);
+    }
+
+    /// See [`Communicator::exclusive_scan`].
+    pub fn exclusive_scan<T: Element>(&mut self, input: &'env [T], output: &'env mut [T], op: ReduceOp) {
+        let output = if self.rank == 0 { &mut [] } else { output };
+        self.apart(Call::of::<T>(Collective::ExclusiveScan, input.len(), Some(op), 0), input, output);
+    }
+
+    /// See [`Communicator::exclusive_scan_in_place`].
+    pub fn exclusive_scan_in_place<T: Element>(&mut self, buffer: &'env mut [T], op: ReduceOp) {
+        self.in_place(Call::of::<T>(Collective::ExclusiveScan, buffer.len(), Some(op), 0), buffer);
+    }
+
     /// See [`Communicator::barrier`].
     pub fn barrier(&mut self) {
         let call = Call { collective: Collective::Barrier, dtype: DataType::U8, count: 0, op: ReduceOp::Sum, root: 0 };
@@ -214,14 +239,22 @@ impl<'env> Group<'env> {
     fn apart<T: Element>(&mut self, call: Call, input: &'env [T], output: &'env mut [T]) {
         let lengths = Lengths::Apart { input: size_of_val(input), output: size_of_val(output) };
         let buffers = Buffers { input: input.as_ptr().cast(), output: output.as_mut_ptr().cast() };
-        self.add(call.collective.name(), [Task::Collective(Collected { call, buffers, lengths })]);
+        self.collect(Collected { call, buffers, lengths, sides: None });
     }
 
     fn in_place<T: Element>(&mut self, call: Call, buffer: &'env mut [T]) {
         let lengths = Lengths::InPlace { buffer: size_of_val(buffer) };
         let at = buffer.as_mut_ptr().cast::<u8>();
         let buffers = Buffers { input: at, output: at };
-        self.add(call.collective.name(), [Task::Collective(Collected { call, buffers, lengths })]);
+        self.collect(Collected { call, buffers, lengths, sides: None });
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub(super) fn collect(&mut self, collected: Collected) {
+        self.add(collected.call.collective.name(), [Task::Collective(collected)]);
     }
 
     fn add<const N: usize>(&mut self, name: &'static str, tasks: [Task; N]) {
@@ -262,8 +295,8 @@ impl Inner {
         let messages: Vec<Message> = received.chain(items.iter().filter_map(of).filter(|m| m.is_sent())).collect();
         let collectives: Vec<(Collected, (usize, &str))> = items
             .iter()
-            .filter_map(|item| match item.work {
-                Task::Collective(collected) => Some((collected, item.call)),
+            .filter_map(|item| match &item.work {
+                Task::Collective(collected) => Some((collected.clone(), item.call)),
                 Task::Message(_) => None,
             })
             .collect();
@@ -277,15 +310,18 @@ impl Inner {
         unsafe { self.messages.post(&messages, &count) };
         let under_way = UnderWay(self, &count);
         let mut rest = &collectives[..];
-        while let [(first, call), ..] = rest {
+        while let [(first, named_call), ..] = rest {
             let together = self.fusible(rest);
-            let done = match together {
+            let (call, buffers, lengths) = (first.call, first.buffers, first.lengths);
+            let done = match (together, &first.sides) {
                 // SAFETY: the caller's promise.
-                1 => unsafe { self.run(self.turns.take(), first.call, first.buffers, first.lengths) },
+                (1, None) => unsafe { self.run(self.turns.take(), call, buffers, lengths) },
+                // SAFETY: the caller's promise.
+                (1, Some(sides)) => unsafe { self.run_v(self.turns.take(), call, buffers, lengths, sides.sides()) },
                 // SAFETY: the caller's promise.
                 _ => unsafe { self.run_fused(&rest[..together]) },
             };
-            done.map_err(|error| named(error, *call))?;
+            done.map_err(|error| named(error, *named_call))?;
             rest = &rest[together..];
         }
         under_way.wait()
@@ -300,7 +336,10 @@ impl Inner {
         for item in items {
             let checked = match &item.work {
                 Task::Message(message) => self.check_peers(&[*message]).map_err(what),
-                Task::Collective(Collected { call, lengths, .. }) => self.check(call, *lengths),
+                Task::Collective(Collected { call, lengths, sides: Some(sides), .. }) => {
+                    self.spread(call, sides.sides(), *lengths, &mut Spread::default())
+                }
+                Task::Collective(Collected { call, lengths, sides: None, .. }) => self.check(call, *lengths),
             };
             checked.map_err(|what: String| in_group(item.call, &what))?;
         }
@@ -325,6 +364,7 @@ impl Inner {
             return 1;
         };
         let bytes = |call: &Call| call.count * call.dtype.size();
+        // None of them has variable counts: there is no such all-reduce.
         let kind = |call: &Call| {
             let fits = call.collective == Collective::AllReduce && bytes(call) <= SMALL;
             // Each rank has a factor of its own, so ranks would not know alike where it changes.

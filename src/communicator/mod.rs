@@ -16,6 +16,7 @@ mod call;
 mod call_v;
 mod children;
 mod group;
+mod group_v;
 mod local;
 mod outcome;
 pub mod persistent;

@@ -121,7 +121,11 @@ impl Program {
                 own
             })
             .collect();
-        let (mine, mut everybody) = ([rank as u32], vec![0u32; size]);
+        let (mine, mut everybody, mut before) = ([rank as u32], vec![0u32; size], [0u32]);
+        // Rank r has r bytes of r.
+        let counts: Vec<usize> = (0..size).collect();
+        let all: Vec<u8> = (0..size).flat_map(|r| vec![r as u8; r]).collect();
+        let mut uneven: Vec<u8> = all.iter().map(|r| if *r as usize == rank { *r } else { 255 }).collect();
         comm.group(|group| {
             for (letter, content) in &sent {
                 group.tag(letter.tag).send(content, letter.to);
@@ -133,6 +137,8 @@ impl Program {
                 group.tag(letter.tag).recv(buffer, letter.from);
             }
             group.all_gather(&mine, &mut everybody);
+            group.all_gather_v_in_place(&mut uneven, &counts);
+            group.scan(&mine, &mut before, ReduceOp::Sum);
             Ok(())
         })
         .unwrap_or_else(|e| panic!("{e}"));
@@ -144,6 +150,7 @@ impl Program {
             values(*seed).reduced(size, 0, bytemuck::cast_slice_mut(&mut want));
             assert!(*vector == want, "a sum of {count} elements is wrong");
         }
+        assert_eq!((uneven, before[0] as usize), (all, (0..=rank).sum()), "all_gather_v and scan in a group");
         assert!(everybody.iter().copied().eq(0..size as u32), "all-gather in a group: {everybody:?}");
     }
 }
