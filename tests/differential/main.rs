@@ -9,6 +9,7 @@
 //! `MAYPOLE_DIFFERENTIAL_SEED` repeats a run.
 
 mod draws;
+mod kept;
 mod leaks;
 mod program;
 mod reference;

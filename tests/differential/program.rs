@@ -12,7 +12,7 @@ use crate::reference::{self, Float};
 /// The longest buffer of a call, bytes.
 const LONGEST: usize = 8 << 20;
 /// The most communicators at a time.
-const COMMUNICATORS: usize = 5;
+pub(crate) const COMMUNICATORS: usize = 5;
 
 /// A communicator as all ranks know it, members of it or not.
 pub(crate) struct Family {
@@ -20,7 +20,7 @@ pub(crate) struct Family {
     pub members: Vec<usize>,
     /// This rank's handle.
     pub own: Option<Communicator>,
-    order: Order,
+    pub order: Order,
 }
 
 /// One rank in the middle of a run.
@@ -87,13 +87,16 @@ impl Program {
         let family = self.draws.below(self.families.len());
         match self.draws.below(100) {
             0..30 => self.even(family),
-            30..45 => self.variable(family),
-            45..55 => self.outstanding(family),
-            55..65 => self.messages(family),
-            65..75 => self.group(family),
-            75..85 => self.fold(family),
-            85..90 => self.order(family),
-            90..95 => self.split(family),
+            30..42 => self.variable(family),
+            42..50 => self.outstanding(family),
+            50..58 => self.messages(family),
+            58..66 => self.group(family),
+            66..70 => self.persistent(family),
+            70..74 => self.registered(family),
+            74..84 => self.fold(family),
+            84..88 => self.order(family),
+            88..91 => self.split(family),
+            91..95 => self.child(family),
             _ => self.drop_one(family),
         }
     }
@@ -102,7 +105,7 @@ impl Program {
         self.step = format!("step {}: {what:?} among {:?}", self.steps, self.families[family].members);
     }
 
-    fn check(&self, got: &[u8], want: &[u8], what: &str) {
+    pub(crate) fn check(&self, got: &[u8], want: &[u8], what: &str) {
         if got != want {
             let at = got.iter().zip(want).position(|(a, b)| a != b);
             panic!("{what}: {} bytes, expected {}, first difference at byte {at:?}", got.len(), want.len());
@@ -334,10 +337,7 @@ impl Program {
             // A child starts with its parent's settings, not with what was set on the parent later.
             self.families.push(Family { members, own, order: Order::Free });
         }
-        while self.families.len() > COMMUNICATORS {
-            let victim = 1 + self.draws.below(self.families.len() - 1);
-            self.families.remove(victim);
-        }
+        self.thin();
     }
 
     /// Leave a communicator, while others may still be at work in it.
