@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use maypole_transports::shm::{Group, Segment, Shape};
+use maypole_transports::shm::{Arena, Group, Segment, Shape};
 use maypole_transports::tcp::Poller;
 use maypole_transports::wait::Patience;
 
@@ -159,20 +159,23 @@ impl Communicator {
 
     fn of_processes(node: Arc<Node>, config: Config) -> Result<Communicator> {
         let members = (0..node.size()).collect();
-        Communicator::of_members(node, WORLD, members, config)
+        Communicator::of_members(node, WORLD, members, None, config)
     }
 
     /// A communicator of some ranks of a node's world. `members`: their world ranks, in the order of the communicator.
+    /// `room`: where those of this host have agreed to have their segment; without, one of them makes it and hands it
+    /// to the others.
     pub(super) fn of_members(
         node: Arc<Node>,
         context: u64,
         members: Vec<usize>,
+        room: Option<Room>,
         config: Config,
     ) -> Result<Communicator> {
         let me = members.iter().position(|w| *w == node.rank()).expect("a rank builds only its own communicators");
         let watch: Arc<Watch> = Arc::default();
         node.register(context, members.clone(), watch.clone());
-        Communicator::link_members(&node, (context, members), me, watch, config).inspect_err(|error| {
+        Communicator::link_members(&node, (context, members), me, (watch, room), config).inspect_err(|error| {
             // The others may wait for this rank's part of what they build.
             node.report(context, Verdict::Aborted { rank: me, why: format!("it could not be made: {error}") });
             node.unregister(context);
@@ -183,7 +186,7 @@ impl Communicator {
         node: &Arc<Node>,
         (context, members): (u64, Vec<usize>),
         me: usize,
-        watch: Arc<Watch>,
+        (watch, room): (Arc<Watch>, Option<Room>),
         config: Config,
     ) -> Result<Communicator> {
         let peers = node.peers();
@@ -207,7 +210,10 @@ impl Communicator {
                 places[*rank] = Some(place);
             }
             let place = places[me].expect("this rank is local to itself");
-            group = Some(Arc::new(share_group(node, (context, &members, &local), &watch, &config, place)?));
+            group = Some(Arc::new(match room {
+                Some(room) => room.move_in(me, place, shape(local.len(), &config))?,
+                None => share_group(node, (context, &members, &local), &watch, &config, place)?,
+            }));
         } else {
             places[me] = Some(0);
         }
@@ -291,8 +297,22 @@ pub(crate) const CREDIT: usize = 1 << 20;
 /// A channel of the collectives and one of the messages between two ranks: each kind waits apart.
 const CHANNELS_APART: [usize; 2] = [0, POINT_TO_POINT];
 
+/// A place for the segment of some ranks of a host, in a file that they have open.
+pub(super) struct Room {
+    pub arena: Arc<Arena>,
+    pub at: u64,
+}
+
+impl Room {
+    fn move_in(&self, rank: usize, place: usize, shape: Shape) -> Result<Group> {
+        let segment = Segment::in_arena(shape, &self.arena, self.at);
+        let segment = segment.map_err(|e| Error::system(format!("rank {rank}: sharing memory"), e))?;
+        Ok(Group::new(segment, place))
+    }
+}
+
 /// The segment of a communicator with `members` ranks on this host.
-fn shape(members: usize, config: &Config) -> Shape {
+pub(super) fn shape(members: usize, config: &Config) -> Shape {
     Shape {
         members,
         channels: CHANNELS,

@@ -1,7 +1,7 @@
 //! Communicators made from a communicator: parts of it, and more of the same.
 //!
 //! A child has everything of its own: order of operations, links, verdict. What it shares with its parent is the node,
-//! one process's membership in the job, so making one brings nobody together anew. Its context, the number under which
+//! one process's membership in the job, and the file in which segments lie, so making one brings nobody together anew. Its context, the number under which
 //! the job knows it, is a digest that its members compute alike from what they have in common: the parent's context and
 //! which child it is. Parents and children may be dropped in any order.
 
@@ -10,7 +10,8 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use super::Communicator;
-use super::build::World;
+use super::build::{Room, World, shape};
+use crate::config::TransportChoice;
 use crate::error::{Error, Result};
 
 /// Counts a communicator's children, so that each gets a number that all its members know. Two locks: ranks that make a
@@ -39,10 +40,12 @@ impl Communicator {
     /// [`Error::Bootstrap`] and [`Error::System`] when the new one cannot be made, which leaves this one whole.
     pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Communicator>> {
         let (number, all) = self.agree(SPLIT, color.map_or(-1, i64::from), key)?;
-        let Some(color) = color else { return Ok(None) };
-        let mut ranks: Vec<usize> = (0..self.size()).filter(|r| all[*r].0 == i64::from(color)).collect();
+        let same = |r: &usize| color.is_some_and(|color| all[*r].0 == i64::from(color));
+        let mut ranks: Vec<usize> = (0..self.size()).filter(same).collect();
         ranks.sort_by_key(|r| (all[*r].1, *r));
-        self.child(&[TOGETHER, number, u64::from(color)], &ranks).map(Some)
+        let room = self.room(&ranks)?;
+        let Some(color) = color else { return Ok(None) };
+        self.child(&[TOGETHER, number, u64::from(color)], &ranks, room).map(Some)
     }
 
     /// Another communicator of the same ranks, with an order of operations of its own: for a part of a program, such as
@@ -54,7 +57,8 @@ impl Communicator {
     pub fn duplicate(&self) -> Result<Communicator> {
         let (number, _) = self.agree(DUPLICATE, 0, 0)?;
         let ranks: Vec<usize> = (0..self.size()).collect();
-        self.child(&[TOGETHER, number, 0], &ranks)
+        let room = self.room(&ranks)?;
+        self.child(&[TOGETHER, number, 0], &ranks, room)
     }
 
     /// A communicator of some ranks of this one, which alone call it, all with the same list; ranked in the order of the
@@ -89,7 +93,7 @@ impl Communicator {
         name.push(*earlier);
         *earlier += 1;
         drop(subsets);
-        self.child(&name, ranks)
+        self.child(&name, ranks, None)
     }
 
     /// Compare with all ranks what each calls; the number of the child, or of the children, and what each rank gave.
@@ -112,8 +116,42 @@ impl Communicator {
         Ok((*together, all.chunks_exact(3).map(|each| (each[1], each[2])).collect()))
     }
 
+    /// Agree on where a child's ranks of this host have their segment: in the file in which this communicator's lies, so
+    /// that none need be handed round. Every rank calls it, with the ranks of the child that it gets; with none if it
+    /// gets none. `None` where they share no memory.
+    fn room(&self, ranks: &[usize]) -> Result<Option<Room>> {
+        let inner = &*self.inner;
+        let hosts = inner.topology.placement();
+        let processes = matches!(inner.world, World::Processes(_)) && inner.config.transport != TransportChoice::Tcp;
+        if !processes || hosts.count() == inner.size {
+            return Ok(None);
+        }
+        let here = |rank: &&usize| hosts.host(**rank) == hosts.host(inner.rank);
+        let beside = ranks.iter().filter(here).count();
+        let first = ranks.iter().find(here).copied();
+        let reserved = match &inner.arena {
+            Some(arena) if beside > 1 && first == Some(inner.rank) => {
+                Some(arena.reserve(shape(beside, &inner.config).bytes()))
+            }
+            _ => None,
+        };
+        // 0: this rank reserves nothing, or could not.
+        let mine = reserved.as_ref().map_or(0, |at| at.as_ref().copied().unwrap_or(0));
+        let mut all = vec![0u64; inner.size];
+        self.all_gather(&[mine], &mut all)?;
+        let doing = || format!("rank {}: sharing memory", inner.rank);
+        reserved.transpose().map_err(|e| Error::system(doing(), e))?;
+        match (&inner.arena, first) {
+            (Some(arena), Some(first)) if beside > 1 => match all[first] {
+                0 => Err(Error::system(doing(), format!("rank {first} could make no room for it"))),
+                at => Ok(Some(Room { arena: arena.clone(), at })),
+            },
+            _ => Ok(None),
+        }
+    }
+
     /// The child called `name` among this communicator's, of `ranks` of it.
-    fn child(&self, name: &[u64], ranks: &[usize]) -> Result<Communicator> {
+    fn child(&self, name: &[u64], ranks: &[usize], room: Option<Room>) -> Result<Communicator> {
         let context = child_context(self.inner.context, name);
         let config = self.config().clone();
         let me = ranks.iter().position(|rank| *rank == self.rank()).expect("a rank makes only its own communicators");
@@ -121,7 +159,7 @@ impl Communicator {
         match &self.inner.world {
             World::Alone => Communicator::alone(config),
             World::Threads(threads) => Communicator::of_threads(threads, context, me, members, config),
-            World::Processes(node) => Communicator::of_members(node.clone(), context, members, config),
+            World::Processes(node) => Communicator::of_members(node.clone(), context, members, room, config),
         }
     }
 }

@@ -36,6 +36,7 @@ use std::cell::UnsafeCell;
 use std::sync::Arc;
 
 use maypole_collectives::Order;
+use maypole_transports::shm::Arena;
 use parking_lot::Mutex;
 
 pub use call::Call;
@@ -90,6 +91,8 @@ pub(crate) struct Inner {
     watch: Arc<Watch>,
     jury: Arc<dyn Jury>,
     children: Children,
+    /// The memory of this host's ranks, in which children get theirs.
+    arena: Option<Arc<Arena>>,
     /// Number of the latest registered buffer. Locked while one is made.
     allocations: Mutex<u64>,
     /// Carries asynchronous calls that name no stream; started by the first of them.
@@ -131,6 +134,7 @@ impl Communicator {
             (false, true) => tuner::Links::Tcp,
             (false, false) => tuner::Links::Mixed,
         };
+        let arena = links.routes.group.as_ref().and_then(|group| group.arena().cloned());
         let tuner = Tuner::new((rank, size), kind, topology.placement(), &config);
         let (watch, jury) = (engine.court.watch.clone(), engine.court.jury.clone());
         let work = Work { engine, tuner, sequence: 0, past: 0, spread: Spread::default() };
@@ -149,6 +153,7 @@ impl Communicator {
             watch,
             jury,
             children: Children::default(),
+            arena,
             allocations: Mutex::new(0),
             own_stream: Mutex::new(None),
         };

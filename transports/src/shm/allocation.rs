@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::segment;
+use super::arena;
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::{LinkError, Result};
 
@@ -108,7 +108,7 @@ impl Allocation {
     /// [`LinkError::Io`] when the system refuses the memory's addresses.
     pub fn create(lengths: &[usize], threads: bool) -> Result<(Arc<Allocation>, OwnedFd)> {
         let (_, bytes) = layout(lengths).ok_or_else(too_long)?;
-        let fd = segment::memfd(bytes)?;
+        let fd = arena::memfd(bytes)?;
         Ok((Allocation::map(lengths, threads, &fd)?, fd))
     }
 
@@ -117,13 +117,13 @@ impl Allocation {
     /// # Errors
     /// [`LinkError::Io`] when the file's size does not fit the lengths, or the system refuses the mapping.
     pub fn open(lengths: &[usize], fd: &OwnedFd) -> Result<Arc<Allocation>> {
-        segment::check_size(fd, layout(lengths).ok_or_else(too_long)?.1)?;
+        arena::check_size(fd, layout(lengths).ok_or_else(too_long)?.1)?;
         Allocation::map(lengths, false, fd)
     }
 
     fn map(lengths: &[usize], threads: bool, fd: &OwnedFd) -> Result<Arc<Allocation>> {
         let (parts, bytes) = layout(lengths).ok_or_else(too_long)?;
-        let base = segment::map(bytes, Some(fd))?;
+        let base = arena::map(bytes, Some((fd, 0)))?;
         Ok(Arc::new(Allocation { base, bytes, parts, threads }))
     }
 
@@ -243,7 +243,7 @@ mod tests {
         assert!(theirs.is_unused());
         // SAFETY: as above; the part is mapped still.
         assert_eq!(unsafe { std::ptr::with_exposed_provenance::<u8>(there).read() }, 0, "its memory is gone");
-        assert!(Allocation::open(&[10, 0, 50], &fd).unwrap_err().to_string().contains("bytes"));
+        assert!(Allocation::open(&[10, 0, 50_000], &fd).unwrap_err().to_string().contains("bytes"));
         assert!(Allocation::create(&[usize::MAX, 1], true).is_err());
     }
 

@@ -1,7 +1,7 @@
 //! Ranks that share memory.
 //!
-//! A [`Segment`] is the memory, a [`Group`] one rank's place in it. Processes share a memfd; threads share an anonymous
-//! mapping. Nothing else differs, so ranks as threads run the very code that ranks as processes do.
+//! A [`Segment`] is the memory, a [`Group`] one rank's place in it. Processes share a file, an [`Arena`]; threads share
+//! an anonymous mapping. Nothing else differs, so ranks as threads run the very code that ranks as processes do.
 //!
 //! * [`ring`]: links, a ring of bytes for each ordered pair of ranks and channel.
 //! * [`window`]: publications that all members read, for one-sided schedules.
@@ -11,6 +11,7 @@
 //! Each file argues its protocol in prose on top; `tests/loom` checks all of them.
 
 pub mod allocation;
+mod arena;
 pub mod line;
 pub mod ring;
 mod segment;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use crate::wait::Bell;
 use crate::{Receiver, Sender, Window};
 pub use allocation::Allocation;
+pub use arena::Arena;
 pub use line::Exchange;
 pub use segment::{Segment, Shape, Shared};
 
@@ -41,6 +43,11 @@ impl Group {
         let group = Group { segment, me };
         group.presence(me).come();
         group
+    }
+
+    /// The file that the group's memory lies in, unless its members are threads.
+    pub fn arena(&self) -> Option<&Arc<Arena>> {
+        self.segment.arena()
     }
 
     /// The members that have not taken their places yet.

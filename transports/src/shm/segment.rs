@@ -1,15 +1,17 @@
 //! The memory that a group shares, and where everything lies in it.
 //!
-//! One segment serves all ranks of a communicator on one host. It is a memfd (not a file under /dev/shm, which
-//! containers keep small) mapped by each process, or an anonymous mapping where the ranks are threads. It is laid out
+//! One segment serves all ranks of a communicator on one host. It lies in a file that each process maps
+//! ([`super::arena`]), or is an anonymous mapping where the ranks are threads. It is laid out
 //! for every pair of ranks, but the kernel gives memory only to pages that are touched: a link costs nothing until it
 //! is used.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::{LinkError, Result};
+use super::arena::{self, Arena, PAGE};
+use crate::Result;
 
 /// Sizes that all members of a segment must agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +29,6 @@ pub struct Shape {
     pub window: usize,
 }
 
-const PAGE: usize = 4096;
 /// Lines of one rank's small publication, see [`super::line`].
 pub(super) const LINES: usize = 10;
 /// Bytes of the body that takes what does not fit into the lines.
@@ -46,8 +47,12 @@ impl Shape {
     pub(super) fn presence(&self, member: usize) -> usize {
         member * 192 + 128
     }
+    /// How many members have unmapped the segment.
+    fn unmapped(&self) -> usize {
+        self.members * 192
+    }
     fn lines_base(&self) -> usize {
-        (self.members * 192).next_multiple_of(PAGE)
+        (self.unmapped() + 64).next_multiple_of(PAGE)
     }
     pub(super) fn lines(&self, member: usize, parity: usize) -> usize {
         self.lines_base() + (member * 2 + parity) * Self::EXCHANGE
@@ -90,49 +95,13 @@ impl Shape {
     }
 }
 
-/// A new memfd of `bytes` zero bytes.
-pub(super) fn memfd(bytes: usize) -> Result<OwnedFd> {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    let doing = "making shared memory (memfd_create)";
-    let io = |e: nix::Error| LinkError::Io { doing, source: e.into() };
-    let fd = memfd_create(c"maypole", MFdFlags::MFD_CLOEXEC).map_err(io)?;
-    nix::unistd::ftruncate(&fd, bytes as i64).map_err(io)?;
-    Ok(fd)
-}
-
-/// Check that a file that another process made has `bytes` bytes.
-pub(super) fn check_size(fd: &OwnedFd, bytes: usize) -> Result<()> {
-    let doing = "opening shared memory";
-    let size = nix::sys::stat::fstat(fd).map_err(|e| LinkError::Io { doing, source: e.into() })?.st_size;
-    if size as usize != bytes {
-        let what = format!("it has {size} bytes, but this rank's settings ask for {bytes}");
-        return Err(LinkError::Io { doing, source: std::io::Error::other(what) });
-    }
-    Ok(())
-}
-
-/// Map `bytes` bytes, at least one, of a file, or of memory that only threads (and forks) of this process share.
-pub(super) fn map(bytes: usize, fd: Option<&OwnedFd>) -> Result<NonNull<u8>> {
-    use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
-    let length = std::num::NonZeroUsize::new(bytes).expect("shared memory is never empty");
-    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-    // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
-    let mapped = unsafe {
-        match fd {
-            Some(fd) => mmap(None, length, access, flags, fd, 0),
-            None => mmap_anonymous(None, length, access, flags),
-        }
-    };
-    Ok(mapped.map_err(|e| LinkError::Io { doing: "mapping shared memory", source: e.into() })?.cast())
-}
-
 /// Mapped shared memory, zero at first; unmapped on drop.
 #[derive(Debug)]
 pub struct Segment {
     base: NonNull<u8>,
     shape: Shape,
-    fd: Option<OwnedFd>,
+    /// The file and the place in it; `None` where the members are threads.
+    home: Option<(Arc<Arena>, u64)>,
 }
 
 // SAFETY: the mapping belongs to this value alone within the process and stays until drop; all access to its content
@@ -147,30 +116,49 @@ impl Segment {
         Segment::map(shape, None)
     }
 
-    /// A new memfd; pass its descriptor ([`Segment::fd`]) to the other processes, which [`Segment::open`] it.
+    /// The first segment of a new file; pass its descriptor ([`Segment::fd`]) to the other processes, which
+    /// [`Segment::open`] it.
     pub fn create(shape: Shape) -> Result<Arc<Segment>> {
-        let fd = memfd(shape.bytes())?;
-        Segment::map(shape, Some(fd))
+        let arena = Arena::create()?;
+        let at = arena.reserve(shape.bytes())?;
+        Segment::map(shape, Some((arena, at)))
     }
 
-    /// Map a segment that another process made. It must have been made with the same shape.
+    /// Map the first segment of a file that another process made. It must have been made with the same shape.
     ///
     /// # Errors
-    /// [`LinkError::Io`] when the file's size is not what the shape asks, or the system refuses the mapping.
+    /// [`LinkError::Io`](crate::LinkError::Io) when the file is shorter than the shape asks, or the system refuses the
+    /// mapping.
     pub fn open(shape: Shape, fd: OwnedFd) -> Result<Arc<Segment>> {
-        check_size(&fd, shape.bytes())?;
-        Segment::map(shape, Some(fd))
+        Segment::map(shape, Some((Arena::open(fd)?, PAGE as u64)))
     }
 
-    fn map(shape: Shape, fd: Option<OwnedFd>) -> Result<Arc<Segment>> {
+    /// Map a segment in a file that this process has open, at a place that one of its members has
+    /// [reserved](Arena::reserve). Each member maps it once.
+    ///
+    /// # Errors
+    /// As [`Segment::open`].
+    pub fn in_arena(shape: Shape, arena: &Arc<Arena>, at: u64) -> Result<Arc<Segment>> {
+        Segment::map(shape, Some((arena.clone(), at)))
+    }
+
+    fn map(shape: Shape, home: Option<(Arc<Arena>, u64)>) -> Result<Arc<Segment>> {
         assert!(shape.ring.is_power_of_two() && shape.window.is_multiple_of(64), "{shape:?}");
-        let base = map(shape.bytes(), fd.as_ref())?;
-        Ok(Arc::new(Segment { base, shape, fd }))
+        let base = match &home {
+            Some((arena, at)) => arena.map(*at, shape.bytes())?,
+            None => arena::map(shape.bytes(), None)?,
+        };
+        Ok(Arc::new(Segment { base, shape, home }))
     }
 
-    /// The memfd, to pass on.
+    /// The file it lies in, unless its members are threads.
+    pub fn arena(&self) -> Option<&Arc<Arena>> {
+        self.home.as_ref().map(|(arena, _)| arena)
+    }
+
+    /// The file's descriptor, to pass on.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(|fd| fd.as_fd())
+        self.arena().map(|arena| arena.fd())
     }
 
     /// The sizes it was made with.
@@ -199,9 +187,15 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
+        // SAFETY: an atomic in the mapping, at an offset that every member computes alike.
+        let unmapped = unsafe { self.bytes_at(self.shape.unmapped(), 4).cast::<AtomicU32>().as_ref() };
+        let last = unmapped.fetch_add(1, Ordering::AcqRel) as usize + 1 == self.shape.members;
         // SAFETY: the mapping was made in `map` with this length, and whatever points into it holds the Arc, so nothing
         // does any more.
         let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.shape.bytes()) };
+        if let Some((arena, at)) = self.home.as_ref().filter(|_| last) {
+            arena.discard(*at, self.shape.bytes());
+        }
     }
 }
 
