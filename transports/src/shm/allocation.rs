@@ -220,9 +220,9 @@ mod tests {
         let lengths = [10, 0, 5000];
         let (mine, fd) = Allocation::create(&lengths, false).unwrap();
         let theirs = Allocation::open(&lengths, &fd).unwrap();
-        for member in 0..3 {
+        for (member, length) in lengths.into_iter().enumerate() {
             mine.commit(member, fd.as_fd()).unwrap();
-            assert!(mine.part(member).0.as_ptr().addr().is_multiple_of(PAGE) && mine.part(member).1 == lengths[member]);
+            assert!(mine.part(member).0.as_ptr().addr().is_multiple_of(PAGE) && mine.part(member).1 == length);
         }
         let at = mine.part(2).0.as_ptr();
         // SAFETY: byte 4999 lies in the part, and nobody else has touched it yet.
