@@ -1,11 +1,19 @@
 //! Worlds in which some ranks share memory and others are reached by TCP: every algorithm that can, at sizes around
-//! slices and credits, gives what a plain loop gives. Ranks are threads that claim to be on different hosts.
+//! slices and credits, gives what a plain loop gives; hierarchical ones on uneven hosts too. Ranks are threads that claim
+//! to be on different hosts.
 
-use maypole::{Algorithm, Collective, Communicator, Config, ReduceOp, UniqueId};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use maypole::config::TransportChoice;
+use maypole::{Algorithm, Call, Collective, Communicator, Config, DataType, ReduceOp, UniqueId};
 
 /// Run `body` for each rank of a world whose rank r claims to be on host `hosts[r]`.
 fn world(hosts: &[&str], algorithm: Option<Algorithm>, body: impl Fn(&Communicator) + Sync) {
-    let mut config = Config::default();
+    world_with(Config::default(), hosts, algorithm, body);
+}
+
+fn world_with(mut config: Config, hosts: &[&str], algorithm: Option<Algorithm>, body: impl Fn(&Communicator) + Sync) {
     config.timeout = std::time::Duration::from_secs(30);
     if let Some(algorithm) = algorithm {
         config.set("MAYPOLE_ALGORITHM", algorithm.name()).unwrap();
@@ -51,18 +59,27 @@ fn check(comm: &Communicator, algorithm: Option<Algorithm>, count: usize) {
         let mut output = vec![-1.0; count];
         comm.reduce_scatter(&input, &mut output, ReduceOp::Sum).unwrap();
         equal(Collective::ReduceScatter, &output, &|i| sum(me * count + i));
+        let mut buffer = input.clone();
+        comm.reduce_scatter_in_place(&mut buffer, ReduceOp::Sum).unwrap();
+        equal(Collective::ReduceScatter, &buffer[me * count..][..count], &|i| sum(me * count + i));
     }
     if has(Collective::AllGather) {
         let mut output = vec![-1.0; count * size];
         comm.all_gather(&input[..count], &mut output).unwrap();
         equal(Collective::AllGather, &output, &|i| value(i / count, i % count));
+        let mut buffer = vec![-1.0; count * size];
+        buffer[me * count..][..count].copy_from_slice(&input[..count]);
+        comm.all_gather_in_place(&mut buffer).unwrap();
+        equal(Collective::AllGather, &buffer, &|i| value(i / count, i % count));
     }
     if has(Collective::AllToAll) {
         let mut output = vec![-1.0; count * size];
         comm.all_to_all(&input, &mut output).unwrap();
         equal(Collective::AllToAll, &output, &|i| value(i / count, me * count + i % count));
     }
-    for root in 0..size {
+    // Every root, but where that would take long.
+    let step = if count > 100_000 { size - 1 } else { 1 };
+    for root in (0..size).step_by(step) {
         if has(Collective::Broadcast) {
             let mut buffer = input[..count].to_vec();
             comm.broadcast(&mut buffer, root).unwrap();
@@ -72,6 +89,11 @@ fn check(comm: &Communicator, algorithm: Option<Algorithm>, count: usize) {
             let mut output = vec![-1.0; if me == root { count } else { 0 }];
             comm.reduce(&input[..count], &mut output, ReduceOp::Sum, root).unwrap();
             equal(Collective::Reduce, &output, &sum);
+            let mut buffer = input[..count].to_vec();
+            comm.reduce_in_place(&mut buffer, ReduceOp::Sum, root).unwrap();
+            if me == root {
+                equal(Collective::Reduce, &buffer, &sum);
+            }
         }
         if has(Collective::Gather) {
             let mut output = vec![-1.0; if me == root { count * size } else { 0 }];
@@ -92,9 +114,9 @@ const LAYOUTS: [&[&str]; 5] =
     [&["a", "a", "b"], &["a", "b", "a"], &["a", "b", "a", "b", "c"], &["a", "a", "a", "b", "b", "b"], &["a", "b", "c"]];
 
 #[test]
-fn every_algorithm_agrees_with_a_plain_loop_across_hosts() {
-    let algorithms = Algorithm::ALL.into_iter().filter(|a| !a.one_sided()).map(Some);
-    for algorithm in algorithms.chain([None]) {
+fn flat_algorithms_agree_with_a_plain_loop_across_hosts() {
+    let algorithms = Algorithm::ALL.into_iter().filter(|a| !a.one_sided() && !a.minds_hosts()).map(Some);
+    for algorithm in algorithms {
         for hosts in LAYOUTS {
             world(hosts, algorithm, |comm| {
                 for count in [1, 3, 700, 4099, 20_000, 70_001] {
@@ -103,4 +125,115 @@ fn every_algorithm_agrees_with_a_plain_loop_across_hosts() {
             });
         }
     }
+}
+
+/// Evenly on two hosts, three and one, four and two and one, dealt round, and in no order.
+const UNEVEN: [&[&str]; 5] = [
+    &["a", "a", "b", "b"],
+    &["a", "a", "a", "b"],
+    &["a", "a", "a", "a", "b", "b", "c"],
+    &["a", "b", "a", "b", "a", "b"],
+    &["b", "a", "a", "b", "c", "a", "a"],
+];
+
+const HIERARCHIES: [Option<Algorithm>; 3] = [Some(Algorithm::Hierarchical), Some(Algorithm::Leaders), None];
+
+#[test]
+fn hierarchies_agree_with_a_plain_loop_on_uneven_hosts() {
+    for hosts in UNEVEN.into_iter().chain(LAYOUTS) {
+        for algorithm in HIERARCHIES {
+            world(hosts, algorithm, |comm| {
+                for count in [0, 1, 700, 20_000, 250_001] {
+                    check(comm, algorithm, count);
+                }
+            });
+        }
+    }
+}
+
+/// Where all links are TCP, hosts still count.
+#[test]
+fn hierarchies_over_tcp_alone() {
+    let mut config = Config::default();
+    config.transport = TransportChoice::Tcp;
+    for algorithm in HIERARCHIES {
+        world_with(config.clone(), UNEVEN[2], algorithm, |comm| {
+            for count in [3, 20_000] {
+                check(comm, algorithm, count);
+            }
+        });
+    }
+}
+
+/// Sums that depend on the order of adding are the same on all ranks of a call.
+#[test]
+fn all_ranks_get_the_same_bits() {
+    for hosts in UNEVEN {
+        for algorithm in HIERARCHIES {
+            for count in [5, 1000, 60_000] {
+                let results = Mutex::new(Vec::new());
+                world(hosts, algorithm, |comm| {
+                    let rank = comm.rank();
+                    let wild = |i: usize| [1e16, 1.0, -1e16, 1e-3, 3.3e15][(i + 3 * rank) % 5] * (1 + rank) as f64;
+                    let mut buffer: Vec<f64> = (0..count).map(wild).collect();
+                    comm.all_reduce_in_place(&mut buffer, ReduceOp::Sum).unwrap();
+                    results.lock().unwrap().push(buffer.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+                });
+                let results = results.into_inner().unwrap();
+                assert_eq!(results.len(), hosts.len());
+                assert!(results.iter().all(|bits| *bits == results[0]), "{hosts:?} {algorithm:?} {count} elements");
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_leaves_a_barrier_before_all_have_come() {
+    for hosts in UNEVEN {
+        for algorithm in HIERARCHIES {
+            let came = AtomicUsize::new(0);
+            world(hosts, algorithm, |comm| {
+                for round in 1..=200 {
+                    if (comm.rank() * 7 + round) % 29 == 0 {
+                        std::thread::sleep(std::time::Duration::from_micros(300));
+                    }
+                    came.fetch_add(1, Ordering::SeqCst);
+                    comm.barrier().unwrap();
+                    let there = came.load(Ordering::SeqCst);
+                    assert!(there >= round * hosts.len(), "{there} in round {round} of {hosts:?}");
+                }
+            });
+        }
+    }
+}
+
+/// The tuner takes leaders for small messages and all ranks of a host for large ones, but neither where hosts have one
+/// rank each, nor on one host.
+#[test]
+fn the_tuner_minds_hosts() {
+    let plan = |comm: &Communicator, collective, count| {
+        let (dtype, op) = (DataType::F32, ReduceOp::Sum);
+        comm.describe(&Call { collective, dtype, count, op, root: 0 }, None).unwrap()
+    };
+    let hierarchical = [
+        Collective::AllReduce,
+        Collective::Broadcast,
+        Collective::Reduce,
+        Collective::AllGather,
+        Collective::ReduceScatter,
+    ];
+    world(&["a", "a", "b", "b"], None, |comm| {
+        for collective in hierarchical {
+            assert!(plan(comm, collective, 100).starts_with("leaders over"), "{}", plan(comm, collective, 100));
+            assert!(plan(comm, collective, 1 << 20).starts_with("hierarchical over"), "{}", collective.name());
+        }
+        assert!(plan(comm, Collective::Barrier, 0).starts_with("leaders"));
+        assert!(plan(comm, Collective::AllToAll, 1 << 20).starts_with("hierarchical"));
+        // A child whose ranks are alone on their hosts, and one on a single host.
+        let across = comm.split(Some(comm.rank() as u32 % 2), 0).unwrap().unwrap();
+        assert!(plan(&across, Collective::AllReduce, 1 << 20).starts_with("r"), "ring or recursive doubling");
+        let inside = comm.split(Some(comm.rank() as u32 / 2), 0).unwrap().unwrap();
+        assert!(plan(&inside, Collective::AllReduce, 1 << 20).starts_with("two_shot"));
+        comm.barrier().unwrap();
+    });
 }
