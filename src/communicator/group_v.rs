@@ -1,7 +1,5 @@
 //! The collectives with variable counts as calls of a group; see [`group`](super::group).
 
-use std::sync::Arc;
-
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{Element, ReduceOp};
 
@@ -131,7 +129,7 @@ impl<'env> Group<'env> {
         let buffers = Buffers { input: input.as_ptr().cast(), output: output.as_mut_ptr().cast() };
         let lengths = Lengths::Apart { input: size_of_val(input), output: size_of_val(output) };
         let sides = OwnedSides::Apart { input: OwnedBlocks::new(sent), output: OwnedBlocks::new(received) };
-        self.collect(Collected { call, buffers, lengths, sides: Some(Arc::new(sides)) });
+        self.collect(Collected { call, buffers, lengths, sides: Some(sides) });
     }
 
     fn in_place_v<T: Element>(&mut self, call: Call, buffer: &'env mut [T], blocks: Blocks<'_>) {
@@ -139,6 +137,6 @@ impl<'env> Group<'env> {
         let lengths = Lengths::InPlace { buffer: size_of_val(buffer) };
         let sides = OwnedSides::InPlace(OwnedBlocks::new(blocks));
         let buffers = Buffers { input: at, output: at };
-        self.collect(Collected { call, buffers, lengths, sides: Some(Arc::new(sides)) });
+        self.collect(Collected { call, buffers, lengths, sides: Some(sides) });
     }
 }

@@ -4,7 +4,7 @@
 //! * `call`: what an operation is made of: checking its arguments, planning it, running it.
 //! * `call_v`, [`blocks`]: the same for blocks with counts of their own.
 //! * `typed`, `typed_v`: the collectives as methods on slices of [`Element`](crate::Element)s.
-//! * `point_to_point`: messages between two ranks. `group`: many calls at once.
+//! * `point_to_point`: messages between two ranks. `group`, `group_v`, `group_run`: many calls at once.
 //! * [`stream`], [`request`], `outcome`: asynchronous calls.
 //! * [`persistent`]: calls planned once and started many times; [`planner`] makes them, `prepared` runs them.
 //! * [`registered`]: buffers that the ranks of a host read where they lie.
@@ -16,6 +16,7 @@ mod call;
 mod call_v;
 mod children;
 mod group;
+mod group_run;
 mod group_v;
 mod local;
 mod outcome;
