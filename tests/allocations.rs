@@ -1,5 +1,5 @@
-//! Starting a persistent operation allocates nothing: a counting allocator says so, for every collective, on every path
-//! that bytes take.
+//! Starting a persistent operation allocates nothing, and neither do messages that are waited for: a counting allocator
+//! says so, for every collective, on every path that bytes take.
 //!
 //! One test in a file of its own, since it counts what the whole process allocates.
 
@@ -110,14 +110,18 @@ fn every_kind(comm: &Communicator, n: usize) -> Vec<Persistent<f32>> {
 }
 
 #[test]
-fn starting_a_persistent_operation_allocates_nothing() {
+fn persistent_operations_and_messages_allocate_nothing() {
     const BATCHES: usize = 60;
     for path in paths() {
         let meet = Barrier::new(3);
         let least = threads(3, &path.config, |comm| {
             let mut operations = every_kind(&comm, path.count);
             let mut barrier = comm.persistent().barrier().unwrap();
+            let (right, left) = ((comm.rank() + 1) % 3, (comm.rank() + 2) % 3);
+            let (sent, mut got) = (vec![1u8; path.count], vec![0u8; path.count]);
             let mut batch = || {
+                comm.send_recv(&sent, right, &mut got, left).unwrap();
+                comm.tag(1).send_recv(&sent, left, &mut got, right).unwrap();
                 barrier.start().unwrap();
                 operations.iter_mut().for_each(|operation| operation.start().unwrap());
                 operations.iter_mut().for_each(|operation| _ = operation.wait().unwrap());
