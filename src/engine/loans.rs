@@ -8,7 +8,7 @@
 //!
 //! A lent buffer must not change while the operation runs. Out of place that is so for inputs, which are never written,
 //! and for what is published of an output, which is complete. In place a later step could overwrite what others still
-//! read; [`lends_in_place`] says where none does.
+//! read; [`Algorithm::lends_in_place`] says where none does, and the verifier checks it.
 
 use std::sync::Arc;
 
@@ -40,26 +40,6 @@ pub(crate) struct Loan {
 impl Loan {
     /// The publication is a copy.
     pub const NONE: Loan = Loan { allocation: 0, offset: 0, first: 0 };
-}
-
-/// Whether schedules of `algorithm` leave alone, in place too, what they have published, until all others have fetched
-/// it:
-///
-/// * One-shot writes a rank's output over what the rank published only in all-reduce, whose fold begins at once. In the
-///   other collectives the own block alone is overwritten or none, and nobody fetches a rank's own block from it: not
-///   in reduce (away from the root nothing is written), broadcast, gather and scatter (one side publishes, the other
-///   writes), all-gather (the own block stays), reduce-scatter (each fetches the block that it is to have).
-/// * Two-shot all-reduce overwrites piece p of the input with what rank p published second, which p did after it had
-///   fetched that piece of everybody's input. Two-shot broadcast writes a piece only once.
-pub(crate) fn lends_in_place(algorithm: Algorithm, collective: Collective) -> bool {
-    match algorithm {
-        Algorithm::OneShot => {
-            use Collective::*;
-            matches!(collective, Reduce | Broadcast | AllGather | ReduceScatter | Gather | Scatter)
-        }
-        Algorithm::TwoShot => matches!(collective, Collective::AllReduce | Collective::Broadcast),
-        _ => false,
-    }
 }
 
 /// Another rank's buffer while it is read; it cannot be taken back meanwhile.
@@ -155,7 +135,7 @@ impl Links {
         let buffers = [bound.input, bound.output.cast_const()].map(<*const u8>::addr);
         let ends = [0, 1].map(|side| buffers[side] + blocks[side] * block);
         let in_place = buffers[0] < ends[1] && buffers[1] < ends[0];
-        if in_place && !lends_in_place(algorithm, collective) {
+        if in_place && !algorithm.lends_in_place(collective) {
             return;
         }
         let locate = |at, blocks| if blocks > 0 { self.loans.locate(self.me, at, blocks * block) } else { None };

@@ -116,6 +116,24 @@ impl Algorithm {
         matches!(self, Algorithm::Hierarchical | Algorithm::Leaders)
     }
 
+    /// Whether a rank may lend what it publishes, in place too: have the others read it where it lies, in place of a
+    /// copy, because no step overwrites what another rank may still fetch. Out of place that holds for every one-sided
+    /// schedule. The verifier checks both.
+    ///
+    /// In place, one-shot begins to overwrite the input that others read only in all-reduce and the scans, whose folds
+    /// start at once; elsewhere the blocks that it writes are those that nobody fetches. Two-shot all-reduce overwrites
+    /// a piece of the input with what its owner published after it had fetched that piece from everybody.
+    pub const fn lends_in_place(self, collective: Collective) -> bool {
+        use Collective::*;
+        match self {
+            Algorithm::OneShot => {
+                matches!(collective, Reduce | Broadcast | AllGather | ReduceScatter | Gather | Scatter)
+            }
+            Algorithm::TwoShot => matches!(collective, AllReduce | Broadcast),
+            _ => false,
+        }
+    }
+
     /// Whether it has schedules for `collective`.
     pub const fn supports(self, collective: Collective) -> bool {
         use Collective::*;

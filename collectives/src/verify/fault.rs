@@ -153,6 +153,13 @@ pub enum Fault {
     #[error("{first} and {second} both touch chunk {chunk} of the {}, at least one writes, and nothing orders them",
             name(*.buffer))]
     Race { first: At, second: At, buffer: Buffer, chunk: usize },
+    /// What was lent is no longer what was published.
+    #[error("{at}: reads chunk {chunk} of the {} that {publisher} lent, but by now it holds {found}", name(*.buffer))]
+    LentChanged { at: At, publisher: At, buffer: Buffer, chunk: usize, found: String },
+    /// What is lent may be overwritten before it is read.
+    #[error("{at}: overwrites chunk {chunk} of the {}, which is lent, and nothing says that {reader} has read it",
+            name(*.buffer))]
+    LentOverwritten { at: At, reader: At, buffer: Buffer, chunk: usize },
     /// The result is not what the collective promises.
     #[error("rank {rank} ends round {round} with {found} in chunk {chunk} of the output, expected {expected}")]
     Wrong { rank: Rank, round: usize, chunk: usize, found: String, expected: String },

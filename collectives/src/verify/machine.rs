@@ -12,7 +12,8 @@ use super::fault::{At, Blocked, Fault, Wait};
 use super::memory::{Accessor, Memory};
 use super::value::{Ranks, Value};
 use super::world::{Op, World};
-use crate::schedule::{Collective, Operands, Rank, Region, Step};
+use crate::schedule::{Buffer, Collective, Operands, Rank, Region, Step};
+use std::ops::Range;
 
 /// Rounds that are run: the second shows what the first leaves behind.
 pub(super) const ROUNDS: usize = 2;
@@ -52,6 +53,7 @@ pub(super) struct Actor {
 /// A message or a publication.
 pub(super) struct Parcel {
     pub(super) at: At,
+    region: Region,
     piece: usize,
     len: usize,
     values: Vec<Value>,
@@ -98,7 +100,7 @@ impl<'a> Machine<'a> {
     fn build(world: &'a World, follow: bool, stop: Option<At>) -> Machine<'a> {
         let count = world.actors.len();
         let nothing = Clock::default();
-        let clocks = follow && (count > world.size || world.collective == Collective::Barrier);
+        let clocks = follow && (count > world.size || world.collective == Collective::Barrier || world.lends);
         let actor = |&(rank, lane): &(Rank, usize)| Actor {
             rank,
             lane,
@@ -330,7 +332,34 @@ impl<'a> Machine<'a> {
         }
         self.actors[i].clock.see(&clock);
         self.tick(i, depth);
+        if self.follow && self.world.lends {
+            self.borrow(i, at, owner, first..first + dst.len)?;
+        }
         Ok(Ok(values))
+    }
+
+    /// The chunks that are fetched from what stands in a window are read where they lie in their owner's buffer.
+    fn borrow(&mut self, i: usize, at: At, owner: usize, chunks: Range<usize>) -> Result<(), Fault> {
+        let parcel = self.windows[owner].parcel.as_ref().expect("it has just been fetched from");
+        let Region { buffer, first, .. } = parcel.region;
+        if buffer == Buffer::Scratch {
+            return Ok(());
+        }
+        let by = (at, i, self.actors[i].tick);
+        let memory = &mut self.memories[parcel.at.rank];
+        chunks.into_iter().try_for_each(|k| {
+            let found = memory.lend(by, buffer, first + k);
+            match found == Some(&parcel.values[k]) {
+                true => Ok(()),
+                false => Err(Fault::LentChanged {
+                    at,
+                    publisher: parcel.at,
+                    buffer,
+                    chunk: first + k,
+                    found: found.map_or_else(|| "nothing".to_string(), Value::to_string),
+                }),
+            }
+        })
     }
 
     /// The part of a step that works on memory, given what came from the peer. Returns what is to be sent on.
@@ -389,7 +418,7 @@ impl<'a> Machine<'a> {
     fn parcel(&self, i: usize, at: At, region: Region, values: Vec<Value>) -> Parcel {
         let actor = &self.actors[i];
         let (piece, len) = (region.first % self.world.pieces, region.len);
-        Parcel { at, piece, len, values, clock: actor.clock.clone(), depth: actor.depth }
+        Parcel { at, region, piece, len, values, clock: actor.clock.clone(), depth: actor.depth }
     }
 
     /// A step begins: it comes after the lane's step before and after whatever `depth` stands for.

@@ -6,7 +6,8 @@
 //! Where a rank has several lanes, each access is checked against earlier ones of other lanes with vector clocks, as
 //! race detectors do (C. Flanagan, S. N. Freund, "FastTrack: efficient and precise dynamic race detection", PLDI 2009):
 //! a chunk remembers who wrote it and who read it since, each at a tick of its lane; an access is ordered after them if
-//! its lane's clock has seen those ticks.
+//! its lane's clock has seen those ticks. Chunks that are lent, which other ranks read where they lie, are guarded in the
+//! same way.
 
 use super::clock::Clock;
 use super::fault::{At, Fault};
@@ -19,6 +20,9 @@ pub(super) struct Memory {
     cells: Vec<Option<Value>>,
     /// Per cell; empty where the rank has one lane, whose steps are ordered anyway.
     touches: Vec<Touches>,
+    /// Per cell, by whom it was read where it lies since it was written: the step, the lane and its tick. Empty where
+    /// nothing is lent.
+    borrowers: Vec<Vec<(At, usize, u32)>>,
     /// Offsets of input and output within a round's cells, cells of a round, and where scratch begins.
     input: usize,
     output: usize,
@@ -53,6 +57,7 @@ impl Memory {
         let mut memory = Memory {
             cells: vec![None; total],
             touches: if world.lanes(rank) > 1 { vec![Touches::default(); total] } else { Vec::new() },
+            borrowers: if world.lends { vec![Vec::new(); total] } else { Vec::new() },
             input: world.offset(rank, Buffer::Input),
             output: world.offset(rank, Buffer::Output),
             round_cells,
@@ -107,8 +112,21 @@ impl Memory {
             touches.ordered(by, true).map_err(|first| Fault::Race { first, second: at, buffer, chunk })?;
             *touches = Touches { writer: Some((at, by.tick)), readers: Vec::new() };
         }
+        if let Some(borrowers) = self.borrowers.get_mut(cell) {
+            if let Some((reader, ..)) = borrowers.iter().find(|(_, lane, tick)| by.clock.of(*lane) < *tick) {
+                return Err(Fault::LentOverwritten { at, reader: *reader, buffer, chunk });
+            }
+            borrowers.clear();
+        }
         self.cells[cell] = Some(value);
         Ok(())
+    }
+
+    /// A step of another rank, lane `by.1` of the world at a tick, reads a chunk where it lies: what is there.
+    pub(super) fn lend(&mut self, by: (At, usize, u32), buffer: Buffer, chunk: usize) -> Option<&Value> {
+        let cell = self.cell(buffer, chunk, by.0.round);
+        self.borrowers[cell].push(by);
+        self.cells[cell].as_ref()
     }
 
     /// The output at the end.

@@ -15,6 +15,7 @@
 //! * each publication is fetched from exactly once by every other rank;
 //! * nobody waits for ever with the smallest credit (see [`schedule`](crate::schedule#credit));
 //! * lanes of one rank touch the same chunk only in an order that messages enforce;
+//! * where publications are lent ([`Algorithm::lends_in_place`]), nobody overwrites what another rank may still read;
 //! * nobody leaves a barrier before everybody has come;
 //! * if a rank stops anywhere, all who then wait do so, directly or through others, for that rank.
 //!
@@ -131,7 +132,8 @@ pub fn verify_on(
         known: Algorithm::for_collective(collective).map(Algorithm::name).collect(),
     })?;
     let order = if algorithm.is_canonical(collective) { Order::Canonical } else { Order::Free };
-    verify_schedules(&schedules, collective, root, in_place, order)
+    let lends = algorithm.one_sided() && (!in_place || algorithm.lends_in_place(collective));
+    check(&schedules, collective, root, (in_place, lends), order)
 }
 
 /// Verifies schedules from wherever they come, one for each rank of the world in order. `order` is what they promise.
@@ -142,7 +144,30 @@ pub fn verify_schedules(
     in_place: bool,
     order: Order,
 ) -> Result<Report, Fault> {
-    let world = World::new(schedules, collective, root, in_place)?;
+    check(schedules, collective, root, (in_place, false), order)
+}
+
+/// [`verify_schedules`] where what is published of inputs and outputs is not copied, but read by the others where it
+/// lies. Each rank may do so or not, which makes no difference to the others.
+pub fn verify_lending(
+    schedules: &[Box<dyn Schedule>],
+    collective: Collective,
+    root: Rank,
+    in_place: bool,
+    order: Order,
+) -> Result<Report, Fault> {
+    check(schedules, collective, root, (in_place, true), order)
+}
+
+fn check(
+    schedules: &[Box<dyn Schedule>],
+    collective: Collective,
+    root: Rank,
+    (in_place, lends): (bool, bool),
+    order: Order,
+) -> Result<Report, Fault> {
+    let mut world = World::new(schedules, collective, root, in_place)?;
+    world.lends = lends;
     let mut machine = Machine::new(&world);
     machine.run()?;
     machine.check_end()?;

@@ -58,6 +58,8 @@ pub(super) struct World {
     pub(super) size: usize,
     pub(super) root: Rank,
     pub(super) in_place: bool,
+    /// Publications of inputs and outputs are not copied: they are read where they lie.
+    pub(super) lends: bool,
     pub(super) pieces: usize,
     /// Each lane of the world, an *actor*: its rank, and its number there. A rank's actors stand together, in order.
     pub(super) actors: Vec<(Rank, usize)>,
@@ -102,6 +104,7 @@ impl World {
             size,
             root,
             in_place,
+            lends: false,
             pieces,
             actors,
             first_actor,

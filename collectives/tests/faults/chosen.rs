@@ -190,6 +190,51 @@ fn reading_the_input_after_overwriting_it_in_place() {
     );
 }
 
+/// Lending in place works exactly where it is said to.
+#[test]
+fn what_is_lent_is_overwritten_where_algorithms_do_not_promise_otherwise() {
+    let in_place = |c: &Collective| c.in_place_block(0).is_some() && *c != Collective::Barrier;
+    let mut refused = Vec::new();
+    for algorithm in [OneShot, TwoShot] {
+        for collective in Collective::ALL.into_iter().filter(|c| algorithm.supports(*c)) {
+            for size in 2..7 {
+                World::of(algorithm, collective, size, size - 1).verify_lending(false).unwrap();
+            }
+            let worlds = (2..7).map(|size| World::of(algorithm, collective, size, size - 1));
+            let faults: Vec<Fault> = worlds.filter_map(|world| world.verify_lending(true).err()).collect();
+            if in_place(&collective) {
+                assert_eq!(
+                    faults.is_empty(),
+                    algorithm.lends_in_place(collective),
+                    "{algorithm} {}",
+                    collective.name()
+                );
+            }
+            refused.extend(faults);
+        }
+    }
+    let lent = |fault: &Fault| matches!(fault, Fault::LentChanged { .. } | Fault::LentOverwritten { .. });
+    assert!(refused.len() >= 3 * 4 && refused.iter().all(lent), "{refused:?}");
+}
+
+/// Whether the writer or the reader comes first in the verifier's run, it is noticed.
+#[test]
+fn lent_chunks_that_are_overwritten_too_soon() {
+    // Out of place, but rank 0 publishes its result and goes on to change it.
+    let world = World::of(TwoShot, Collective::AllReduce, 2, 0).with(|w| {
+        w.steps(0).push(Step::Copy { src: INPUT, dst: OUTPUT });
+        w.steps(0).push(Step::Fetch { from: 0, nth: 1, at: 0, dst: OUTPUT });
+    });
+    // By copies rank 0 may do so: its own publication still holds what it was.
+    world.verify(false).unwrap();
+    let fault = world.verify_lending(false).unwrap_err();
+    assert!(
+        matches!(&fault, Fault::LentOverwritten { at, reader, .. } if (at.rank, reader.rank) == (0, 1))
+            || matches!(&fault, Fault::LentChanged { at, publisher, .. } if (at.rank, publisher.rank) == (1, 0)),
+        "{fault}"
+    );
+}
+
 #[test]
 fn inputs_are_not_written() {
     let fault =

@@ -2,7 +2,7 @@
 
 use maypole_collectives::algorithms::{Algorithm, schedule};
 use maypole_collectives::schedule::{Collective, Place, Rank, Region, Schedule, Step};
-use maypole_collectives::verify::{Fault, Report, layouts, verify_schedules};
+use maypole_collectives::verify::{Fault, Report, layouts, verify_lending, verify_schedules};
 use maypole_collectives::{Hosts, Order};
 use std::sync::Arc;
 
@@ -98,6 +98,13 @@ impl World {
         let schedules: Vec<Box<dyn Schedule>> =
             self.ranks.iter().map(|r| Box::new(r.clone()) as Box<dyn Schedule>).collect();
         verify_schedules(&schedules, self.collective, self.root, in_place, self.order)
+    }
+
+    /// The same with publications of inputs and outputs read where they lie.
+    pub fn verify_lending(&self, in_place: bool) -> Result<Report, Fault> {
+        let schedules: Vec<Box<dyn Schedule>> =
+            self.ranks.iter().map(|r| Box::new(r.clone()) as Box<dyn Schedule>).collect();
+        verify_lending(&schedules, self.collective, self.root, in_place, self.order)
     }
 
     /// What is wrong out of place; panics if nothing is.
