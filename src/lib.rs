@@ -16,7 +16,9 @@
 //! Start it with `maypole run -n 4 -- program`, `mpirun`, `mpiexec`, `torchrun` or `srun`; or give each of a process's
 //! threads a rank with [`Communicator::threads`].
 //!
-//! * Asynchronous calls: [`scope`], [`Communicator::start`], [`Stream`]. Calls planned once and started many times:
+//! * Messages between two ranks: [`Communicator::send`], [`Communicator::tag`]. Many calls at once:
+//!   [`Communicator::group`].
+//! * Asynchronous calls: [`scope`], [`Communicator::start`], [`wait_any`], [`wait_all`], [`Stream`]. Calls planned once and started many times:
 //!   [`Persistent`].
 //! * Memory that the ranks of a host read where it lies: [`Communicator::alloc`], [`Registered`].
 //! * What can go wrong, and who is to blame: [`Error`], [`Verdict`].

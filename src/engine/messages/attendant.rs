@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use super::{CALLER, GRACE, Held, Leader, Messages};
+use super::held::Held;
+use super::lead::Leader;
+use super::{CALLER, GRACE, Messages};
 
 /// How many naps in a row that found nothing to do the attendant takes before it sleeps until it is called. Calling it
 /// costs the caller a system call, napping costs the host a wake-up.

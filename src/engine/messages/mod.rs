@@ -2,7 +2,8 @@
 //!
 //! It has its own links, its own place to sleep, and no order between its messages but that of each pair of ranks and
 //! tag, so messages and collectives of one communicator run at the same time and never wait for each other. `peer`
-//! is what happens between two ranks, `traffic` all of it; here is who does the work, and when.
+//! is what happens between two ranks, `traffic` all of it. `lead` and `attendant` do the work, with the lock `held`; here
+//! is who does it, and when.
 //!
 //! # Who does the work
 //!
@@ -52,20 +53,21 @@
 //! ([`Held`]).
 
 mod attendant;
+mod held;
+mod lead;
 mod peer;
 mod tally;
 mod traffic;
 
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use maypole_transports::wait::{Idle, Next, Patience};
+use maypole_transports::wait::Patience;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::attendant::Attendant;
-use self::peer::Failure;
+use self::held::Held;
 pub(crate) use self::tally::Count;
 pub(crate) use self::traffic::Message;
 use self::traffic::Traffic;
@@ -73,14 +75,11 @@ use super::alarm::Alarm;
 use super::rest::Rest;
 use super::routes::Routes;
 use super::wait::{Court, Questions};
-use crate::error::{Error, Result, Verdict};
-use crate::fingerprint::Fingerprint;
+use crate::error::Result;
 
 /// How long no caller may have been here before the attendant leads. Longer than the time between two calls of a program
 /// that does nothing but exchange messages: there the attendant would only be in the way.
 const GRACE: Duration = Duration::from_micros(200);
-/// The longest sleep without a look around.
-const NAP: Duration = Duration::from_millis(100);
 
 /// Values of `lead`.
 const NOBODY: u8 = 0;
@@ -112,42 +111,6 @@ struct State {
     /// How often a caller has been here.
     visits: u64,
     attendant: Attendant,
-}
-
-/// For whom a leader works.
-#[derive(Clone, Copy)]
-enum Leader<'a> {
-    Caller(&'a Count),
-    Attendant,
-}
-
-/// The lock, held. If the thread begins to panic meanwhile, everything is failed when it lets go.
-struct Held<'a> {
-    messages: &'a Messages,
-    state: MutexGuard<'a, State>,
-    panicking: bool,
-}
-
-impl Deref for Held<'_> {
-    type Target = State;
-    fn deref(&self) -> &State {
-        &self.state
-    }
-}
-
-impl DerefMut for Held<'_> {
-    fn deref_mut(&mut self) -> &mut State {
-        &mut self.state
-    }
-}
-
-impl Drop for Held<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if std::thread::panicking() && !self.panicking {
-            self.abandon();
-        }
-    }
 }
 
 impl Messages {
@@ -184,8 +147,8 @@ impl Messages {
     /// The buffers are valid for their messages until this returns: readable if sent, writable and unshared if received.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a message to or from this rank itself whose other side is not posted: nothing was
-    /// started. [`Error::Failed`].
+    /// [`Error::Argument`](crate::Error::Argument) for a message to or from this rank itself whose other side is not posted: nothing was
+    /// started. [`Error::Failed`](crate::Error::Failed).
     pub unsafe fn run(&self, messages: &[Message]) -> Result<()> {
         let count = Count::of(messages.len());
         let mut held = self.hold();
@@ -212,7 +175,7 @@ impl Messages {
     /// Wait until `count` is done.
     ///
     /// # Errors
-    /// [`Error::Failed`] if one of its messages has failed.
+    /// [`Error::Failed`](crate::Error::Failed) if one of its messages has failed.
     pub fn wait(&self, count: &Count) -> Result<()> {
         if count.is_done() && !count.has_failed() {
             return Ok(());
@@ -254,7 +217,7 @@ impl Messages {
     /// Refuse messages to or from this rank itself whose other side is neither posted nor among them.
     ///
     /// # Errors
-    /// [`Error::Argument`].
+    /// [`Error::Argument`](crate::Error::Argument).
     pub fn check(&self, messages: &[Message]) -> Result<()> {
         self.hold().check_other_sides(messages)
     }
@@ -264,231 +227,6 @@ impl Messages {
     }
 
     fn held<'a>(&'a self, state: MutexGuard<'a, State>) -> Held<'a> {
-        Held { messages: self, state, panicking: std::thread::panicking() }
-    }
-
-    fn await_count<'a>(&'a self, mut held: Held<'a>, count: &Count) -> Result<()> {
-        held.visits += 1;
-        while !count.is_done() {
-            held = match self.lead.load(Ordering::Relaxed) {
-                CALLER => self.follow(held, count),
-                _ => self.lead(held, Leader::Caller(count)),
-            };
-        }
-        if self.lead.load(Ordering::Relaxed) == NOBODY && !held.traffic.is_idle() {
-            self.call_attendant(&held);
-        }
-        if count.has_failed() { Err(held.court.failed()) } else { Ok(()) }
-    }
-
-    /// Wait while another caller leads.
-    #[cold]
-    fn follow<'a>(&'a self, held: Held<'a>, count: &Count) -> Held<'a> {
-        drop(held);
-        let mut idle = Idle::new(self.patience);
-        while !count.is_done() && self.lead.load(Ordering::Relaxed) == CALLER && idle.found_nothing() == Next::Poll {}
-        let mut held = self.hold();
-        let mut questions = Questions::new();
-        held.followers += 1;
-        while !count.is_done() && self.lead.load(Ordering::Relaxed) == CALLER {
-            if let Some(nap) = held.question(count, &mut questions) {
-                self.changed.wait_for(&mut held.state, nap);
-            }
-        }
-        held.followers -= 1;
-        held
-    }
-
-    /// Lead until the caller's messages are done; the attendant leads until nothing is under way or a caller takes over.
-    fn lead<'a>(&'a self, mut held: Held<'a>, leader: Leader<'_>) -> Held<'a> {
-        let (who, patience) = match leader {
-            Leader::Caller(_) => (CALLER, self.patience),
-            // It must not take a core from those who compute meanwhile.
-            Leader::Attendant => (ATTENDANT, Patience { spins: 20, then: Duration::from_micros(20), give_way: true }),
-        };
-        if held.asleep {
-            self.rest.wake();
-        }
-        self.lead.store(who, Ordering::Relaxed);
-        let mut idle = Idle::new(patience);
-        let mut questions = Questions::new();
-        let mut armed = false;
-        loop {
-            let (moved, mut slept) = (held.advance(), false);
-            let done = match leader {
-                Leader::Caller(count) => count.is_done(),
-                Leader::Attendant => held.traffic.is_idle() || held.attendant.stop,
-            };
-            if done {
-                break;
-            }
-            if moved {
-                if std::mem::take(&mut armed) {
-                    self.rest.disarm();
-                }
-                idle.reset();
-            } else if idle.found_nothing() == Next::Sleep && !held.asleep {
-                let nap = match leader {
-                    Leader::Caller(count) => held.question(count, &mut questions),
-                    Leader::Attendant => Some(NAP),
-                };
-                match nap {
-                    // Once more with the bell armed, or nobody would ring for what came just before.
-                    Some(_) if !std::mem::replace(&mut armed, true) => self.rest.arm(),
-                    Some(nap) => {
-                        held.asleep = true;
-                        MutexGuard::unlocked(&mut held.state, || self.rest.sleep(nap));
-                        (held.asleep, slept) = (false, true);
-                    }
-                    None => {}
-                }
-            }
-            MutexGuard::bump(&mut held.state);
-            // Only a caller takes the lead away, and only from the attendant; what was armed is then the caller's.
-            if self.lead.load(Ordering::Relaxed) != who {
-                return held;
-            }
-            if slept && std::mem::take(&mut armed) {
-                self.rest.disarm();
-            }
-        }
-        if armed {
-            self.rest.disarm();
-        }
-        self.lead.store(NOBODY, Ordering::Relaxed);
-        if held.followers > 0 {
-            self.changed.notify_all();
-        }
-        held
-    }
-}
-
-impl Held<'_> {
-    /// A message to this rank itself that nobody else would post the other side of, while its caller waits for it.
-    fn check_other_sides(&self, messages: &[Message]) -> Result<()> {
-        let me = self.court.me;
-        let fits = |a: &Message, b: &Message| a.peer == b.peer && a.tag == b.tag && a.is_sent() != b.is_sent();
-        let mut own = messages.iter().filter(|m| m.peer == me);
-        match own.find(|m| !messages.iter().any(|other| fits(m, other)) && !self.traffic.has_other_side(m)) {
-            None => Ok(()),
-            Some(message) => {
-                let what = format!(
-                    "{} itself (tag {}), and would wait for ever, since its other side has not been posted; post both \
-                     in a group or asynchronously, or use send_recv with itself on both sides",
-                    if message.is_sent() { "a rank sends to" } else { "a rank receives from" },
-                    message.tag
-                );
-                Err(Error::Argument { rank: me, what })
-            }
-        }
-    }
-
-    /// # Safety
-    /// As for [`Messages::post`].
-    unsafe fn post(&mut self, messages: &[Message], count: &Count) {
-        self.visits += 1;
-        if self.court.watch.raised() {
-            self.fail();
-            // SAFETY: the count is there, and none of these messages was posted.
-            return messages.iter().for_each(|_| unsafe { tally::Tally::on(count) }.fail());
-        }
-        for (at, message) in messages.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            if let Err(failure) = unsafe { self.traffic.post(message, count) } {
-                self.convict(*failure);
-                // SAFETY: as above; this one was posted, those after it were not.
-                return messages[at + 1..].iter().for_each(|_| unsafe { tally::Tally::on(count) }.fail());
-            }
-        }
-        self.tell();
-    }
-
-    /// Move everything on; returns whether anything moved. After this either no verdict stands or nothing is under way.
-    #[inline]
-    fn advance(&mut self) -> bool {
-        if self.court.watch.raised() {
-            self.fail();
-            return true;
-        }
-        match self.traffic.advance() {
-            Ok(false) => false,
-            Ok(true) => {
-                self.tell();
-                true
-            }
-            Err(failure) => {
-                self.convict(*failure);
-                true
-            }
-        }
-    }
-
-    /// Something may be finished: wake those who may wait for it.
-    #[inline]
-    fn tell(&self) {
-        if self.followers > 0 {
-            self.messages.changed.notify_all();
-        }
-        if self.asleep {
-            self.messages.rest.wake();
-        }
-        self.onlookers.iter().for_each(|alarm| alarm.ring());
-    }
-
-    /// The wait for `count` has become long. `None`: something has changed.
-    #[cold]
-    fn question(&mut self, count: &Count, questions: &mut Questions) -> Option<Duration> {
-        if self.court.watch.raised() {
-            self.fail();
-            return None;
-        }
-        let (operation, peer) = self.traffic.find(count)?;
-        // A link says itself that its other end is gone, after what came before; where nothing hangs on a link, nothing
-        // else would. Asked twice, since what it sent may have come just before it left.
-        if self.court.watch.has_departed(peer) && self.traffic.is_pointless_without(peer) {
-            if !questions.has_departed(peer) {
-                return None;
-            }
-            return self.convict_departed(peer, &operation);
-        }
-        match questions.next(&self.court, &operation, peer, || self.traffic.unheard()) {
-            Ok(nap) => Some(nap),
-            Err(_) => {
-                self.fail();
-                None
-            }
-        }
-    }
-
-    #[cold]
-    fn convict_departed(&mut self, peer: usize, operation: &Fingerprint) -> Option<Duration> {
-        let how = format!("it left the communicator, while rank {} waits for it in {operation}", self.court.me);
-        let host = self.court.hosts[peer].clone();
-        self.court.convict(Verdict::Died { rank: peer, host, how });
-        self.fail();
-        None
-    }
-
-    #[cold]
-    fn convict(&mut self, failure: Failure) {
-        self.court.convict_for(failure.trouble, &failure.operation);
-        self.fail();
-    }
-
-    /// A verdict stands: give everything up.
-    #[cold]
-    fn fail(&mut self) {
-        self.traffic.fail();
-        self.tell();
-    }
-
-    /// This thread panics with the lock held: nothing of the traffic can be relied on any more.
-    #[cold]
-    fn abandon(&mut self) {
-        let verdict = Verdict::Aborted { rank: self.court.me, why: "its engine for messages panicked".into() };
-        self.court.jury.report(self.court.context, verdict.clone());
-        self.court.watch.declare(verdict);
-        self.messages.lead.store(NOBODY, Ordering::Relaxed);
-        self.fail();
+        Held::new(self, state)
     }
 }

@@ -281,11 +281,11 @@ impl Peer {
         Ok(moved)
     }
 
-    /// Whether a message to this rank itself, or from it, would find its other side.
-    pub fn has_other_side(&self, sends: bool, tag: u32) -> bool {
-        match sends {
-            true => self.expected.iter().any(|m| m.operation.tag() == tag),
-            false => self.outgoing.iter().any(|m| m.operation.tag() == tag),
+    /// How many messages to or from this rank itself wait for one that is sent, or received, as their other side.
+    pub fn waiting_for(&self, sent: bool, tag: u32) -> usize {
+        match sent {
+            true => self.expected.iter().filter(|m| m.operation.tag() == tag).count(),
+            false => self.outgoing.iter().filter(|m| m.operation.tag() == tag).count(),
         }
     }
 

@@ -183,10 +183,10 @@ impl Traffic {
         self.peers[peer].as_ref().is_some_and(|p| p.is_pointless_without_it())
     }
 
-    /// Whether a message to or from this rank itself would find its other side.
-    pub fn has_other_side(&self, message: &Message) -> bool {
+    /// How many messages to or from this rank itself wait for one like this as their other side.
+    pub fn waiting_for(&self, message: &Message) -> usize {
         let peer = self.peers[message.peer].as_ref();
-        peer.is_some_and(|peer| peer.has_other_side(message.is_sent(), message.tag))
+        peer.map_or(0, |peer| peer.waiting_for(message.is_sent(), message.tag))
     }
 
     /// Give everything up: no buffer is touched after this.

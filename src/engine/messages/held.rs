@@ -1,0 +1,182 @@
+//! The lock of the messages, held: posting, moving on, giving up.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::MutexGuard;
+
+use super::peer::Failure;
+use super::tally::Tally;
+use super::{Count, Message, Messages, NOBODY, State};
+use crate::engine::wait::Questions;
+use crate::error::{Error, Result, Verdict};
+use crate::fingerprint::Fingerprint;
+
+/// The lock, held. If the thread begins to panic meanwhile, everything is failed when it lets go.
+pub(super) struct Held<'a> {
+    messages: &'a Messages,
+    pub state: MutexGuard<'a, State>,
+    panicking: bool,
+}
+
+impl Deref for Held<'_> {
+    type Target = State;
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.panicking {
+            self.abandon();
+        }
+    }
+}
+
+impl<'a> Held<'a> {
+    pub fn new(messages: &'a Messages, state: MutexGuard<'a, State>) -> Held<'a> {
+        Held { messages, state, panicking: std::thread::panicking() }
+    }
+
+    /// A message to this rank itself that nobody else would post the other side of, while its caller waits for it.
+    pub fn check_other_sides(&self, messages: &[Message]) -> Result<()> {
+        let me = self.court.me;
+        let mut own = messages.iter().filter(|m| m.peer == me);
+        let lonely = own.find(|message| {
+            let like = |m: &&Message| m.peer == me && m.tag == message.tag;
+            let among_them = |sent| messages.iter().filter(like).filter(|m| m.is_sent() == sent).count();
+            let others = among_them(!message.is_sent()) + self.traffic.waiting_for(message);
+            among_them(message.is_sent()) > others
+        });
+        match lonely {
+            None => Ok(()),
+            Some(message) => {
+                let what = format!(
+                    "{} itself (tag {}), and would wait for ever, since its other side has not been posted; post both \
+                     in a group or asynchronously, or use send_recv with itself on both sides",
+                    if message.is_sent() { "a rank sends to" } else { "a rank receives from" },
+                    message.tag
+                );
+                Err(Error::Argument { rank: me, what })
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Messages::post`].
+    pub unsafe fn post(&mut self, messages: &[Message], count: &Count) {
+        self.visits += 1;
+        if self.court.watch.raised() {
+            self.fail();
+            // SAFETY: the count is there, and none of these messages was posted.
+            return messages.iter().for_each(|_| unsafe { Tally::on(count) }.fail());
+        }
+        for (at, message) in messages.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            if let Err(failure) = unsafe { self.traffic.post(message, count) } {
+                self.convict(*failure);
+                // SAFETY: as above; this one was posted, those after it were not.
+                return messages[at + 1..].iter().for_each(|_| unsafe { Tally::on(count) }.fail());
+            }
+        }
+        self.tell();
+    }
+
+    /// Move everything on; returns whether anything moved. After this either no verdict stands or nothing is under way.
+    #[inline]
+    pub fn advance(&mut self) -> bool {
+        if self.court.watch.raised() {
+            self.fail();
+            return true;
+        }
+        match self.traffic.advance() {
+            Ok(false) => false,
+            Ok(true) => {
+                self.tell();
+                true
+            }
+            Err(failure) => {
+                self.convict(*failure);
+                true
+            }
+        }
+    }
+
+    /// Something may be finished: wake those who may wait for it.
+    #[inline]
+    pub fn tell(&self) {
+        if self.followers > 0 {
+            self.messages.changed.notify_all();
+        }
+        if self.asleep {
+            self.messages.rest.wake();
+        }
+        self.onlookers.iter().for_each(|alarm| alarm.ring());
+    }
+
+    /// The wait for `count` has become long. `None`: something has changed.
+    #[cold]
+    pub fn question(&mut self, count: &Count, questions: &mut Questions) -> Option<Duration> {
+        if self.court.watch.raised() {
+            self.fail();
+            return None;
+        }
+        let (operation, peer) = self.traffic.find(count)?;
+        // A link says itself that its other end is gone, after what came before; where nothing hangs on a link, nothing
+        // else would. Asked twice, since what it sent may have come just before it left.
+        if self.court.watch.has_departed(peer) && self.traffic.is_pointless_without(peer) {
+            if !questions.has_departed(peer) {
+                return None;
+            }
+            return self.convict_departed(peer, &operation);
+        }
+        match questions.next(&self.court, &operation, peer, || self.traffic.unheard()) {
+            Ok(nap) => Some(nap),
+            Err(_) => {
+                self.fail();
+                None
+            }
+        }
+    }
+
+    #[cold]
+    fn convict_departed(&mut self, peer: usize, operation: &Fingerprint) -> Option<Duration> {
+        let how = format!("it left the communicator, while rank {} waits for it in {operation}", self.court.me);
+        let host = self.court.hosts[peer].clone();
+        self.court.convict(Verdict::Died { rank: peer, host, how });
+        self.fail();
+        None
+    }
+
+    #[cold]
+    fn convict(&mut self, failure: Failure) {
+        self.court.convict_for(failure.trouble, &failure.operation);
+        self.fail();
+    }
+
+    /// A verdict stands: give everything up.
+    #[cold]
+    fn fail(&mut self) {
+        self.traffic.fail();
+        self.tell();
+    }
+
+    /// This thread panics with the lock held: nothing of the traffic can be relied on any more.
+    #[cold]
+    fn abandon(&mut self) {
+        let verdict = Verdict::Aborted { rank: self.court.me, why: "its engine for messages panicked".into() };
+        self.court.jury.report(self.court.context, verdict.clone());
+        self.court.watch.declare(verdict);
+        self.messages.lead.store(NOBODY, Ordering::Relaxed);
+        self.fail();
+    }
+}
