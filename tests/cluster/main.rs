@@ -6,6 +6,7 @@
 //! missing, each test says `skipped:`, its name and why on standard error; with `MAYPOLE_TEST_CLUSTER=1` that is a
 //! failure. One test runs at a time: a cluster shares the machine's cores with nobody.
 
+mod bandwidth;
 mod collectives;
 mod failures;
 mod job;
