@@ -62,6 +62,25 @@ fn iperf3(cluster: &Cluster) -> f64 {
     panic!("iperf3 does not reach its server");
 }
 
+/// While this lives, the session of this process, and with it iperf3 and the ranks, goes before what else the machine
+/// does, where its scheduler groups processes by session and this one may say so. A real host has its cores to itself.
+struct Ahead;
+
+const GROUP: &str = "/proc/self/autogroup";
+
+impl Ahead {
+    fn of_others() -> Ahead {
+        let _ = std::fs::write(GROUP, "-15");
+        Ahead
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        let _ = std::fs::write(GROUP, "0");
+    }
+}
+
 #[test]
 fn an_all_reduce_fills_the_cables_and_sends_no_more_than_it_must() {
     const TEST: &str = "bandwidth::an_all_reduce_fills_the_cables_and_sends_no_more_than_it_must";
@@ -72,11 +91,15 @@ fn an_all_reduce_fills_the_cables_and_sends_no_more_than_it_must() {
     let Some(cluster) = Cluster::new(TEST, HOSTS, "1gbit") else { return };
     let layout = in_order(&[2; HOSTS]);
     let all: Vec<usize> = (0..layout.len()).collect();
+    let _ahead = Ahead::of_others();
+    // Every host believes that it has the machine's cores to itself, but all of them share these: who spins takes the
+    // core from the rank that it waits for.
+    let settings = [("MAYPOLE_SPIN", "0")];
     let mut best: f64 = 0.0;
     for _ in 0..TRIES {
         let reference = iperf3(&cluster);
         let before: Vec<_> = cluster.hosts().iter().map(|host| host.traffic()).collect();
-        let mut job = start(&cluster, &layout, TEST, "rank", &[]);
+        let mut job = start(&cluster, &layout, TEST, "rank", &settings);
         let times = job.hear(&all).into_iter().map(|(_, said)| said.parse::<f64>().unwrap());
         let longest = times.fold(0.0, f64::max);
         job.end(&all);

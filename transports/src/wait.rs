@@ -94,10 +94,16 @@ impl Bell {
     }
 }
 
+/// The longest time that the polls of [`Patience::spins`] may take. In shared memory a poll is a few loads, but over
+/// TCP it is a system call for each link, and thousands of those would hold a core for tens of milliseconds.
+pub const SPIN: Duration = Duration::from_micros(200);
+/// After so many polls the clock is looked at; a power of 2.
+const GLANCE: u32 = 64;
+
 /// How long a waiting rank polls before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Patience {
-    /// Polls with nothing but a pause between them.
+    /// Polls with nothing but a pause between them; fewer if they take longer than [`SPIN`].
     pub spins: u32,
     /// After those, how long it goes on polling, giving the core away between polls where `give_way` is set.
     pub then: Duration,
@@ -115,9 +121,9 @@ impl Patience {
         }
     }
 
-    /// The same, with the time to poll given by the user.
+    /// The same, with the time to poll given by the user; none at all if that is zero.
     pub fn with_time(self, then: Duration) -> Patience {
-        Patience { then, ..self }
+        Patience { then, spins: if then.is_zero() { 0 } else { self.spins }, ..self }
     }
 }
 
@@ -135,19 +141,23 @@ pub enum Next {
 pub struct Idle {
     patience: Patience,
     polls: u32,
+    /// First look at the clock during the polls of [`Patience::spins`].
+    spins_since: Option<Instant>,
+    /// When these were over.
     since: Option<Instant>,
 }
 
 impl Idle {
     /// A wait that has not begun.
     pub fn new(patience: Patience) -> Idle {
-        Idle { patience, polls: 0, since: None }
+        Idle { patience, polls: 0, spins_since: None, since: None }
     }
 
     /// Something arrived: the next wait starts afresh.
     #[inline]
     pub fn reset(&mut self) {
         self.polls = 0;
+        self.spins_since = None;
         self.since = None;
     }
 
@@ -160,7 +170,7 @@ impl Idle {
     #[inline]
     pub fn found_nothing(&mut self) -> Next {
         self.polls = self.polls.wrapping_add(1);
-        if self.polls <= self.patience.spins {
+        if self.polls <= self.patience.spins && !self.polls.is_multiple_of(GLANCE) {
             std::hint::spin_loop();
             return Next::Poll;
         }
@@ -169,8 +179,15 @@ impl Idle {
 
     #[cold]
     fn linger(&mut self) -> Next {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= self.patience.then {
+        let now = Instant::now();
+        if self.polls < self.patience.spins {
+            if now - *self.spins_since.get_or_insert(now) < SPIN {
+                return Next::Poll;
+            }
+            // That was long enough: from here on every poll comes by.
+            self.polls = self.patience.spins;
+        }
+        if now - *self.since.get_or_insert(now) >= self.patience.then {
             return Next::Sleep;
         }
         if self.patience.give_way {
@@ -181,5 +198,37 @@ impl Idle {
             }
         }
         Next::Poll
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// How long a wait in which each poll takes `poll` lasts until it sleeps, and how many polls that were.
+    fn until_sleep(patience: Patience, poll: Duration) -> (Duration, u32) {
+        let (mut idle, begun) = (Idle::new(patience), Instant::now());
+        while idle.found_nothing() == Next::Poll {
+            let until = Instant::now() + poll;
+            while Instant::now() < until {}
+        }
+        (begun.elapsed(), idle.polls())
+    }
+
+    #[test]
+    fn dear_polls_are_few() {
+        let patience = Patience::for_host(1, 2);
+        // 4000 of them would take 40 ms; a test beside it may take the core away for a while, but not every time.
+        let best = (0..20).map(|_| until_sleep(patience, Duration::from_micros(10)).0).min().unwrap();
+        assert!(best < Duration::from_millis(5), "{best:?}");
+        assert_eq!(until_sleep(patience.with_time(Duration::ZERO), Duration::ZERO).1, 1);
+    }
+
+    #[test]
+    fn a_reset_begins_anew() {
+        let mut idle = Idle::new(Patience::for_host(1, 2));
+        while idle.found_nothing() == Next::Poll {}
+        idle.reset();
+        assert_eq!((idle.polls(), idle.found_nothing()), (0, Next::Poll));
     }
 }
