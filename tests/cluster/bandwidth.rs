@@ -48,18 +48,20 @@ fn iperf3(cluster: &Cluster) -> f64 {
     };
     let mut server = host(1, &["--server", "--one-off"]);
     let to = crate::net::address(1);
+    let mut rate = None;
     for _ in 0..50 {
         // The server takes a moment to listen.
         std::thread::sleep(Duration::from_millis(100));
         let client = host(0, &["--client", &to, "--time", "2", "--json"]).wait_with_output().unwrap();
         let report: serde_json::Value = serde_json::from_slice(&client.stdout).unwrap();
-        if let Some(rate) = report["end"]["sum_received"]["bits_per_second"].as_f64() {
-            server.wait().unwrap();
-            return rate / 8.0;
+        rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
+        if rate.is_some() {
+            break;
         }
     }
     let _ = server.kill();
-    panic!("iperf3 does not reach its server");
+    server.wait().unwrap();
+    rate.expect("iperf3 reaches its server") / 8.0
 }
 
 /// While this lives, the session of this process, and with it iperf3 and the ranks, goes before what else the machine
