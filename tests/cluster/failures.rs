@@ -200,13 +200,13 @@ fn two_hosts_that_lose_each_other_only_are_named() {
 #[test]
 fn hosts_that_can_never_connect_are_named() {
     const TEST: &str = "hosts_that_can_never_connect_are_named";
-    let gate = gate(TEST);
-    let extra = [("MAYPOLE_TIMEOUT", "5"), ("GATE", gate.to_str().unwrap())];
+    let gate = Gate::shut(TEST);
+    let extra = [("MAYPOLE_TIMEOUT", "5"), ("GATE", gate.path())];
     let Some(scene) = Scene::new(TEST, &in_order(&[1, 1, 1, 1]), &extra, |_| ()) else { return };
     scene.hear_all("met");
     scene.cluster.part(&[1, 2]);
     let begun = Instant::now();
-    std::fs::write(&gate, "").unwrap();
+    gate.open();
     let said = ["rank 1 lost its link to rank 2 on host host2"];
     expect(&scene.hear_each(), &[0, 1, 2, 3], begun, Duration::from_secs(5), &said);
 }
@@ -214,13 +214,13 @@ fn hosts_that_can_never_connect_are_named() {
 #[test]
 fn a_stopped_process_that_nobody_has_connected_to_is_named_at_the_deadline() {
     const TEST: &str = "a_stopped_process_that_nobody_has_connected_to_is_named_at_the_deadline";
-    let gate = gate(TEST);
-    let extra = [("GATE", gate.to_str().unwrap())];
+    let gate = Gate::shut(TEST);
+    let extra = [("GATE", gate.path())];
     let Some(scene) = Scene::new(TEST, &[0, 1], &extra, |_| ()) else { return };
     scene.hear_all("met");
     scene.job.signal(1, Signal::SIGSTOP);
     let begun = Instant::now();
-    std::fs::write(&gate, "").unwrap();
+    gate.open();
     let said = ["did not end within 3s", "rank 1 on host host1 (it does not"];
     expect(&scene.job.hear(&[0]), &[0], begun, Duration::from_secs(3), &said);
 }
@@ -238,9 +238,25 @@ fn a_host_that_does_not_come_is_named() {
     expect(&heard, &lost, begun, Duration::from_secs(4), &["could not reach the meeting point 10.88.0.1"]);
 }
 
-/// A file that is not there yet, for `GATE`.
-fn gate(test: &str) -> PathBuf {
-    let gate = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
-    let _ = std::fs::remove_file(&gate);
-    gate
+/// A file that is there once the ranks shall begin, for `GATE`.
+struct Gate(PathBuf);
+
+impl Gate {
+    fn shut(test: &str) -> Gate {
+        Gate(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id())))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("a path in the target directory")
+    }
+
+    fn open(&self) {
+        std::fs::write(&self.0, "").expect("a file in the target directory");
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
