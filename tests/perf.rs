@@ -143,9 +143,9 @@ fn every_collective_type_and_operation_on_4_ranks() {
 
 #[test]
 fn larger_sizes_on_both_transports() {
-    for transport in ["shm", "tcp"] {
+    for (transport, memory) in [("shm", ""), ("shm", "--registered"), ("tcp", "")] {
         for (program, _, _) in BINARIES {
-            let arguments = format!("--ranks 3 -b 100000 -e 1600000 -f 16 -n 2 -w 1 --transport {transport}");
+            let arguments = format!("--ranks 3 -b 100000 -e 1600000 -f 16 -n 2 -w 1 --transport {transport} {memory}");
             let report = report(program, &arguments);
             if report["collective"] != "barrier" {
                 assert_right(&report, &format!("{program} {arguments}"));

@@ -1,6 +1,8 @@
 //! Memory for a rank's data: aligned to a cache line, with guard bytes on both sides that nobody may touch.
 
-use crate::{Error, Result};
+use std::ops::{Deref, DerefMut};
+
+use crate::{Communicator, Error, Registered, Result};
 
 /// Alignment of the data's first byte.
 const LINE: usize = 64;
@@ -11,12 +13,48 @@ const GUARD: usize = 64;
 /// moving it; the second guard follows the last byte directly.
 #[derive(Debug)]
 pub struct Buffer {
-    storage: Vec<u8>,
+    storage: Storage,
     start: usize,
     len: usize,
 }
 
+#[derive(Debug)]
+enum Storage {
+    Own(Vec<u8>),
+    Registered(Registered<u8>),
+}
+
+impl Deref for Storage {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Storage::Own(bytes) => bytes,
+            Storage::Registered(bytes) => bytes,
+        }
+    }
+}
+
+impl DerefMut for Storage {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Storage::Own(bytes) => bytes,
+            Storage::Registered(bytes) => bytes,
+        }
+    }
+}
+
 impl Buffer {
+    /// [`Buffer::new`] in registered memory. Every rank calls it.
+    pub fn registered(comm: &Communicator, capacity: usize) -> Result<Buffer> {
+        let storage = comm.alloc(capacity.saturating_add(LINE + 2 * GUARD))?;
+        Ok(Buffer::in_storage(Storage::Registered(storage)))
+    }
+
+    fn in_storage(storage: Storage) -> Buffer {
+        let start = GUARD + (storage.as_ptr() as usize + GUARD).wrapping_neg() % LINE;
+        Buffer { storage, start, len: 0 }
+    }
+
     /// Zeroed memory for up to `capacity` bytes; its length starts at 0.
     ///
     /// # Errors
@@ -28,8 +66,7 @@ impl Buffer {
             Error::system(format!("allocating a buffer of {capacity} bytes (a smaller --maxbytes helps)"), e)
         })?;
         storage.resize(total, 0);
-        let start = GUARD + (storage.as_ptr() as usize + GUARD).wrapping_neg() % LINE;
-        Ok(Buffer { storage, start, len: 0 })
+        Ok(Buffer::in_storage(Storage::Own(storage)))
     }
 
     /// Set the length and write the guards afresh. The data keeps whatever the memory held.

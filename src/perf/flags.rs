@@ -66,6 +66,10 @@ pub struct Flags {
     #[arg(short = 'r', long = "root", default_value = "0", allow_negative_numbers = true, value_name = "RANK")]
     pub root: Choice<usize>,
 
+    /// Buffers in registered memory, which ranks of one host read where it lies
+    #[arg(short = 'R', long)]
+    pub registered: bool,
+
     /// Write the results to this file, as JSON
     #[arg(short = 'J', long = "json", value_name = "FILE")]
     pub json: Option<PathBuf>,

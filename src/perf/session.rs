@@ -52,7 +52,8 @@ impl<'a> Session<'a> {
             _ => None,
         };
         let largest = if plan.operation.is_barrier() { 0 } else { plan.flags.max_bytes };
-        let buffers = Buffers { input: Buffer::new(largest)?, output: Buffer::new(largest)? };
+        let buffer = || if plan.flags.registered { Buffer::registered(comm, largest) } else { Buffer::new(largest) };
+        let buffers = Buffers { input: buffer()?, output: buffer()? };
         let report = Report::new(plan, introduce(comm)?);
         let flags = &plan.flags;
         let effort = Effort {
