@@ -100,6 +100,9 @@ pub const SPIN: Duration = Duration::from_micros(200);
 /// After so many polls the clock is looked at; a power of 2.
 const GLANCE: u32 = 64;
 
+/// How often patience is halved at most.
+const WEARIEST: u32 = 5;
+
 /// How long a waiting rank polls before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Patience {
@@ -136,7 +139,11 @@ pub enum Next {
     Sleep,
 }
 
-/// One wait in progress: counts polls that found nothing.
+/// One wait after the other: counts polls that found nothing.
+///
+/// A wait that patience did not cover, so that the rank slept after all, halves the patience of the next; one that it
+/// covered doubles it again, up to what was given. Where waits are long, because a network is slow or because more ranks
+/// share the cores than anybody knows of, polling would only keep others from them.
 #[derive(Debug)]
 pub struct Idle {
     patience: Patience,
@@ -145,17 +152,28 @@ pub struct Idle {
     spins_since: Option<Instant>,
     /// When these were over.
     since: Option<Instant>,
+    /// How often patience is halved.
+    weary: u32,
+    slept: bool,
 }
 
 impl Idle {
     /// A wait that has not begun.
     pub fn new(patience: Patience) -> Idle {
-        Idle { patience, polls: 0, spins_since: None, since: None }
+        Idle { patience, polls: 0, spins_since: None, since: None, weary: 0, slept: false }
     }
 
     /// Something arrived: the next wait starts afresh.
     #[inline]
     pub fn reset(&mut self) {
+        if self.polls > 0 {
+            self.begin_anew();
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        self.weary = if self.slept { (self.weary + 1).min(WEARIEST) } else { self.weary.saturating_sub(1) };
+        self.slept = false;
         self.polls = 0;
         self.spins_since = None;
         self.since = None;
@@ -170,24 +188,31 @@ impl Idle {
     #[inline]
     pub fn found_nothing(&mut self) -> Next {
         self.polls = self.polls.wrapping_add(1);
-        if self.polls <= self.patience.spins && !self.polls.is_multiple_of(GLANCE) {
+        if self.polls <= self.spins() && !self.polls.is_multiple_of(GLANCE) {
             std::hint::spin_loop();
             return Next::Poll;
         }
         self.linger()
     }
 
+    /// Polls with nothing but a pause between them, as patience is now.
+    #[inline]
+    fn spins(&self) -> u32 {
+        self.patience.spins >> self.weary
+    }
+
     #[cold]
     fn linger(&mut self) -> Next {
         let now = Instant::now();
-        if self.polls < self.patience.spins {
-            if now - *self.spins_since.get_or_insert(now) < SPIN {
+        if self.polls < self.spins() {
+            if now - *self.spins_since.get_or_insert(now) < SPIN / (1 << self.weary) {
                 return Next::Poll;
             }
             // That was long enough: from here on every poll comes by.
-            self.polls = self.patience.spins;
+            self.polls = self.spins();
         }
-        if now - *self.since.get_or_insert(now) >= self.patience.then {
+        if now - *self.since.get_or_insert(now) >= self.patience.then / (1 << self.weary) {
+            self.slept = true;
             return Next::Sleep;
         }
         if self.patience.give_way {
@@ -230,5 +255,31 @@ mod tests {
         while idle.found_nothing() == Next::Poll {}
         idle.reset();
         assert_eq!((idle.polls(), idle.found_nothing()), (0, Next::Poll));
+    }
+
+    /// So few polls that none looks at the clock.
+    const PATIENCE: Patience = Patience { spins: 60, then: Duration::ZERO, give_way: false };
+
+    /// Polls of a wait that ends in sleep, or that is over after `most`.
+    fn wait(idle: &mut Idle, most: usize) -> usize {
+        let polls = (1..=most).find(|_| idle.found_nothing() == Next::Sleep).unwrap_or(most);
+        idle.reset();
+        polls
+    }
+
+    #[test]
+    fn patience_follows_what_it_brings() {
+        let mut idle = Idle::new(PATIENCE);
+        assert_eq!([(); 3].map(|()| wait(&mut idle, 1000)), [61, 31, 16]);
+        // Moving without a wait says nothing about waits.
+        idle.reset();
+        assert_eq!(wait(&mut idle, 5), 5);
+        assert_eq!(wait(&mut idle, 1000), 16);
+        let last = [(); 10].map(|()| wait(&mut idle, 1000))[9];
+        assert_eq!(last, 2, "a thirty-second of 60, and the poll that gives up");
+        for _ in 0..5 {
+            wait(&mut idle, 1);
+        }
+        assert_eq!(wait(&mut idle, 1000), 61);
     }
 }
