@@ -61,7 +61,8 @@ use crate::watch::{Jury, Watch};
 /// One rank's handle to a group of ranks that exchange data by collective operations.
 ///
 /// Every rank of the group makes the same calls in the same order, with the same counts, types, operations and roots;
-/// ranks that do not, all get an error that shows both sides. Operations run one at a time in the order of the calls. A
+/// ranks that do not, all get an error that shows both sides. Collectives run one at a time in the order of the calls,
+/// messages between two ranks beside them. A
 /// call blocks until this rank's part is done: its output is complete and its input may be changed; other ranks may
 /// still be at it.
 ///
