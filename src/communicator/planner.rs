@@ -23,10 +23,11 @@ impl Communicator {
 }
 
 /// One form per collective, each as the blocking method of the same name, with buffers (`Vec`s, boxed slices,
-/// [`Registered`] buffers) in place of slices.
+/// [`Registered`](crate::Registered) buffers) in place of slices.
 ///
 /// # Errors
-/// [`Error::Argument`] as in the blocking call: no operation was made, and the communicator has noticed nothing.
+/// [`Error::Argument`](crate::Error::Argument) as in the blocking call: no operation was made, and the communicator has
+/// noticed nothing.
 impl Planner<'_> {
     /// See [`Communicator::all_reduce`].
     pub fn all_reduce<T: Element>(

@@ -403,9 +403,7 @@ impl<'a> Lane<'a> {
         }
         Ok(true)
     }
-}
 
-impl Lane<'_> {
     /// Copy into chunk `i` of `dst` what lies at `there`, or reduce it with this rank's operand.
     ///
     /// # Safety
