@@ -77,8 +77,8 @@ impl Communicator {
     /// ```
     ///
     /// # Errors
-    /// The error of `f`. [`Error::Argument`] if a call is wrong, and which of them: then none is run.
-    /// [`Error::Failed`] as everywhere.
+    /// The error of `f`. [`Error::Argument`](crate::Error::Argument) if a call is wrong, and which of them: then none is
+    /// run. [`Error::Failed`](crate::Error::Failed) as everywhere.
     pub fn group<'env, R>(&self, f: impl FnOnce(&mut Group<'env>) -> Result<R>) -> Result<R> {
         let inner = &self.inner;
         let mut group = Group { rank: inner.rank, size: inner.size, tag: 0, items: Vec::new(), _env: PhantomData };

@@ -225,7 +225,8 @@ impl Inner {
     fn panicked(&self) -> crate::Error {
         let verdict = Verdict::Aborted { rank: self.rank, why: "an operation panicked".into() };
         self.jury.report(self.context, verdict.clone());
-        self.watch.declare(verdict.clone());
+        // Not declared here at once: as in `abort`.
+        wait::for_verdict(&self.watch, verdict.clone());
         crate::Error::Failed { rank: self.rank, verdict: self.watch.verdict().unwrap_or(verdict) }
     }
 }

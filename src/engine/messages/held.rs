@@ -174,8 +174,7 @@ impl<'a> Held<'a> {
     #[cold]
     fn abandon(&mut self) {
         let verdict = Verdict::Aborted { rank: self.court.me, why: "its engine for messages panicked".into() };
-        self.court.jury.report(self.court.context, verdict.clone());
-        self.court.watch.declare(verdict);
+        self.court.convict(verdict);
         self.messages.lead.store(NOBODY, Ordering::Relaxed);
         self.fail();
     }
