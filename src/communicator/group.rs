@@ -1,9 +1,9 @@
 //! Groups: many calls made together.
 //!
 //! The calls of a group are collected, checked all together, and only then run: all its messages at once, and its
-//! collectives beside them, in order. So no pattern of messages can deadlock within the group, however they are ordered;
-//! and small all-reduces that follow each other become one, since each would spend its time waiting for the same
-//! ranks.
+//! collectives beside them, in order. So no pattern of messages can deadlock within the group, however they are
+//! ordered; and small all-reduces that follow each other become one, since each would spend its time waiting for the
+//! same ranks.
 //!
 //! This file collects the calls, `group_v` those with variable counts; `group_run` checks and runs them.
 
@@ -77,8 +77,8 @@ impl Communicator {
     /// ```
     ///
     /// # Errors
-    /// The error of `f`. [`Error::Argument`](crate::Error::Argument) if a call is wrong, and which of them: then none is
-    /// run. [`Error::Failed`](crate::Error::Failed) as everywhere.
+    /// The error of `f`. [`Error::Argument`](crate::Error::Argument) if a call is wrong, and which of them: then none
+    /// is run. [`Error::Failed`](crate::Error::Failed) as everywhere.
     pub fn group<'env, R>(&self, f: impl FnOnce(&mut Group<'env>) -> Result<R>) -> Result<R> {
         let inner = &self.inner;
         let mut group = Group { rank: inner.rank, size: inner.size, tag: 0, items: Vec::new(), _env: PhantomData };

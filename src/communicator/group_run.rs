@@ -3,11 +3,11 @@
 //! # Fusing all-reduces
 //!
 //! The vectors are packed one behind the other, reduced by one call, and unpacked. The result is bit for bit that of
-//! separate calls. For operations whose result does not depend on the order in which operands are combined (all but user
-//! operations on integers, minimum and maximum on floats) that is no question. For the others it holds if every element
-//! is combined in the same order whatever its place in the vector, and the longer vector takes the same order as the
-//! shorter ones would have; [`Work::order`] knows. Ranks decide alike, because they decide from what their fingerprints
-//! compare: type, operation and counts.
+//! separate calls. For operations whose result does not depend on the order in which operands are combined (all but
+//! user operations on integers, minimum and maximum on floats) that is no question. For the others it holds if every
+//! element is combined in the same order whatever its place in the vector, and the longer vector takes the same order
+//! as the shorter ones would have; [`Work::order`] knows. Ranks decide alike, because they decide from what their
+//! fingerprints compare: type, operation and counts.
 
 use maypole_collectives::ReduceOp;
 use maypole_collectives::algorithms::Algorithm;

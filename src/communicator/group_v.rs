@@ -10,8 +10,8 @@ use super::group::{Collected, Group};
 
 const NONE: Blocks<'static> = Blocks::packed(&[]);
 
-/// One method per collective with variable counts, each as the communicator's of the same name. Counts and displacements
-/// are copied.
+/// One method per collective with variable counts, each as the communicator's of the same name. Counts and
+/// displacements are copied.
 impl<'env> Group<'env> {
     /// See [`Communicator::all_gather_v`](crate::Communicator::all_gather_v).
     pub fn all_gather_v<'b, T: Element>(

@@ -362,8 +362,8 @@ impl<'env> Start<'_, 'env> {
             None => {
                 let posted = Arc::new(Posted { inner: inner.clone(), count: Count::of(1) });
                 let outcome = self.scope.started(Outcome::Posted(posted.clone()));
-                // SAFETY: the buffer is borrowed for 'env, which lasts until the scope has waited for the count, and the
-                // scope keeps that where it is.
+                // SAFETY: the buffer is borrowed for 'env, which lasts until the scope has waited for the count, and
+                // the scope keeps that where it is.
                 unsafe { inner.messages.post(&[message], &posted.count) };
                 outcome
             }

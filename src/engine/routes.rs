@@ -99,8 +99,9 @@ impl Routes {
         &self.rest
     }
 
-    /// A rank to which nothing gets through: what was sent to it goes unanswered by its host's kernel, or it cannot even
-    /// be connected to, for more than a second. `None` if none is known to be so. A few system calls for each TCP link.
+    /// A rank to which nothing gets through: what was sent to it goes unanswered by its host's kernel, or it cannot
+    /// even be connected to, for more than a second. `None` if none is known to be so. A few system calls for each TCP
+    /// link.
     pub fn unheard(&self) -> Option<usize> {
         let network = self.network.as_ref()?;
         let silent = self.paths.lock().iter().find(|(_, path)| path.is_unanswered()).map(|(peer, _)| *peer);

@@ -59,7 +59,8 @@ impl Messages {
         held
     }
 
-    /// Lead until the caller's messages are done; the attendant leads until nothing is under way or a caller takes over.
+    /// Lead until the caller's messages are done; the attendant leads until nothing is under way or a caller takes
+    /// over.
     pub(super) fn lead<'a>(&'a self, mut held: Held<'a>, mut leader: Leader<'_>) -> Held<'a> {
         let (who, patience) = match leader {
             Leader::Caller(..) => (CALLER, self.patience),

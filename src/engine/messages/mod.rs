@@ -2,16 +2,16 @@
 //!
 //! It has its own links, its own place to sleep, and no order between its messages but that of each pair of ranks and
 //! tag, so messages and collectives of one communicator run at the same time and never wait for each other. `peer`
-//! is what happens between two ranks, `traffic` all of it. `lead` and `attendant` do the work, with the lock `held`; here
-//! is who does it, and when.
+//! is what happens between two ranks, `traffic` all of it. `lead` and `attendant` do the work, with the lock `held`;
+//! here is who does it, and when.
 //!
 //! # Who does the work
 //!
 //! Everything lies behind one lock. Posting a message takes the lock and moves the message as far as it goes at once,
 //! which for most small ones is to the end. What is left needs somebody who polls the links, the **leader**:
 //!
-//! * A *caller* that waits becomes the leader unless another caller is. It moves everybody's messages, not only its own,
-//!   until its own are done.
+//! * A *caller* that waits becomes the leader unless another caller is. It moves everybody's messages, not only its
+//!   own, until its own are done.
 //! * A caller that finds another one leading *follows*: it watches its own count, first spinning, then asleep on
 //!   `changed`, until its messages are done or nobody leads any more; then one of the followers leads.
 //! * The *attendant*, a thread that the first message starts which is posted without being waited for and does not go
@@ -27,19 +27,19 @@
 //!
 //! *Links.* The leader arms the bell, polls everything once more with the lock held, marks itself `asleep`, gives the
 //! lock back and sleeps; `transports::wait` argues that news for a link that was polled with nothing to show after the
-//! arming ends the sleep, and `transports::tcp::Poller` the same for sockets. A message that is posted meanwhile was not
-//! among those polled; so whoever posts, or moves anything else on, ends the sleep before it gives the lock back.
+//! arming ends the sleep, and `transports::tcp::Poller` the same for sockets. A message that is posted meanwhile was
+//! not among those polled; so whoever posts, or moves anything else on, ends the sleep before it gives the lock back.
 //!
 //! *Done by others.* That also covers a thread that finishes what the leader waits for; and it wakes the followers.
 //! They hold the lock when they look at their count and give it back only by sleeping, so they miss nothing.
 //!
-//! *Taking over.* One thread sleeps at a time: a caller that takes the lead from a sleeping attendant wakes it, and does
-//! not arm or sleep before `asleep` is false again. Otherwise two threads in one epoll set would share one event, and
-//! the one to whom it does not matter could get it; or the attendant, woken, would disarm a bell that is not its own any
-//! more. It disarms only what it has armed and only while it still leads.
+//! *Taking over.* One thread sleeps at a time: a caller that takes the lead from a sleeping attendant wakes it, and
+//! does not arm or sleep before `asleep` is false again. Otherwise two threads in one epoll set would share one event,
+//! and the one to whom it does not matter could get it; or the attendant, woken, would disarm a bell that is not its
+//! own any more. It disarms only what it has armed and only while it still leads.
 //!
-//! *Nobody leads.* A leader that leaves wakes the followers, each of which then leads or finds itself done. A caller that
-//! is done and sees nobody lead, though messages are under way, calls the attendant: there is one, since they were
+//! *Nobody leads.* A leader that leaves wakes the followers, each of which then leads or finds itself done. A caller
+//! that is done and sees nobody lead, though messages are under way, calls the attendant: there is one, since they were
 //! posted without being waited for.
 //!
 //! *Verdicts.* A verdict wakes the place of rest, so the leader sees it and fails everything. Where nobody leads,
@@ -77,8 +77,8 @@ use super::routes::Routes;
 use super::wait::{Court, Questions};
 use crate::error::Result;
 
-/// How long no caller may have been here before the attendant leads. Longer than the time between two calls of a program
-/// that does nothing but exchange messages: there the attendant would only be in the way.
+/// How long no caller may have been here before the attendant leads. Longer than the time between two calls of a
+/// program that does nothing but exchange messages: there the attendant would only be in the way.
 const GRACE: Duration = Duration::from_micros(200);
 
 /// Values of `lead`.
@@ -144,11 +144,12 @@ impl Messages {
     /// Post messages and wait until all of them are done. Those that are received should come first.
     ///
     /// # Safety
-    /// The buffers are valid for their messages until this returns: readable if sent, writable and unshared if received.
+    /// The buffers are valid for their messages until this returns: readable if sent, writable and unshared if
+    /// received.
     ///
     /// # Errors
-    /// [`Error::Argument`](crate::Error::Argument) for a message to or from this rank itself whose other side is not posted: nothing was
-    /// started. [`Error::Failed`](crate::Error::Failed).
+    /// [`Error::Argument`](crate::Error::Argument) for a message to or from this rank itself whose other side is not
+    /// posted: nothing was started. [`Error::Failed`](crate::Error::Failed).
     pub unsafe fn run(&self, messages: &[Message]) -> Result<()> {
         let count = Count::of(messages.len());
         let mut held = self.hold();

@@ -62,8 +62,8 @@ pub(super) struct Traffic {
     known: Vec<usize>,
 }
 
-// SAFETY: the messages point to buffers and counts of their callers, which wait elsewhere until they are done and do not
-// care which thread works on them.
+// SAFETY: the messages point to buffers and counts of their callers, which wait elsewhere until they are done and do
+// not care which thread works on them.
 unsafe impl Send for Traffic {}
 
 impl Traffic {
