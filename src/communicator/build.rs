@@ -236,6 +236,7 @@ impl Communicator {
         let world = World::Processes(node.clone());
         // All ranks of the host count, those outside this communicator too: they may be at work at the same time.
         let patience = patience(&Topology::new(peers.iter()), node.rank());
+        let patience = if local.len() < members.len() { patience.with_sockets() } else { patience };
         Ok(Communicator::assemble(world, (context, members), (topology, patience), routes, (watch, jury), config))
     }
 

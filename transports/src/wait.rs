@@ -128,6 +128,11 @@ impl Patience {
     pub fn with_time(self, then: Duration) -> Patience {
         Patience { then, spins: if then.is_zero() { 0 } else { self.spins }, ..self }
     }
+
+    /// The same where each poll asks the system, as with sockets: the clock is looked at sooner.
+    pub fn with_sockets(self) -> Patience {
+        Patience { spins: self.spins.min(GLANCE), ..self }
+    }
 }
 
 /// What a waiting rank should do next.
