@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 /// Checked are: each output holds every contribution exactly once; messages match in order; nothing is read before it
 /// is written or overwritten while it is needed; no deadlock with the smallest credit; and if a rank stops anywhere,
 /// whoever waits waits for it. For collectives with a root every root is tried; those with an in-place form are tried
-/// both ways.
+/// both ways; algorithms that mind which ranks share a host are tried on several placements.
 ///
 /// Exit status: 0 if everything passed, 1 at the first fault, 2 for a wrong command line.
 #[derive(clap::Args)]
@@ -203,8 +203,9 @@ fn print_table(lines: &Lines, ranks: &RangeInclusive<usize>) {
         );
     }
     println!(
-        "sizes: world sizes; worlds: sizes x roots x (out of place, in place); messages: sent or published by all ranks;"
+        "sizes: world sizes; worlds: sizes x roots x (out of place, in place), and placements on hosts where they matter;"
     );
+    println!("steps and messages are all ranks', publications counted with messages;");
     println!(
         "pieces: parts that each block is cut into; longest: steps in the longest chain that must run one after the other"
     );
