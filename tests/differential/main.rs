@@ -5,7 +5,7 @@
 //! blocks, in place and not, blocking, outstanding on streams, in communicators that come and go. Each rank checks every
 //! byte that it gets. At the end nothing may be left: no descriptor, no thread, no memory.
 //!
-//! `MAYPOLE_DIFFERENTIAL_SECONDS=600 cargo test --release --test differential -- --nocapture` runs it for 10 minutes;
+//! `MAYPOLE_DIFFERENTIAL_SECONDS=600 cargo test --test differential -- --nocapture` runs it for 10 minutes;
 //! `MAYPOLE_DIFFERENTIAL_SEED` repeats a run.
 
 mod draws;
