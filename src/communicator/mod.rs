@@ -192,7 +192,8 @@ impl Communicator {
     }
 
     /// Set in which order this communicator's reductions combine ranks' elements, from the next operation on. Every rank
-    /// must set the same; those that differ are told at the next reduction that this would run differently. `MAYPOLE_ORDER` is the first value.
+    /// must set the same; those that differ are told at the next reduction that this would run differently.
+    /// `MAYPOLE_ORDER` is the first value.
     ///
     /// With [`Order::Canonical`] each element is ((x0 ⊕ x1) ⊕ x2) ⊕ ..., in the order of the ranks: the same bits
     /// whatever the algorithm, the transport, the hosts and the length of the message. It costs large reductions some
