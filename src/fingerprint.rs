@@ -158,6 +158,11 @@ impl Fingerprint {
         self.collective == POINT_TO_POINT
     }
 
+    /// The rank that receives a message between two ranks.
+    pub fn receiver(&self) -> Option<usize> {
+        self.is_point_to_point().then_some(self.root as usize)
+    }
+
     /// The tag of a message between two ranks.
     pub fn tag(&self) -> u32 {
         if self.is_point_to_point() { self.past } else { 0 }

@@ -351,6 +351,9 @@ fn a_tag_that_never_comes_ends_at_the_deadline() {
             let said = common_verdict(&errors);
             let Verdict::Stalled { operation, reporter: 1, .. } = &said else { panic!("{what}: {said}") };
             assert_eq!(operation.tag(), 9, "{what}: {said}");
+            // Who looks for the mistake is told what did come.
+            let parts = ["tag 9", "missing: rank 0", "nobody has received, has tag 1"];
+            assert!(parts.iter().all(|part| said.to_string().contains(part)), "{what}: {said}");
         }
     }
 }

@@ -152,6 +152,11 @@ impl Questions {
         self.since.is_some()
     }
 
+    /// Whether the deadline has passed.
+    pub fn is_late(&self, court: &Court) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= court.timeout)
+    }
+
     /// Rank `peer` has left: whether that was known before.
     pub fn has_departed(&mut self, peer: usize) -> bool {
         self.departed.replace(peer) == Some(peer)

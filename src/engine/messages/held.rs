@@ -139,6 +139,12 @@ impl<'a> Held<'a> {
             }
             return self.convict_departed(peer, &operation);
         }
+        if questions.is_late(&self.court) && operation.receiver() == Some(self.court.me) {
+            let tags = self.traffic.unwanted_tags(peer);
+            if !tags.is_empty() {
+                return self.convict_other_tags(peer, &operation, &tags);
+            }
+        }
         match questions.next(&self.court, &operation, peer, || self.traffic.unheard()) {
             Ok(nap) => Some(nap),
             Err(_) => {
@@ -146,6 +152,19 @@ impl<'a> Held<'a> {
                 None
             }
         }
+    }
+
+    /// The deadline has passed in a receive, and other messages of that rank have come: most likely somebody has
+    /// mistaken the tag.
+    #[cold]
+    fn convict_other_tags(&mut self, peer: usize, operation: &Fingerprint, tags: &[u32]) -> Option<Duration> {
+        let tags: Vec<String> = tags.iter().map(u32::to_string).collect();
+        let state = format!("what it has sent meanwhile, and nobody has received, has tag {}", tags.join(", "));
+        let culprits = vec![(peer, self.court.hosts[peer].clone(), state)];
+        let (reporter, after) = (self.court.me, self.court.timeout);
+        self.court.convict(Verdict::Stalled { operation: *operation, reporter, after, culprits });
+        self.fail();
+        None
     }
 
     #[cold]

@@ -137,6 +137,14 @@ impl Peer {
         }
     }
 
+    /// The tags of messages that have come and that nobody wants, each once.
+    pub fn unwanted_tags(&self) -> Vec<u32> {
+        let mut tags: Vec<u32> = self.stash.iter().map(|stashed| stashed.operation.tag()).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        tags
+    }
+
     pub fn send(&mut self, message: Outgoing) {
         self.outgoing.push_back(message);
     }

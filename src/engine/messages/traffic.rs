@@ -77,6 +77,11 @@ impl Traffic {
         self.routes.unheard()
     }
 
+    /// See [`Peer::unwanted_tags`].
+    pub fn unwanted_tags(&self, rank: usize) -> Vec<u32> {
+        self.peers[rank].as_ref().map_or_else(Vec::new, |peer| peer.unwanted_tags())
+    }
+
     /// Whether no message is under way.
     #[inline]
     pub fn is_idle(&self) -> bool {
