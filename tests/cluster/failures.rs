@@ -15,7 +15,20 @@ const SLACK: Duration = Duration::from_secs(4);
 /// How long a rank waits for the hub after its deadline before it speaks for itself.
 const HUB_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The part of each rank: all_reduce until something goes wrong or `SECONDS` are over, then say what came of it.
+/// A sum over all ranks by messages: what each has goes once round the world.
+fn sum_by_messages(comm: &Communicator, buffer: &mut [f32]) -> maypole::Result<()> {
+    let (me, size) = (comm.rank(), comm.size());
+    let (mut passed, mut got) = (buffer.to_vec(), buffer.to_vec());
+    for _ in 1..size {
+        comm.send_recv(&passed, (me + 1) % size, &mut got, (me + size - 1) % size)?;
+        buffer.iter_mut().zip(&got).for_each(|(sum, x)| *sum += x);
+        std::mem::swap(&mut passed, &mut got);
+    }
+    Ok(())
+}
+
+/// The part of each rank: all_reduce (with `MESSAGES`, by messages between two ranks) until something goes wrong or
+/// `SECONDS` are over, then say what came of it.
 fn sum_on_and_on() {
     let number = |name: &str| std::env::var(name).unwrap().parse::<f64>().unwrap();
     let comm = Communicator::from_env().unwrap_or_else(|error| {
@@ -35,7 +48,11 @@ fn sum_on_and_on() {
         // Rank 0 says when it is enough; the sum tells all at once.
         buffer[0] = f32::from(comm.rank() == 0 && began.elapsed() > end);
         let start = Instant::now();
-        if let Err(error) = comm.all_reduce_in_place(&mut buffer, ReduceOp::Sum) {
+        let summed = match std::env::var_os("MESSAGES") {
+            Some(_) => sum_by_messages(&comm, &mut buffer),
+            None => comm.all_reduce_in_place(&mut buffer, ReduceOp::Sum),
+        };
+        if let Err(error) = summed {
             return say(error);
         }
         longest = longest.max(start.elapsed());
@@ -124,6 +141,21 @@ fn a_host_that_is_cut_off_is_named_on_both_sides() {
 #[test]
 fn so_is_the_host_that_holds_the_job_together() {
     cut_for_good("so_is_the_host_that_holds_the_job_together", 0, Cut::Unplugged);
+}
+
+#[test]
+fn messages_over_a_cut_end_as_collectives_do() {
+    const TEST: &str = "messages_over_a_cut_end_as_collectives_do";
+    let Some(scene) = Scene::new(TEST, &in_order(&[2, 2, 2, 2]), &[("MESSAGES", "1")], |_| ()) else { return };
+    scene.hear_all("met");
+    scene.hear_all("works");
+    let begun = Instant::now();
+    scene.cluster.cut(2, Cut::Silent);
+    let heard = scene.hear_each();
+    let deadline = Duration::from_secs(3);
+    let (lost, others) = (scene.ranks_on(&[2]), scene.ranks_on(&[0, 1, 3]));
+    expect(&heard, &others, begun, deadline, &["send/recv", "on host host2", "did not end within 3s"]);
+    expect(&heard, &lost, begun, deadline + HUB_PATIENCE, &["send/recv", "rank 0 on host host0"]);
 }
 
 #[test]
