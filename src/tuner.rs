@@ -81,6 +81,8 @@ pub(crate) struct Tuner {
     pub order: Order,
     overrides: Vec<(Option<Collective>, Algorithm)>,
     plans: Vec<(Collective, usize, Plan)>,
+    /// Schedules planned since somebody last emptied this: their links are still to be made.
+    pub fresh: Vec<Arc<dyn Schedule>>,
 }
 
 const NOT_SHARED: &str = "needs all ranks to share memory";
@@ -104,6 +106,7 @@ impl Tuner {
             order: config.order,
             overrides,
             plans: Vec::new(),
+            fresh: Vec::new(),
         }
     }
 
@@ -217,6 +220,7 @@ impl Tuner {
             "{} from {bytes} bytes a block: {why}", collective.name()
         );
         let plan = Plan { algorithm, schedule: schedule.into(), slice };
+        self.fresh.push(plan.schedule.clone());
         self.plans.push((collective, root, plan.clone()));
         Ok(plan)
     }

@@ -237,3 +237,46 @@ fn the_tuner_minds_hosts() {
         comm.barrier().unwrap();
     });
 }
+
+/// All ways to put six ranks on three hosts, two on each.
+fn pairs() -> Vec<Vec<&'static str>> {
+    let names = ["a", "b", "c"];
+    let mut all = vec![Vec::<&str>::new()];
+    for _ in 0..6 {
+        let longer = all.iter().flat_map(|hosts| {
+            let used = names.iter().filter(|name| hosts.contains(name)).count();
+            let room = move |name: &&&str| hosts.iter().filter(|host| **host == **name).count() < 2;
+            // Hosts are numbered as they come up, or each way would come six times.
+            names[..(used + 1).min(3)].iter().filter(room).map(|name| [&hosts[..], &[*name]].concat())
+        });
+        all = longer.collect();
+    }
+    all
+}
+
+/// A link that is a socket takes nothing in until it is connected, and one of its two ranks connects. Whatever an
+/// operation is the first to use, wherever its ranks are, no circle of ranks may wait for it.
+#[test]
+fn an_operation_on_links_that_are_yet_to_be_made_deadlocks_nowhere() {
+    let pairs = pairs();
+    assert_eq!(pairs.len(), 15);
+    for hosts in &pairs {
+        for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+            let mut config = Config::default();
+            config.transport = transport;
+            let algorithms = [Algorithm::Hierarchical, Algorithm::Direct];
+            let supported = algorithms.into_iter().flat_map(|a| Collective::ALL.map(|c| (a, c)));
+            for (algorithm, collective) in supported.filter(|(a, c)| a.supports(*c)) {
+                world_with(config.clone(), hosts, Some(algorithm), |comm| {
+                    let (rank, size, root, count) = (comm.rank(), comm.size(), 4, 20_000);
+                    let call = Call { collective, dtype: DataType::F32, count, op: ReduceOp::Sum, root };
+                    let input = vec![0u8; collective.input_blocks(rank, size, root) * count * 4];
+                    let mut output = vec![1u8; collective.output_blocks(rank, size, root) * count * 4];
+                    let outcome = comm.call(call, &input, &mut output);
+                    outcome.unwrap_or_else(|e| panic!("{} by {algorithm} on {hosts:?}: {e}", collective.name()));
+                    assert!(output.iter().all(|byte| *byte == 0));
+                });
+            }
+        }
+    }
+}

@@ -129,6 +129,18 @@ pub enum Step {
     FetchReduce { from: Rank, nth: usize, at: usize, local: Region, order: Operands, dst: Region },
 }
 
+impl Step {
+    /// From whom a two-sided step receives, and to whom it sends.
+    pub const fn peers(&self) -> (Option<Rank>, Option<Rank>) {
+        match *self {
+            Step::Send { to, .. } => (None, Some(to)),
+            Step::Recv { from, .. } | Step::RecvReduce { from, .. } => (Some(from), None),
+            Step::RecvReduceSend { from, to, .. } | Step::RecvCopySend { from, to, .. } => (Some(from), Some(to)),
+            _ => (None, None),
+        }
+    }
+}
+
 /// How a collective's buffers look: how many blocks of `count` elements each has on a given rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Collective {

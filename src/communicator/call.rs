@@ -314,8 +314,9 @@ impl Work {
         unsafe { bind_scratch(&mut self.engine, &plan.schedule, &mut bound, collective.reduces(), copied) };
         let inputs = collective.input_blocks(inner.rank, inner.size, root);
         self.engine.links.lend(&mut bound, plan.algorithm, collective, [inputs, outputs]);
+        self.tuner.fresh.drain(..).for_each(|schedule| self.engine.links.expect(&*schedule));
         let part = Part { schedule: &*plan.schedule, bound: &bound, operation };
-        let outcome = self.engine.execute(&[part]);
+        let outcome = self.engine.execute(&part);
         if outcome.is_err() && bound.lends() {
             self.engine.links.loans.take_back(inner.rank);
         }

@@ -133,8 +133,9 @@ impl Work {
             let copied = spread.copied(&call, in_place);
             bind_scratch(&mut self.engine, &plan.schedule, &mut bound, reduces, copied);
         }
+        self.tuner.fresh.drain(..).for_each(|schedule| self.engine.links.expect(&*schedule));
         let part = Part { schedule: &*plan.schedule, bound: &bound, operation: &operation };
-        self.engine.execute(&[part])?;
+        self.engine.execute(&part)?;
         if reduces && matches!(op, ReduceOp::Avg) {
             let block = spread.output[0];
             let at = buffers.output.wrapping_add(block.start * dtype.size());

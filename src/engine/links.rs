@@ -3,6 +3,9 @@
 //!
 //! One-sided schedules need the window, which only a communicator within one segment has.
 
+use std::collections::BTreeSet;
+
+use maypole_collectives::schedule::Schedule;
 use maypole_transports::shm::{Exchange, Group};
 use maypole_transports::{LinkError, Receiver, Sender, Window};
 
@@ -37,6 +40,8 @@ pub(crate) struct Links {
     exchange: Option<Exchange>,
     senders: Vec<Option<End<dyn Sender>>>,
     receivers: Vec<Option<End<dyn Receiver>>>,
+    /// Links that are to be made, see [`Links::expect`].
+    wanted: BTreeSet<usize>,
 }
 
 impl Links {
@@ -57,7 +62,46 @@ impl Links {
             exchange,
             senders: std::iter::repeat_with(|| None).take(slots).collect(),
             receivers: std::iter::repeat_with(|| None).take(slots).collect(),
+            wanted: BTreeSet::new(),
         }
+    }
+
+    /// The operations that follow use the links of `schedule`: make those that are sockets, all at the same time, from
+    /// the next operation on, and not one after the other as their steps come up. Schedules are verified for links that
+    /// take in a message before their receiver comes to it. One that is not connected takes in nothing; and since one
+    /// of two ranks connects, ranks that wait to send could wait in a circle for those that have yet to connect.
+    pub fn expect(&mut self, schedule: &dyn Schedule) {
+        if !self.routes.has_network() {
+            return;
+        }
+        for lane in 0..schedule.lanes() {
+            let channel = schedule.channel(lane);
+            for i in 0..schedule.steps(lane) {
+                let (from, to) = schedule.step(lane, i).peers();
+                let slots = from.into_iter().chain(to).map(|peer| peer * CHANNELS + channel);
+                self.wanted.extend(slots.filter(|slot| self.senders[*slot].is_none()));
+            }
+        }
+    }
+
+    /// Go on with making the links that are wanted. Returns whether one was made.
+    pub fn make_wanted(&mut self) -> Result<bool, Trouble> {
+        if self.wanted.is_empty() {
+            return Ok(false);
+        }
+        let wanted = std::mem::take(&mut self.wanted);
+        let mut made = false;
+        for slot in wanted {
+            // Its step may have come up meanwhile.
+            if self.senders[slot].is_some() {
+                continue;
+            }
+            match self.connect(slot / CHANNELS, slot % CHANNELS)? {
+                true => made = true,
+                false => _ = self.wanted.insert(slot),
+            }
+        }
+        Ok(made)
     }
 
     /// Whether all ranks share memory with this one.
@@ -180,7 +224,7 @@ impl Links {
         if !self.routes.has_network() {
             return Ok(false);
         }
-        let mut moved = false;
+        let mut moved = self.make_wanted()?;
         for (slot, end) in self.receivers.iter_mut().enumerate() {
             if let Some(end) = end {
                 // A peer that is gone is reported when it is needed: it may have left in good order.

@@ -26,7 +26,7 @@ use self::wait::{Court, Wait};
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
 
-/// One part of what [`Engine::execute`] runs: a schedule, its buffers, and what it is called.
+/// What [`Engine::execute`] runs: a schedule, its buffers, and what it is called.
 pub(crate) struct Part<'a> {
     pub schedule: &'a dyn Schedule,
     pub bound: &'a Bound<'a>,
@@ -61,21 +61,16 @@ impl Engine {
         at.wrapping_add(at.align_offset(64))
     }
 
-    /// Run all lanes of all parts to their end.
+    /// Run all lanes of an operation to their end.
     ///
     /// # Errors
     /// [`Error::Failed`] with the verdict that all ranks get.
-    pub fn execute(&mut self, parts: &[Part<'_>]) -> Result<()> {
+    pub fn execute(&mut self, part: &Part<'_>) -> Result<()> {
         self.stamp += 1;
-        let stamp = self.stamp;
         let mut lanes = std::mem::take(&mut self.lanes);
-        for part in parts {
-            for lane in 0..part.schedule.lanes() {
-                lanes.push(Lane::new((part.schedule, lane), part.bound, part.operation, stamp));
-            }
-        }
-        let lends = parts.iter().any(|part| part.bound.lends());
-        let outcome = self.run(&mut lanes, parts[0].operation, lends);
+        let lane = |lane| Lane::new((part.schedule, lane), part.bound, part.operation, self.stamp);
+        lanes.extend((0..part.schedule.lanes()).map(lane));
+        let outcome = self.run(&mut lanes, part.operation, part.bound.lends());
         self.lanes = emptied(lanes);
         outcome
     }
@@ -84,6 +79,7 @@ impl Engine {
         let (links, court) = (&mut self.links, &self.court);
         let mut wait = Wait::new(court, operation);
         let convict = |trouble| court.convict_for(trouble, operation);
+        links.make_wanted().map_err(convict)?;
         loop {
             let mut moved = false;
             let mut blocked_on = None;

@@ -6,7 +6,7 @@
 //! byte that it gets. At the end nothing may be left: no descriptor, no thread, no memory.
 //!
 //! `MAYPOLE_DIFFERENTIAL_SECONDS=600 cargo test --test differential -- --nocapture` runs it for 10 minutes;
-//! `MAYPOLE_DIFFERENTIAL_SEED` repeats a run.
+//! `MAYPOLE_DIFFERENTIAL_SEED` repeats a run, `MAYPOLE_DIFFERENTIAL_ONLY` runs those whose name contains a text.
 
 mod draws;
 mod kept;
@@ -92,6 +92,10 @@ fn random_sequences_agree_with_plain_loops_and_leave_nothing_behind() {
     let seed = setting("MAYPOLE_DIFFERENTIAL_SEED");
     let layouts = [Layout::Shm, Layout::Tcp, Layout::Hosts(2), Layout::Hosts(3)];
     let cases: Vec<_> = layouts.iter().flat_map(|layout| [2, 3, 5, 8].map(|size| (*layout, size))).collect();
+    let name = |(layout, size): &(Layout, usize)| format!("{layout:?} with {size} ranks");
+    let only = std::env::var("MAYPOLE_DIFFERENTIAL_ONLY").unwrap_or_default();
+    let cases: Vec<_> = cases.into_iter().filter(|case| name(case).contains(&only)).collect();
+    assert!(!cases.is_empty(), "MAYPOLE_DIFFERENTIAL_ONLY={only} names none of the runs");
     let each = Duration::from_secs(seconds) / cases.len() as u32;
     // What is made once per process is not a leak.
     run(Layout::Tcp, 2, 1, Duration::ZERO);
@@ -105,7 +109,7 @@ fn random_sequences_agree_with_plain_loops_and_leave_nothing_behind() {
         let began = Instant::now();
         let steps = run(layout, size, seed, each);
         total += steps;
-        let name = format!("{layout:?} with {size} ranks");
+        let name = name(&(layout, size));
         println!("{name}: {steps} steps in {:.1} s, seed {seed}", began.elapsed().as_secs_f64());
         Held::settled().compare(before, &name);
     }

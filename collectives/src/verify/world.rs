@@ -128,7 +128,7 @@ impl World {
                     let step = schedule.step(lane, i);
                     let at = At { rank, lane, step: i, round: 0 };
                     world.check(at, &step, bound)?;
-                    let (from, to) = peers(&step);
+                    let (from, to) = step.peers();
                     let mut link = |ends: Option<(Rank, Rank)>, sends| match ends {
                         Some(ends) => world.link(&mut known, at, ends, channel, sends),
                         None => Ok(usize::MAX),
@@ -316,15 +316,5 @@ impl World {
     fn aliased_block(&self, rank: Rank) -> Option<usize> {
         let Sizes { input, output, .. } = self.sizes[rank];
         if self.in_place && input > 0 && output > 0 { self.collective.in_place_block(rank) } else { None }
-    }
-}
-
-/// From whom a step receives and to whom it sends.
-fn peers(step: &Step) -> (Option<Rank>, Option<Rank>) {
-    match *step {
-        Step::Send { to, .. } => (None, Some(to)),
-        Step::Recv { from, .. } | Step::RecvReduce { from, .. } => (Some(from), None),
-        Step::RecvReduceSend { from, to, .. } | Step::RecvCopySend { from, to, .. } => (Some(from), Some(to)),
-        _ => (None, None),
     }
 }
