@@ -146,6 +146,9 @@ impl Hub {
             }
             self.tick(Instant::now());
             self.deliver();
+            if self.release(Instant::now()) {
+                self.deliver();
+            }
         }
         self.flush_for(Duration::from_secs(1));
     }
@@ -397,14 +400,7 @@ impl Hub {
                     self.fail(what, size, HashSet::new(), now);
                 }
             }
-            Phase::Failed { size, told, held, hold_until, .. } => {
-                if !held.is_empty() && (*hold_until <= now || told.len() + held.len() >= *size) {
-                    *hold_until = now;
-                    for id in std::mem::take(held) {
-                        self.tell(id);
-                    }
-                }
-            }
+            Phase::Failed { .. } => {}
             Phase::Running { court, farewell_by, .. } => {
                 court.tick(now);
                 if court.disturbed()
@@ -421,6 +417,22 @@ impl Hub {
                 }
             }
         }
+    }
+
+    /// Tell this process' own ranks, too, why the job cannot start, once the others have been told: not merely once
+    /// it is queued for them, since the process may end as soon as its own ranks know. Returns whether it did.
+    fn release(&mut self, now: Instant) -> bool {
+        let Phase::Failed { size, told, held, hold_until, .. } = &mut self.phase else { return false };
+        let on_its_way = || self.lines.iter().any(|(id, line)| !held.contains(id) && line.outbox.backlog() > 0);
+        let all_told = told.len() + held.len() >= *size && !on_its_way();
+        if held.is_empty() || *hold_until > now && !all_told {
+            return false;
+        }
+        *hold_until = now;
+        for id in std::mem::take(held) {
+            self.tell(id);
+        }
+        true
     }
 
     /// Queue a frame.
