@@ -289,11 +289,11 @@ impl Hub {
         }
     }
 
-    /// Tell one process why the job cannot start; this process' own ranks last, since the hub ends with the process.
+    /// Tell one process why the job cannot start; this process' own ranks later, see [`Hub::release`].
     fn tell(&mut self, id: u64) {
-        let Phase::Failed { what, told, held, hold_until, .. } = &mut self.phase else { return };
+        let Phase::Failed { what, told, held, .. } = &mut self.phase else { return };
         let Some((rank, own)) = self.lines.get(&id).and_then(|l| l.known) else { return };
-        if own && Instant::now() < *hold_until {
+        if own {
             held.insert(id);
         } else {
             told.insert(rank);
@@ -420,17 +420,21 @@ impl Hub {
     }
 
     /// Tell this process' own ranks, too, why the job cannot start, once the others have been told: not merely once
-    /// it is queued for them, since the process may end as soon as its own ranks know. Returns whether it did.
+    /// it is queued for them, since the process, and the hub with it, may end as soon as its own ranks know. Returns
+    /// whether it did.
     fn release(&mut self, now: Instant) -> bool {
-        let Phase::Failed { size, told, held, hold_until, .. } = &mut self.phase else { return false };
+        let Phase::Failed { what, size, told, held, hold_until, .. } = &mut self.phase else { return false };
         let on_its_way = || self.lines.iter().any(|(id, line)| !held.contains(id) && line.outbox.backlog() > 0);
-        let all_told = told.len() + held.len() >= *size && !on_its_way();
-        if held.is_empty() || *hold_until > now && !all_told {
+        let due = *hold_until <= now || told.len() + held.len() >= *size;
+        if held.is_empty() || !due || *hold_until + HELD > now && on_its_way() {
             return false;
         }
-        *hold_until = now;
+        let message = ToNode::Failed { what: what.clone() };
         for id in std::mem::take(held) {
-            self.tell(id);
+            told.extend(self.lines.get(&id).and_then(|line| line.known).map(|(rank, _)| rank));
+            if let Some(line) = self.lines.get_mut(&id) {
+                line.outbox.push(&message);
+            }
         }
         true
     }
