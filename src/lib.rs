@@ -29,6 +29,7 @@
 pub mod command;
 pub mod communicator;
 pub mod config;
+mod device;
 mod engine;
 pub mod error;
 pub mod fingerprint;
