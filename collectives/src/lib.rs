@@ -8,6 +8,7 @@
 //! * [`schedule`]: the vocabulary in which algorithms are written.
 //! * [`hosts`]: which rank is on which host, for algorithms that mind.
 //! * [`algorithms`]: one file each, its source cited on top.
+//! * [`linear`]: a schedule in one order, for executors that wait for one thing at a time.
 //! * [`verify`]: runs all ranks' schedules symbolically and says what is wrong with them.
 //! * [`dtype`], [`element`], [`op`], [`reduce`]: element types, reduction operations and the vectorised kernels.
 
@@ -15,6 +16,7 @@ pub mod algorithms;
 pub mod dtype;
 pub mod element;
 pub mod hosts;
+pub mod linear;
 mod minifloat;
 pub mod op;
 pub mod reduce;
