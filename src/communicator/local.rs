@@ -41,7 +41,8 @@ struct Sharing {
 /// A communicator that some members have not left.
 struct Living {
     watches: Arc<Vec<Arc<Watch>>>,
-    members: usize,
+    /// Members that have left.
+    left: Vec<usize>,
 }
 
 impl Threads {
@@ -70,7 +71,7 @@ impl Threads {
                     Segment::anonymous(shape).map_err(|e| Error::system("making a communicator's shared memory", e))?;
                 let watches: Arc<Vec<Arc<Watch>>> =
                     Arc::new(std::iter::repeat_with(Arc::default).take(shape.members).collect());
-                self.living.lock().insert(context, Living { watches: watches.clone(), members: shape.members });
+                self.living.lock().insert(context, Living { watches: watches.clone(), left: Vec::new() });
                 entry.insert(Family { segment, watches, members: members.to_vec(), missing: shape.members })
             }
         };
@@ -124,6 +125,10 @@ impl Threads {
     fn watches(&self, context: u64) -> Arc<Vec<Arc<Watch>>> {
         self.living.lock().get(&context).map(|l| l.watches.clone()).unwrap_or_default()
     }
+
+    fn has_left(&self, context: u64, rank: usize) -> bool {
+        self.living.lock().get(&context).is_some_and(|l| l.left.contains(&rank))
+    }
 }
 
 impl Jury for Threads {
@@ -137,8 +142,20 @@ impl Jury for Threads {
 
     fn inquire(&self, context: u64, asker: usize, operation: Fingerprint, peer: usize) {
         let watches = self.watches(context);
-        let Some(watch) = watches.get(peer).filter(|_| !operation.is_point_to_point()) else { return };
+        let Some(watch) = watches.get(peer) else { return };
+        // Before its record: one that left has made no call after that.
+        let left = self.has_left(context, peer);
+        if operation.is_point_to_point() {
+            if left && !watches[asker].has_departed(peer) {
+                watches[asker].depart(peer);
+            }
+            return;
+        }
         match watch.record(operation.sequence) {
+            Record::NotYet(_) if left => {
+                let how = format!("it left the communicator, while rank {asker} waits for it in {operation}");
+                self.report(context, Verdict::Died { rank: peer, host: super::build::host_name(), how });
+            }
             Record::Called(theirs) if !theirs.same_call(&operation) => {
                 self.report(context, Verdict::Mismatch { one: (asker, operation), other: (peer, theirs) });
             }
@@ -172,11 +189,11 @@ impl Jury for Threads {
         self.report(context, Verdict::Stalled { operation, reporter, after, culprits });
     }
 
-    fn leave(&self, context: u64, _rank: usize) {
+    fn leave(&self, context: u64, rank: usize) {
         let mut all = self.living.lock();
         let Some(living) = all.get_mut(&context) else { return };
-        living.members -= 1;
-        if living.members == 0 {
+        living.left.push(rank);
+        if living.left.len() == living.watches.len() {
             all.remove(&context);
         }
     }

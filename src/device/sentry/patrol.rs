@@ -1,0 +1,158 @@
+//! The sentry's thread: deadlines, questions, disagreements, broken devices, releases.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use parking_lot::MutexGuard;
+
+use super::{Awaited, Posts, Shared, State, has_come};
+use crate::engine::wait::{Court, Questions};
+use crate::error::Verdict;
+use crate::fingerprint::Fingerprint;
+
+/// Between two looks while operations come and go; also how long one may take before anybody is asked after.
+const LOOK: Duration = Duration::from_millis(2);
+/// The longest time between two looks at one that does not end: how late a disagreement is noticed.
+const LOOK_AT_LEAST: Duration = Duration::from_millis(20);
+/// Between two looks while streams are let go, at first.
+const RELEASE: Duration = Duration::from_millis(1);
+/// How often the device's health is asked for.
+const HEALTH: Duration = Duration::from_millis(100);
+/// How long the thread naps with nothing outstanding before it sleeps.
+const LINGER: Duration = Duration::from_millis(500);
+/// How far ahead a released word is set. Far more than is ever waited for ahead, far less than where a counter wraps.
+const AHEAD: u32 = 1 << 30;
+
+/// What the thread remembers of the operation that it watches.
+struct Vigil {
+    number: u32,
+    questions: Questions,
+    asked: usize,
+    nap: Duration,
+}
+
+impl Shared {
+    pub(super) fn patrol(self: Arc<Self>) {
+        let mut state = self.state.lock();
+        let mut vigil: Option<Vigil> = None;
+        let (mut busy, mut health) = (Instant::now(), Instant::now());
+        loop {
+            state.settle(&self.posts);
+            let Some(front) = state.outstanding.front() else {
+                vigil = None;
+                if state.stop {
+                    return;
+                }
+                if busy.elapsed() < LINGER {
+                    self.wanted.wait_for(&mut state, LOOK);
+                } else {
+                    state.asleep = true;
+                    self.wanted.wait(&mut state);
+                    (state.asleep, busy) = (false, Instant::now());
+                }
+                self.look_for_trouble(&mut state);
+                continue;
+            };
+            busy = Instant::now();
+            if state.court.watch.raised() {
+                let since = state.release(&self.posts);
+                self.wanted.wait_for(&mut state, (since.elapsed() / 16).clamp(RELEASE, LOOK_AT_LEAST));
+                continue;
+            }
+            let number = front.number;
+            if vigil.as_ref().is_none_or(|vigil| vigil.number != number) {
+                vigil = Some(Vigil { number, questions: Questions::new(), asked: 0, nap: LOOK });
+            } else if !self.look_for_trouble(&mut state)
+                && let Some(vigil) = &mut vigil
+                && has_come(self.posts.started.load(Ordering::Acquire), number)
+            {
+                self.question(&mut state, vigil);
+            }
+            if health.elapsed() >= HEALTH {
+                health = Instant::now();
+                self.look_after_device(&mut state);
+            }
+            if let Some(vigil) = vigil.as_mut().filter(|_| !state.court.watch.raised()) {
+                self.wanted.wait_for(&mut state, vigil.nap);
+                vigil.nap = (vigil.nap * 5 / 4).min(LOOK_AT_LEAST);
+            }
+        }
+    }
+
+    /// A kernel found a header of another operation: have the ranks brought to one verdict. Returns whether one did.
+    fn look_for_trouble(&self, state: &mut MutexGuard<'_, State>) -> bool {
+        let trouble = self.posts.trouble.load(Ordering::Acquire);
+        // Where words were released, that is why it found one, and the verdict is on its way.
+        if trouble == 0 || state.court.watch.raised() || self.posts.released.load(Ordering::Acquire) != 0 {
+            return false;
+        }
+        let (court, peer) = (state.court.clone(), trouble as usize - 1);
+        let found = (self.posts.found)();
+        let ours = found.and_then(|(digest, _)| state.called(digest));
+        // Unless the kernel said which, the latest that it can have been: the jury looks at those before it too.
+        let started = self.posts.started.load(Ordering::Acquire);
+        let begun = || state.outstanding.iter().rev().find(|task| has_come(started, task.number)).map(|t| t.operation);
+        let Some(ours) = ours.or_else(begun).or_else(|| state.recent.back().copied()) else { return false };
+        MutexGuard::unlocked(state, || court.disagree(&ours, peer, found.map(|(_, theirs)| theirs)));
+        true
+    }
+
+    /// The oldest operation has started and does not end: ask after one that it waits for; an end at the deadline.
+    fn question(&self, state: &mut MutexGuard<'_, State>, vigil: &mut Vigil) {
+        let court = state.court.clone();
+        let Some(front) = state.outstanding.front() else { return };
+        let blocked: Vec<&Awaited> =
+            front.awaited.iter().filter(|a| !has_come(a.word.load(Ordering::Acquire), a.value)).collect();
+        let (operation, peer) = match blocked.len() {
+            // All others in turn.
+            0 => (front.operation, (court.me + 1 + vigil.asked % (self.size - 1).max(1)) % self.size),
+            n => (blocked[vigil.asked % n].operation, blocked[vigil.asked % n].peer),
+        };
+        vigil.asked += 1;
+        let departed = !blocked.is_empty() && operation.is_point_to_point() && court.watch.has_departed(peer);
+        drop(blocked);
+        MutexGuard::unlocked(state, || {
+            if departed && vigil.questions.has_departed(peer) {
+                // Seen before the last look as well, so what it sent before it left would have been found there.
+                return drop(court.convict(left(&court, peer, &operation)));
+            }
+            let _ = vigil.questions.next(&court, &operation, peer, || None);
+        });
+    }
+
+    /// Give up if CUDA reports an error that nothing on the device survives.
+    fn look_after_device(&self, state: &mut MutexGuard<'_, State>) {
+        let Some(what) = (self.posts.ailment)() else { return };
+        let (court, operation) = (state.court.clone(), state.outstanding.front().map(|task| task.operation));
+        let during = operation.map_or_else(String::new, |operation| format!(", in or before {operation}"));
+        let why = format!("its CUDA device reports an error{during}: {what}");
+        MutexGuard::unlocked(state, || court.convict(Verdict::Aborted { rank: court.me, why }));
+        // Only now, when the verdict stands: nobody waits any more.
+        state.broken = true;
+    }
+}
+
+fn left(court: &Court, peer: usize, operation: &Fingerprint) -> Verdict {
+    let how = format!("it left the communicator, while rank {} waits for it in {operation}", court.me);
+    Verdict::Died { rank: peer, host: court.hosts[peer].clone(), how }
+}
+
+impl State {
+    /// The operation of this rank with that digest.
+    fn called(&self, digest: u32) -> Option<Fingerprint> {
+        let parts = self.outstanding.iter().flat_map(|task| task.awaited.iter().map(|awaited| awaited.operation));
+        let all = parts.chain(self.outstanding.iter().map(|task| task.operation)).chain(self.recent.iter().copied());
+        { all }.find(|operation| operation.digest() == digest)
+    }
+
+    /// Let the streams go on. Returns since when that is done.
+    fn release(&mut self, posts: &Posts) -> Instant {
+        posts.released.store(1, Ordering::SeqCst);
+        for (word, target) in &mut self.guarded {
+            let target = *target.get_or_insert_with(|| word.load(Ordering::Acquire).wrapping_add(AHEAD));
+            word.store(target, Ordering::Release);
+        }
+        *self.releasing.get_or_insert_with(Instant::now)
+    }
+}
