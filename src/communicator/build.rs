@@ -7,13 +7,13 @@ use maypole_transports::shm::{Arena, Group, Segment, Shape};
 use maypole_transports::tcp::Poller;
 use maypole_transports::wait::Patience;
 
-use super::Communicator;
 use super::local::Threads;
+use super::{Communicator, Inner};
 use crate::config::{Config, TransportChoice};
 use crate::engine::Engine;
 use crate::engine::links::{Links, WINDOW_HEADER};
 use crate::engine::messages::Messages;
-use crate::engine::routes::{CHANNELS, Network, POINT_TO_POINT, Routes};
+use crate::engine::routes::{CHANNELS, DEVICE, Network, POINT_TO_POINT, Routes};
 use crate::engine::wait::Court;
 use crate::error::{Error, Result, Verdict};
 use crate::launch::{self, LaunchMeeting};
@@ -217,16 +217,8 @@ impl Communicator {
         } else {
             places[me] = Some(0);
         }
-        let network = || -> Result<Option<Network>> {
-            if local.len() == members.len() {
-                return Ok(None);
-            }
-            let poller = Arc::new(Poller::new().map_err(|e| Error::system("making an epoll set", e))?);
-            let waker = poller.waker();
-            node.on_accept(context, Box::new(move || waker.wake()));
-            let (members, connections) = (members.clone(), config.connections);
-            Ok(Some(Network { node: node.clone(), context, members, connections, credit: CREDIT, poller }))
-        };
+        let far = local.len() < members.len();
+        let network = || far.then(|| network(node, (context, &members), &config)).transpose();
         let [collectives, messages] = CHANNELS_APART;
         let routes = [
             Routes::new(me, places.clone(), group.clone(), network()?, collectives),
@@ -236,7 +228,7 @@ impl Communicator {
         let world = World::Processes(node.clone());
         // All ranks of the host count, those outside this communicator too: they may be at work at the same time.
         let patience = patience(&Topology::new(peers.iter()), node.rank());
-        let patience = if local.len() < members.len() { patience.with_sockets() } else { patience };
+        let patience = if far { patience.with_sockets() } else { patience };
         Ok(Communicator::assemble(world, (context, members), (topology, patience), routes, (watch, jury), config))
     }
 
@@ -287,6 +279,39 @@ fn job_key(config: &Config, host: &str, port: u16) -> [u8; 32] {
 /// How long a rank polls that shares its host with the ranks of `everyone` that are there.
 fn patience(everyone: &Topology, rank: usize) -> Patience {
     Patience::for_host(everyone.ranks_beside(rank), everyone.cores_beside(rank))
+}
+
+/// The way to ranks that share no memory with this one, with a poller of its own.
+fn network(node: &Arc<Node>, (context, members): (u64, &[usize]), config: &Config) -> Result<Network> {
+    let poller = Arc::new(Poller::new().map_err(|e| Error::system("making an epoll set", e))?);
+    let waker = poller.waker();
+    node.on_accept(context, Box::new(move || waker.wake()));
+    let (members, connections) = (members.to_vec(), config.connections);
+    Ok(Network { node: node.clone(), context, members, connections, credit: CREDIT, poller })
+}
+
+impl Inner {
+    /// Routes to the ranks that share no memory with this one, for device buffers: see `device/courier`. `None` where
+    /// there are no such ranks.
+    #[allow(dead_code)] // Called by the executor, which comes next.
+    pub(crate) fn device_routes(&self) -> Result<Option<Routes>> {
+        let World::Processes(node) = &self.world else { return Ok(None) };
+        if self.shares_memory {
+            return Ok(None);
+        }
+        let mut places = vec![None; self.size];
+        places[self.rank] = Some(0);
+        let network = network(node, (self.context, &self.members), &self.config)?;
+        Ok(Some(Routes::new(self.rank, places, None, Some(network), DEVICE)))
+    }
+
+    /// What whoever waits on this communicator outside its engine needs to know. Waits for the operations before.
+    #[allow(dead_code)] // As above.
+    pub(crate) fn court(&self) -> Court {
+        let _ticket = self.turns.enter(self.turns.take());
+        // SAFETY: this thread holds the ticket to the end of the function.
+        unsafe { self.work() }.engine.court.clone()
+    }
 }
 
 /// The number under which a communicator's segment is handed out; its registered memory has those from 1.

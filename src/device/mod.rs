@@ -2,4 +2,7 @@
 
 // Called by the executor, which comes next.
 #[allow(dead_code)]
+pub(crate) mod courier;
+// Called by the executor, which comes next.
+#[allow(dead_code)]
 pub(crate) mod sentry;

@@ -266,7 +266,7 @@ impl Links {
 }
 
 /// Put the fingerprint in front of the message that follows.
-fn announce(link: &mut dyn Sender, operation: &Fingerprint) -> Result<bool, LinkError> {
+pub(crate) fn announce(link: &mut dyn Sender, operation: &Fingerprint) -> Result<bool, LinkError> {
     let room = link.reserve()?;
     if room.len() < HEADER {
         return Ok(false);
@@ -277,7 +277,7 @@ fn announce(link: &mut dyn Sender, operation: &Fingerprint) -> Result<bool, Link
 }
 
 /// Take the fingerprint off the link and compare.
-fn compare(link: &mut dyn Receiver, from: usize, operation: &Fingerprint) -> Result<bool, Trouble> {
+pub(crate) fn compare(link: &mut dyn Receiver, from: usize, operation: &Fingerprint) -> Result<bool, Trouble> {
     let there = link.peek().map_err(|e| Trouble::Link(from, e))?;
     if there.len() < HEADER {
         return Ok(false);

@@ -20,6 +20,8 @@ use crate::node::Node;
 pub(crate) const CHANNELS: usize = 3;
 /// The channel of messages between two ranks; those below are the collectives'.
 pub(crate) const POINT_TO_POINT: usize = 2;
+/// What device buffers are carried on between hosts: as many channels again, from this one. They are never in a segment.
+pub(crate) const DEVICE: usize = CHANNELS;
 
 /// How to reach ranks by TCP.
 pub(crate) struct Network {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -74,13 +75,15 @@ impl Poller {
         }
     }
 
-    /// Block until something has changed, a [`Waker`] is used, a signal is handled or `at_most` is over (rounded up to
-    /// whole milliseconds). It may return without a reason: the caller looks again in any case. See the module's rule.
+    /// Block until something has changed, a [`Waker`] is used, a signal is handled or `at_most` is over (above a
+    /// millisecond rounded up to whole ones). It may return without a reason: the caller looks again in any case. See
+    /// the module's rule.
     ///
     /// # Errors
     ///
     /// What the system says.
     pub fn sleep(&self, at_most: Duration) -> io::Result<()> {
+        let at_most = if at_most < Duration::from_millis(1) { self.nap(at_most)? } else { at_most };
         let milliseconds = at_most.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32;
         let timeout = EpollTimeout::try_from(milliseconds).unwrap_or(EpollTimeout::MAX);
         // Which socket it was does not matter, the caller tries all. Events that do not fit are reported by the next
@@ -91,6 +94,19 @@ impl Poller {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// epoll counts in milliseconds, so what is shorter is slept beside the set, which is itself readable while it has
+    /// something to report. Returns what is left to sleep: nothing.
+    fn nap(&self, at_most: Duration) -> io::Result<Duration> {
+        if !at_most.is_zero() {
+            let mut set = [PollFd::new(self.set.0.as_fd(), PollFlags::POLLIN)];
+            match ppoll(&mut set, Some(at_most.into()), None) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Duration::ZERO)
     }
 
     /// A handle to end sleeps with, to be given to other threads.
