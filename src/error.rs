@@ -45,6 +45,15 @@ pub enum Error {
         /// What was expected.
         expected: String,
     },
+    /// CUDA refused something before anything was queued: there is no driver, no device, no memory, or it is not shared
+    /// as the ranks need it. The communicator stays usable.
+    #[error("rank {rank}: {source}")]
+    Device {
+        /// The rank on which it was refused, which may be another.
+        rank: usize,
+        /// What was refused.
+        source: maypole_cuda::CudaError,
+    },
     /// The operating system refused something that Maypole needs.
     #[error("{doing}: {what}")]
     System {

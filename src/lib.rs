@@ -22,6 +22,7 @@
 //!   [`Persistent`].
 //! * Memory that the ranks of a host read where it lies: [`Communicator::alloc`], [`Registered`].
 //! * What can go wrong, and who is to blame: [`Error`], [`Verdict`].
+//! * Buffers in GPU memory: [`Communicator::on`], [`cuda`].
 //! * Settings: [`Config`], from `MAYPOLE_*` variables.
 //! * The algorithms, as data that is checked before it runs: [`maypole_collectives`]. The links under them:
 //!   [`maypole_transports`].
@@ -40,6 +41,27 @@ pub mod perf;
 pub mod topology;
 mod tuner;
 pub mod watch;
+
+/// Device memory and CUDA streams: [`Communicator::on`] makes collectives on them.
+///
+/// ```no_run
+/// use maypole::cuda::{Context, DeviceBuffer, Stream};
+/// use maypole::{Communicator, ReduceOp};
+///
+/// let comm = Communicator::from_env()?;
+/// let context = Context::primary(comm.rank() % maypole::cuda::probe()?.device_count())?;
+/// let stream = Stream::new(&context)?;
+/// let input = DeviceBuffer::from_slice(&context, &vec![comm.rank() as f32; 1000])?;
+/// let mut output = DeviceBuffer::new(&context, 1000)?;
+/// comm.on(&stream).all_reduce(&input, &mut output, ReduceOp::Sum)?; // queued; kernels behind it see the result
+/// println!("{:?}", output.to_vec(&stream)?);
+/// comm.on(&stream).synchronize()?; // and nothing went wrong
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub mod cuda {
+    pub use crate::device::{DeviceBuffer, DeviceSlice, DeviceSliceMut, OnStream};
+    pub use maypole_cuda::{Context, CudaError, Event, Stream, probe};
+}
 
 pub use communicator::blocks::Blocks;
 pub use communicator::persistent::Persistent;

@@ -90,7 +90,7 @@ impl<'a> From<&'a Vec<usize>> for Blocks<'a> {
 
 /// The blocks of a call, as its caller passed them.
 #[derive(Clone, Copy)]
-pub(super) enum Sides<'a> {
+pub(crate) enum Sides<'a> {
     Apart {
         input: Blocks<'a>,
         output: Blocks<'a>,

@@ -8,6 +8,7 @@
 //! * [`stream`], [`request`], `outcome`: asynchronous calls.
 //! * [`persistent`]: calls planned once and started many times; [`planner`] makes them, `prepared` runs them.
 //! * [`registered`]: buffers that the ranks of a host read where they lie.
+//! * `on_stream`: operations on device buffers, queued on a CUDA stream.
 //! * `turn`: the order of operations. `local`: the jury of ranks that are threads.
 
 pub mod blocks;
@@ -19,6 +20,7 @@ mod group;
 mod group_run;
 mod group_v;
 mod local;
+mod on_stream;
 mod outcome;
 pub mod persistent;
 pub mod planner;
@@ -41,6 +43,7 @@ use maypole_transports::shm::Arena;
 use parking_lot::Mutex;
 
 pub use call::Call;
+pub(crate) use call::{Buffers, Lengths};
 pub(crate) use call_v::VARIABLE;
 pub use group::Group;
 pub use point_to_point::Tagged;

@@ -14,7 +14,7 @@ use crate::error::Result;
 
 impl Call {
     /// A call for elements of type `T`. `op` is ignored unless the collective reduces, `root` unless it has one.
-    pub(super) fn of<T: Element>(collective: Collective, count: usize, op: Option<ReduceOp>, root: usize) -> Call {
+    pub(crate) fn of<T: Element>(collective: Collective, count: usize, op: Option<ReduceOp>, root: usize) -> Call {
         Call { collective, dtype: T::DTYPE, count, op: op.unwrap_or(ReduceOp::Sum), root }
     }
 }

@@ -1,0 +1,307 @@
+//! Device memory of the caller's: a buffer that owns it, and views of it.
+//!
+//! To Rust it is not memory: nothing here can be dereferenced, and what a stream does with it is ordered by the stream,
+//! not by borrows. A call on a stream borrows its buffers only until it has queued its commands; the caller waits for the
+//! stream before it uses the result on another one, or frees a buffer.
+
+use std::marker::PhantomData;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use maypole_collectives::Element;
+use maypole_cuda::{Context, CudaError, DeviceMemory, Stream};
+
+/// `len` elements of device memory, given back when dropped.
+///
+/// Dropping it may wait for everything that is queued on the device, as `cudaFree` does; wait for the streams that use it
+/// first.
+pub struct DeviceBuffer<T> {
+    memory: Arc<DeviceMemory>,
+    offset: usize,
+    len: usize,
+    shared: bool,
+    _elements: PhantomData<T>,
+}
+
+impl<T: Element> DeviceBuffer<T> {
+    /// `len` elements on the context's device, all zero. Only this rank sees them; see
+    /// [`alloc_device`](crate::Communicator::alloc_device) for memory that others read where it lies.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`], and the driver's.
+    pub fn new(context: &Arc<Context>, len: usize) -> Result<DeviceBuffer<T>, CudaError> {
+        let memory = DeviceMemory::new(context, bytes::<T>(context, len)?)?;
+        memory.fill(0, memory.bytes(), 0)?;
+        Ok(DeviceBuffer::of(Arc::new(memory), len, false))
+    }
+
+    /// A copy of `elements` on the context's device. Blocks until it is there.
+    ///
+    /// # Errors
+    /// As [`DeviceBuffer::new`].
+    pub fn from_slice(context: &Arc<Context>, elements: &[T]) -> Result<DeviceBuffer<T>, CudaError> {
+        let memory = DeviceMemory::new(context, size_of_val(elements))?;
+        memory.copy_from_host(0, cast_slice(elements))?;
+        Ok(DeviceBuffer::of(Arc::new(memory), elements.len(), false))
+    }
+
+    /// The elements as `stream` leaves them: blocks until it has done what was queued on it so far, and copied them.
+    ///
+    /// # Errors
+    /// What went wrong on the stream; the driver's.
+    pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>, CudaError> {
+        let mut elements = vec![T::zeroed(); self.len];
+        self.copy_to(&mut elements, stream)?;
+        Ok(elements)
+    }
+
+    /// [`DeviceBuffer::to_vec`] into memory that there is.
+    ///
+    /// # Panics
+    /// If `elements` has another length than the buffer.
+    ///
+    /// # Errors
+    /// As [`DeviceBuffer::to_vec`].
+    pub fn copy_to(&self, elements: &mut [T], stream: &Stream) -> Result<(), CudaError> {
+        assert_eq!(elements.len(), self.len, "copying a device buffer to a slice of another length");
+        let bytes: &mut [u8] = cast_slice_mut(elements);
+        // SAFETY: the slice is borrowed until the stream has got past the copy, and so is the memory.
+        unsafe { self.memory.queue_to_host(self.offset, bytes.as_mut_ptr(), bytes.len(), stream) }?;
+        stream.synchronize()
+    }
+
+    /// Replace the elements, after what was queued on `stream` so far. Blocks until that is done.
+    ///
+    /// # Panics
+    /// If `elements` has another length than the buffer.
+    ///
+    /// # Errors
+    /// As [`DeviceBuffer::to_vec`].
+    pub fn copy_from(&mut self, elements: &[T], stream: &Stream) -> Result<(), CudaError> {
+        assert_eq!(elements.len(), self.len, "copying a slice to a device buffer of another length");
+        let bytes: &[u8] = cast_slice(elements);
+        // SAFETY: as above.
+        unsafe { self.memory.queue_from_host(self.offset, bytes.as_ptr(), bytes.len(), stream) }?;
+        stream.synchronize()
+    }
+
+    /// The elements in `range`, to be read by a call.
+    ///
+    /// # Panics
+    /// If the range reaches beyond the buffer.
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> DeviceSlice<'_, T> {
+        DeviceSlice::from(self).slice(range)
+    }
+
+    /// The elements in `range`, to be written by a call.
+    ///
+    /// # Panics
+    /// If the range reaches beyond the buffer.
+    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> DeviceSliceMut<'_, T> {
+        DeviceSliceMut::from(self).slice(range)
+    }
+}
+
+impl<T> DeviceBuffer<T> {
+    /// The first `len` elements of `memory`.
+    pub(super) fn of(memory: Arc<DeviceMemory>, len: usize, shared: bool) -> DeviceBuffer<T> {
+        DeviceBuffer { memory, offset: 0, len, shared, _elements: PhantomData }
+    }
+
+    /// How many elements it has.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where it begins, in the device's addresses.
+    pub fn address(&self) -> u64 {
+        self.memory.address() + self.offset as u64
+    }
+
+    /// The context in which it was allocated.
+    pub fn context(&self) -> &Arc<Context> {
+        self.memory.context()
+    }
+
+    /// Whether other ranks can read it where it lies; see [`alloc_device`](crate::Communicator::alloc_device).
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+}
+
+impl<T> std::fmt::Debug for DeviceBuffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DeviceBuffer({} elements at {:#x}, shared: {})", self.len, self.address(), self.shared)
+    }
+}
+
+fn bytes<T>(context: &Context, len: usize) -> Result<usize, CudaError> {
+    let bytes = len.checked_mul(size_of::<T>()).filter(|bytes| *bytes <= isize::MAX as usize);
+    bytes.ok_or_else(|| {
+        let (free, total) = context.memory().unwrap_or_default();
+        CudaError::OutOfMemory { what: "device", bytes: u64::MAX, free, total }
+    })
+}
+
+/// Elements of device memory that a call reads. Made from a [`DeviceBuffer`], or from an address.
+pub struct DeviceSlice<'a, T> {
+    address: u64,
+    len: usize,
+    _elements: PhantomData<&'a [T]>,
+}
+
+/// Elements of device memory that a call writes. Made from a [`DeviceBuffer`], or from an address.
+pub struct DeviceSliceMut<'a, T> {
+    address: u64,
+    len: usize,
+    _elements: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Clone for DeviceSlice<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for DeviceSlice<'_, T> {}
+
+/// First element and length of a range of `len` elements.
+fn resolve(range: impl RangeBounds<usize>, len: usize) -> (usize, usize) {
+    let start = match range.start_bound() {
+        Bound::Included(at) => *at,
+        Bound::Excluded(at) => *at + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(at) => *at + 1,
+        Bound::Excluded(at) => *at,
+        Bound::Unbounded => len,
+    };
+    assert!(start <= end && end <= len, "elements {start} to {end} of device memory that has {len}");
+    (start, end - start)
+}
+
+impl<'a, T> DeviceSlice<'a, T> {
+    /// `len` elements at `address`, for memory of others: a framework's tensor, say. `T` need not be aligned.
+    ///
+    /// # Safety
+    /// What a call queues with it reads it later: the memory must stay until the stream has done so, and nothing may
+    /// write it meanwhile. (That it is device memory of that length is checked by the call.)
+    pub const unsafe fn from_raw(address: u64, len: usize) -> DeviceSlice<'a, T> {
+        DeviceSlice { address, len, _elements: PhantomData }
+    }
+
+    /// No elements: what ranks pass that give nothing.
+    pub const fn empty() -> DeviceSlice<'a, T> {
+        DeviceSlice { address: 0, len: 0, _elements: PhantomData }
+    }
+
+    /// The elements in `range`.
+    ///
+    /// # Panics
+    /// If the range reaches beyond the slice.
+    pub fn slice(self, range: impl RangeBounds<usize>) -> DeviceSlice<'a, T> {
+        let (start, len) = resolve(range, self.len);
+        DeviceSlice { address: self.address + (start * size_of::<T>()) as u64, len, _elements: PhantomData }
+    }
+
+    /// Where it begins, in the device's addresses.
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// How many elements it has.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The same memory as bytes.
+    pub const fn bytes(self) -> DeviceSlice<'a, u8> {
+        DeviceSlice { address: self.address, len: self.len * size_of::<T>(), _elements: PhantomData }
+    }
+}
+
+impl<'a, T> DeviceSliceMut<'a, T> {
+    /// `len` elements at `address`, for memory of others: a framework's tensor, say. `T` need not be aligned.
+    ///
+    /// # Safety
+    /// What a call queues with it writes it later: the memory must stay until the stream has done so, and nothing else
+    /// may read or write it meanwhile. (That it is device memory of that length is checked by the call.)
+    pub const unsafe fn from_raw(address: u64, len: usize) -> DeviceSliceMut<'a, T> {
+        DeviceSliceMut { address, len, _elements: PhantomData }
+    }
+
+    /// No elements: what ranks pass that get nothing.
+    pub const fn empty() -> DeviceSliceMut<'a, T> {
+        DeviceSliceMut { address: 0, len: 0, _elements: PhantomData }
+    }
+
+    /// The elements in `range`.
+    ///
+    /// # Panics
+    /// If the range reaches beyond the slice.
+    pub fn slice(self, range: impl RangeBounds<usize>) -> DeviceSliceMut<'a, T> {
+        let (start, len) = resolve(range, self.len);
+        DeviceSliceMut { address: self.address + (start * size_of::<T>()) as u64, len, _elements: PhantomData }
+    }
+
+    /// Where it begins, in the device's addresses.
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// How many elements it has.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The same memory as bytes.
+    pub const fn bytes(self) -> DeviceSliceMut<'a, u8> {
+        DeviceSliceMut { address: self.address, len: self.len * size_of::<T>(), _elements: PhantomData }
+    }
+
+    /// The same elements for a shorter time.
+    pub const fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
+        DeviceSliceMut { address: self.address, len: self.len, _elements: PhantomData }
+    }
+}
+
+impl<'a, T> From<&'a DeviceBuffer<T>> for DeviceSlice<'a, T> {
+    fn from(buffer: &'a DeviceBuffer<T>) -> Self {
+        DeviceSlice { address: buffer.address(), len: buffer.len, _elements: PhantomData }
+    }
+}
+
+impl<'a, T> From<&'a mut DeviceBuffer<T>> for DeviceSliceMut<'a, T> {
+    fn from(buffer: &'a mut DeviceBuffer<T>) -> Self {
+        DeviceSliceMut { address: buffer.address(), len: buffer.len, _elements: PhantomData }
+    }
+}
+
+impl<T> std::fmt::Debug for DeviceSlice<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DeviceSlice({} elements at {:#x})", self.len, self.address)
+    }
+}
+
+impl<T> std::fmt::Debug for DeviceSliceMut<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DeviceSliceMut({} elements at {:#x})", self.len, self.address)
+    }
+}
