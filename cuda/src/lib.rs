@@ -6,9 +6,11 @@
 //!
 //! * [`driver`]: the library, found when first asked for; contexts, streams, events, memory, IPC.
 //! * [`Commands`]: the three things that a device operation puts on a stream: wait for a word, launch, write a word.
+//! * [`peer`]: memory and words that the ranks of one host share, and the two protocols over them.
 
 pub mod commands;
 pub mod driver;
+pub mod peer;
 
 pub use commands::{Commands, Word};
 pub use driver::{

@@ -57,8 +57,8 @@ impl Context {
     /// # Errors
     /// Those of [`probe`], [`CudaError::NoSuchDevice`], and whatever the driver says.
     pub fn primary(ordinal: usize) -> Result<Arc<Context>> {
-        let count = probe()?.device_count();
-        let driver = probe()?.functions();
+        let driver = probe()?;
+        let (driver, count) = (driver.functions(), driver.device_count());
         if ordinal >= count {
             return Err(CudaError::NoSuchDevice { ordinal, count });
         }
@@ -270,13 +270,12 @@ impl Context {
         Ok(false)
     }
 
-    /// Lets kernels of this context use plain addresses of memory of `other`, a context of this process on another
-    /// device.
+    /// Lets kernels of this context use plain addresses of memory of `other`, another context of this process.
     ///
     /// # Errors
     /// [`CudaError::PeerRefused`] where the devices cannot; the driver's.
     pub fn enable_peer(&self, other: &Context) -> Result<()> {
-        if self.device == other.device {
+        if self.raw == other.raw {
             return Ok(());
         }
         if !self.reaches(other.uuid)? {

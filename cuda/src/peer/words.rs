@@ -1,0 +1,180 @@
+//! The counters that members share.
+//!
+//! Each word has one writer, and a line of its own, since streams of different devices and hosts poll them. All are 0 in
+//! the beginning and count up, modulo 2^32.
+//!
+//! | word | written by | counts |
+//! | --- | --- | --- |
+//! | `published[p]` | p's stream | publications of p that can be read |
+//! | `done[p][r]` | r's stream | publications of p that r has finished with |
+//! | `filled[f][t][c]` | f's stream | slots that f has filled on its link to t, channel c |
+//! | `freed[f][t][c]` | t's stream | slots of that link that t has emptied |
+//! | `started[m]`, `ended[m]` | m's stream | operations that m's stream has begun, and ended |
+//! | `trouble[m]` | m's kernels | not a counter: peer + 1 from whom a foreign header came; 0: none |
+//! | `left[m]` | m's host | not a counter: 1 when m has closed its mappings of the others' memory |
+//! | `released` | any host | not a counter: not 0 once somebody has let streams go on under a verdict |
+//! | `dropped[a]`, `closed[a]` | all hosts, by addition | members that have dropped allocation a, closed their mappings of it |
+
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+
+use super::ALLOCATIONS;
+use crate::Word;
+use crate::driver::HostRegistration;
+
+/// Bytes from one word to the next.
+pub const LINE: usize = 64;
+const PAGE: usize = 4096;
+
+/// The shared words of one group of members, as one of them sees them.
+#[derive(Debug)]
+pub struct Words {
+    registration: HostRegistration,
+    members: usize,
+    channels: usize,
+}
+
+impl Words {
+    /// Bytes that the words of `members` members with `channels` channels take; a multiple of a page.
+    pub fn bytes(members: usize, channels: usize) -> usize {
+        let lines = members + members * members + 2 * members * members * channels + 4 * members + 1;
+        (lines * LINE + ALLOCATIONS * 8).next_multiple_of(PAGE)
+    }
+
+    /// The words in `registration`'s region: zero before the first member came, and the same region for all members.
+    ///
+    /// # Panics
+    /// Where the region is shorter than [`Words::bytes`].
+    pub fn new(registration: HostRegistration, members: usize, channels: usize) -> Words {
+        let (has, needs) = (registration.region().bytes(), Words::bytes(members, channels));
+        assert!(has >= needs, "{members} members with {channels} channels need {needs} bytes of words, not {has}");
+        Words { registration, members, channels }
+    }
+
+    /// How many members share them.
+    pub fn members(&self) -> usize {
+        self.members
+    }
+
+    /// Links in each direction between two members.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn atomic(&self, offset: usize) -> NonNull<AtomicU32> {
+        assert!(offset + 4 <= self.registration.region().bytes());
+        let at = self.registration.region().as_ptr().wrapping_add(offset).cast();
+        NonNull::new(at).expect("a registered region does not lie at address 0")
+    }
+
+    /// The word in line `line`.
+    fn line(&self, line: usize) -> Word {
+        let offset = line * LINE;
+        // SAFETY: the line lies in the registered region, and both addresses name its first four bytes, which everybody
+        // uses as an atomic. That the words outlive their use is what `Words` asks of whoever queues commands.
+        unsafe { Word::new(self.atomic(offset), self.registration.address() + offset as u64) }
+    }
+
+    fn member(&self, member: usize) -> usize {
+        assert!(member < self.members, "member {member} of {}", self.members);
+        member
+    }
+
+    fn pair(&self, first: usize, second: usize) -> usize {
+        self.member(first) * self.members + self.member(second)
+    }
+
+    fn link(&self, from: usize, to: usize, channel: usize) -> usize {
+        assert!(channel < self.channels, "channel {channel} of {}", self.channels);
+        self.pair(from, to) * self.channels + channel
+    }
+
+    /// How many publications of `publisher` can be read.
+    pub fn published(&self, publisher: usize) -> Word {
+        self.line(self.member(publisher))
+    }
+
+    /// With how many publications of `publisher` the `reader` has finished.
+    pub fn done(&self, publisher: usize, reader: usize) -> Word {
+        self.line(self.members + self.pair(publisher, reader))
+    }
+
+    fn links(&self) -> usize {
+        self.members + self.members * self.members
+    }
+
+    /// How many slots of the link have been filled.
+    pub fn filled(&self, from: usize, to: usize, channel: usize) -> Word {
+        self.line(self.links() + 2 * self.link(from, to, channel))
+    }
+
+    /// How many slots of the link have been emptied.
+    pub fn freed(&self, from: usize, to: usize, channel: usize) -> Word {
+        self.line(self.links() + 2 * self.link(from, to, channel) + 1)
+    }
+
+    fn own(&self, member: usize, which: usize) -> Word {
+        self.line(self.links() + 2 * self.members * self.members * self.channels + 4 * self.member(member) + which)
+    }
+
+    /// How many operations the member's streams have begun.
+    pub fn started(&self, member: usize) -> Word {
+        self.own(member, 0)
+    }
+
+    /// How many operations the member's streams have ended.
+    pub fn ended(&self, member: usize) -> Word {
+        self.own(member, 1)
+    }
+
+    /// Where the member's kernels say that a header was not of their operation: the peer it came from, plus 1.
+    pub fn trouble(&self, member: usize) -> Word {
+        self.own(member, 2)
+    }
+
+    /// 1 once the member has closed its mappings of the others' memory.
+    pub fn left(&self, member: usize) -> Word {
+        self.own(member, 3)
+    }
+
+    fn single(&self) -> usize {
+        self.links() + 2 * self.members * self.members * self.channels + 4 * self.members
+    }
+
+    /// Not 0 once some member's host has begun to let streams go on under a verdict.
+    pub fn released(&self) -> Word {
+        self.line(self.single())
+    }
+
+    fn allocation(&self, allocation: usize, which: usize) -> &AtomicU32 {
+        assert!(allocation < ALLOCATIONS, "allocation {allocation} of {ALLOCATIONS}");
+        let offset = (self.single() + 1) * LINE + allocation * 8 + which * 4;
+        // SAFETY: it lies in the region, which the registration keeps, and everybody uses it as an atomic.
+        unsafe { self.atomic(offset).as_ref() }
+    }
+
+    /// How many members have dropped their part of a registered allocation. For hosts only.
+    pub fn dropped(&self, allocation: usize) -> &AtomicU32 {
+        self.allocation(allocation, 0)
+    }
+
+    /// How many members have closed their mappings of the others' parts of a registered allocation. For hosts only.
+    pub fn closed(&self, allocation: usize) -> &AtomicU32 {
+        self.allocation(allocation, 1)
+    }
+
+    /// Every word that streams of member `me` may wait for, all written by other members: what a verdict has to release.
+    pub fn waited_by(&self, me: usize) -> impl Iterator<Item = Word> + '_ {
+        let others = (0..self.members).filter(move |other| *other != me);
+        others.flat_map(move |other| {
+            let links = (0..self.channels)
+                .flat_map(move |channel| [self.filled(other, me, channel), self.freed(me, other, channel)]);
+            [self.published(other), self.done(me, other)].into_iter().chain(links)
+        })
+    }
+
+    /// The registered memory in which they lie.
+    pub fn registration(&self) -> &HostRegistration {
+        &self.registration
+    }
+}
