@@ -23,6 +23,7 @@ mod stream;
 use std::sync::OnceLock;
 
 use libloading::Library;
+use libloading::os::unix;
 
 pub use context::{Context, Entered};
 pub use error::{CudaError, Result};
@@ -87,12 +88,23 @@ pub fn probe() -> Result<&'static Driver> {
     DRIVER.get_or_init(open).as_ref().map_err(Clone::clone)
 }
 
+/// The driver's library: the one that this process has loaded already, by whichever name, so that a framework and this
+/// use the same; otherwise the one that the system finds. The name with the version comes first there: without it, the
+/// stub that programs are linked against on build machines may answer.
+fn library() -> std::result::Result<Library, libloading::Error> {
+    const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+    // RTLD_NOLOAD of Linux; it has no name in `libloading`.
+    const LOADED_ONLY: i32 = 4;
+    let open = |name: &str, how| {
+        // SAFETY: loading the driver runs its initialisers, which every program that uses CUDA trusts.
+        unsafe { unix::Library::open(Some(name), unix::RTLD_NOW | unix::RTLD_LOCAL | how) }.map(Library::from)
+    };
+    let loaded = NAMES.iter().find_map(|name| open(name, LOADED_ONLY).ok());
+    loaded.map_or_else(|| open(NAMES[0], 0).or_else(|first| open(NAMES[1], 0).map_err(|_| first)), Ok)
+}
+
 fn open() -> Result<Driver> {
-    // SAFETY: loading the driver runs its initialisers, which every program that uses CUDA trusts. The name with the
-    // version comes first: without it, a build machine's stub may answer.
-    let library =
-        unsafe { Library::new("libcuda.so.1").or_else(|first| Library::new("libcuda.so").map_err(|_| first)) };
-    let library = library.map_err(|error| CudaError::NoDriver { why: error.to_string() })?;
+    let library = library().map_err(|error| CudaError::NoDriver { why: error.to_string() })?;
     let functions = Functions::load(library).map_err(|symbol| CudaError::NoFunction { symbol })?;
     let functions = FUNCTIONS.get_or_init(|| functions);
     let mut version = 0;

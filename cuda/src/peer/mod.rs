@@ -42,7 +42,7 @@ pub use fifo::{Incoming, Outgoing, Slots};
 pub use mapped::{Mapped, Member, Offer};
 pub use staging::{Shape, Staging};
 pub use window::Window;
-pub use words::{LINE, Words};
+pub use words::{LINE, TROUBLE, Words};
 
 /// Bytes of the header that stands before the data of every place.
 pub const HEADER: usize = 64;

@@ -10,7 +10,7 @@
 //! | `filled[f][t][c]` | f's stream | slots that f has filled on its link to t, channel c |
 //! | `freed[f][t][c]` | t's stream | slots of that link that t has emptied |
 //! | `started[m]`, `ended[m]` | m's stream | operations that m's stream has begun, and ended |
-//! | `trouble[m]` | m's kernels | not a counter: peer + 1 from whom a foreign header came; 0: none |
+//! | `trouble[m]` | m's kernels | not a counter: peer + 1 from whom a foreign header came, 0 if none; a [record](TROUBLE) follows |
 //! | `left[m]` | m's host | not a counter: 1 when m has closed its mappings of the others' memory |
 //! | `released` | any host | not a counter: not 0 once somebody has let streams go on under a verdict |
 //! | `dropped[a]`, `closed[a]` | all hosts, by addition | members that have dropped allocation a, closed their mappings of it |
@@ -24,7 +24,12 @@ use crate::driver::HostRegistration;
 
 /// Bytes from one word to the next.
 pub const LINE: usize = 64;
+/// Bytes of a member's record of a foreign header. It begins with the word `trouble`; the rest is for kernels to fill and
+/// hosts to read.
+pub const TROUBLE: usize = 2 * LINE;
 const PAGE: usize = 4096;
+/// Lines of a member's own: started, ended, left, and the record.
+const OWN: usize = 3 + TROUBLE / LINE;
 
 /// The shared words of one group of members, as one of them sees them.
 #[derive(Debug)]
@@ -37,7 +42,7 @@ pub struct Words {
 impl Words {
     /// Bytes that the words of `members` members with `channels` channels take; a multiple of a page.
     pub fn bytes(members: usize, channels: usize) -> usize {
-        let lines = members + members * members + 2 * members * members * channels + 4 * members + 1;
+        let lines = members + members * members + 2 * members * members * channels + OWN * members + 1;
         (lines * LINE + ALLOCATIONS * 8).next_multiple_of(PAGE)
     }
 
@@ -114,7 +119,7 @@ impl Words {
     }
 
     fn own(&self, member: usize, which: usize) -> Word {
-        self.line(self.links() + 2 * self.members * self.members * self.channels + 4 * self.member(member) + which)
+        self.line(self.links() + 2 * self.members * self.members * self.channels + OWN * self.member(member) + which)
     }
 
     /// How many operations the member's streams have begun.
@@ -127,18 +132,19 @@ impl Words {
         self.own(member, 1)
     }
 
-    /// Where the member's kernels say that a header was not of their operation: the peer it came from, plus 1.
-    pub fn trouble(&self, member: usize) -> Word {
+    /// 1 once the member has closed its mappings of the others' memory.
+    pub fn left(&self, member: usize) -> Word {
         self.own(member, 2)
     }
 
-    /// 1 once the member has closed its mappings of the others' memory.
-    pub fn left(&self, member: usize) -> Word {
+    /// Where the member's kernels say that a header was not of their operation: the peer it came from, plus 1. The word
+    /// begins a record of [`TROUBLE`] bytes.
+    pub fn trouble(&self, member: usize) -> Word {
         self.own(member, 3)
     }
 
     fn single(&self) -> usize {
-        self.links() + 2 * self.members * self.members * self.channels + 4 * self.members
+        self.links() + 2 * self.members * self.members * self.channels + OWN * self.members
     }
 
     /// Not 0 once some member's host has begun to let streams go on under a verdict.
