@@ -1,23 +1,24 @@
 //! What a device operation puts on a stream.
 //!
-//! Three commands are all there is: **wait** until a word has come to a value, **launch** a kernel, **write** a word. The
-//! host only queues them and goes on; no thread and no kernel waits. A kernel that spun on a word would keep its
+//! Three commands are all there is: **wait** until a word has come to a value, **launch** a kernel, **write** a word.
+//! The host only queues them and goes on; no thread and no kernel waits. A kernel that spun on a word would keep its
 //! multiprocessor from whoever is to write the word, which with several ranks on one device is a deadlock.
 //!
 //! # Words
 //!
 //! A [`Word`] is 32 bits in host memory that the device reaches and that ranks share. It counts: it only grows, and
-//! wraps. To wait is to wait until `(word - value) as i32 >= 0`, so 2^31 is the furthest that a word may be ahead of what
-//! somebody waits for. A communicator would have to keep one rank waiting over two thousand million slots to come near it.
+//! wraps. To wait is to wait until `(word - value) as i32 >= 0`, so 2^31 is the furthest that a word may be ahead of
+//! what somebody waits for. A communicator would have to keep one rank waiting over two thousand million slots to come
+//! near it.
 //!
 //! # What orders what
 //!
 //! * Commands of one stream run in order, each when the one before has ended. A wait holds back everything after it.
-//! * A write is preceded by a memory barrier of system scope, for all that came before it on the stream: whoever sees the
-//!   word's new value sees what kernels before the write have stored, wherever it lies. (That is the driver's default,
-//!   `CU_STREAM_WRITE_VALUE_DEFAULT`; the flag that leaves the barrier out is never used.)
-//! * A wait that has ended is followed, as the driver's documentation puts it for stream memory operations, by work that
-//!   sees what was ordered before the write.
+//! * A write is preceded by a memory barrier of system scope, for all that came before it on the stream: whoever sees
+//!   the word's new value sees what kernels before the write have stored, wherever it lies. (That is the driver's
+//!   default, `CU_STREAM_WRITE_VALUE_DEFAULT`; the flag that leaves the barrier out is never used.)
+//! * A wait that has ended is followed, as the driver's documentation puts it for stream memory operations, by work
+//!   that sees what was ordered before the write.
 //!
 //! So: what a kernel stored before a write is seen by every kernel after the wait for it. All protocols of
 //! [`crate::peer`] rest on that sentence alone.
@@ -28,15 +29,15 @@
 //!
 //! # Batches
 //!
-//! Waits and writes gather in an array and go to the driver in one call (`cuStreamBatchMemOp`) before the next launch, or
-//! at [`finish`](Commands::finish). They run in the array's order, and each write has its barrier.
+//! Waits and writes gather in an array and go to the driver in one call (`cuStreamBatchMemOp`) before the next launch,
+//! or at [`finish`](Commands::finish). They run in the array's order, and each write has its barrier.
 //!
 //! # Without stream memory operations
 //!
 //! Where the device or its driver has none, a host function stands for each: one that stores, and one that looks until
 //! the word is there. Drivers run the host functions of a process on few threads, so one that waits may keep another,
-//! for which it waits, from running. It therefore serves only ranks in processes of their own: each process has then one
-//! stream of one rank in waiting.
+//! for which it waits, from running. It therefore serves only ranks in processes of their own: each process has then
+//! one stream of one rank in waiting.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;

@@ -170,9 +170,9 @@ impl Context {
                 attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             ),
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            // The first form of these calls had an attribute of its own (`_V1`), which drivers answer with no unless their
-            // module was told otherwise. The second form, used here, has one for its 64-bit operations; devices that
-            // have those have all of them.
+            // The first form of these calls had an attribute of its own (`_V1`), which drivers answer with no unless
+            // their module was told otherwise. The second form, used here, has one for its 64-bit operations; devices
+            // that have those have all of them.
             memory_operations: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS)? != 0,
             service: OnceLock::new(),
         })

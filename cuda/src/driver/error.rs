@@ -19,7 +19,7 @@ pub enum CudaError {
         why: String,
     },
     /// The driver is older than what the kernels and calls here need.
-    #[error("the CUDA driver supports CUDA {}, and {} is needed; install a newer driver", Version(*found), Version(*needed))]
+    #[error("the driver supports CUDA {}, and {} is needed; install a newer one", Version(*found), Version(*needed))]
     TooOld {
         /// As the driver counts: 12040 is 12.4.
         found: i32,
@@ -79,7 +79,7 @@ pub enum CudaError {
     },
     /// A range reaches beyond its allocation.
     #[error(
-        "{bytes} bytes at {address:#x} reach beyond their allocation of {allocated} bytes at {base:#x} (only {} are left)",
+        "{bytes} bytes at {address:#x} reach beyond their allocation of {allocated} bytes at {base:#x} ({} are left)",
         (base + allocated).saturating_sub(*address)
     )]
     OutOfBounds {
@@ -122,8 +122,8 @@ pub enum CudaError {
     },
     /// One device cannot reach another's memory.
     #[error(
-        "CUDA device {from} cannot reach the memory of device {to}; set MAYPOLE_DEVICE_STAGING=host on all ranks (or leave \
-         it at auto), which goes through host memory"
+        "CUDA device {from} cannot reach the memory of device {to}; set MAYPOLE_DEVICE_STAGING=host on all ranks (or \
+         leave it at auto), which goes through host memory"
     )]
     PeerRefused {
         /// Ordinal of the device that would read.
@@ -133,14 +133,14 @@ pub enum CudaError {
     },
     /// The stream is being captured into a graph.
     #[error(
-        "the stream is being captured into a CUDA graph; a collective counts what it does in memory that ranks share, and \
-         a graph that is launched twice would repeat old counts: call it outside the capture"
+        "the stream is being captured into a CUDA graph; a collective counts what it does in memory that ranks share, \
+         and a graph that is launched twice would repeat old counts: call it outside the capture"
     )]
     Capturing,
     /// The device, or its driver, has no stream memory operations, and the way around them does not serve here.
     #[error(
-        "CUDA device {ordinal} has no stream memory operations (cuStreamWaitValue32); the way around them, host functions, \
-         needs each rank in a process of its own"
+        "CUDA device {ordinal} has no stream memory operations (cuStreamWaitValue32); the way around them, host \
+         functions, needs each rank in a process of its own"
     )]
     NoMemoryOperations {
         /// The device.
@@ -161,8 +161,8 @@ pub enum CudaError {
 }
 
 impl CudaError {
-    /// Whether the context is lost: every later call in this process on that device will fail too (an illegal address, a
-    /// device that fell off the bus). The driver reports such an error at whatever call comes next.
+    /// Whether the context is lost: every later call in this process on that device will fail too (an illegal address,
+    /// a device that fell off the bus). The driver reports such an error at whatever call comes next.
     pub fn is_sticky(&self) -> bool {
         matches!(self.code(), Some(214 | 220 | 700 | 702 | 709 | 714..=719))
     }

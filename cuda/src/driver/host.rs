@@ -112,8 +112,8 @@ impl HostRegion {
     /// `bytes` bytes at `at`, which `keep` keeps.
     ///
     /// # Safety
-    /// As long as `keep` (or a clone of it) lives, the bytes are mapped, readable and writable, and no reference to them
-    /// exists except to atomics.
+    /// As long as `keep` (or a clone of it) lives, the bytes are mapped, readable and writable, and no reference to
+    /// them exists except to atomics.
     pub unsafe fn new(at: NonNull<u8>, bytes: usize, keep: Arc<dyn Any + Send + Sync>) -> HostRegion {
         HostRegion { at, bytes, _keep: keep }
     }
@@ -174,8 +174,8 @@ impl Drop for Pages {
 static REGISTERED: Mutex<Option<HashMap<usize, (usize, usize)>>> = Mutex::new(None);
 
 /// Host memory that the devices of this process can reach, and streams wait for, until the last registration of it is
-/// dropped. The driver registers a page once; ranks that are threads of one process each register the memory they share,
-/// so the registrations are counted here.
+/// dropped. The driver registers a page once; ranks that are threads of one process each register the memory they
+/// share, so the registrations are counted here.
 pub struct HostRegistration {
     region: HostRegion,
     device: u64,
@@ -186,8 +186,8 @@ impl HostRegistration {
     /// Registers the region, which begins at a page's beginning.
     ///
     /// # Errors
-    /// The driver's: where the system does not let it lock so much memory (see `ulimit -l`), or part of it is registered
-    /// already under another address.
+    /// The driver's: where the system does not let it lock so much memory (see `ulimit -l`), or part of it is
+    /// registered already under another address.
     pub fn new(context: &Arc<Context>, region: &HostRegion) -> Result<HostRegistration> {
         let _entered = context.enter()?;
         let (driver, key) = (context.driver(), region.as_ptr() as usize);
@@ -235,8 +235,8 @@ impl Drop for HostRegistration {
             if *count == 0 {
                 all.remove(&key);
                 if let Ok(_entered) = self.context.enter() {
-                    // SAFETY: registered in `new`, and nobody else holds it. Whoever queued work that uses it has waited
-                    // for that.
+                    // SAFETY: registered in `new`, and nobody else holds it. Whoever queued work that uses it has
+                    // waited for that.
                     let _ = unsafe { self.context.driver().cuMemHostUnregister(self.region.as_ptr().cast()) };
                 }
             }

@@ -14,8 +14,8 @@ use super::{Context, CudaError, DeviceMemory, Result};
 /// The importer's device may reach the exporter's from the first access on. Without this the driver refuses.
 const LAZY_ENABLE_PEER_ACCESS: u32 = 1;
 
-/// Names a piece of device memory to the other processes of this host. 64 bytes to pass on as they are; whoever has them
-/// can read and write the memory.
+/// Names a piece of device memory to the other processes of this host. 64 bytes to pass on as they are; whoever has
+/// them can read and write the memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IpcHandle(pub [u8; 64]);
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::{Context, CudaError, Failed, IpcHandle, Result, Stream, code};
 
-/// Memory that other processes are to map is shared in units of the device's large pages. Whole units keep whatever else
-/// this process has allocated out of the others' reach.
+/// Memory that other processes are to map is shared in units of the device's large pages. Whole units keep whatever
+/// else this process has allocated out of the others' reach.
 const SHARED_UNIT: usize = 2 << 20;
 
 /// A piece of a device's memory, given back on drop.

@@ -32,8 +32,8 @@ impl Module {
         Ok(Arc::new(Module { raw, context: context.clone() }))
     }
 
-    /// The kernel called `name`, loaded at once. Drivers otherwise load a kernel when it is first launched, and may wait
-    /// for the whole device to do so: forever, if a stream waits for a rank that is to launch it.
+    /// The kernel called `name`, loaded at once. Drivers otherwise load a kernel when it is first launched, and may
+    /// wait for the whole device to do so: forever, if a stream waits for a rank that is to launch it.
     ///
     /// # Errors
     /// The driver's, where there is no such kernel.

@@ -13,9 +13,9 @@ const NON_BLOCKING: u32 = 1;
 
 /// A CUDA stream: made here, or one of the caller's. Work on one stream runs in the order in which it was put there.
 ///
-/// Use streams that do not synchronise with the legacy default stream (as those made here and PyTorch's are): what ranks
-/// put on a stream waits for other ranks, and a default stream that waits for it stops everything behind it, perhaps
-/// just what the other ranks wait for.
+/// Use streams that do not synchronise with the legacy default stream (as those made here and PyTorch's are): what
+/// ranks put on a stream waits for other ranks, and a default stream that waits for it stops everything behind it,
+/// perhaps just what the other ranks wait for.
 pub struct Stream {
     raw: CUstream,
     context: Arc<Context>,
@@ -46,13 +46,13 @@ impl Stream {
         Ok(raw)
     }
 
-    /// A stream of the caller's, for instance a framework's: `raw` is a `CUstream` or `cudaStream_t`. The values 0 and 1
-    /// (the legacy default stream) and 2 (the thread's default stream) mean the stream of the context that is current
+    /// A stream of the caller's, for instance a framework's: `raw` is a `CUstream` or `cudaStream_t`. The values 0 and
+    /// 1 (the legacy default stream) and 2 (the thread's default stream) mean the stream of the context that is current
     /// on this thread; 2 means another stream on each thread that uses the result. The stream is not destroyed.
     ///
     /// # Errors
-    /// [`CudaError::NoContext`] for a default stream where no context is current; those of [`probe`]; the driver's where
-    /// it does not know the stream.
+    /// [`CudaError::NoContext`] for a default stream where no context is current; those of [`probe`]; the driver's
+    /// where it does not know the stream.
     ///
     /// # Safety
     /// `raw` is a default stream or a living one, and lives as long as the result and whatever was queued through it.

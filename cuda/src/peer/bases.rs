@@ -1,9 +1,9 @@
 //! Where registered buffers lie, for kernels.
 //!
-//! A publication that lends names an allocation and an offset in it. Members map an allocation at different addresses, so
-//! the reader's kernel looks up where *this* member sees *that* one's part: in a table in device memory, one row per
-//! member. The host could not put the address into the job, since it learns what a publication says only when the stream
-//! comes to it.
+//! A publication that lends names an allocation and an offset in it. Members map an allocation at different addresses,
+//! so the reader's kernel looks up where *this* member sees *that* one's part: in a table in device memory, one row per
+//! member. The host could not put the address into the job, since it learns what a publication says only when the
+//! stream comes to it.
 
 use std::sync::Arc;
 
@@ -30,8 +30,8 @@ impl Bases {
         Ok(Bases { table, members })
     }
 
-    /// From now on allocation `number` lies, for each member, at one of `addresses`; 0: not any more. Blocks until kernels
-    /// see it, some 20 us per member. No kernel that runs uses this number.
+    /// From now on allocation `number` lies, for each member, at one of `addresses`; 0: not any more. Blocks until
+    /// kernels see it, some 20 us per member. No kernel that runs uses this number.
     ///
     /// # Errors
     /// The driver's.

@@ -2,9 +2,9 @@
 //!
 //! # The protocol
 //!
-//! A link has a ring of `n` slots in the receiver's memory; its slot number `k` (from 0, ever on) is slot `k mod n` of the
-//! ring. Shared are `filled`, written by the sender's stream alone, and `freed`, written by the receiver's. On the streams
-//! stand
+//! A link has a ring of `n` slots in the receiver's memory; its slot number `k` (from 0, ever on) is slot `k mod n` of
+//! the ring. Shared are `filled`, written by the sender's stream alone, and `freed`, written by the receiver's. On the
+//! streams stand
 //!
 //! * to send slot `k`: *wait* `freed >= k + 1 - n` (not for k < n); a kernel writes header and data; *write*
 //!   `filled = k + 1`.
@@ -20,10 +20,10 @@
 //!
 //! # Messages
 //!
-//! A message takes as many slots as its bytes need, and at least one, so that an empty one is a signal. Both sides know its
-//! length and count its slots alike; slots are not shared between messages, and the last is as full as it happens to be.
-//! The link has room for two messages of the longest slice ([`Shape::message`](super::Shape::message)), which is the
-//! credit that schedules are verified with, of an executor that reads messages where they lie.
+//! A message takes as many slots as its bytes need, and at least one, so that an empty one is a signal. Both sides know
+//! its length and count its slots alike; slots are not shared between messages, and the last is as full as it happens
+//! to be. The link has room for two messages of the longest slice ([`Shape::message`](super::Shape::message)), which is
+//! the credit that schedules are verified with, of an executor that reads messages where they lie.
 //!
 //! The other end need not be a stream. Where the receiver is on another host, the slots lie in pinned memory of this
 //! process, and a thread of it takes the other side of the two words: it loads `filled` with acquire, reads, and stores

@@ -187,7 +187,8 @@ impl Mapped {
     }
 
     /// Closes the mappings of the others' memory, which no command uses any more, and returns the own memory. It may be
-    /// dropped when every other member has closed its mapping of it; where that cannot be known, [abandon](Mapped::abandon) it.
+    /// dropped when every other member has closed its mapping of it; where that cannot be known,
+    /// [abandon](Mapped::abandon) it.
     pub fn close(self) -> Arc<DeviceMemory> {
         self.own
     }

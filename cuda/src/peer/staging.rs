@@ -5,8 +5,8 @@
 //! another's memory or the system refuses to share it, all members' pieces lie in host memory that all have mapped and
 //! registered. Kernels see only addresses, so everything else is the same.
 //!
-//! Slots lie with the receiver: the sender's kernel writes across, the receiver's reads near by. Writes across a link need
-//! no answer; reads wait for one.
+//! Slots lie with the receiver: the sender's kernel writes across, the receiver's reads near by. Writes across a link
+//! need no answer; reads wait for one.
 
 use std::time::{Duration, Instant};
 
@@ -32,8 +32,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Bytes of one publication, unless somebody sets another size. Each publication costs a launch and a wait or two on
-    /// every member, some 5 us; a device copies 16 MiB in about 10.
+    /// Bytes of one publication, unless somebody sets another size. Each publication costs a launch and a wait or two
+    /// on every member, some 5 us; a device copies 16 MiB in about 10.
     pub const WINDOW: usize = 16 << 20;
     /// Bytes of one link, unless somebody sets another size.
     pub const FIFO: usize = 4 << 20;
@@ -165,5 +165,37 @@ impl Staging {
             std::thread::sleep(Duration::from_micros(200));
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_and_slots_lie_apart_and_inside() {
+        for (members, channels, window, fifo) in [(2, 1, 4096, 4096), (3, 2, 1, 1), (8, 3, 100_000, 10_000)] {
+            let shape = Shape::new(members, channels, window, fifo);
+            assert!(shape.window >= window && shape.slot * shape.slots >= fifo && shape.message() * 2 >= fifo);
+            for me in 0..members {
+                let mut ranges: Vec<(usize, usize)> =
+                    [0, 1].map(|parity| (shape.place_at(parity), HEADER + shape.window)).to_vec();
+                for from in (0..members).filter(|from| *from != me) {
+                    for channel in 0..channels {
+                        let first = shape.slots_at(from, me, channel);
+                        let slots =
+                            (0..shape.slots).map(|n| (first + n * Shape::stride(shape.slot), HEADER + shape.slot));
+                        ranges.extend(slots);
+                    }
+                }
+                ranges.sort_unstable();
+                for pair in ranges.windows(2) {
+                    assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:?} overlap in {shape:?}");
+                }
+                assert!(ranges.iter().all(|(at, _)| (at + HEADER).is_multiple_of(ALIGN)), "data begins at whole lines");
+                let (last, len) = ranges[ranges.len() - 1];
+                assert!(last + len <= shape.bytes());
+            }
+        }
     }
 }

@@ -6,31 +6,31 @@
 //! `published[p]`, written by p's stream alone: how many of p's publications can be read; and `done[p][r]`, written by
 //! r's stream alone: with how many of p's publications r has finished. On the streams stand
 //!
-//! * p, to publish number `k`: for every other r *wait* `done[p][r] >= k - 1` (not for k < 2); a kernel writes header and
-//!   data into place `k mod 2`; *write* `published[p] = k + 1`.
+//! * p, to publish number `k`: for every other r *wait* `done[p][r] >= k - 1` (not for k < 2); a kernel writes header
+//!   and data into place `k mod 2`; *write* `published[p] = k + 1`.
 //! * r, to fetch number `k` of p: *wait* `published[p] >= k + 1`; kernels read the place; *write* `done[p][r] = k + 1`.
 //!
-//! *What is read is complete.* The kernel that wrote the place ended before p's write of `published`, whose barrier makes
-//! its stores visible; r's kernels come after r's wait.
+//! *What is read is complete.* The kernel that wrote the place ended before p's write of `published`, whose barrier
+//! makes its stores visible; r's kernels come after r's wait.
 //!
-//! *No place is written while it is read.* Publication `k` takes the place of `k - 2`. p's kernel comes after its waits for
-//! `done >= k - 1`, which is `(k - 2) + 1`: every r has written it after the kernels that read `k - 2` had ended. Here the
-//! write's barrier orders loads before it, which a barrier of system scope does as well.
+//! *No place is written while it is read.* Publication `k` takes the place of `k - 2`. p's kernel comes after its waits
+//! for `done >= k - 1`, which is `(k - 2) + 1`: every r has written it after the kernels that read `k - 2` had ended.
+//! Here the write's barrier orders loads before it, which a barrier of system scope does as well.
 //!
-//! *Why two places suffice, without a barrier at an operation's end.* A member that has fetched all it needs goes on, to
-//! the next operation too, and publishes number `k + 1` while others still read `k`: it lies in the other place. Only `k + 2`
-//! must wait, and only for those who have not finished with `k`. So no member is ever more than two publications ahead of
-//! the slowest reader, and a reader finds each publication untouched until it has said that it is done with it. With one
-//! place every publication would wait for all readers of the last; a third would help only where ranks drift by more
-//! than a whole publication.
+//! *Why two places suffice, without a barrier at an operation's end.* A member that has fetched all it needs goes on,
+//! to the next operation too, and publishes number `k + 1` while others still read `k`: it lies in the other place.
+//! Only `k + 2` must wait, and only for those who have not finished with `k`. So no member is ever more than two
+//! publications ahead of the slowest reader, and a reader finds each publication untouched until it has said that it is
+//! done with it. With one place every publication would wait for all readers of the last; a third would help only where
+//! ranks drift by more than a whole publication.
 //!
-//! *Cyclic counters.* All values that are compared at a time differ by 2 at most: `k - 1 <= done <= published <= k + 1` where
-//! `k` is the publication that is being written. So comparison modulo 2^32 in half the circle never errs. (A verdict sets
-//! words 2^30 ahead, which lets every wait pass and leaves them there: the communicator has ended then.)
+//! *Cyclic counters.* All values that are compared at a time differ by 2 at most: `k - 1 <= done <= published <= k + 1`
+//! where `k` is the publication that is being written. So comparison modulo 2^32 in half the circle never errs. (A
+//! verdict sets words 2^30 ahead, which lets every wait pass and leaves them there: the communicator has ended then.)
 //!
 //! *No deadlock of its own.* What a wait on one stream waits for is a write on another, queued by an operation with the
-//! same number or an earlier one. Ranks queue operations in one order, and within an operation the schedules are verified
-//! with one publication of credit.
+//! same number or an earlier one. Ranks queue operations in one order, and within an operation the schedules are
+//! verified with one publication of credit.
 //!
 //! # Loans
 //!
@@ -90,8 +90,8 @@ impl Window {
         self.members[from].fetched
     }
 
-    /// The place for the next publication, free when the stream comes to what is queued next: a kernel that writes header
-    /// and data, or the header only. [`Window::end_publish`] follows.
+    /// The place for the next publication, free when the stream comes to what is queued next: a kernel that writes
+    /// header and data, or the header only. [`Window::end_publish`] follows.
     ///
     /// # Errors
     /// The driver's.
@@ -114,7 +114,8 @@ impl Window {
     }
 
     /// The place of publication `number` of member `from`, readable when the stream comes to what is queued next. For
-    /// others' publications, [`Window::end_fetch`] follows, once. Own ones need no wait, and stay until the next but one.
+    /// others' publications, [`Window::end_fetch`] follows, once. Own ones need no wait, and stay until the next but
+    /// one.
     ///
     /// # Errors
     /// The driver's.
@@ -142,8 +143,8 @@ impl Window {
         commands.write(&member.done, member.fetched)
     }
 
-    /// The stream waits until all others have finished with everything that this member has published. An operation that
-    /// has lent ends with this.
+    /// The stream waits until all others have finished with everything that this member has published. An operation
+    /// that has lent ends with this.
     ///
     /// # Errors
     /// The driver's.

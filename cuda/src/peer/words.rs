@@ -1,7 +1,7 @@
 //! The counters that members share.
 //!
-//! Each word has one writer, and a line of its own, since streams of different devices and hosts poll them. All are 0 in
-//! the beginning and count up, modulo 2^32.
+//! Each word has one writer, and a line of its own, since streams of different devices and hosts poll them. All are 0
+//! in the beginning and count up, modulo 2^32.
 //!
 //! | word | written by | counts |
 //! | --- | --- | --- |
@@ -10,10 +10,10 @@
 //! | `filled[f][t][c]` | f's stream | slots that f has filled on its link to t, channel c |
 //! | `freed[f][t][c]` | t's stream | slots of that link that t has emptied |
 //! | `started[m]`, `ended[m]` | m's stream | operations that m's stream has begun, and ended |
-//! | `trouble[m]` | m's kernels | not a counter: peer + 1 from whom a foreign header came, 0 if none; a [record](TROUBLE) follows |
-//! | `left[m]` | m's host | not a counter: 1 when m has closed its mappings of the others' memory |
-//! | `released` | any host | not a counter: not 0 once somebody has let streams go on under a verdict |
-//! | `dropped[a]`, `closed[a]` | all hosts, by addition | members that have dropped allocation a, closed their mappings of it |
+//! | `trouble[m]` | m's kernels | peer + 1 from whom a foreign header came, 0 if none; it begins a [record](TROUBLE) |
+//! | `left[m]` | m's host | 1 when m has closed its mappings of the others' memory |
+//! | `released` | any host | not 0 once somebody has let streams go on under a verdict |
+//! | `dropped[a]`, `closed[a]` | hosts, by addition | members that have dropped allocation a, closed their mappings |
 
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
@@ -24,25 +24,76 @@ use crate::driver::HostRegistration;
 
 /// Bytes from one word to the next.
 pub const LINE: usize = 64;
-/// Bytes of a member's record of a foreign header. It begins with the word `trouble`; the rest is for kernels to fill and
-/// hosts to read.
+/// Bytes of a member's record of a foreign header. It begins with the word `trouble`; the rest is for kernels to fill
+/// and hosts to read.
 pub const TROUBLE: usize = 2 * LINE;
 const PAGE: usize = 4096;
 /// Lines of a member's own: started, ended, left, and the record.
 const OWN: usize = 3 + TROUBLE / LINE;
 
+/// Which line each word lies in.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    members: usize,
+    channels: usize,
+}
+
+impl Layout {
+    fn member(&self, member: usize) -> usize {
+        assert!(member < self.members, "member {member} of {}", self.members);
+        member
+    }
+
+    fn pair(&self, first: usize, second: usize) -> usize {
+        self.member(first) * self.members + self.member(second)
+    }
+
+    fn published(&self, publisher: usize) -> usize {
+        self.member(publisher)
+    }
+
+    fn done(&self, publisher: usize, reader: usize) -> usize {
+        self.members + self.pair(publisher, reader)
+    }
+
+    fn links(&self) -> usize {
+        self.members + self.members * self.members
+    }
+
+    fn filled(&self, from: usize, to: usize, channel: usize) -> usize {
+        assert!(channel < self.channels, "channel {channel} of {}", self.channels);
+        self.links() + 2 * (self.pair(from, to) * self.channels + channel)
+    }
+
+    fn freed(&self, from: usize, to: usize, channel: usize) -> usize {
+        self.filled(from, to, channel) + 1
+    }
+
+    fn owns(&self) -> usize {
+        self.links() + 2 * self.members * self.members * self.channels
+    }
+
+    /// Line `which` of the member's own.
+    fn own(&self, member: usize, which: usize) -> usize {
+        self.owns() + OWN * self.member(member) + which
+    }
+
+    fn single(&self) -> usize {
+        self.owns() + OWN * self.members
+    }
+}
+
 /// The shared words of one group of members, as one of them sees them.
 #[derive(Debug)]
 pub struct Words {
     registration: HostRegistration,
-    members: usize,
-    channels: usize,
+    layout: Layout,
 }
 
 impl Words {
     /// Bytes that the words of `members` members with `channels` channels take; a multiple of a page.
     pub fn bytes(members: usize, channels: usize) -> usize {
-        let lines = members + members * members + 2 * members * members * channels + OWN * members + 1;
+        let lines = Layout { members, channels }.single() + 1;
         (lines * LINE + ALLOCATIONS * 8).next_multiple_of(PAGE)
     }
 
@@ -53,17 +104,17 @@ impl Words {
     pub fn new(registration: HostRegistration, members: usize, channels: usize) -> Words {
         let (has, needs) = (registration.region().bytes(), Words::bytes(members, channels));
         assert!(has >= needs, "{members} members with {channels} channels need {needs} bytes of words, not {has}");
-        Words { registration, members, channels }
+        Words { registration, layout: Layout { members, channels } }
     }
 
     /// How many members share them.
     pub fn members(&self) -> usize {
-        self.members
+        self.layout.members
     }
 
     /// Links in each direction between two members.
     pub fn channels(&self) -> usize {
-        self.channels
+        self.layout.channels
     }
 
     fn atomic(&self, offset: usize) -> NonNull<AtomicU32> {
@@ -80,81 +131,55 @@ impl Words {
         unsafe { Word::new(self.atomic(offset), self.registration.address() + offset as u64) }
     }
 
-    fn member(&self, member: usize) -> usize {
-        assert!(member < self.members, "member {member} of {}", self.members);
-        member
-    }
-
-    fn pair(&self, first: usize, second: usize) -> usize {
-        self.member(first) * self.members + self.member(second)
-    }
-
-    fn link(&self, from: usize, to: usize, channel: usize) -> usize {
-        assert!(channel < self.channels, "channel {channel} of {}", self.channels);
-        self.pair(from, to) * self.channels + channel
-    }
-
     /// How many publications of `publisher` can be read.
     pub fn published(&self, publisher: usize) -> Word {
-        self.line(self.member(publisher))
+        self.line(self.layout.published(publisher))
     }
 
     /// With how many publications of `publisher` the `reader` has finished.
     pub fn done(&self, publisher: usize, reader: usize) -> Word {
-        self.line(self.members + self.pair(publisher, reader))
-    }
-
-    fn links(&self) -> usize {
-        self.members + self.members * self.members
+        self.line(self.layout.done(publisher, reader))
     }
 
     /// How many slots of the link have been filled.
     pub fn filled(&self, from: usize, to: usize, channel: usize) -> Word {
-        self.line(self.links() + 2 * self.link(from, to, channel))
+        self.line(self.layout.filled(from, to, channel))
     }
 
     /// How many slots of the link have been emptied.
     pub fn freed(&self, from: usize, to: usize, channel: usize) -> Word {
-        self.line(self.links() + 2 * self.link(from, to, channel) + 1)
-    }
-
-    fn own(&self, member: usize, which: usize) -> Word {
-        self.line(self.links() + 2 * self.members * self.members * self.channels + OWN * self.member(member) + which)
+        self.line(self.layout.freed(from, to, channel))
     }
 
     /// How many operations the member's streams have begun.
     pub fn started(&self, member: usize) -> Word {
-        self.own(member, 0)
+        self.line(self.layout.own(member, 0))
     }
 
     /// How many operations the member's streams have ended.
     pub fn ended(&self, member: usize) -> Word {
-        self.own(member, 1)
+        self.line(self.layout.own(member, 1))
     }
 
     /// 1 once the member has closed its mappings of the others' memory.
     pub fn left(&self, member: usize) -> Word {
-        self.own(member, 2)
+        self.line(self.layout.own(member, 2))
     }
 
     /// Where the member's kernels say that a header was not of their operation: the peer it came from, plus 1. The word
     /// begins a record of [`TROUBLE`] bytes.
     pub fn trouble(&self, member: usize) -> Word {
-        self.own(member, 3)
-    }
-
-    fn single(&self) -> usize {
-        self.links() + 2 * self.members * self.members * self.channels + OWN * self.members
+        self.line(self.layout.own(member, 3))
     }
 
     /// Not 0 once some member's host has begun to let streams go on under a verdict.
     pub fn released(&self) -> Word {
-        self.line(self.single())
+        self.line(self.layout.single())
     }
 
     fn allocation(&self, allocation: usize, which: usize) -> &AtomicU32 {
         assert!(allocation < ALLOCATIONS, "allocation {allocation} of {ALLOCATIONS}");
-        let offset = (self.single() + 1) * LINE + allocation * 8 + which * 4;
+        let offset = (self.layout.single() + 1) * LINE + allocation * 8 + which * 4;
         // SAFETY: it lies in the region, which the registration keeps, and everybody uses it as an atomic.
         unsafe { self.atomic(offset).as_ref() }
     }
@@ -169,11 +194,12 @@ impl Words {
         self.allocation(allocation, 1)
     }
 
-    /// Every word that streams of member `me` may wait for, all written by other members: what a verdict has to release.
+    /// Every word that streams of member `me` may wait for, all written by other members: what a verdict has to
+    /// release.
     pub fn waited_by(&self, me: usize) -> impl Iterator<Item = Word> + '_ {
-        let others = (0..self.members).filter(move |other| *other != me);
+        let others = (0..self.layout.members).filter(move |other| *other != me);
         others.flat_map(move |other| {
-            let links = (0..self.channels)
+            let links = (0..self.layout.channels)
                 .flat_map(move |channel| [self.filled(other, me, channel), self.freed(me, other, channel)]);
             [self.published(other), self.done(me, other)].into_iter().chain(links)
         })
@@ -182,5 +208,34 @@ impl Words {
     /// The registered memory in which they lie.
     pub fn registration(&self) -> &HostRegistration {
         &self.registration
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Line numbers of all words, for shapes as they occur.
+    #[test]
+    fn no_two_words_share_a_line() {
+        for (members, channels) in [(1, 1), (2, 3), (3, 2), (8, 3)] {
+            let layout = Layout { members, channels };
+            let mut taken = std::collections::HashSet::new();
+            let mut take = |line: usize| assert!(taken.insert(line), "line {line} twice, {members} x {channels}");
+            for a in 0..members {
+                take(layout.published(a));
+                (0..OWN).for_each(|which| take(layout.own(a, which)));
+                for b in 0..members {
+                    take(layout.done(a, b));
+                    for channel in 0..channels {
+                        take(layout.filled(a, b, channel));
+                        take(layout.freed(a, b, channel));
+                    }
+                }
+            }
+            take(layout.single());
+            assert_eq!(taken.len(), layout.single() + 1, "every line is used, and the single one is the last");
+            assert!(Words::bytes(members, channels) >= (layout.single() + 1) * LINE + ALLOCATIONS * 8);
+        }
     }
 }
