@@ -294,7 +294,7 @@ impl Context {
         if let Some(stream) = self.service.get() {
             return Ok(stream.0);
         }
-        let stream = Stream::create(self)?;
+        let stream = Stream::create(self, super::stream::ORDINARY)?;
         match self.service.set(ServiceStream(stream)) {
             Ok(()) => Ok(stream),
             Err(mine) => {

@@ -87,7 +87,8 @@ functions! {
     cuCtxGetDevice = "cuCtxGetDevice"(device: *mut CUdevice);
     cuCtxEnablePeerAccess = "cuCtxEnablePeerAccess"(peer: CUcontext, flags: c_uint);
 
-    cuStreamCreate = "cuStreamCreate"(stream: *mut CUstream, flags: c_uint);
+    cuStreamCreateWithPriority =
+        "cuStreamCreateWithPriority"(stream: *mut CUstream, flags: c_uint, priority: c_int);
     cuStreamDestroy = "cuStreamDestroy_v2"(stream: CUstream);
     cuStreamGetCtx = "cuStreamGetCtx"(stream: CUstream, context: *mut CUcontext);
     cuStreamQuery = "cuStreamQuery"(stream: CUstream);

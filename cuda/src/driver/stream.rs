@@ -11,6 +11,11 @@ use super::{Context, CudaError, Event, Result, code, probe};
 /// Made with this flag a stream does not wait for the default stream, nor that one for it.
 const NON_BLOCKING: u32 = 1;
 
+/// The priority that streams have if nobody asks for another.
+pub(super) const ORDINARY: i32 = 0;
+/// Lower numbers go first. Beyond the device's range, the driver takes its end.
+const MOST_URGENT: i32 = -100;
+
 /// A CUDA stream: made here, or one of the caller's. Work on one stream runs in the order in which it was put there.
 ///
 /// Use streams that do not synchronise with the legacy default stream (as those made here and PyTorch's are): what
@@ -35,14 +40,24 @@ impl Stream {
     /// # Errors
     /// The driver's.
     pub fn new(context: &Arc<Context>) -> Result<Stream> {
-        Ok(Stream { raw: Stream::create(context)?, context: context.clone(), owned: true })
+        Ok(Stream { raw: Stream::create(context, ORDINARY)?, context: context.clone(), owned: true })
     }
 
-    pub(super) fn create(context: &Context) -> Result<CUstream> {
+    /// As [`new`](Stream::new), of the highest priority: where blocks of several kernels wait for a multiprocessor, those
+    /// of this stream go first. That is what collectives beside computation need: otherwise each of their short kernels
+    /// waits until a long one that was there before has found room for its last block.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn urgent(context: &Arc<Context>) -> Result<Stream> {
+        Ok(Stream { raw: Stream::create(context, MOST_URGENT)?, context: context.clone(), owned: true })
+    }
+
+    pub(super) fn create(context: &Context, priority: i32) -> Result<CUstream> {
         let _entered = context.enter()?;
         let mut raw = null_mut();
         // SAFETY: a context is current, and the pointer valid.
-        unsafe { context.driver().cuStreamCreate(&mut raw, NON_BLOCKING) }?;
+        unsafe { context.driver().cuStreamCreateWithPriority(&mut raw, NON_BLOCKING, priority) }?;
         Ok(raw)
     }
 
