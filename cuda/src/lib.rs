@@ -6,10 +6,12 @@
 //!
 //! * [`driver`]: the library, found when first asked for; contexts, streams, events, memory, IPC.
 //! * [`Commands`]: the three things that a device operation puts on a stream: wait for a word, launch, write a word.
+//! * [`kernels`]: copy, reduce, scale, and their one parameter.
 //! * [`peer`]: memory and words that the ranks of one host share, and the two protocols over them.
 
 pub mod commands;
 pub mod driver;
+pub mod kernels;
 pub mod peer;
 
 pub use commands::{Commands, Word};
@@ -17,3 +19,4 @@ pub use driver::{
     Context, CudaError, DeviceMemory, Driver, Event, HostRegion, HostRegistration, ImportedMemory, IpcHandle, Pinned,
     Result, Stream, Where, expect_device, locate, probe,
 };
+pub use kernels::{Header, Job, Kernel, Kernels, Source};

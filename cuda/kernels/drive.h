@@ -1,0 +1,183 @@
+// The loop that all kernels share: which bytes a thread works on, how they are loaded and stored, and what happens at
+// misaligned addresses. What is done to them is a `Fold`:
+//
+//     struct Fold {
+//         static constexpr u32 SIZE;                       // bytes of an element
+//         static constexpr u32 UNROLL, CHUNK;              // vectors and sources loaded at once, as registers allow
+//         struct State;                                    // a partial result of 16 bytes of elements, maybe widened
+//         struct Setup;                                    // what is computed once per thread, before the loop
+//         static Setup setup(const Job &);
+//         static void first(State &, const Vector &);      // the first source
+//         static void next(State &, const Vector &);       // each further one, in order
+//         static Vector finish(State &, const Setup &);
+//     };
+//
+// A kernel that only copies is as fast as memory if enough bytes are on their way at any time: about 40 KiB per
+// multiprocessor of an H100. So each thread loads `UNROLL` vectors of `CHUNK` sources before it looks at the first, and
+// there are 1024 threads on a multiprocessor.
+
+#pragma once
+
+#include "device.h"
+
+// Where each source's data is. In shared memory, as an array indexed at run time has no place in registers. Every thread
+// writes all of it and reads what it wrote itself, the same as all others: so there is nothing to wait for.
+struct Inputs {
+    const u8 *at[MOST_SOURCES];
+};
+
+INLINE u64 thread_index() {
+    return (u64)blockIdx.x * blockDim.x + threadIdx.x;
+}
+
+INLINE u64 thread_count() {
+    return (u64)gridDim.x * blockDim.x;
+}
+
+// Finds the sources and publishes the header; false if a source belongs to another operation. Every thread finds the
+// same, so all of them or none go on.
+INLINE bool begin(const Job &job, Inputs &inputs) {
+    for (u32 s = 0; s < job.sources; s++) {
+        const Source &source = job.source[s];
+        const u8 *at = source.at;
+        const Header *header = source.header;
+        if (header) {
+            if (header->digest != job.digest) {
+                // One thread writes, and the jobs of a rank follow each other: no need for an atomic operation, which
+                // not every bus has.
+                volatile u32 *trouble = job.trouble;
+                if (thread_index() == 0 && *trouble == 0) *trouble = source.peer + 1;
+                return false;
+            }
+            u64 allocation = header->allocation;
+            if (allocation) at = source.bases[allocation] + header->offset + source.loan;
+        }
+        inputs.at[s] = at;
+    }
+    if (job.publish && thread_index() == 0) *job.publish = job.head;
+    return true;
+}
+
+// The 16 bytes at any address, of which the first `bytes` (1 to 16) count. Reads the aligned vectors that these lie in
+// and no other, so it never leaves the allocation.
+INLINE Vector load_any(const u8 *at, u32 bytes) {
+    u32 shift = (u32)(u64)at & 15;
+    at -= shift;
+    Vector low = load(at);
+    if (shift == 0) return low;
+    Vector high = {};
+    if (shift + bytes > 16) high = load(at + 16);
+    // The bytes wanted start at one of 16 places: by 8, by 4, then by single bytes.
+    u32 w[8] = {low.word[0],  low.word[1],  low.word[2],  low.word[3],
+                high.word[0], high.word[1], high.word[2], high.word[3]};
+#pragma unroll
+    for (int i = 0; i < 6; i++) w[i] = shift & 8 ? w[i + 2] : w[i];
+#pragma unroll
+    for (int i = 0; i < 5; i++) w[i] = shift & 4 ? w[i + 1] : w[i];
+    u32 bits = (shift & 3) * 8;
+    Vector v;
+#pragma unroll
+    for (int i = 0; i < 4; i++) v.word[i] = __funnelshift_r(w[i], w[i + 1], bits);
+    return v;
+}
+
+// Stores the first `bytes` (1 to 16) of a vector at any address.
+static __device__ __noinline__ void store_any(u8 *at, Vector v, u32 bytes) {
+    u32 offset = (u32)(u64)at & 15;
+    if (bytes == 16 && offset == 0) {
+        store(at, v);
+    } else if (((offset | bytes) & 3) == 0) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++)
+            if (4 * i < bytes) ((u32 *)at)[i] = v.word[i];
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 16; i++)
+            if (i < bytes) at[i] = (u8)(v.word[i / 4] >> (8 * (i % 4)));
+    }
+}
+
+// The result for `Unroll` vectors, `stride` bytes apart, the first of them at `position` in every buffer. With `Aligned`
+// all addresses are multiples of 16 and all bytes count, else only the first `bytes`. Nothing is stored before
+// everything is loaded: the destination may be a source.
+template <class Fold, u32 Unroll, u32 Chunk, bool Aligned>
+INLINE void fold_at(const Job &job, const Inputs &inputs, u64 position, u64 stride, u32 bytes,
+                    const typename Fold::Setup &setup) {
+    u32 sources = job.sources;
+    typename Fold::State state[Unroll];
+    u32 s = 0;
+    do {
+        Vector loaded[Chunk][Unroll];
+#pragma unroll
+        for (u32 c = 0; c < Chunk; c++) {
+            if (c == 0 || s + c < sources) {
+                const u8 *at = inputs.at[s + c] + position;
+#pragma unroll
+                for (u32 u = 0; u < Unroll; u++)
+                    loaded[c][u] = Aligned ? load(at + u * stride) : load_any(at + u * stride, bytes);
+            }
+        }
+#pragma unroll
+        for (u32 c = 0; c < Chunk; c++) {
+            if (c == 0 || s + c < sources) {
+#pragma unroll
+                for (u32 u = 0; u < Unroll; u++) {
+                    if (c == 0 && s == 0)
+                        Fold::first(state[u], loaded[c][u]);
+                    else
+                        Fold::next(state[u], loaded[c][u]);
+                }
+            }
+        }
+        s += Chunk;
+    } while (s < sources);
+#pragma unroll
+    for (u32 u = 0; u < Unroll; u++) {
+        Vector result = Fold::finish(state[u], setup);
+        u64 at = position + u * stride;
+        if (Aligned) {
+            store(job.dst + at, result);
+            if (job.also) store(job.also + at, result);
+        } else {
+            store_any(job.dst + at, result, bytes);
+            if (job.also) store_any(job.also + at, result, bytes);
+        }
+    }
+}
+
+// The whole job, spread over all threads of the grid.
+//
+// Vectors are counted from the destination's first multiple of 16. If every other address is a multiple of 16 there, too
+// (chunks of equally placed buffers are), these go the fast way, and there are two ragged ends. If not, everything goes
+// the way of the ends: aligned loads, two per vector, whose bytes are shifted into place.
+template <class Fold> INLINE void drive(const Job &job, const Inputs &inputs) {
+    if (job.sources == 0 || job.count == 0) return;
+    u64 bytes = job.count * Fold::SIZE;
+    u64 thread = thread_index(), threads = thread_count();
+    typename Fold::Setup setup = Fold::setup(job);
+
+    u64 dst = (u64)job.dst;
+    bool aligned = true;
+    for (u32 s = 0; s < job.sources; s++) aligned &= ((dst ^ (u64)inputs.at[s]) & 15) == 0;
+    if (job.also) aligned &= ((dst ^ (u64)job.also) & 15) == 0;
+    u64 head = -dst & 15;
+    if (dst % Fold::SIZE != 0) {
+        // No vector of whole elements begins at a multiple of 16.
+        aligned = false;
+        head = 0;
+    }
+    if (head > bytes) head = bytes;
+    u64 vectors = (bytes - head) / 16;
+    u32 tail = (u32)(bytes - head) % 16;
+
+    u64 v = thread;
+    if (aligned)
+        for (; v + (Fold::UNROLL - 1) * threads < vectors; v += Fold::UNROLL * threads)
+            fold_at<Fold, Fold::UNROLL, Fold::CHUNK, true>(job, inputs, head + 16 * v, 16 * threads, 16, setup);
+    // The rest; the last two pieces are the ragged ends.
+    for (; v < vectors + 2; v += threads) {
+        u64 position = v == vectors ? 0 : head + 16 * (v < vectors ? v : vectors);
+        u32 valid = v < vectors ? 16 : v == vectors ? (u32)head : tail;
+        if (valid) fold_at<Fold, 1, 4, false>(job, inputs, position, 0, valid, setup);
+    }
+}

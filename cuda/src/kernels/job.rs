@@ -1,0 +1,172 @@
+//! What a kernel is told: the twins of the structs in `kernels/job.h`, which says what each field means to a kernel.
+//!
+//! Addresses are the device's, in the context in which the job runs; 0 is none. Host memory that is registered with the
+//! driver has such addresses, too.
+
+use maypole_collectives::{DataType, Element, F8E4M3, F8E5M2, ReduceOp};
+
+/// The most sources of one job.
+pub const MOST_SOURCES: usize = 8;
+
+/// Precedes published data, in staging memory: which operation it belongs to, and where the data is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Header {
+    /// The operation's fingerprint.
+    pub digest: u32,
+    /// 0.
+    pub reserved: u32,
+    /// 0: the data follows the header. Otherwise the index of a registered allocation of the rank that wrote the
+    /// header, in the reader's table of that rank's allocations.
+    pub allocation: u64,
+    /// Where the published region begins in that allocation, in bytes.
+    pub offset: u64,
+    /// 0.
+    pub unused: [u64; 5],
+}
+
+/// Bytes of a [`Header`]: what follows it is as aligned as itself.
+pub const HEADER: usize = size_of::<Header>();
+
+/// One operand of a job.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Source {
+    /// The data, unless the header says that it is in a registered allocation.
+    pub at: u64,
+    /// The header that must be of this operation; 0: plain memory, whose content is not checked.
+    pub header: u64,
+    /// The table of addresses of the peer's registered allocations.
+    pub bases: u64,
+    /// Where the wanted part begins in the published region, in bytes. For registered allocations only: `at` includes it
+    /// already.
+    pub loan: u64,
+    /// The rank that wrote the header.
+    pub peer: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl Source {
+    /// Memory of this rank's, which needs no check.
+    pub const fn plain(at: u64) -> Source {
+        Source { at, header: 0, bases: 0, loan: 0, peer: 0, reserved: 0 }
+    }
+}
+
+/// The one parameter of every kernel. [`Job::copy`] and the others fill it in; fields that they leave at 0 may be set
+/// afterwards.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Job {
+    /// The result, any alignment. It may be a source exactly, and overlaps none otherwise.
+    pub dst: u64,
+    /// A second place for the result, or 0. It overlaps nothing else.
+    pub also: u64,
+    /// Where `head` is written, a multiple of 8, or 0.
+    pub publish: u64,
+    /// The header to publish.
+    pub head: Header,
+    /// The operands, combined from left to right.
+    pub source: [Source; MOST_SOURCES],
+    /// How many of them there are. 0: nothing but the header is written.
+    pub sources: u32,
+    /// The operation's place in [`ReduceOp`]; of reductions only. [`op_code`] has it.
+    pub op: u32,
+    /// Elements of the result; bytes for a copy.
+    pub count: u64,
+    /// The factor of a scale kernel: the bits of an element. [`factor_bits`] has them.
+    pub factor: u64,
+    /// What the sum is divided by in the end; 0 or 1: nothing.
+    pub divide: u64,
+    /// What the headers of the sources must say. If one does not, the job writes nothing but `trouble`.
+    pub digest: u32,
+    /// 0.
+    pub reserved: u32,
+    /// A 32-bit word for the first peer, plus one, whose header is of another operation. Needed if a source has a header.
+    pub trouble: u64,
+}
+
+impl Job {
+    /// `count` bytes from one place to another, with [`Kernel::Copy`](super::Kernel::Copy).
+    pub fn copy(dst: u64, source: Source, count: u64) -> Job {
+        Job { dst, count, ..Job::default() }.with(&[source])
+    }
+
+    /// `dst = source[0] ⊕ source[1] ⊕ ...` for `count` elements, with [`Kernel::Reduce`](super::Kernel::Reduce).
+    ///
+    /// The 8- and 16-bit floats are rounded once, at the end. A single source is copied, but for NaN, which is made the
+    /// quiet one. `divide` turns a sum into an average; with one source it is nothing but the division.
+    ///
+    /// # Panics
+    /// If there are more than [`MOST_SOURCES`], or the operation is the user's own.
+    pub fn reduce(dst: u64, sources: &[Source], op: ReduceOp, count: u64) -> Job {
+        let op = op_code(op).expect("an operation of the user's own has no kernel");
+        Job { dst, op, count, ..Job::default() }.with(sources)
+    }
+
+    /// `dst = source * factor` for `count` elements of type `dtype`, with [`Kernel::Scale`](super::Kernel::Scale). The
+    /// factor is rounded to the type first.
+    pub fn scale(dst: u64, source: Source, dtype: DataType, factor: f64, count: u64) -> Job {
+        Job { dst, count, factor: factor_bits(dtype, factor), ..Job::default() }.with(&[source])
+    }
+
+    /// Nothing but a header, with any kernel.
+    pub fn publish(at: u64, head: Header) -> Job {
+        Job { publish: at, head, ..Job::default() }
+    }
+
+    fn with(mut self, sources: &[Source]) -> Job {
+        self.source[..sources.len()].copy_from_slice(sources);
+        self.sources = sources.len() as u32;
+        self
+    }
+}
+
+/// The number by which kernels know an operation; `None` for one of the user's own.
+pub const fn op_code(op: ReduceOp) -> Option<u32> {
+    match op {
+        ReduceOp::Sum => Some(0),
+        ReduceOp::Prod => Some(1),
+        ReduceOp::Min => Some(2),
+        ReduceOp::Max => Some(3),
+        ReduceOp::Avg => Some(4),
+        ReduceOp::PreMulSum(_) => Some(5),
+        ReduceOp::And => Some(6),
+        ReduceOp::Or => Some(7),
+        ReduceOp::Xor => Some(8),
+        ReduceOp::User(_) => None,
+    }
+}
+
+/// A factor as the bits of an element of type `dtype`, rounded as [`Element::from_f64`] does.
+pub fn factor_bits(dtype: DataType, factor: f64) -> u64 {
+    fn bits<T: Element>(factor: f64) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&T::from_f64(factor)));
+        u64::from_le_bytes(bytes)
+    }
+    match dtype {
+        DataType::I8 => bits::<i8>(factor),
+        DataType::U8 => bits::<u8>(factor),
+        DataType::I32 => bits::<i32>(factor),
+        DataType::U32 => bits::<u32>(factor),
+        DataType::I64 => bits::<i64>(factor),
+        DataType::U64 => bits::<u64>(factor),
+        DataType::F16 => bits::<half::f16>(factor),
+        DataType::Bf16 => bits::<half::bf16>(factor),
+        DataType::F32 => bits::<f32>(factor),
+        DataType::F64 => bits::<f64>(factor),
+        DataType::F8E4M3 => bits::<F8E4M3>(factor),
+        DataType::F8E5M2 => bits::<F8E5M2>(factor),
+    }
+}
+
+/// What `static_assert` says in `kernels/job.h`, and the offsets that a slip would change first.
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<Header>() == 64 && size_of::<Source>() == 40 && size_of::<Job>() == 456);
+    assert!(offset_of!(Job, head) == 24 && offset_of!(Job, source) == 88 && offset_of!(Job, sources) == 408);
+    assert!(offset_of!(Job, count) == 416 && offset_of!(Job, digest) == 440 && offset_of!(Job, trouble) == 448);
+    assert!(offset_of!(Source, peer) == 32 && offset_of!(Header, allocation) == 8);
+};
