@@ -75,7 +75,7 @@ impl Cargo {
 pub(crate) struct Outgoing {
     ring: Ring,
     cargo: Cargo,
-    /// The connection holds bytes back.
+    /// The connection may hold bytes back.
     unflushed: bool,
 }
 
@@ -109,6 +109,7 @@ impl Outgoing {
             return Ok(if *unflushed { Progress::NeedsNetwork } else { Progress::Moved });
         };
         if !ring.is_filled() {
+            // In the middle of a message, too: the other end needs what there is of it.
             if *unflushed {
                 *unflushed = !tx.flush().map_err(link)?;
             }
@@ -130,7 +131,7 @@ impl Outgoing {
             true => tx.send(&ring.data(length)[cargo.within..]).map_err(link)?,
             false => 0,
         };
-        cargo.within += taken;
+        (cargo.within, *unflushed) = (cargo.within + taken, true);
         if cargo.within < length {
             return Ok(if taken == 0 { Progress::NeedsNetwork } else { Progress::Moved });
         }

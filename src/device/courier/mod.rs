@@ -235,6 +235,20 @@ impl Line {
             inward.map_err(named(in_incoming))?.unwrap_or(Progress::Idle),
         ])
     }
+
+    /// Whether the peer is gone to which something is to be sent. One that has closed its end while its buffers were
+    /// full does not refuse what is sent: its kernel says for a minute that there is no room. But it has ended its own
+    /// direction.
+    fn look(&mut self) -> std::result::Result<(), Box<Failure>> {
+        let Line { peer, connection: Some((_, rx)), outgoing: Some(outgoing), .. } = self else { return Ok(()) };
+        match (outgoing.is_idle(), outgoing.operation()) {
+            (false, Some(operation)) => match rx.peek() {
+                Ok(_) => Ok(()),
+                Err(error) => Err(Box::new(Failure { trouble: Trouble::Link(*peer, error), operation })),
+            },
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What the courier's thread has.
@@ -256,25 +270,34 @@ struct Round {
 
 impl Rounds {
     fn run(mut self) {
+        match self.carry() {
+            Ok(()) => {}
+            Err(None) => self.stand_by(),
+            Err(Some(failure)) => {
+                // What it says is the verdict, and that is on the watch.
+                let _ = self.court.convict_for(failure.trouble, &failure.operation);
+                self.stand_by();
+            }
+        }
+    }
+
+    /// Carry until it is time to stop.
+    ///
+    /// # Errors
+    /// What went wrong; `None`: there is a verdict.
+    fn carry(&mut self) -> std::result::Result<(), Option<Box<Failure>>> {
         let mut idle = Idle::new(self.court.patience.with_sockets());
         // Since when nothing has moved that should.
         let mut since = None;
-        let mut look_at = Instant::now();
+        let mut look_at = Instant::now() + LOOK;
         loop {
             if self.shared.news.load(Ordering::Acquire) && !self.take_in() {
-                return;
+                return Ok(());
             }
             if self.court.watch.raised() {
-                return self.stand_by();
+                return Err(None);
             }
-            let round = match self.round() {
-                Ok(round) => round,
-                Err(failure) => {
-                    // What it says is the verdict, and that is on the watch.
-                    let _ = self.court.convict_for(failure.trouble, &failure.operation);
-                    return self.stand_by();
-                }
-            };
+            let round = self.round()?;
             if round.moved {
                 idle.reset();
                 since = None;
@@ -290,14 +313,20 @@ impl Rounds {
             }
             let now = Instant::now();
             let waited = now - *since.get_or_insert(now);
-            if round.network && waited >= LOOK && now >= look_at {
-                if let Some(peer) = self.shared.routes.unheard() {
-                    self.court.watch.note_unheard(peer);
-                }
+            if now >= look_at {
+                self.look_around()?;
                 look_at = now + LOOK;
             }
             self.sleep(if round.device { (waited / 8).clamp(BLINK, NAP) } else { LOOK }, false);
         }
+    }
+
+    /// Whether anything gets through at all, which what is blocked cannot tell.
+    fn look_around(&mut self) -> std::result::Result<(), Box<Failure>> {
+        if let Some(peer) = self.shared.routes.unheard() {
+            self.court.watch.note_unheard(peer);
+        }
+        self.lines.iter_mut().try_for_each(Line::look)
     }
 
     /// Once over all lines.

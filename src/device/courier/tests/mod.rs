@@ -1,6 +1,9 @@
 //! Couriers between ranks that claim to be on different hosts: real connections, jury and verdicts, and a device that is
 //! a thread with host memory.
 
+mod carrying;
+mod failures;
+
 use std::cell::UnsafeCell;
 use std::sync::atomic::AtomicU32;
 
@@ -127,84 +130,4 @@ fn operation(sequence: u64) -> Fingerprint {
 /// Byte `i` of what `from` sends to `to` in operation `sequence`.
 fn byte(from: usize, to: usize, sequence: u64, i: usize) -> u8 {
     (from * 89 + to * 31 + sequence as usize * 7 + i * (i >> 8 | 1)) as u8
-}
-
-/// Lengths of the passages of operation `sequence`: from nothing to several rings full.
-fn lengths(sequence: u64) -> Vec<usize> {
-    let mut state = sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as usize
-    };
-    (0..1 + random() % 3)
-        .map(|_| match random() % 4 {
-            0 => 0,
-            1 => random() % 64,
-            2 => random() % 5_000,
-            _ => random() % 60_000,
-        })
-        .collect()
-}
-
-/// Every rank exchanges passages of random lengths with every other on two channels, all at the same time. Rings are
-/// small and of different shape at the two ends; the devices of a rank go from peer to peer in different orders.
-#[test]
-fn all_pairs_and_channels_at_once() {
-    for (size, connections, operations) in [(2, 1, 60), (4, 1, 25), (3, 3, 25)] {
-        world(size, |config| config.connections = connections, |rank| exchange(&rank, size, operations));
-    }
-}
-
-fn exchange(rank: &Rank, size: usize, operations: u64) {
-    let (me, watch) = (rank.comm.rank(), &*rank.court.watch);
-    let ends = || (0..size).filter(|peer| *peer != me).flat_map(|peer| [(peer, 0), (peer, 1)]);
-    std::thread::scope(|s| {
-        for (peer, channel) in ends() {
-            let (out, into) = (Slots::new(3, 1024 + 64 * me), Slots::new(2 + me as u32, 4096 - 64 * me));
-            rank.courier.open(End::to(peer, channel), out.ring());
-            rank.courier.open(End::from(peer, channel), into.ring());
-            s.spawn(move || {
-                let mut number = 0u32;
-                for (sequence, length) in (1..=operations).flat_map(|n| lengths(n).into_iter().map(move |l| (n, l))) {
-                    let data: Vec<u8> = (0..length).map(|i| byte(me, peer, sequence, i)).collect();
-                    let digest = operation(sequence).digest();
-                    let mut chunks = data.chunks(out.bytes);
-                    let first = chunks.next().unwrap_or(&[]);
-                    for chunk in std::iter::once(first).chain(chunks) {
-                        assert!(out.put(number, digest, chunk, watch), "{:?}", watch.verdict());
-                        number += 1;
-                    }
-                }
-            });
-            s.spawn(move || {
-                let mut number = 0u32;
-                for (sequence, length) in (1..=operations).flat_map(|n| lengths(n).into_iter().map(move |l| (n, l))) {
-                    let mut data = vec![0; length];
-                    let digest = operation(sequence).digest();
-                    let mut chunks: Vec<&mut [u8]> = data.chunks_mut(into.bytes).collect();
-                    if chunks.is_empty() {
-                        chunks.push(&mut []);
-                    }
-                    for chunk in chunks {
-                        assert!(into.take(number, digest, chunk, watch), "{:?}", watch.verdict());
-                        number += 1;
-                    }
-                    let wrong = (0..length).find(|i| data[*i] != byte(peer, me, sequence, *i));
-                    assert_eq!(wrong, None, "first wrong byte from rank {peer} in operation {sequence}");
-                }
-            });
-        }
-        for sequence in 1..=operations {
-            let passage = |bytes| Passage { operation: operation(sequence), bytes };
-            let passages: Vec<(End, Passage)> = ends()
-                .flat_map(|(peer, channel)| [End::to(peer, channel), End::from(peer, channel)])
-                .flat_map(|end| lengths(sequence).into_iter().map(move |bytes| (end, passage(bytes))))
-                .collect();
-            rank.courier.carry(&passages);
-        }
-    });
-    assert!(rank.courier.finish(LONG));
-    rank.comm.barrier().unwrap();
 }
