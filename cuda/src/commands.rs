@@ -202,6 +202,24 @@ impl<'a> Commands<'a> {
         queue(self.stream)
     }
 
+    /// Copies `bytes` bytes with the driver's own copy, which on some devices leaves the multiprocessors alone.
+    ///
+    /// # Errors
+    /// The driver's.
+    ///
+    /// # Safety
+    /// When the stream comes to it, both ranges are memory that the device reaches, and nobody else uses them in a way
+    /// that excludes this.
+    pub unsafe fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.flush()?;
+        let (driver, stream) = (self.stream.context().driver(), self.stream.handle());
+        // SAFETY: the stream is alive and its context current; the rest is the caller's promise.
+        Ok(unsafe { driver.cuMemcpyDtoDAsync(to, from, bytes, stream) }?)
+    }
+
     /// Everything is on the stream.
     ///
     /// # Errors
