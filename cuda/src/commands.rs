@@ -52,6 +52,7 @@ use cudarc::driver::sys::{
 };
 
 use crate::driver::{Entered, Result, Stream};
+use crate::kernels::{Job, Kernel, Kernels};
 
 /// `CU_STREAM_WAIT_VALUE_GEQ`, in cyclic comparison.
 const AT_LEAST: u32 = 0;
@@ -192,7 +193,7 @@ impl<'a> Commands<'a> {
         )
     }
 
-    /// Puts something else on the stream, a launch usually, behind everything so far.
+    /// Puts something else on the stream, behind everything so far.
     ///
     /// # Errors
     /// The driver's, and those of `queue`.
@@ -200,6 +201,20 @@ impl<'a> Commands<'a> {
     pub fn then<T>(&mut self, queue: impl FnOnce(&'a Stream) -> Result<T>) -> Result<T> {
         self.flush()?;
         queue(self.stream)
+    }
+
+    /// Launches a kernel on a job.
+    ///
+    /// # Errors
+    /// The driver's.
+    ///
+    /// # Safety
+    /// As for [`Kernels::launch`].
+    #[inline]
+    pub unsafe fn launch(&mut self, kernels: &Kernels, kernel: Kernel, job: &Job) -> Result<()> {
+        self.flush()?;
+        // SAFETY: the caller's promise.
+        unsafe { kernels.launch(self.stream, kernel, job) }
     }
 
     /// Copies `bytes` bytes with the driver's own copy, which on some devices leaves the multiprocessors alone.

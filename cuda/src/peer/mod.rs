@@ -45,8 +45,7 @@ pub use staging::{Shape, Staging};
 pub use window::Window;
 pub use words::{LINE, TROUBLE, Words};
 
-/// Bytes of the header that stands before the data of every place.
-pub const HEADER: usize = 64;
+pub use crate::kernels::HEADER;
 
 /// Where one publication or one slot lies, as kernels of this member see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
