@@ -65,9 +65,21 @@ impl<T: Element> DeviceBuffer<T> {
     /// As [`DeviceBuffer::to_vec`].
     pub fn copy_to(&self, elements: &mut [T], stream: &Stream) -> Result<(), CudaError> {
         assert_eq!(elements.len(), self.len, "copying a device buffer to a slice of another length");
+        self.copy_to_at(0, elements, stream)
+    }
+
+    /// [`DeviceBuffer::copy_to`] of as many elements as there are in `elements`, from element `first` on.
+    ///
+    /// # Panics
+    /// If they reach beyond the buffer.
+    ///
+    /// # Errors
+    /// As [`DeviceBuffer::to_vec`].
+    pub fn copy_to_at(&self, first: usize, elements: &mut [T], stream: &Stream) -> Result<(), CudaError> {
+        let offset = self.offset_of(first, elements.len());
         let bytes: &mut [u8] = cast_slice_mut(elements);
         // SAFETY: the slice is borrowed until the stream has got past the copy, and so is the memory.
-        unsafe { self.memory.queue_to_host(self.offset, bytes.as_mut_ptr(), bytes.len(), stream) }?;
+        unsafe { self.memory.queue_to_host(offset, bytes.as_mut_ptr(), bytes.len(), stream) }?;
         stream.synchronize()
     }
 
@@ -80,10 +92,29 @@ impl<T: Element> DeviceBuffer<T> {
     /// As [`DeviceBuffer::to_vec`].
     pub fn copy_from(&mut self, elements: &[T], stream: &Stream) -> Result<(), CudaError> {
         assert_eq!(elements.len(), self.len, "copying a slice to a device buffer of another length");
+        self.copy_from_at(0, elements, stream)
+    }
+
+    /// [`DeviceBuffer::copy_from`] of as many elements as there are in `elements`, from element `first` on.
+    ///
+    /// # Panics
+    /// If they reach beyond the buffer.
+    ///
+    /// # Errors
+    /// As [`DeviceBuffer::to_vec`].
+    pub fn copy_from_at(&mut self, first: usize, elements: &[T], stream: &Stream) -> Result<(), CudaError> {
+        let offset = self.offset_of(first, elements.len());
         let bytes: &[u8] = cast_slice(elements);
         // SAFETY: as above.
-        unsafe { self.memory.queue_from_host(self.offset, bytes.as_ptr(), bytes.len(), stream) }?;
+        unsafe { self.memory.queue_from_host(offset, bytes.as_ptr(), bytes.len(), stream) }?;
         stream.synchronize()
+    }
+
+    /// Where element `first` lies in the memory, in bytes; `count` elements from there on must be the buffer's.
+    fn offset_of(&self, first: usize, count: usize) -> usize {
+        let end = first.checked_add(count);
+        assert!(end.is_some_and(|end| end <= self.len), "{count} elements from {first} of a buffer of {}", self.len);
+        self.offset + first * size_of::<T>()
     }
 
     /// The elements in `range`, to be read by a call.

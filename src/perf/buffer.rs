@@ -1,7 +1,12 @@
 //! Memory for a rank's data: aligned to a cache line, with guard bytes on both sides that nobody may touch.
+//!
+//! A buffer in a device's memory has a twin in host memory, where data is written and checked; [`Buffer::upload`] and
+//! [`Buffer::download`] carry data and guards from one to the other.
 
 use std::ops::{Deref, DerefMut};
 
+use super::cuda::{Gpu, cuda};
+use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut};
 use crate::{Communicator, Error, Registered, Result};
 
 /// Alignment of the data's first byte.
@@ -16,6 +21,7 @@ pub struct Buffer {
     storage: Storage,
     start: usize,
     len: usize,
+    device: Option<DeviceBuffer<u8>>,
 }
 
 #[derive(Debug)]
@@ -50,9 +56,57 @@ impl Buffer {
         Ok(Buffer::in_storage(Storage::Registered(storage)))
     }
 
+    /// [`Buffer::new`] in the device's memory. `registered`: in memory that peers read where it lies; then every rank calls
+    /// it.
+    pub fn on_device(comm: &Communicator, gpu: &Gpu, capacity: usize, registered: bool) -> Result<Buffer> {
+        let mut buffer = Buffer::new(capacity)?;
+        let bytes = buffer.storage.len();
+        buffer.device = Some(if registered {
+            comm.attach(&gpu.context)?;
+            comm.alloc_device(bytes)?
+        } else {
+            DeviceBuffer::new(&gpu.context, bytes)
+                .map_err(cuda("allocating device memory (a smaller --maxbytes helps)"))?
+        });
+        // Aligned there, wherever the twin lies.
+        buffer.start = GUARD;
+        Ok(buffer)
+    }
+
     fn in_storage(storage: Storage) -> Buffer {
         let start = GUARD + (storage.as_ptr() as usize + GUARD).wrapping_neg() % LINE;
-        Buffer { storage, start, len: 0 }
+        Buffer { storage, start, len: 0, device: None }
+    }
+
+    /// Carry data and guards to the device; of host memory, nothing. Waits for the stream.
+    pub fn upload(&mut self, gpu: &Gpu) -> Result<()> {
+        let (from, to) = (self.start - GUARD, self.start + self.len + GUARD);
+        let Some(device) = &mut self.device else { return Ok(()) };
+        device.copy_from_at(from, &self.storage[from..to], &gpu.stream).map_err(cuda("copying to the device"))
+    }
+
+    /// Carry data and guards back. Waits for the stream.
+    pub fn download(&mut self, gpu: &Gpu) -> Result<()> {
+        let (from, to) = (self.start - GUARD, self.start + self.len + GUARD);
+        let Some(device) = &self.device else { return Ok(()) };
+        device.copy_to_at(from, &mut self.storage[from..to], &gpu.stream).map_err(cuda("copying from the device"))
+    }
+
+    /// The data in the device's memory.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn device_bytes(&self) -> DeviceSlice<'_, u8> {
+        self.device.as_ref().expect("a buffer on a device").slice(self.start..self.start + self.len)
+    }
+
+    /// The data in the device's memory, to be written.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn device_bytes_mut(&mut self) -> DeviceSliceMut<'_, u8> {
+        let range = self.start..self.start + self.len;
+        self.device.as_mut().expect("a buffer on a device").slice_mut(range)
     }
 
     /// Zeroed memory for up to `capacity` bytes; its length starts at 0.

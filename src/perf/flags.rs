@@ -66,6 +66,9 @@ pub struct Flags {
     #[arg(short = 'r', long = "root", default_value = "0", allow_negative_numbers = true, value_name = "RANK")]
     pub root: Choice<usize>,
 
+    /// Where the buffers lie: host, or cuda, the device whose number is the rank's on its host modulo the devices there
+    #[arg(long, value_enum, default_value_t = Device::Host, value_name = "WHERE", hide_possible_values = true)]
+    pub device: Device,
     /// Buffers in registered memory, which ranks of one host read where it lies
     #[arg(short = 'R', long)]
     pub registered: bool,
@@ -86,6 +89,15 @@ pub struct Flags {
     /// GPUs per thread, for nccl-tests' command lines: always 1
     #[arg(short = 'g', long = "ngpus", default_value_t = 1, value_name = "1", hide = true)]
     pub ngpus: usize,
+}
+
+/// Where the buffers lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Device {
+    /// In host memory; calls block.
+    Host,
+    /// In a CUDA device's memory; calls are queued on a stream.
+    Cuda,
 }
 
 /// One value, or all of them.
@@ -123,7 +135,8 @@ impl FromStr for Choice<usize> {
     }
 }
 
-fn size(text: &str) -> std::result::Result<usize, String> {
+/// A size in bytes, for clap.
+pub fn size(text: &str) -> std::result::Result<usize, String> {
     parse_size(text).ok_or_else(|| "expected a size in bytes, such as 8, 4K or 64M".to_string())
 }
 
@@ -147,6 +160,8 @@ pub struct Plan {
     pub step: StepBy,
     /// Settings of the communicator.
     pub config: Config,
+    /// NCCL's library, where its collectives are measured in place of Maypole's.
+    pub nccl: Option<PathBuf>,
 }
 
 impl Plan {
@@ -218,13 +233,16 @@ impl Plan {
         {
             return refuse("--json", &file.display(), format!("there is no directory {}", directory.display()));
         }
+        if flags.device == Device::Cuda && operation == Operation::SendRecv {
+            return refuse("--device", &"cuda", "send_recv is measured in host memory only".into());
+        }
         let mut config = Config::from_env()?;
         for (name, flag) in [("MAYPOLE_TRANSPORT", &flags.transport), ("MAYPOLE_ALGORITHM", &flags.algorithm)] {
             if let Some(value) = flag {
                 config.set(name, value)?;
             }
         }
-        let plan = Plan { operation, flags, step, config };
+        let plan = Plan { operation, flags, step, config, nccl: None };
         if let Some(ranks) = plan.flags.ranks {
             plan.roots(ranks)?;
         }

@@ -3,13 +3,19 @@
 //! The mean comes from a tight loop between two clock readings, as in nccl-tests: reading the clock around every call
 //! would cost a tenth of a small one. Median and 99th percentile come from a second loop that does read it around every
 //! call. Neither loop has a barrier in it, and both use the same buffers in every iteration.
+//!
+//! On a device the first loop queues all its calls and waits once, at the end; events before and after give the stream's
+//! own time. The second waits for each call, so it shows what a caller pays who needs the result at once.
 
 use std::time::{Duration, Instant};
 
+use super::cuda::nccl::Nccl;
+use super::cuda::{Gpu, Lap};
 use super::operation::Operation;
 use super::row::{Buffers, Form, Row};
 use super::values::Values;
-use crate::{Call, Communicator, Result};
+use crate::cuda::{DeviceSlice, DeviceSliceMut};
+use crate::{Call, Communicator, Error, Result};
 
 /// Time that a row's tight loop should take where `-n` does not say how many iterations it has.
 const BUDGET: Duration = Duration::from_millis(50);
@@ -33,11 +39,34 @@ pub struct Effort {
     pub average: u8,
 }
 
+/// Who carries calls out, and where the buffers are.
+#[derive(Clone, Copy)]
+pub enum Carrier<'a> {
+    /// Maypole, in host memory.
+    Host,
+    /// Maypole, in the device's memory and on its stream.
+    Device(&'a Gpu),
+    /// NCCL, likewise.
+    Nccl(&'a Gpu, &'a Nccl),
+}
+
+impl<'a> Carrier<'a> {
+    /// The device, if there is one.
+    pub fn gpu(self) -> Option<&'a Gpu> {
+        match self {
+            Carrier::Host => None,
+            Carrier::Device(gpu) | Carrier::Nccl(gpu, _) => Some(gpu),
+        }
+    }
+}
+
 /// Times of one call in microseconds, over all ranks, and what was wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
     /// Mean.
     pub mean: f64,
+    /// Mean between two events on the stream; `None` in host memory.
+    pub stream: Option<f64>,
     /// Median; each rank's, then combined over ranks as the mean is.
     pub median: f64,
     /// 99th percentile; likewise.
@@ -53,6 +82,7 @@ pub struct Measured {
 /// The communicator's; nothing is retried.
 pub fn measure(
     comm: &Communicator,
+    carrier: Carrier<'_>,
     row: &Row,
     form: Form,
     effort: Effort,
@@ -61,7 +91,8 @@ pub fn measure(
 ) -> Result<Measured> {
     let values = |iteration: usize| Values::new(seed + iteration as u64, row.dtype, row.op, row.ranks);
     row.prepare(form, &values(0), buffers);
-    let mut caller = Caller::new(comm, row, form, buffers);
+    buffers.upload(carrier.gpu())?;
+    let mut caller = Caller::new(comm, carrier, row, form, buffers);
 
     // The first call makes links; it is never timed, unless there is nothing else to go by.
     let first = caller.repeat(1)?;
@@ -69,15 +100,16 @@ pub fn measure(
     let iters = match effort.iters {
         Some(iters) => iters,
         None => {
-            let one = if effort.warmup > 0 { warm / effort.warmup as u32 } else { first };
-            let slowest = gather(comm, &[one.as_nanos() as u64])?.into_iter().flatten().max().unwrap_or(0).max(1);
+            let one = if effort.warmup > 0 { warm.host / effort.warmup as f64 } else { first.host };
+            let slowest = gather(comm, &[(one * 1e3) as u64])?.into_iter().flatten().max().unwrap_or(0).max(1);
             let fitting = BUDGET.as_nanos() as u64 / (slowest * effort.aggregate as u64);
             (fitting as usize).clamp(ITERATIONS.0, ITERATIONS.1)
         }
     };
     let calls = iters * effort.aggregate;
     comm.barrier()?;
-    let mean = caller.repeat(calls)?.as_secs_f64() / calls as f64;
+    let lap = caller.repeat(calls)?;
+    let (mean, stream) = (lap.host / calls as f64, lap.stream / calls as f64);
     comm.barrier()?;
     let mut samples = caller.sample(calls.min(SAMPLES))?;
     samples.sort_unstable();
@@ -87,19 +119,22 @@ pub fn measure(
     for iteration in 0..effort.check {
         let values = values(1 + iteration);
         row.prepare(form, &values, buffers);
-        Caller::new(comm, row, form, buffers).call()?;
+        buffers.upload(carrier.gpu())?;
+        Caller::new(comm, carrier, row, form, buffers).call_and_wait()?;
+        buffers.download(carrier.gpu())?;
         wrong += row.wrong(form, &values, buffers);
     }
-    let ranks = gather(comm, &[mean.to_bits(), median.to_bits(), p99.to_bits(), wrong])?;
+    let ranks = gather(comm, &[mean.to_bits(), median.to_bits(), p99.to_bits(), stream.to_bits(), wrong])?;
     let times = |column: usize| {
-        let seconds: Vec<f64> = ranks.iter().map(|row| f64::from_bits(row[column])).collect();
-        combine(&seconds, effort.average) * 1e6
+        let times: Vec<f64> = ranks.iter().map(|row| f64::from_bits(row[column])).collect();
+        combine(&times, effort.average)
     };
     Ok(Measured {
         mean: times(0),
         median: times(1),
         p99: times(2),
-        wrong: (effort.check > 0).then(|| ranks.iter().map(|row| row[3]).sum()),
+        stream: carrier.gpu().map(|_| times(3)),
+        wrong: (effort.check > 0).then(|| ranks.iter().map(|row| row[4]).sum()),
     })
 }
 
@@ -120,18 +155,20 @@ fn combine(times: &[f64], average: u8) -> f64 {
     }
 }
 
-/// The smallest sample that at least `percent` percent do not exceed, in seconds.
+/// The smallest sample that at least `percent` percent do not exceed, in microseconds.
 fn percentile(sorted_nanoseconds: &[u64], percent: usize) -> f64 {
     let nth = (sorted_nanoseconds.len() * percent).div_ceil(100).max(1);
-    sorted_nanoseconds[nth - 1] as f64 / 1e9
+    sorted_nanoseconds[nth - 1] as f64 / 1e3
 }
 
 /// A row's call with everything bound, so that loops contain nothing else.
 struct Caller<'a> {
     comm: &'a Communicator,
+    carrier: Carrier<'a>,
+    row: &'a Row,
+    form: Form,
     kind: Kind,
-    input: &'a [u8],
-    output: &'a mut [u8],
+    place: Place<'a>,
 }
 
 enum Kind {
@@ -148,8 +185,20 @@ enum Kind {
     InPlaceV(Call, Vec<usize>),
 }
 
+/// Where input and output are.
+enum Place<'a> {
+    Host { input: &'a [u8], output: &'a mut [u8] },
+    Device { input: DeviceSlice<'a, u8>, output: DeviceSliceMut<'a, u8> },
+}
+
 impl<'a> Caller<'a> {
-    fn new(comm: &'a Communicator, row: &Row, form: Form, buffers: &'a mut Buffers) -> Caller<'a> {
+    fn new(
+        comm: &'a Communicator,
+        carrier: Carrier<'a>,
+        row: &'a Row,
+        form: Form,
+        buffers: &'a mut Buffers,
+    ) -> Caller<'a> {
         let (rank, ranks) = (row.rank, row.ranks);
         let kind = match (row.operation, form) {
             (Operation::SendRecv, _) => Kind::SendRecv { to: (rank + 1) % ranks, from: (rank + ranks - 1) % ranks },
@@ -165,30 +214,93 @@ impl<'a> Caller<'a> {
                 }
             }
         };
-        Caller { comm, kind, input: buffers.input.bytes(), output: buffers.output.bytes_mut() }
+        let place = match carrier {
+            Carrier::Host => Place::Host { input: buffers.input.bytes(), output: buffers.output.bytes_mut() },
+            _ => {
+                let output = buffers.output.device_bytes_mut();
+                Place::Device { input: buffers.input.device_bytes(), output }
+            }
+        };
+        Caller { comm, carrier, row, form, kind, place }
     }
 
+    /// Make the call. In host memory it is done then; on a device it is queued.
     #[inline]
     fn call(&mut self) -> Result<()> {
-        match &self.kind {
-            Kind::OutOfPlace(call) => self.comm.call(*call, self.input, self.output),
-            Kind::InPlace(call) => self.comm.call_in_place(*call, self.output),
-            Kind::SendRecv { to, from } => self.comm.send_recv(self.input, *to, self.output, *from),
-            Kind::OutOfPlaceV(call, input, output) => {
-                self.comm.call_v(*call, (self.input, input.into()), (self.output, output.into()))
+        let comm = self.comm;
+        match (&self.kind, &mut self.place) {
+            (kind, Place::Device { input, output }) => {
+                Caller::queue(comm, self.carrier, self.row, self.form, kind, *input, output)
             }
-            Kind::InPlaceV(call, blocks) => self.comm.call_v_in_place(*call, self.output, blocks.into()),
-            Kind::Barrier => self.comm.barrier(),
+            (Kind::OutOfPlace(call), Place::Host { input, output }) => comm.call(*call, input, output),
+            (Kind::InPlace(call), Place::Host { output, .. }) => comm.call_in_place(*call, output),
+            (Kind::SendRecv { to, from }, Place::Host { input, output }) => comm.send_recv(input, *to, output, *from),
+            (Kind::OutOfPlaceV(call, ins, outs), Place::Host { input, output }) => {
+                comm.call_v(*call, (input, ins.into()), (output, outs.into()))
+            }
+            (Kind::InPlaceV(call, blocks), Place::Host { output, .. }) => {
+                comm.call_v_in_place(*call, output, blocks.into())
+            }
+            (Kind::Barrier, Place::Host { .. }) => comm.barrier(),
+        }
+    }
+
+    /// The call on a device.
+    #[inline]
+    fn queue(
+        comm: &Communicator,
+        carrier: Carrier<'_>,
+        row: &Row,
+        form: Form,
+        kind: &Kind,
+        input: DeviceSlice<'_, u8>,
+        output: &mut DeviceSliceMut<'_, u8>,
+    ) -> Result<()> {
+        let output = output.reborrow();
+        let gpu = match carrier {
+            Carrier::Nccl(gpu, nccl) => {
+                // In place the larger buffer is both; where the smaller one lies in it, `call` says.
+                let from = if form == Form::InPlace { output.address() } else { input.address() };
+                // SAFETY: the row has given the buffers their lengths, and they stay until the stream was waited for.
+                return unsafe { nccl.call(row, form, from, output.address(), gpu.stream.raw()) };
+            }
+            Carrier::Device(gpu) => gpu,
+            Carrier::Host => unreachable!("buffers are on a device"),
+        };
+        let comm = comm.on(&gpu.stream);
+        match kind {
+            Kind::OutOfPlace(call) => comm.call(*call, input, output),
+            Kind::InPlace(call) => comm.call_in_place(*call, output),
+            Kind::SendRecv { .. } => unreachable!("the plan has refused it"),
+            Kind::OutOfPlaceV(call, ins, outs) => comm.call_v(*call, (input, ins.into()), (output, outs.into())),
+            Kind::InPlaceV(call, blocks) => comm.call_v_in_place(*call, output, blocks.into()),
+            Kind::Barrier => comm.barrier(),
+        }
+    }
+
+    /// Make the call and wait until it is done.
+    #[inline]
+    fn call_and_wait(&mut self) -> Result<()> {
+        self.call()?;
+        match self.carrier {
+            Carrier::Host => Ok(()),
+            Carrier::Device(gpu) => self.comm.on(&gpu.stream).synchronize(),
+            Carrier::Nccl(gpu, _) => gpu.wait(),
         }
     }
 
     /// The time of `calls` calls.
-    fn repeat(&mut self, calls: usize) -> Result<Duration> {
+    fn repeat(&mut self, calls: usize) -> Result<Lap> {
+        if let Some(gpu) = self.carrier.gpu() {
+            let lap = gpu.lap(|| (0..calls).try_for_each(|_| self.call()));
+            // The stream may have come to its end because a verdict let it go.
+            return self.comm.verdict().map_or(lap, |verdict| Err(Error::Failed { rank: self.comm.rank(), verdict }));
+        }
         let start = Instant::now();
         for _ in 0..calls {
             self.call()?;
         }
-        Ok(start.elapsed())
+        Ok(Lap { host: start.elapsed().as_secs_f64() * 1e6, stream: 0.0 })
     }
 
     /// The time of each of `calls` calls, in nanoseconds.
@@ -196,7 +308,7 @@ impl<'a> Caller<'a> {
         let mut samples = Vec::with_capacity(calls);
         for _ in 0..calls {
             let start = Instant::now();
-            self.call()?;
+            self.call_and_wait()?;
             samples.push(start.elapsed().as_nanos() as u64);
         }
         Ok(samples)
@@ -210,10 +322,10 @@ mod tests {
     #[test]
     fn percentiles_are_samples() {
         let samples: Vec<u64> = (1..=200).collect();
-        assert_eq!(percentile(&samples, 50), 100e-9);
-        assert_eq!(percentile(&samples, 99), 198e-9);
-        assert_eq!(percentile(&[7], 99), 7e-9);
-        assert_eq!(percentile(&[7, 9], 50), 7e-9);
+        assert_eq!(percentile(&samples, 50), 0.1);
+        assert_eq!(percentile(&samples, 99), 0.198);
+        assert_eq!(percentile(&[7], 99), 0.007);
+        assert_eq!(percentile(&[7, 9], 50), 0.007);
     }
 
     #[test]

@@ -10,8 +10,10 @@
 //! * `measure`: the timing loops of one row;
 //! * `row`, `buffer`: what lies in memory before and after a call, and the check of it;
 //! * [`values`], `minifloat`: inputs that make every reduction exact, and the expected results;
-//! * [`operation`], [`report`]: sizes, bandwidths, the table and the JSON file.
+//! * [`operation`], [`report`]: sizes, bandwidths, the table and the JSON file;
+//! * [`cuda`]: the same on CUDA devices, and programs that measure what only those have.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
@@ -19,6 +21,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use crate::Error;
 
 mod buffer;
+pub mod cuda;
 pub mod flags;
 mod measure;
 mod minifloat;
@@ -31,6 +34,7 @@ pub mod values;
 
 pub use flags::Flags;
 pub use operation::Operation;
+pub use row::Traffic;
 
 /// Arguments of `maypole perf`.
 #[derive(clap::Args, Clone, Debug)]
@@ -47,7 +51,10 @@ pub struct PerfArgs {
 /// Run `maypole perf`. Exit code 0 if everything that was checked was right, 1 if an element was wrong or the run
 /// failed, 2 if the flags make no sense, in which case nothing was started.
 pub fn run(args: PerfArgs) -> ExitCode {
-    let outcome = flags::Plan::new(args.operation, args.flags).and_then(|plan| ranks::run(&plan));
+    finish(flags::Plan::new(args.operation, args.flags).and_then(|plan| ranks::run(&plan)))
+}
+
+fn finish(outcome: crate::Result<ExitCode>) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
@@ -55,6 +62,39 @@ pub fn run(args: PerfArgs) -> ExitCode {
             ExitCode::from(if matches!(error, Error::Setting { .. }) { 2 } else { 1 })
         }
     }
+}
+
+/// NCCL's collectives by the same loops, in the same table: how long each takes on devices, every element checked.
+///
+/// The ranks meet as Maypole's do, by --ranks or a launcher, and NCCL's id comes to them through Maypole. Several ranks on
+/// one device need NCCL 2.30 or later and NCCL_MULTI_RANK_GPU_ENABLE=1.
+#[derive(Parser)]
+#[command(name = "nccl_perf", version, max_term_width = 120)]
+struct NcclBinary {
+    /// NCCL's library
+    #[arg(long, default_value = "libnccl.so.2", value_name = "FILE")]
+    library: PathBuf,
+    #[command(flatten)]
+    args: PerfArgs,
+}
+
+/// The `main` of `nccl_perf`.
+pub fn nccl_main() -> ExitCode {
+    let NcclBinary { library, args } = NcclBinary::parse();
+    let plan = || -> crate::Result<flags::Plan> {
+        let flags = Flags { device: flags::Device::Cuda, ..args.flags };
+        let plan = flags::Plan { nccl: Some(library), ..flags::Plan::new(args.operation, flags)? };
+        let refused = plan.combinations().into_iter().find(|(_, op)| !cuda::nccl::takes(plan.operation, *op));
+        let expected = "NCCL has no such operation; it has all_reduce, reduce, broadcast, all_gather, reduce_scatter, \
+                        all_to_all, gather, scatter and send_recv, with sum, prod, min, max and avg";
+        let (name, expected) = (plan.operation.name(), expected.to_string());
+        let value = |op: Option<operation::NamedOp>| op.map_or(String::new(), |op| format!(" {}", op.name()));
+        match refused {
+            Some((_, op)) => Err(Error::Setting { name: name.to_string(), value: value(op), expected }),
+            None => Ok(plan),
+        }
+    };
+    finish(plan().and_then(|plan| ranks::run(&plan)))
 }
 
 /// A perf binary's command line.

@@ -7,19 +7,35 @@ use std::process::ExitCode;
 use super::flags::Plan;
 use super::session;
 use crate::command::run::ranks_of;
-use crate::{Communicator, Error, Result};
+use crate::{Communicator, Config, Error, Result};
 
 /// Variables by which launchers number the ranks they start.
 const LAUNCHERS: [&str; 4] = ["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"];
 
 /// Run the plan with the ranks that it asks for. Success if everything that was checked was right, on all of them.
 ///
-/// # Errors [`Error::Setting`] if `--ranks` is given to a process that a launcher started as a rank; what
-/// [`session::run`] returns.
+/// # Errors
+/// [`Error::Setting`] if `--ranks` is given to a process that a launcher started as a rank; what [`session::run`]
+/// returns.
 pub fn run(plan: &Plan) -> Result<ExitCode> {
-    let Some(ranks) = plan.flags.ranks else {
-        let comm = Communicator::from_env_with(plan.config.clone())?;
-        return Ok(verdict(session::run(plan, &comm, &mut io::stdout())?));
+    let flags = &plan.flags;
+    start(flags.ranks, flags.threads, &plan.config, &|comm| session::run(plan, comm, &mut io::stdout()))
+}
+
+/// Run `rank` on every rank: of `ranks` threads, of as many processes started here, or of those that a launcher started.
+/// Success if it says that all was right on all of them.
+///
+/// # Errors
+/// As [`run`].
+pub fn start(
+    ranks: Option<usize>,
+    as_threads: bool,
+    config: &Config,
+    rank: &(dyn Fn(&Communicator) -> Result<bool> + Sync),
+) -> Result<ExitCode> {
+    let Some(ranks) = ranks else {
+        let comm = Communicator::from_env_with(config.clone())?;
+        return Ok(verdict(rank(&comm)?));
     };
     if let Some(variable) = LAUNCHERS.into_iter().find(|name| std::env::var_os(name).is_some()) {
         return Err(Error::Setting {
@@ -28,7 +44,7 @@ pub fn run(plan: &Plan) -> Result<ExitCode> {
             expected: format!("a launcher has started this process as a rank ({variable} is set); leave --ranks out"),
         });
     }
-    if plan.flags.threads { threads(plan, ranks).map(verdict) } else { processes(ranks) }
+    if as_threads { threads(ranks, config, rank).map(verdict) } else { processes(ranks) }
 }
 
 fn verdict(right: bool) -> ExitCode {
@@ -36,11 +52,10 @@ fn verdict(right: bool) -> ExitCode {
 }
 
 /// Ranks as threads; the first error wins.
-fn threads(plan: &Plan, ranks: usize) -> Result<bool> {
-    let comms = Communicator::threads_with(ranks, plan.config.clone())?;
+fn threads(ranks: usize, config: &Config, rank: &(dyn Fn(&Communicator) -> Result<bool> + Sync)) -> Result<bool> {
+    let comms = Communicator::threads_with(ranks, config.clone())?;
     std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            comms.into_iter().map(|comm| scope.spawn(move || session::run(plan, &comm, &mut io::stdout()))).collect();
+        let workers: Vec<_> = comms.into_iter().map(|comm| scope.spawn(move || rank(&comm))).collect();
         let outcomes: Vec<Result<bool>> =
             workers.into_iter().map(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
         outcomes.into_iter().try_fold(true, |okay, outcome| Ok(okay & outcome?))
@@ -51,7 +66,7 @@ fn threads(plan: &Plan, ranks: usize) -> Result<bool> {
 fn processes(ranks: usize) -> Result<ExitCode> {
     let program = std::env::current_exe().map_err(|e| Error::system("finding this program's own file", e))?;
     let arguments = without_ranks(std::env::args_os().skip(1));
-    let ranks = u32::try_from(ranks).expect("the plan has bounded it");
+    let ranks = u32::try_from(ranks).map_err(|e| Error::system("starting ranks", e))?;
     Ok(ranks_of([vec![program.into_os_string()], arguments].concat(), ranks))
 }
 

@@ -5,10 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::cuda::DeviceInfo;
 use super::flags::{Choice, Plan, StepBy};
 use super::measure::Measured;
 use super::operation::NamedOp;
-use super::row::Row;
+use super::row::{Row, Traffic};
 use crate::DataType;
 
 /// One rank's place.
@@ -20,6 +21,9 @@ pub struct RankInfo {
     pub host: String,
     /// Its process.
     pub pid: u32,
+    /// What identifies its device, where buffers are in a device's memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 /// One row in one form. Times are microseconds per call, bandwidths 10^9 bytes per second.
@@ -37,11 +41,18 @@ pub struct Figures {
     pub time_median: f64,
     /// 99th percentile of the time.
     pub time_p99: f64,
+    /// On a device: mean time by the stream's clock. (The others are the host's: the mean of calls queued in a row, median
+    /// and percentile of calls that are waited for.)
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_stream: Option<f64>,
+    /// On a device: what the device with most to do must read and write, at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
 }
 
 impl Figures {
     /// The figures of a measured row that moves `size` shown bytes.
-    pub fn new(row: &Row, size: usize, measured: Measured) -> Figures {
+    pub fn new(row: &Row, size: usize, measured: Measured, traffic: Option<Traffic>) -> Figures {
         let (alg_bw, bus_bw) = row.operation.bandwidths(size, measured.mean * 1e-6, row.ranks);
         Figures {
             time: measured.mean,
@@ -50,6 +61,8 @@ impl Figures {
             nwrong: measured.wrong,
             time_median: measured.median,
             time_p99: measured.p99,
+            time_stream: measured.stream,
+            traffic,
         }
     }
 }
@@ -79,6 +92,8 @@ pub struct ResultRow {
 pub struct Report {
     /// Maypole's version.
     pub version: &'static str,
+    /// Whose collectives: `maypole`, or `nccl` and its version.
+    pub library: String,
     /// What was measured.
     pub collective: &'static str,
     /// Seconds since 1970 at the start.
@@ -89,6 +104,9 @@ pub struct Report {
     pub config: ConfigInfo,
     /// Rank 0's machine.
     pub host: HostInfo,
+    /// Rank 0's device, where buffers are in a device's memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceInfo>,
     /// Where the ranks ran.
     pub ranks: Vec<RankInfo>,
     /// The table.
@@ -133,6 +151,8 @@ pub struct ConfigInfo {
     pub check: usize,
     /// How ranks' times became one.
     pub average: &'static str,
+    /// Whether buffers were in registered memory.
+    pub registered: bool,
 }
 
 /// The machine on which the figures were taken.
@@ -166,10 +186,11 @@ fn now() -> u64 {
 
 impl Report {
     /// A report without rows.
-    pub fn new(plan: &Plan, ranks: Vec<RankInfo>) -> Report {
+    pub fn new(plan: &Plan, library: String, ranks: Vec<RankInfo>, device: Option<DeviceInfo>) -> Report {
         let flags = &plan.flags;
         Report {
             version: env!("CARGO_PKG_VERSION"),
+            library,
             collective: plan.operation.name(),
             start_time: now(),
             end_time: now(),
@@ -188,8 +209,10 @@ impl Report {
                 agg_iters: flags.agg_iters,
                 check: flags.check,
                 average: ["rank 0", "average", "min", "max"][flags.average as usize],
+                registered: flags.registered,
             },
             host: HostInfo::here(),
+            device,
             ranks,
             results: Vec::new(),
             out_of_bounds: OutOfBounds { count: 0, okay: true },
@@ -228,9 +251,14 @@ impl Report {
             c.minbytes, c.maxbytes, c.step, c.warmup_iters, c.agg_iters, c.check, c.average
         );
         let _ = writeln!(text, "# transport {} algorithm {algorithm}", c.transport);
+        if let Some(device) = &self.device {
+            let registered = if c.registered { ", registered" } else { "" };
+            let _ = writeln!(text, "# buffers on {}{registered}; collectives of {}", device.name, self.library);
+        }
         let _ = writeln!(text, "#");
         for rank in &self.ranks {
-            let _ = writeln!(text, "#  Rank {:3}  Pid {:7}  on {}", rank.rank, rank.pid, rank.host);
+            let device = rank.device.as_ref().map_or(String::new(), |uuid| format!("  device {uuid}"));
+            let _ = writeln!(text, "#  Rank {:3}  Pid {:7}  on {}{device}", rank.rank, rank.pid, rank.host);
         }
         let _ = writeln!(text, "#");
         let form = |name: &str| format!("{name:^39}");

@@ -4,9 +4,10 @@
 use std::ops::Range;
 
 use super::buffer::Buffer;
+use super::cuda::Gpu;
 use super::operation::{NamedOp, Operation};
 use super::values::Values;
-use crate::{Call, Collective, DataType, ReduceOp};
+use crate::{Call, Collective, DataType, ReduceOp, Result};
 
 /// Whether input and output are one buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,18 @@ pub struct Buffers {
     pub input: Buffer,
     /// Output of out-of-place calls; input and output of in-place calls.
     pub output: Buffer,
+}
+
+impl Buffers {
+    /// Carry both to the device, if that is where they are.
+    pub fn upload(&mut self, gpu: Option<&Gpu>) -> Result<()> {
+        gpu.map_or(Ok(()), |gpu| self.input.upload(gpu).and_then(|()| self.output.upload(gpu)))
+    }
+
+    /// Carry both back.
+    pub fn download(&mut self, gpu: Option<&Gpu>) -> Result<()> {
+        gpu.map_or(Ok(()), |gpu| self.input.download(gpu).and_then(|()| self.output.download(gpu)))
+    }
 }
 
 /// Where expected data comes from.
@@ -192,6 +205,9 @@ impl Row {
         wrong
     }
 }
+
+mod traffic;
+pub use traffic::Traffic;
 
 #[cfg(test)]
 mod tests;

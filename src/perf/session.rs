@@ -1,14 +1,17 @@
 //! A whole run on one rank: every type, operation, root and size, printed row by row by rank 0.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 
 use super::buffer::Buffer;
-use super::flags::Plan;
-use super::measure::{Effort, measure};
+use super::cuda::nccl::Nccl;
+use super::cuda::{DeviceInfo, Gpu};
+use super::flags::{Device, Plan};
+use super::measure::{Carrier, Effort, measure};
 use super::operation::{NamedOp, Operation};
 use super::report::{Figures, RankInfo, Report, ResultRow, figures, parameters};
-use super::row::{Buffers, Form, Row};
+use super::row::{Buffers, Form, Row, Traffic};
 use crate::{Communicator, DataType, Error, Result};
 
 /// Run the plan on this rank; every rank of `comm` must do so. Rank 0 writes the table to `out` and the JSON file.
@@ -36,6 +39,10 @@ struct Session<'a> {
     report: Report,
     buffers: Buffers,
     effort: Effort,
+    /// The communicator of NCCL's, where that is what is measured. Dropped before the device.
+    nccl: Option<Nccl>,
+    /// This rank's device, where buffers are in its memory.
+    gpu: Option<Gpu>,
     /// How the latest row was run.
     how: String,
     /// The next unused seed; the same on all ranks.
@@ -52,9 +59,21 @@ impl<'a> Session<'a> {
             _ => None,
         };
         let largest = if plan.operation.is_barrier() { 0 } else { plan.flags.max_bytes };
-        let buffer = || if plan.flags.registered { Buffer::registered(comm, largest) } else { Buffer::new(largest) };
+        let gpu = (plan.flags.device == Device::Cuda).then(|| Gpu::of(comm)).transpose()?;
+        let nccl = match (&plan.nccl, &gpu) {
+            (Some(library), Some(gpu)) => Some(gpu.within(|| Nccl::new(library, comm))?),
+            _ => None,
+        };
+        let registered = plan.flags.registered;
+        let buffer = || match &gpu {
+            Some(gpu) => Buffer::on_device(comm, gpu, largest, registered),
+            None if registered => Buffer::registered(comm, largest),
+            None => Buffer::new(largest),
+        };
         let buffers = Buffers { input: buffer()?, output: buffer()? };
-        let report = Report::new(plan, introduce(comm)?);
+        let device = gpu.as_ref().map(Gpu::info);
+        let library = nccl.as_ref().map_or("maypole".to_string(), |nccl| format!("nccl {}", nccl.version()));
+        let report = Report::new(plan, library, introduce(comm, device.as_ref())?, device);
         let flags = &plan.flags;
         let effort = Effort {
             iters: flags.iters,
@@ -71,6 +90,8 @@ impl<'a> Session<'a> {
             report,
             buffers,
             effort,
+            nccl,
+            gpu,
             how: String::new(),
             seed: 0,
         };
@@ -107,7 +128,7 @@ impl<'a> Session<'a> {
         let count = operation.count(size, dtype, ranks);
         let row = Row { operation, dtype, op, root, count, rank, ranks };
         let size = operation.shown_size(count, dtype, ranks);
-        if let Some(collective) = operation.collective() {
+        if let (Some(collective), None) = (operation.collective(), &self.gpu) {
             let variable = matches!(operation, Operation::Variable(_)).then(|| size / dtype.size());
             let how = self.comm.describe(&row.call(collective), variable)?;
             if how != self.how {
@@ -135,9 +156,15 @@ impl<'a> Session<'a> {
     }
 
     fn form(&mut self, row: &Row, size: usize, form: Form) -> Result<Figures> {
-        let measured = measure(self.comm, row, form, self.effort, self.seed, &mut self.buffers)?;
+        let carrier = match (&self.gpu, &self.nccl) {
+            (Some(gpu), Some(nccl)) => Carrier::Nccl(gpu, nccl),
+            (Some(gpu), None) => Carrier::Device(gpu),
+            (None, _) => Carrier::Host,
+        };
+        let measured = measure(self.comm, carrier, row, form, self.effort, self.seed, &mut self.buffers)?;
         self.seed += 1 + self.effort.check as u64;
-        Ok(Figures::new(row, size, measured))
+        let traffic = self.gpu.is_some().then(|| busiest(&self.report.ranks, row, form));
+        Ok(Figures::new(row, size, measured, traffic))
     }
 
     /// Write to the reader, at once, so that a long run shows how far it is.
@@ -159,20 +186,37 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Where every rank runs.
-fn introduce(comm: &Communicator) -> Result<Vec<RankInfo>> {
-    const RECORD: usize = 128;
+/// What the device that has most to do must read and write for a row.
+fn busiest(ranks: &[RankInfo], row: &Row, form: Form) -> Traffic {
+    let mut devices: BTreeMap<(&str, Option<&str>), Traffic> = BTreeMap::new();
+    for rank in ranks {
+        let part = devices.entry((&rank.host, rank.device.as_deref())).or_default();
+        *part = *part + Row { rank: rank.rank, ..*row }.traffic(form);
+    }
+    devices.into_values().max_by_key(|traffic| traffic.total()).unwrap_or_default()
+}
+
+/// Where every rank runs, and on which device.
+fn introduce(comm: &Communicator, device: Option<&DeviceInfo>) -> Result<Vec<RankInfo>> {
+    const RECORD: usize = 256;
+    const DEVICE: usize = 132;
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut mine = [0u8; RECORD];
     mine[..4].copy_from_slice(&std::process::id().to_le_bytes());
-    let length = host.len().min(RECORD - 4);
-    mine[4..4 + length].copy_from_slice(&host.as_bytes()[..length]);
+    let mut put = |at: usize, end: usize, text: &str| {
+        let length = text.len().min(end - at);
+        mine[at..at + length].copy_from_slice(&text.as_bytes()[..length]);
+    };
+    put(4, DEVICE, &host);
+    put(DEVICE, RECORD, device.map_or("", |device| &device.uuid));
     let mut all = vec![0u8; RECORD * comm.size()];
     comm.all_gather(&mine, &mut all)?;
-    let ranks = all.chunks_exact(RECORD).enumerate().map(|(rank, record)| {
-        let (pid, host) = record.split_at(4);
-        let host = String::from_utf8_lossy(host).trim_end_matches('\0').to_string();
-        RankInfo { rank, host, pid: u32::from_le_bytes(pid.try_into().expect("4 bytes")) }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_string();
+    let ranks = all.chunks_exact(RECORD).enumerate().map(|(rank, record)| RankInfo {
+        rank,
+        host: text(&record[4..DEVICE]),
+        pid: u32::from_le_bytes(record[..4].try_into().expect("4 bytes")),
+        device: Some(text(&record[DEVICE..])).filter(|uuid| !uuid.is_empty()),
     });
     Ok(ranks.collect())
 }

@@ -14,8 +14,9 @@ fn report() -> (Plan, Report) {
     let operation: Operation = "all_reduce".parse().unwrap();
     let flags = Line::parse_from(["all_reduce_perf", "-b", "1M", "-e", "1M", "-n", "20"]).flags;
     let plan = Plan::new(operation, flags).unwrap();
-    let ranks = (0..4).map(|rank| RankInfo { rank, host: "pole".into(), pid: 100 + rank as u32 }).collect();
-    let report = Report::new(&plan, ranks);
+    let ranks =
+        (0..4).map(|rank| RankInfo { rank, host: "pole".into(), pid: 100 + rank as u32, device: None }).collect();
+    let report = Report::new(&plan, "maypole".into(), ranks, None);
     (plan, report)
 }
 
@@ -30,15 +31,15 @@ fn row(wrong: Option<u64>) -> ResultRow {
         rank: 0,
         ranks: 4,
     };
-    let measured = |mean, wrong| Measured { mean, median: mean - 1.0, p99: mean + 1.0, wrong };
+    let measured = |mean, wrong| Measured { mean, median: mean - 1.0, p99: mean + 1.0, stream: None, wrong };
     ResultRow {
         size: 1 << 20,
         count: 1 << 18,
         dtype: dtype.name(),
         redop: "sum",
         root: -1,
-        out_of_place: Figures::new(&row, 1 << 20, measured(500.0, wrong)),
-        in_place: Some(Figures::new(&row, 1 << 20, measured(1000.0, wrong))),
+        out_of_place: Figures::new(&row, 1 << 20, measured(500.0, wrong), None),
+        in_place: Some(Figures::new(&row, 1 << 20, measured(1000.0, wrong), None)),
     }
 }
 

@@ -1,0 +1,116 @@
+//! The least that a row must read and write: the floor that a memory's speed sets, whatever the algorithm.
+//!
+//! Every rank writes its own output once. What it copies there is read once, also if several ranks read the same block;
+//! what it reduces, each operand is read once by one rank, and where all ranks get the result (all-reduce) each writes
+//! its copy without reading it again. Staging, and reading partial results a second time, are not in it: they are what
+//! an algorithm pays on top. So an all-reduce of S bytes on n ranks has the floor 2nS, and so have all-gather and
+//! all-to-all of S bytes in the larger buffer, and a broadcast of S.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Form, Row};
+use crate::Collective;
+
+/// Bytes read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes read.
+    pub read: usize,
+    /// Bytes written.
+    pub written: usize,
+}
+
+impl Traffic {
+    /// Read and written together, as a copy's speed is counted.
+    pub fn total(self) -> usize {
+        self.read + self.written
+    }
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Traffic;
+    fn add(self, other: Traffic) -> Traffic {
+        Traffic { read: self.read + other.read, written: self.written + other.written }
+    }
+}
+
+impl Row {
+    /// This rank's part of the floor. Rows of one rank in place have none: nothing need move.
+    pub fn traffic(&self, form: Form) -> Traffic {
+        let (input, output) = (self.bytes(self.blocks_in()), self.bytes(self.blocks_out()));
+        let moved = |bytes| Traffic { read: bytes, written: bytes };
+        if form == Form::InPlace && self.ranks == 1 {
+            return Traffic::default();
+        }
+        // In place the block that a rank has from itself is where it belongs.
+        let own = |there: bool| match form {
+            Form::InPlace if there => {
+                self.operation.block(self.rank, self.rank, self.count, self.ranks).1 * self.dtype.size()
+            }
+            _ => 0,
+        };
+        let at_root = self.rank == self.root;
+        let Some(collective) = self.operation.collective() else {
+            return moved(output);
+        };
+        match collective {
+            Collective::Barrier => Traffic::default(),
+            Collective::AllReduce | Collective::Scan => Traffic { read: input, written: output },
+            // The last rank's input is in nobody's result, and the first has no result.
+            Collective::ExclusiveScan => {
+                Traffic { read: if self.rank + 1 < self.ranks { input } else { 0 }, written: output }
+            }
+            Collective::Reduce => Traffic { read: input, written: output },
+            Collective::ReduceScatter => Traffic { read: input, written: output },
+            Collective::Broadcast if form == Form::InPlace && at_root => Traffic::default(),
+            Collective::Broadcast => moved(output),
+            Collective::Scatter => moved(output - own(at_root)),
+            Collective::Gather if !at_root => Traffic::default(),
+            Collective::AllGather | Collective::Gather | Collective::AllToAll => moved(output - own(true)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DataType;
+    use crate::perf::operation::{NamedOp, Operation};
+
+    /// The sum over all ranks of `name`, with 100 elements of 4 bytes per block.
+    fn total(name: &str, ranks: usize, form: Form) -> Traffic {
+        let operation: Operation = name.parse().unwrap();
+        let op = operation.reduces().then_some(NamedOp::Sum);
+        (0..ranks)
+            .map(|rank| {
+                Row { operation, dtype: DataType::F32, op, root: 1 % ranks, count: 100, rank, ranks }.traffic(form)
+            })
+            .fold(Traffic::default(), |a, b| a + b)
+    }
+
+    #[test]
+    fn two_ranks_read_and_write_what_the_text_says() {
+        let both = |name| (total(name, 2, Form::OutOfPlace), total(name, 2, Form::InPlace));
+        let t = |read, written| Traffic { read, written };
+        assert_eq!(both("all_reduce"), (t(800, 800), t(800, 800)));
+        assert_eq!(both("all_gather"), (t(1600, 1600), t(800, 800)));
+        assert_eq!(both("all_to_all"), (t(1600, 1600), t(800, 800)));
+        assert_eq!(both("broadcast"), (t(800, 800), t(400, 400)));
+        assert_eq!(both("reduce"), (t(800, 400), t(800, 400)));
+        assert_eq!(both("reduce_scatter"), (t(1600, 800), t(1600, 800)));
+        assert_eq!(both("gather"), (t(800, 800), t(400, 400)));
+        assert_eq!(both("scatter"), (t(800, 800), t(400, 400)));
+        assert_eq!(both("exclusive_scan").0, t(400, 400));
+        assert_eq!(both("all_gather_v"), both("all_gather"));
+        assert_eq!(both("send_recv").0, t(800, 800));
+        assert_eq!(both("barrier").0, t(0, 0));
+    }
+
+    #[test]
+    fn one_rank_in_place_moves_nothing() {
+        for operation in Operation::all().filter(|o| o.has_in_place()) {
+            assert_eq!(total(operation.name(), 1, Form::InPlace), Traffic::default(), "{}", operation.name());
+        }
+        assert_eq!(total("all_reduce", 1, Form::OutOfPlace).total(), 800);
+    }
+}
