@@ -34,28 +34,46 @@ INLINE u64 thread_count() {
     return (u64)gridDim.x * blockDim.x;
 }
 
-// Finds the sources and publishes the header; false if a source belongs to another operation. Every thread finds the
-// same, so all of them or none go on.
+// Reports a foreign header. Only one thread does, and the jobs of a rank follow each other, so it takes no atomic
+// operation, which not every bus has.
+static __device__ __noinline__ void report(const Job &job, const Source &source) {
+    if (job.poison) *job.poison = 1;
+    volatile u32 *peer = &job.trouble->peer;
+    if (*peer != 0) return;
+    job.trouble->ours = job.digest;
+    job.trouble->theirs = *source.header;
+    __threadfence_system();
+    *peer = source.peer + 1;
+}
+
+// Finds the sources and publishes the header; false if a source belongs to another operation, or one of an earlier job
+// did. Every thread finds the same, so all of them or none go on.
 INLINE bool begin(const Job &job, Inputs &inputs) {
-    for (u32 s = 0; s < job.sources; s++) {
+    bool first = thread_index() == 0;
+    // Loaded before the headers are waited for.
+    u32 poison = job.poison ? *(volatile u32 *)job.poison : 0;
+    bool foreign = false;
+    for (u32 s = 0; s < job.sources && !foreign; s++) {
         const Source &source = job.source[s];
         const u8 *at = source.at;
         const Header *header = source.header;
         if (header) {
             if (header->digest != job.digest) {
-                // One thread writes, and the jobs of a rank follow each other: no need for an atomic operation, which
-                // not every bus has.
-                volatile u32 *trouble = job.trouble;
-                if (thread_index() == 0 && *trouble == 0) *trouble = source.peer + 1;
-                return false;
+                if (first) report(job, source);
+                foreign = true;
             }
             u64 allocation = header->allocation;
-            if (allocation) at = source.bases[allocation] + header->offset + source.loan;
+            if (allocation && !foreign) at = source.bases[allocation] + header->offset + source.loan;
         }
         inputs.at[s] = at;
     }
-    if (job.publish && thread_index() == 0) *job.publish = job.head;
-    return true;
+    bool sound = !foreign && poison == 0;
+    if (job.publish && first) {
+        Header head = job.head;
+        if (!sound) head.digest = 0;
+        *job.publish = head;
+    }
+    return sound;
 }
 
 // The 16 bytes at any address, of which the first `bytes` (1 to 16) count. Reads the aligned vectors that these lie in

@@ -46,6 +46,10 @@ static thread_local HostIndex gridDim, blockDim, blockIdx, threadIdx;
     }                                                                                                                  \
     static void name##_thread(const Parameter &parameter)
 
+static inline void __threadfence_system() {
+    __sync_synchronize();
+}
+
 static inline unsigned __float_as_uint(float value) {
     unsigned bits;
     memcpy(&bits, &value, sizeof bits);

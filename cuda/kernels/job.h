@@ -4,7 +4,9 @@
 // A job reads up to eight sources and writes one result to one or two places. A source is plain memory or lies behind a
 // header, which another rank wrote: in that rank's staging memory, or in a buffer of its user that was registered and
 // is lent for the duration of the operation. The header says which, and of which operation it is; if that is not the
-// job's, the job writes nothing but the peer's number into `trouble`.
+// job's, the job reports it and writes no data. Neither does any job of that rank from then on: `poison` says so. What it
+// should publish it then publishes under a digest that no operation has, so that nobody takes for a result what lies
+// there from before.
 
 #pragma once
 
@@ -25,7 +27,20 @@ struct Header {
     u64 allocation;
     // Where the published region begins in that allocation, in bytes.
     u64 offset;
-    u64 unused[5];
+    // The whole fingerprint, for hosts that want to know whose header this is.
+    u64 operation[4];
+    u64 unused;
+};
+
+// What a rank's first foreign header is reported in: host memory that its devices reach.
+struct Trouble {
+    // Who wrote the header, plus one; 0: none was found. Written last.
+    u32 peer;
+    // The digest of the job that found it.
+    u32 ours;
+    u32 reserved[14];
+    // The header.
+    Header theirs;
 };
 
 struct Source {
@@ -65,13 +80,16 @@ struct Job {
     // What the sources' headers must say.
     u32 digest;
     u32 reserved;
-    // Where the first peer whose header is another operation's goes, plus one. 0 if no source has a header.
-    u32 *trouble;
+    // Where a header of another operation is reported. 0 if no source has a header.
+    Trouble *trouble;
+    // A word of this rank's in device memory that is not 0 once a header was foreign; 0 if nobody keeps one.
+    u32 *poison;
 };
 
 static_assert(sizeof(Header) == 64, "the header is 64 bytes");
 static_assert(sizeof(Source) == 40, "no padding");
-static_assert(sizeof(Job) == 456, "as in Rust");
+static_assert(sizeof(Trouble) == 128, "as in Rust");
+static_assert(sizeof(Job) == 464, "as in Rust");
 
 // The order of ReduceOp in collectives/src/op.rs. The last, an operation of the user's own, has no kernel.
 enum Op : u32 { SUM, PROD, MIN, MAX, AVG, PREMULSUM, AND, OR, XOR };

@@ -21,8 +21,25 @@ pub struct Header {
     pub allocation: u64,
     /// Where the published region begins in that allocation, in bytes.
     pub offset: u64,
+    /// The whole fingerprint, 32 bytes, for hosts that find the header in a [`Trouble`].
+    pub operation: [u64; 4],
     /// 0.
-    pub unused: [u64; 5],
+    pub unused: u64,
+}
+
+/// Where a rank's kernels report the first header that was of another operation. In host memory that they reach, and
+/// that they write while the host reads: the host looks at `peer` as an atomic, and at the rest once that is not 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Trouble {
+    /// The rank that wrote the header, plus one; 0: none was foreign. Written last, for good.
+    pub peer: u32,
+    /// The digest of the job that found it.
+    pub ours: u32,
+    /// 0.
+    pub reserved: [u32; 14],
+    /// The header.
+    pub theirs: Header,
 }
 
 /// Bytes of a [`Header`]: what follows it is as aligned as itself.
@@ -79,12 +96,16 @@ pub struct Job {
     pub factor: u64,
     /// What the sum is divided by in the end; 0 or 1: nothing.
     pub divide: u64,
-    /// What the headers of the sources must say. If one does not, the job writes nothing but `trouble`.
+    /// What the headers of the sources must say. If one does not, the job writes no data, and its own header, if it
+    /// publishes one, gets the digest 0.
     pub digest: u32,
     /// 0.
     pub reserved: u32,
-    /// A 32-bit word for the first peer, plus one, whose header is of another operation. Needed if a source has a header.
+    /// The rank's [`Trouble`]. Needed if a source has a header.
     pub trouble: u64,
+    /// A 32-bit word in device memory, 0 at first, that a job sets which finds a foreign header. Jobs that find it set do
+    /// as if they had: what they would read may be what that job has not written. 0: there is none.
+    pub poison: u64,
 }
 
 impl Job {
@@ -165,8 +186,10 @@ pub fn factor_bits(dtype: DataType, factor: f64) -> u64 {
 /// What `static_assert` says in `kernels/job.h`, and the offsets that a slip would change first.
 const _: () = {
     use std::mem::offset_of;
-    assert!(size_of::<Header>() == 64 && size_of::<Source>() == 40 && size_of::<Job>() == 456);
+    assert!(size_of::<Header>() == 64 && size_of::<Source>() == 40 && size_of::<Job>() == 464);
+    assert!(size_of::<Trouble>() == 128 && offset_of!(Trouble, theirs) == 64);
     assert!(offset_of!(Job, head) == 24 && offset_of!(Job, source) == 88 && offset_of!(Job, sources) == 408);
     assert!(offset_of!(Job, count) == 416 && offset_of!(Job, digest) == 440 && offset_of!(Job, trouble) == 448);
+    assert!(offset_of!(Job, poison) == 456 && offset_of!(Header, operation) == 24);
     assert!(offset_of!(Source, peer) == 32 && offset_of!(Header, allocation) == 8);
 };

@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use maypole_collectives::DataType;
 use parking_lot::Mutex;
 
-pub use job::{HEADER, Header, Job, MOST_SOURCES, Source, factor_bits, op_code};
+pub use job::{HEADER, Header, Job, MOST_SOURCES, Source, Trouble, factor_bits, op_code};
 
 use crate::driver::{Context, Function, Module, Result, Stream};
 
