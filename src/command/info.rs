@@ -11,7 +11,7 @@ use crate::config::{Config, KNOBS};
 use crate::error::Result;
 use crate::launch::{self, LaunchMeeting};
 
-/// Show what Maypole finds: version, processors, transports, launcher, and every setting with its default and present
+/// Show what Maypole finds: version, processors, transports, CUDA devices, launcher, and every setting with its default and present
 /// value.
 ///
 /// With --launch, say instead in one line which rank this process is, and try the launcher's way of bringing ranks
@@ -70,6 +70,9 @@ fn page() -> (String, bool) {
     line("threads", "ranks as threads of one process: always".to_string());
     line("shm", shared_memory());
     line("tcp", tcp());
+    for (number, text) in cuda().into_iter().enumerate() {
+        line(if number == 0 { "cuda" } else { "" }, text);
+    }
     line(
         "PMIx library",
         launch::pmix_library(&environment).unwrap_or_else(|_| "not found (only needed under Open MPI)".to_string()),
@@ -216,6 +219,55 @@ fn tcp() -> String {
         return "no: neither 127.0.0.1 nor ::1 can be bound".to_string();
     }
     format!("{}; interfaces: {}", families.join(" and "), interfaces.join(", "))
+}
+
+/// The CUDA driver and a line per device, or why there is none.
+fn cuda() -> Vec<String> {
+    use maypole_cuda::driver::{Context, probe};
+    let driver = match probe() {
+        Ok(driver) => driver,
+        Err(error) => return vec![error.to_string()],
+    };
+    let version = crate::perf::cuda::kernel_driver().map_or(String::new(), |version| format!(", driver {version}"));
+    let (cuda, count) = (driver.version(), driver.device_count());
+    let devices = if count == 1 { "1 device".to_string() } else { format!("{count} devices") };
+    let mut lines = vec![format!("CUDA {}.{}{version}; {devices}", cuda / 1000, cuda % 1000 / 10)];
+    let contexts: Vec<_> = (0..count).map(Context::primary).collect();
+    for (ordinal, context) in contexts.iter().enumerate() {
+        let context = match context {
+            Ok(context) => context,
+            Err(error) => {
+                lines.push(format!("device {ordinal}: cannot be used: {error}"));
+                continue;
+            }
+        };
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        let memory = context.memory().map_or_else(
+            |error| format!("memory unknown ({error})"),
+            |(free, total)| format!("{:.1} of {:.1} GiB free", gib(free), gib(total)),
+        );
+        let waits = match context.supports_memory_operations() {
+            true => "streams wait for and write words",
+            false => "no stream memory operations: host functions wait, and ranks must be processes",
+        };
+        let others = contexts.iter().enumerate().filter(|&(other, _)| other != ordinal);
+        let reached = others
+            .filter(|(_, other)| other.as_ref().is_ok_and(|other| context.reaches(other.uuid()).unwrap_or(false)));
+        let reached: Vec<String> = reached.map(|(other, _)| other.to_string()).collect();
+        let peers = match (count, reached.is_empty()) {
+            (1, _) => String::new(),
+            (_, true) => "; reaches no other device: through host memory".to_string(),
+            (_, false) => format!("; reaches the memory of {}", reached.join(", ")),
+        };
+        let (major, minor) = context.capability();
+        lines.push(format!(
+            "device {ordinal}: {} at {}, capability {major}.{minor}, {} multiprocessors, {memory}; {waits}{peers}",
+            context.name(),
+            context.pci(),
+            context.multiprocessors(),
+        ));
+    }
+    lines
 }
 
 /// Numbers as ranges: 0-3,7.
