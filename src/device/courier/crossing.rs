@@ -3,10 +3,13 @@
 //! State machines, like the lanes of the engine: each call does what can be done at once and says what it waits for.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use maypole_transports::{Receiver, Sender};
 
 use super::ring::Ring;
+use crate::device::sentry::Flag;
 use crate::engine::lane::Trouble;
 use crate::engine::links::{announce, compare};
 use crate::fingerprint::Fingerprint;
@@ -32,6 +35,19 @@ pub(crate) enum Progress {
     NeedsNetwork,
     /// Nothing is to be done.
     Idle,
+}
+
+/// What says that nothing is to be carried any more.
+pub(super) struct Signs {
+    pub watch: Arc<Watch>,
+    /// Not 0 once a job of this rank has found another operation's data.
+    pub trouble: Flag,
+}
+
+impl Signs {
+    fn are_bad(&self) -> bool {
+        self.watch.raised() || self.trouble.load(Ordering::Acquire) != 0
+    }
 }
 
 /// What is on its way through a direction.
@@ -98,7 +114,7 @@ impl Outgoing {
     }
 
     /// Send of one slot what the connection takes. Without a connection nothing but looking at the ring.
-    pub fn advance(&mut self, to: usize, tx: &mut dyn Sender, watch: &Watch) -> Result<Progress, Trouble> {
+    pub fn advance(&mut self, to: usize, tx: &mut dyn Sender, signs: &Signs) -> Result<Progress, Trouble> {
         let link = |error| Trouble::Link(to, error);
         let Outgoing { ring, cargo, unflushed } = self;
         let Some(passage) = cargo.queue.front().copied() else {
@@ -115,9 +131,10 @@ impl Outgoing {
             }
             return Ok(Progress::NeedsDevice);
         }
-        // After the word: what a stream fills that a verdict has released is not looked at. And a kernel that has seen
-        // another operation's digest leaves none here: the trouble is the sentry's to report.
-        if watch.raised() || ring.digest() != passage.operation.digest() {
+        // After the word: what a stream fills that a verdict has released is not looked at, nor what comes after a job that
+        // found another operation's data. It did nothing, and what later jobs make of that is not this operation's
+        // result, whatever their headers say. To report it is the sentry's part.
+        if signs.are_bad() || ring.digest() != passage.operation.digest() {
             return Ok(Progress::NeedsDevice);
         }
         if cargo.opened != Some(passage.operation) {
@@ -168,7 +185,7 @@ impl Incoming {
     }
 
     /// Receive into one slot what has arrived.
-    pub fn advance(&mut self, from: usize, rx: &mut dyn Receiver, watch: &Watch) -> Result<Progress, Trouble> {
+    pub fn advance(&mut self, from: usize, rx: &mut dyn Receiver, signs: &Signs) -> Result<Progress, Trouble> {
         let Incoming { ring, cargo } = self;
         let Some(passage) = cargo.queue.front().copied() else { return Ok(Progress::Idle) };
         // Compared before there is room for what follows: ranks that disagree should know soon.
@@ -182,7 +199,7 @@ impl Incoming {
             return Ok(Progress::NeedsDevice);
         }
         // After the word: once a verdict has released the streams, it does not say what may be written.
-        if watch.raised() {
+        if signs.are_bad() {
             return Ok(Progress::NeedsDevice);
         }
         let length = cargo.length(&passage, ring.bytes());
@@ -194,7 +211,7 @@ impl Incoming {
         if cargo.within < length {
             return Ok(if came == 0 { Progress::NeedsNetwork } else { Progress::Moved });
         }
-        ring.fill(passage.operation.digest());
+        ring.fill(&passage.operation);
         if cargo.step(&passage, length) {
             rx.end();
         }

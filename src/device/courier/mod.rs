@@ -51,8 +51,9 @@ use maypole_transports::wait::{Idle, Next};
 use parking_lot::{Condvar, Mutex};
 
 pub(crate) use self::crossing::Passage;
-use self::crossing::{Incoming, Outgoing, Progress};
+use self::crossing::{Incoming, Outgoing, Progress, Signs};
 pub(crate) use self::ring::Ring;
+use super::sentry::Flag;
 use crate::engine::lane::Trouble;
 use crate::engine::routes::{DEVICE, Pair, Routes};
 use crate::engine::wait::Court;
@@ -117,11 +118,12 @@ struct Inbox {
 }
 
 impl Courier {
-    /// Start the thread. `routes`: to the ranks of other hosts, for this courier alone.
+    /// Start the thread. `routes`: to the ranks of other hosts, for this courier alone. `trouble`: not 0 once a job of
+    /// this rank has found another operation's data.
     ///
     /// # Errors
     /// [`Error::System`] if there can be no thread.
-    pub fn start(routes: Routes, court: Court) -> Result<Courier> {
+    pub fn start(routes: Routes, court: Court, trouble: Flag) -> Result<Courier> {
         let rest = routes.rest().clone();
         court.watch.on_verdict(Box::new(move || rest.wake()));
         let rank = court.me;
@@ -131,7 +133,8 @@ impl Courier {
             news: AtomicBool::new(false),
             idle: Condvar::new(),
         });
-        let rounds = Rounds { shared: shared.clone(), court, lines: Vec::new(), index: HashMap::new() };
+        let signs = Signs { watch: court.watch.clone(), trouble };
+        let rounds = Rounds { shared: shared.clone(), court, signs, lines: Vec::new(), index: HashMap::new() };
         let thread = std::thread::Builder::new().name("maypole-courier".into()).spawn(move || rounds.run());
         let thread = thread.map_err(|e| Error::system(format!("rank {rank}: starting the courier's thread"), e))?;
         Ok(Courier { shared, thread: Some(thread) })
@@ -208,10 +211,10 @@ impl Line {
     }
 
     /// Both directions as far as one slot each.
-    fn advance(&mut self, routes: &Routes, court: &Court) -> std::result::Result<[Progress; 2], Box<Failure>> {
+    fn advance(&mut self, routes: &Routes, signs: &Signs) -> std::result::Result<[Progress; 2], Box<Failure>> {
         let Line { peer, channel, connection, outgoing, incoming } = self;
-        let (peer, watch) = (*peer, &*court.watch);
-        let unknown = || Fingerprint::point_to_point(0, DataType::U8, 0, (court.me, peer), 0);
+        let peer = *peer;
+        let unknown = || Fingerprint::point_to_point(0, DataType::U8, 0, (routes.me, peer), 0);
         let in_outgoing = outgoing.as_ref().and_then(Outgoing::operation);
         let in_incoming = incoming.as_ref().and_then(Incoming::operation);
         let named = |operation: Option<Fingerprint>| {
@@ -228,8 +231,8 @@ impl Line {
                 None => return Ok([Progress::NeedsNetwork; 2]),
             },
         };
-        let outward = outgoing.as_mut().map(|o| o.advance(peer, &mut **tx, watch)).transpose();
-        let inward = incoming.as_mut().map(|i| i.advance(peer, &mut **rx, watch)).transpose();
+        let outward = outgoing.as_mut().map(|o| o.advance(peer, &mut **tx, signs)).transpose();
+        let inward = incoming.as_mut().map(|i| i.advance(peer, &mut **rx, signs)).transpose();
         Ok([
             outward.map_err(named(in_outgoing))?.unwrap_or(Progress::Idle),
             inward.map_err(named(in_incoming))?.unwrap_or(Progress::Idle),
@@ -255,6 +258,7 @@ impl Line {
 struct Rounds {
     shared: Arc<Shared>,
     court: Court,
+    signs: Signs,
     lines: Vec<Line>,
     /// Where in `lines` the one to a rank on a channel is.
     index: HashMap<(usize, usize), usize>,
@@ -336,7 +340,7 @@ impl Rounds {
             if line.is_idle() {
                 continue;
             }
-            for progress in line.advance(&self.shared.routes, &self.court)? {
+            for progress in line.advance(&self.shared.routes, &self.signs)? {
                 round.moved |= progress == Progress::Moved;
                 round.device |= progress == Progress::NeedsDevice;
                 round.network |= progress == Progress::NeedsNetwork;

@@ -9,16 +9,10 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What stands at the start of a slot.
-#[derive(Clone, Copy, Default)]
-#[repr(C, align(64))]
-pub(crate) struct Header {
-    digest: u32,
-    _rest: [u32; 15],
-}
+use maypole_cuda::kernels::Header;
+use maypole_cuda::peer::HEADER;
 
-/// Bytes from the start of a slot to its data.
-pub(crate) const HEADER: usize = size_of::<Header>();
+use crate::fingerprint::Fingerprint;
 
 /// The courier's end of a ring, with the next slot for it. See the [module](self).
 pub(crate) struct Ring {
@@ -104,10 +98,10 @@ impl Ring {
         self.pass(self.freed);
     }
 
-    /// The next slot has been filled for the operation with this digest.
-    pub fn fill(&mut self, digest: u32) {
+    /// The next slot has been filled for this operation.
+    pub fn fill(&mut self, operation: &Fingerprint) {
         // SAFETY: the slot is the courier's until `pass`, and aligned for it.
-        unsafe { self.slot().cast::<Header>().write_volatile(Header { digest, ..Header::default() }) };
+        unsafe { self.slot().cast::<Header>().write_volatile(header(operation)) };
         self.pass(self.filled);
     }
 
@@ -133,4 +127,9 @@ impl Ring {
 /// Whether the count in `word` has reached `value`, as the device compares: modulo 2^32, in half the circle.
 fn has_reached(word: &AtomicU32, value: u32) -> bool {
     (word.load(Ordering::Acquire).wrapping_sub(value) as i32) >= 0
+}
+
+/// The header of what belongs to `operation`: whoever finds it in place of another's can say what it is.
+pub(super) fn header(operation: &Fingerprint) -> Header {
+    Header { digest: operation.digest(), operation: bytemuck::cast(*operation), ..Header::default() }
 }

@@ -57,13 +57,12 @@ fn exchange(rank: &Rank, size: usize, operations: u64) {
                 let mut number = 0u32;
                 for (sequence, length) in (1..=operations).flat_map(|n| lengths(n).into_iter().map(move |l| (n, l))) {
                     let mut data = vec![0; length];
-                    let digest = operation(sequence).digest();
                     let mut chunks: Vec<&mut [u8]> = data.chunks_mut(into.bytes).collect();
                     if chunks.is_empty() {
                         chunks.push(&mut []);
                     }
                     for chunk in chunks {
-                        assert!(into.take(number, digest, chunk, watch), "{:?}", watch.verdict());
+                        assert!(into.take(number, &operation(sequence), chunk, watch), "{:?}", watch.verdict());
                         number += 1;
                     }
                     let wrong = (0..length).find(|i| data[*i] != byte(peer, me, sequence, *i));
@@ -105,7 +104,7 @@ fn a_slot_travels_before_the_next_is_filled() {
                     if me == 0 {
                         assert!(slots.put(number, digest, &data, watch));
                     } else {
-                        assert!(slots.take(number, digest, &mut data, watch));
+                        assert!(slots.take(number, &operation(1), &mut data, watch));
                         assert!(data.iter().all(|byte| *byte == number as u8 + 1));
                         assert_eq!(slots.filled.load(Ordering::Acquire), number + 1, "what is not filled has not come");
                     }
@@ -141,7 +140,7 @@ fn links_do_not_wait_for_each_other() {
                 rank.courier.open(End::from(0, channel), ring.ring());
                 rank.courier.carry(&[(End::from(0, channel), passage(slots as usize * SLOT))]);
                 let mut data = vec![0; SLOT];
-                move || (0..slots).all(|number| ring.take(number, digest, &mut data, watch) && data == [7; SLOT])
+                move || (0..slots).all(|number| ring.take(number, &operation(1), &mut data, watch) && data == [7; SLOT])
             };
             if me == 0 {
                 let blocked = [outward(1, 0, MUCH as u32), outward(2, 0, MUCH as u32)];
@@ -204,11 +203,11 @@ fn waiting_costs_next_to_nothing() {
                     wait();
                     assert!(out.put(number, digest, &[number as u8; SLOT], watch));
                     rank.courier.carry(&[(from, passage)]);
-                    assert!(into.take(number, digest, &mut [0; SLOT], watch));
+                    assert!(into.take(number, &operation(sequence), &mut [0; SLOT], watch));
                 } else {
                     rank.courier.carry(&[(from, passage)]);
                     let mut data = [0; SLOT];
-                    assert!(into.take(number, digest, &mut data, watch) && data == [number as u8; SLOT]);
+                    assert!(into.take(number, &operation(sequence), &mut data, watch) && data == [number as u8; SLOT]);
                     rank.courier.carry(&[(to, passage)]);
                     assert!(out.put(number, digest, &data, watch));
                 }
@@ -245,7 +244,7 @@ fn counters_wrap() {
     for lap in 0..10u8 {
         assert!(!ring.is_filled() && ring.is_free());
         ring.room(64).fill(lap);
-        ring.fill(5);
+        ring.fill(&operation(1));
         slots.freed.fetch_add(1, Ordering::Relaxed);
     }
     assert_eq!(slots.filled.load(Ordering::Relaxed), 5);

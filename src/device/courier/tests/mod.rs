@@ -8,8 +8,9 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::AtomicU32;
 
 use maypole_collectives::schedule::Collective;
+use maypole_cuda::kernels::Header;
+use maypole_cuda::peer::HEADER;
 
-use super::ring::HEADER;
 use super::*;
 use crate::{Communicator, Config, UniqueId};
 
@@ -80,14 +81,14 @@ impl Slots {
         true
     }
 
-    /// Empty slot `number` into `data`, checking its digest. `false`: there is a verdict.
-    fn take(&self, number: u32, digest: u32, data: &mut [u8], watch: &crate::watch::Watch) -> bool {
+    /// Empty slot `number` into `data`, checking its header. `false`: there is a verdict.
+    fn take(&self, number: u32, operation: &Fingerprint, data: &mut [u8], watch: &crate::watch::Watch) -> bool {
         if !Slots::wait(&self.filled, number.wrapping_add(1), watch) {
             return false;
         }
         // SAFETY: the slot is the device's.
         unsafe {
-            assert_eq!(self.slot(number).cast::<[u32; 16]>().read()[..5], [digest, 0, 0, 0, 0], "slot {number}");
+            assert_eq!(self.slot(number).cast::<Header>().read(), ring::header(operation), "slot {number}");
             self.slot(number).add(HEADER).copy_to_nonoverlapping(data.as_mut_ptr(), data.len());
         }
         self.freed.store(number.wrapping_add(1), Ordering::Release);
@@ -100,6 +101,7 @@ struct Rank {
     comm: Communicator,
     courier: Courier,
     court: Court,
+    trouble: Arc<AtomicU32>,
 }
 
 /// Run `body` as each of `size` ranks, each on a host of its own.
@@ -116,8 +118,11 @@ fn world(size: usize, change: impl Fn(&mut Config), body: impl Fn(Rank) + Sync) 
                 let comm = Communicator::from_id(&id, rank, size, config).unwrap();
                 let routes = comm.inner.device_routes().unwrap().expect("all others are far");
                 let court = comm.inner.court();
-                let courier = Courier::start(routes, court.clone()).unwrap();
-                body(Rank { comm, courier, court });
+                let trouble = Arc::new(AtomicU32::new(0));
+                // SAFETY: the word lies where the handle says.
+                let flag = unsafe { Flag::new(&*trouble, trouble.clone()) };
+                let courier = Courier::start(routes, court.clone(), flag).unwrap();
+                body(Rank { comm, courier, court, trouble });
             });
         }
     });
