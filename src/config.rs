@@ -22,6 +22,18 @@ pub enum TransportChoice {
     Tcp,
 }
 
+/// Where the memory lies in which ranks stage what others read of their device buffers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceStaging {
+    /// On the devices, where those of a host reach each other's memory, otherwise in host memory.
+    #[default]
+    Auto,
+    /// On the devices; an error where they do not reach each other's memory.
+    Device,
+    /// In host memory, which needs no CUDA IPC.
+    Host,
+}
+
 /// Which address family TCP uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Family {
@@ -52,6 +64,12 @@ pub struct Config {
     pub window: usize,
     /// `MAYPOLE_STREAM`, bytes: the smallest write into shared memory that goes around the caches.
     pub stream: usize,
+    /// `MAYPOLE_DEVICE_WINDOW`, bytes: one publication of a rank in the staging memory of its device.
+    pub device_window: usize,
+    /// `MAYPOLE_DEVICE_FIFO`, bytes: staging memory of one link between two devices.
+    pub device_fifo: usize,
+    /// `MAYPOLE_DEVICE_STAGING`: where staging memory of devices lies.
+    pub device_staging: DeviceStaging,
     /// `MAYPOLE_TIMEOUT`, seconds: the deadline of an operation.
     pub timeout: Duration,
     /// `MAYPOLE_CONNECT_TIMEOUT`, seconds: how long ranks wait for each other at the start.
@@ -83,6 +101,9 @@ impl Default for Config {
             ring: 256 << 10,
             window: 256 << 10,
             stream: 512,
+            device_window: 16 << 20,
+            device_fifo: 2 << 20,
+            device_staging: DeviceStaging::Auto,
             timeout: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(60),
             spin: None,
@@ -170,6 +191,32 @@ pub const KNOBS: &[Knob] = &[
         default: "512",
         meaning: "smallest write into memory that ranks share that is stored around the caches, bytes",
         read: |c, v| size(v, 64, 1 << 40).map(|n| c.stream = n),
+    },
+    Knob {
+        name: "MAYPOLE_DEVICE_WINDOW",
+        default: "16M",
+        meaning: "device memory of one publication, bytes; each rank with device buffers has two",
+        read: |c, v| size(v, 4096, 1 << 30).map(|n| c.device_window = n),
+    },
+    Knob {
+        name: "MAYPOLE_DEVICE_FIFO",
+        default: "2M",
+        meaning: "device memory of one link (one direction between two ranks), bytes",
+        read: |c, v| size(v, 4096, 1 << 30).map(|n| c.device_fifo = n),
+    },
+    Knob {
+        name: "MAYPOLE_DEVICE_STAGING",
+        default: "auto",
+        meaning: "where ranks stage device buffers for others: device (needs CUDA IPC), host, or auto (device if possible)",
+        read: |c, v| {
+            c.device_staging = match v {
+                "auto" => DeviceStaging::Auto,
+                "device" => DeviceStaging::Device,
+                "host" => DeviceStaging::Host,
+                _ => return Err("expected auto, device or host"),
+            };
+            Ok(())
+        },
     },
     Knob {
         name: "MAYPOLE_TIMEOUT",

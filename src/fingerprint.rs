@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 const POINT_TO_POINT: u8 = 100;
 /// Added to a collective's code where blocks have counts of their own.
 const VARIABLE: u8 = 128;
+/// Added to the type's code where the buffers are device memory and the call is queued on a stream.
+const ON_DEVICE: u8 = 128;
 /// The count of a collective with variable counts of which every rank knows its own only.
 const EACH_ITS_OWN: u64 = u64::MAX;
 
@@ -133,6 +135,16 @@ impl Fingerprint {
         Fingerprint { plan, ..self }
     }
 
+    /// The same, on device buffers.
+    pub fn on_device(self) -> Fingerprint {
+        Fingerprint { dtype: self.dtype | ON_DEVICE, ..self }
+    }
+
+    /// Whether the buffers are device memory.
+    pub fn is_on_device(&self) -> bool {
+        self.dtype & ON_DEVICE != 0
+    }
+
     /// Whether both are the same call, run in the same way, whatever was called before.
     pub fn same_call(&self, other: &Fingerprint) -> bool {
         self.after(0) == other.after(0)
@@ -170,7 +182,7 @@ impl Fingerprint {
 
     /// Type of the elements; `None` if it came from a rank that has other types.
     pub fn dtype(&self) -> Option<DataType> {
-        DataType::ALL.get(self.dtype as usize).copied()
+        DataType::ALL.get((self.dtype & !ON_DEVICE) as usize).copied()
     }
 
     /// A 32-bit digest, never 0, for flags that have no room for the whole.
@@ -220,11 +232,13 @@ impl std::fmt::Display for Fingerprint {
             None if self.is_point_to_point() => "send/recv",
             None => "unknown",
         };
-        write!(f, "{name}{} #{}", if self.is_variable() { "_v" } else { "" }, self.sequence)?;
+        let (variable, device) =
+            (["", "_v"][self.is_variable() as usize], ["", " on device"][self.is_on_device() as usize]);
+        write!(f, "{name}{variable}{device} #{}", self.sequence)?;
         if collective == Some(&Collective::Barrier) {
             return Ok(());
         }
-        let dtype = DataType::ALL.get(self.dtype as usize).map_or("?", |d| d.name());
+        let dtype = self.dtype().map_or("?", |d| d.name());
         let shared_counts = self.is_variable() && collective.is_some_and(|c| knows_all_counts(*c));
         match self.is_variable() {
             false => write!(f, " ({} x {dtype}", self.count)?,
@@ -262,6 +276,9 @@ mod tests {
         assert!(!call.same_call(&call.run_as(1)));
         assert_ne!(call.digest(), call.after(77).digest());
         assert_eq!(call.other_side(0), None);
+        let queued = call.on_device();
+        assert!(!call.same_call(&queued) && queued.dtype() == Some(DataType::F32));
+        assert_eq!(queued.to_string(), "all_reduce on device #3 (9 x f32, sum)");
         let message = Fingerprint::point_to_point(1, DataType::F32, 9, (4, 6), 0);
         assert_eq!([4, 6, 5].map(|rank| message.other_side(rank)), [Some(6), Some(4), None]);
         assert_eq!(message.to_string(), "send/recv #1 (9 x f32, from rank 4 to rank 6)");

@@ -77,6 +77,8 @@ pub(crate) struct Tuner {
     link_credit: usize,
     window: usize,
     slice: usize,
+    /// Buffers are device memory.
+    device: bool,
     /// In which order reductions combine; see [`Order`].
     pub order: Order,
     overrides: Vec<(Option<Collective>, Algorithm)>,
@@ -103,11 +105,29 @@ impl Tuner {
             link_credit,
             window: config.window,
             slice: config.slice,
+            device: false,
             order: config.order,
             overrides,
             plans: Vec::new(),
             fresh: Vec::new(),
         }
+    }
+
+    /// The same for buffers in device memory. `window`, `link`: bytes of data that one publication and one link hold.
+    pub fn for_device(
+        place: (usize, usize),
+        links: Links,
+        hosts: Hosts,
+        config: &Config,
+        (window, link): (usize, usize),
+    ) -> Tuner {
+        // A message and the one that a rank passes on meanwhile share a link; there is no fingerprint on it.
+        Tuner { device: true, window, link_credit: link + 128, ..Tuner::new(place, links, hosts, config) }
+    }
+
+    /// Which rank is on which host.
+    pub fn hosts(&self) -> &Arc<Hosts> {
+        &self.hosts
     }
 
     /// How the ranks are linked, in words.
@@ -236,6 +256,7 @@ impl Tuner {
 
     fn choose(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
         match self.links {
+            Links::Shared if self.device => self.choose_device(collective, bytes),
             Links::Shared => self.choose_shared(collective, bytes),
             Links::Mixed | Links::Tcp => {
                 let hierarchical = self.choose_hierarchical(collective, bytes);
@@ -311,6 +332,22 @@ impl Tuner {
             }
             Collective::Scan | Collective::ExclusiveScan => (Chain, "large: a pipeline"),
             Collective::Barrier => (Dissemination, "the only choice"),
+        }
+    }
+
+    /// Where all ranks' devices reach the same staging memory. Each step costs a few commands on the stream, a few
+    /// microseconds whatever it moves, so what counts is how few steps there are one after the other.
+    fn choose_device(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
+        use Algorithm::*;
+        match collective {
+            Collective::AllReduce if bytes <= 256 << 10 || self.size == 1 => {
+                (OneShot, "small: one wait, everybody reads everything")
+            }
+            Collective::AllReduce => (TwoShot, "each element is reduced once"),
+            Collective::Broadcast if bytes > 1 << 20 && self.size > 2 => {
+                (TwoShot, "large: the root's bytes are read once, then spread")
+            }
+            _ => (OneShot, "one wait, everybody reads what it needs"),
         }
     }
 

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::Verdict;
 use crate::fingerprint::Fingerprint;
 
-/// How many of the latest operations a rank remembers.
-const REMEMBERED: usize = 64;
+/// How many of the latest operations a rank remembers: more than may be queued on streams and not have ended.
+const REMEMBERED: usize = 512;
 /// How long it counts that a rank was not heard; a waiting rank looks every half second.
 const UNHEARD: Duration = Duration::from_millis(1500);
 

@@ -130,6 +130,16 @@ pub enum Step {
 }
 
 impl Step {
+    /// The chunks, of this rank, that are as long as the message of a two-sided step.
+    pub const fn message(&self) -> Option<Region> {
+        match *self {
+            Step::Send { src, .. } => Some(src),
+            Step::Recv { dst, .. } | Step::RecvReduce { dst, .. } | Step::RecvCopySend { dst, .. } => Some(dst),
+            Step::RecvReduceSend { local, .. } => Some(local),
+            _ => None,
+        }
+    }
+
     /// From whom a two-sided step receives, and to whom it sends.
     pub const fn peers(&self) -> (Option<Rank>, Option<Rank>) {
         match *self {

@@ -193,7 +193,7 @@ impl Inner {
     }
 
     /// Input and output within the one buffer of an in-place call.
-    fn in_place(&self, call: &Call, buffers: Buffers) -> Buffers {
+    pub(super) fn in_place(&self, call: &Call, buffers: Buffers) -> Buffers {
         let (rank, size) = (self.rank, self.size);
         let offset = call.collective.in_place_block(rank).unwrap_or(0) * call.count * call.dtype.size();
         let inputs = call.collective.input_blocks(rank, size, call.root);

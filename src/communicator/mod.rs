@@ -36,7 +36,7 @@ mod typed;
 mod typed_v;
 
 use std::cell::UnsafeCell;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use maypole_collectives::Order;
 use maypole_transports::shm::Arena;
@@ -54,6 +54,7 @@ use self::children::Children;
 use self::stream::Stream;
 use self::turn::Turns;
 use crate::config::{Config, TransportChoice};
+use crate::device::state::Device;
 use crate::engine::messages::Messages;
 use crate::engine::{Engine, wait};
 use crate::error::Verdict;
@@ -100,6 +101,9 @@ pub(crate) struct Inner {
     arena: Option<Arc<Arena>>,
     /// Number of the latest registered buffer. Locked while one is made.
     allocations: Mutex<u64>,
+    /// Its device, once it is attached to one, and whoever is at that.
+    device: OnceLock<Arc<Device>>,
+    attaching: Mutex<()>,
     /// Carries asynchronous calls that name no stream; started by the first of them.
     own_stream: Mutex<Option<Stream>>,
 }
@@ -160,6 +164,8 @@ impl Communicator {
             children: Children::default(),
             arena,
             allocations: Mutex::new(0),
+            device: OnceLock::new(),
+            attaching: Mutex::new(()),
             own_stream: Mutex::new(None),
         };
         Communicator { inner: Arc::new(inner) }
@@ -192,6 +198,9 @@ impl Communicator {
         // SAFETY: this thread holds the ticket to the end of the function.
         unsafe { self.inner.work() }.engine.court.timeout = timeout;
         self.inner.messages.set_timeout(timeout);
+        if let Some(device) = self.inner.device.get() {
+            device.sentry.set_timeout(timeout);
+        }
     }
 
     /// Set in which order this communicator's reductions combine ranks' elements, from the next operation on. Every rank
@@ -242,6 +251,9 @@ impl Drop for Inner {
             let how = "it dropped the communicator while panicking".to_string();
             let host = self.topology.hosts()[self.rank].clone();
             self.jury.report(self.context, Verdict::Died { rank: self.rank, host, how });
+        }
+        if let Some(device) = self.device.take() {
+            device.leave();
         }
         self.messages.stop();
         self.jury.leave(self.context, self.rank);

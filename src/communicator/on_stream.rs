@@ -2,13 +2,22 @@
 
 use std::sync::Arc;
 
-use maypole_collectives::{Element, ReduceOp};
-use maypole_cuda::{Context, Stream, Where};
+use maypole_collectives::schedule::Collective;
+use maypole_collectives::{Element, Order, ReduceOp};
+use maypole_cuda::{Commands, Context, CudaError, Stream, Where, expect_device, locate};
+use maypole_transports::LinkError;
+use maypole_transports::shm::Allocation;
 
-use super::blocks::Sides;
-use super::{Buffers, Call, Communicator, Inner, Lengths};
+use super::blocks::{Sides, Spread};
+use super::build::World;
+use super::{Buffers, Call, Communicator, Inner, Lengths, Work};
 use crate::cuda::DeviceBuffer;
-use crate::error::{Error, Result};
+use crate::device::executor::Task;
+use crate::device::plan::Ordered;
+use crate::device::state::{Device, State, name};
+use crate::engine::bound::Bound;
+use crate::error::{Error, Result, Verdict};
+use crate::fingerprint::Fingerprint;
 
 impl Communicator {
     /// Have this communicator work on buffers in the memory of `context`'s device. Every rank must call it, each with the
@@ -20,17 +29,39 @@ impl Communicator {
     /// and with the reason that this rank has; the communicator stays usable for buffers in host memory.
     /// [`Error::Argument`] if it is attached to another context already. [`Error::Failed`] as everywhere.
     pub fn attach(&self, context: &Arc<Context>) -> Result<()> {
-        self.inner.attached(context).map(|_| ())
+        self.attached(Ok(context)).map(|_| ())
+    }
+
+    /// [`Communicator::attach`] to what looking for a context came to: a rank that found none tells the others why, where
+    /// they would wait for it otherwise.
+    ///
+    /// ```no_run
+    /// # let comm = maypole::Communicator::from_env()?;
+    /// let context = maypole::cuda::Context::primary(0);
+    /// if let Err(why) = comm.attach_found(&context) {
+    ///     eprintln!("in host memory, then: {why}"); // on every rank
+    /// }
+    /// # Ok::<(), maypole::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Communicator::attach`].
+    pub fn attach_found(&self, context: &std::result::Result<Arc<Context>, CudaError>) -> Result<()> {
+        self.attached(context.as_ref().map_err(CudaError::clone)).map(|_| ())
     }
 
     /// A buffer of `len` elements of device memory, all zero, that the other ranks of this host can read where it lies:
-    /// where an operation would copy it into staging memory it does not, if its blocks are large. Every rank must call
-    /// it, after [`attach`](Communicator::attach); lengths and types may differ, 0 too. Blocks until all have.
+    /// where an operation would copy it into staging memory it does not, if its blocks have 32 KiB or more. Every rank
+    /// must call it, after [`attach`](Communicator::attach); lengths and types may differ, 0 too. Blocks until all have.
     ///
     /// # Errors
     /// As [`Communicator::alloc`], and [`Error::Argument`] if the communicator is not attached to a device.
     pub fn alloc_device<T: Element>(&self, len: usize) -> Result<DeviceBuffer<T>> {
-        self.inner.alloc_device(len)
+        let device = self.inner.device.get().ok_or_else(|| Error::Argument {
+            rank: self.rank(),
+            what: "alloc_device: the communicator is not attached to a device yet; call attach first".into(),
+        })?;
+        self.alloc_on(device, len)
     }
 
     /// [`Communicator::call`] on buffers of which it is not known where they lie: in the memory of the stream's device,
@@ -46,29 +77,116 @@ impl Communicator {
     /// other at this rank's block, where it is in place), and stay so, untouched by others, until the stream has got past
     /// the call.
     pub unsafe fn call_at(&self, call: Call, input: *const u8, output: *mut u8, stream: &Stream) -> Result<()> {
-        // SAFETY: passed on to the caller.
-        unsafe { self.inner.run_at(stream, call, Buffers { input, output }) }
+        let (rank, size) = (self.rank(), self.size());
+        let root = if call.collective.is_rooted() { call.root } else { 0 };
+        let blocks = [
+            call.collective.input_blocks(rank, size, root.min(size - 1)),
+            call.collective.output_blocks(rank, size, root.min(size - 1)),
+        ];
+        let lengths = blocks.map(|blocks| blocks.saturating_mul(call.count).saturating_mul(call.dtype.size()));
+        let on_device = |at: usize, bytes: usize| -> Result<Option<bool>> {
+            if bytes == 0 {
+                return Ok(None);
+            }
+            let found = locate(at as u64, 1).map_err(|source| Error::Device { rank, source })?;
+            Ok(Some(matches!(found, Where::Device { .. } | Where::Managed)))
+        };
+        let buffers = Buffers { input, output };
+        let lengths = Lengths::Apart { input: lengths[0], output: lengths[1] };
+        let sides = match lengths {
+            Lengths::Apart { input: i, output: o } => [on_device(input.addr(), i)?, on_device(output.addr(), o)?],
+            Lengths::InPlace { .. } => [None; 2],
+        };
+        match sides {
+            [Some(true), Some(false)] | [Some(false), Some(true)] => {
+                let what = format!("{}: one buffer is device memory and the other is not", call.collective.name());
+                self.inner.refuse_next(what)
+            }
+            [Some(false), _] | [_, Some(false)] => {
+                stream.synchronize().map_err(|source| Error::Device { rank, source })?;
+                let in_place = call.collective == Collective::AllToAll && input == output.cast_const();
+                let lengths = match lengths {
+                    Lengths::Apart { output, .. } if in_place => Lengths::InPlace { buffer: output },
+                    lengths => lengths,
+                };
+                let number = self.inner.turns.take();
+                // SAFETY: passed on to the caller.
+                unsafe { self.inner.run(number, call, buffers, lengths) }
+            }
+            _ => self.run_on(stream, call, buffers, lengths),
+        }
     }
-}
 
-impl Inner {
-    /// Bring this rank's device together with the others', unless that has been done.
-    fn attached(&self, _context: &Arc<Context>) -> Result<()> {
-        Err(Error::system("attaching", "soon"))
-    }
-
-    fn alloc_device<T: Element>(&self, _len: usize) -> Result<DeviceBuffer<T>> {
-        Err(Error::system("allocating", "soon"))
+    /// This communicator's device, brought together with the others' now if it was not.
+    pub(crate) fn attached(&self, context: std::result::Result<&Arc<Context>, CudaError>) -> Result<Arc<Device>> {
+        let inner = &*self.inner;
+        let other = |device: &Device, context: &Arc<Context>| Error::Argument {
+            rank: inner.rank,
+            what: format!("the communicator is attached to {:?}, but this is for {context:?}", device.context),
+        };
+        let known = || match (inner.device.get(), &context) {
+            (Some(device), Ok(context)) if Arc::ptr_eq(&device.context, context) => Some(Ok(device.clone())),
+            (Some(device), Ok(context)) => Some(Err(other(device, context))),
+            (Some(_), Err(source)) => Some(Err(Error::Device { rank: inner.rank, source: source.clone() })),
+            (None, _) => None,
+        };
+        if let Some(known) = known() {
+            return known;
+        }
+        let _one_at_a_time = inner.attaching.lock();
+        if let Some(known) = known() {
+            return known;
+        }
+        let device = self.bring_together(context.clone())?;
+        Ok(inner.device.get_or_init(|| device).clone())
     }
 
     /// Queue operation `call` on `stream`. The buffers are addresses of device memory.
-    pub fn run_on(&self, stream: &Stream, call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
-        let _ = (call, buffers, lengths);
-        self.attached(stream.context())
+    pub(crate) fn run_on(&self, stream: &Stream, call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
+        let device = self.attached(Ok(stream.context()))?;
+        let inner = &*self.inner;
+        let _ticket = inner.turns.enter(inner.turns.take());
+        // SAFETY: this thread holds the ticket to the end of the function.
+        let work = unsafe { inner.work() };
+        work.sequence += 1;
+        let checked = inner.check(&call, lengths).and_then(|()| on_device(&device, stream, &call, buffers, lengths));
+        if let Err(what) = checked {
+            return inner.refused(work.sequence, what);
+        }
+        let state = &mut *device.state.lock();
+        let Call { collective, dtype, count, op, .. } = call;
+        let root = if collective.is_rooted() { call.root } else { 0 };
+        state.planner.tuner.order = work.tuner.order;
+        let ordered = state
+            .planner
+            .plan(collective, root, count * dtype.size())
+            .inspect_err(|error| inner.watch.refuse(work.sequence, error.to_string()))?;
+        let in_place = matches!(lengths, Lengths::InPlace { .. });
+        let buffers = if in_place { inner.in_place(&call, buffers) } else { buffers };
+        let alias = in_place || buffers.input == buffers.output.cast_const();
+        let reduces = collective.reduces();
+        let operation = Fingerprint::collective(work.sequence, collective, dtype, reduces.then_some(op), root, count)
+            .run_as(ordered.plan.digest())
+            .on_device()
+            .after(work.past);
+        let plan = &ordered.plan;
+        let mut bound =
+            Bound::new(dtype, op, count, plan.schedule.pieces(), plan.slice, (buffers.input, buffers.output));
+        let blocks = [
+            collective.input_blocks(inner.rank, inner.size, root),
+            collective.output_blocks(inner.rank, inner.size, root),
+        ];
+        let copied = inner.copied(&call, root, alias);
+        if copied == 0 {
+            state.loans.lend(&mut bound, plan.algorithm, collective, blocks);
+        }
+        let divided = (buffers.output.addr() as u64, blocks[1] * count);
+        let queued = Queued { call, ordered: &ordered, bound, copied, divided };
+        inner.put_on(work, (&device, state), stream, operation, queued)
     }
 
     /// The same for blocks with counts of their own.
-    pub fn run_v_on(
+    pub(crate) fn run_v_on(
         &self,
         stream: &Stream,
         call: Call,
@@ -76,19 +194,271 @@ impl Inner {
         lengths: Lengths,
         sides: Sides<'_>,
     ) -> Result<()> {
-        let _ = (call, buffers, lengths, sides);
-        self.attached(stream.context())
+        let device = self.attached(Ok(stream.context()))?;
+        let inner = &*self.inner;
+        let _ticket = inner.turns.enter(inner.turns.take());
+        // SAFETY: this thread holds the ticket to the end of the function.
+        let work = unsafe { inner.work() };
+        work.sequence += 1;
+        let mut spread = std::mem::take(&mut work.spread);
+        let outcome = self.spread_on(work, (&device, stream), call, buffers, (lengths, sides), &mut spread);
+        if let Err(Error::Argument { what, .. }) = &outcome {
+            inner.watch.refuse(work.sequence, what.clone());
+        }
+        work.spread = spread;
+        outcome
+    }
+
+    fn spread_on(
+        &self,
+        work: &mut Work,
+        (device, stream): (&Device, &Stream),
+        call: Call,
+        buffers: Buffers,
+        (lengths, sides): (Lengths, Sides<'_>),
+        spread: &mut Spread,
+    ) -> Result<()> {
+        let inner = &*self.inner;
+        inner
+            .spread(&call, sides, lengths, spread)
+            .and_then(|()| on_device(device, stream, &call, buffers, lengths))
+            .map_err(|what| Error::Argument { rank: inner.rank, what })?;
+        let state = &mut *device.state.lock();
+        let Call { collective, dtype, op, .. } = call;
+        let root = if collective.is_rooted() { call.root } else { 0 };
+        state.planner.tuner.order = work.tuner.order;
+        let all = spread.all_counts(collective);
+        let total = all.map_or(0, |blocks| blocks.iter().map(|block| block.count).sum::<usize>() * dtype.size());
+        let ordered = state.planner.plan_v(collective, root, total)?;
+        let reduces = collective.reduces();
+        let counts = all.map(|blocks| blocks.iter().map(|block| block.count));
+        let operation = Fingerprint::variable(work.sequence, collective, dtype, reduces.then_some(op), root, counts)
+            .run_as(ordered.plan.digest())
+            .on_device()
+            .after(work.past);
+        let in_place = matches!(lengths, Lengths::InPlace { .. });
+        let bound = spread.bind(&call, &ordered.plan, buffers);
+        let copied = spread.copied(&call, in_place);
+        let divided = match (reduces, spread.output.first()) {
+            (true, Some(block)) => ((buffers.output.addr() + block.start * dtype.size()) as u64, block.count),
+            _ => (0, 0),
+        };
+        let queued = Queued { call, ordered: &ordered, bound, copied, divided };
+        inner.put_on(work, (device, state), stream, operation, queued)
     }
 
     /// Wait for what was queued on `stream`.
-    pub fn synchronize_on(&self, stream: &Stream) -> Result<()> {
-        self.attached(stream.context())
+    pub(crate) fn synchronize_on(&self, stream: &Stream) -> Result<()> {
+        match self.inner.device.get() {
+            Some(device) => device.sentry.synchronize(name(stream)),
+            None => stream.synchronize().map_err(|source| Error::Device { rank: self.rank(), source }),
+        }
     }
 
-    /// # Safety
-    /// As for [`Communicator::call_at`].
-    unsafe fn run_at(&self, stream: &Stream, call: Call, buffers: Buffers) -> Result<()> {
-        let _ = (call.op, ReduceOp::Sum, buffers, Where::Host);
-        self.attached(stream.context())
+    /// Memory of `bytes` bytes that the ranks `near` this one, on its host, share, all zero. `None` if it is alone there.
+    /// Every rank of the communicator calls it.
+    pub(crate) fn share_among(&self, near: &[usize], bytes: usize) -> Result<Option<Arc<Allocation>>> {
+        const DOING: &str = "sharing memory for device operations";
+        let inner = &*self.inner;
+        let system = |e: LinkError| Error::system(format!("rank {}: {DOING}", inner.rank), e);
+        let mut number = inner.allocations.lock();
+        *number += 1;
+        let number = *number;
+        let mut lengths = vec![0; near.len()];
+        lengths[0] = bytes;
+        let alone = near.len() == 1;
+        match &inner.world {
+            World::Alone => Ok(None),
+            World::Threads(threads) => {
+                let memory = threads.allocation(inner.context, number, &lengths).map_err(system);
+                let shared = self.unanimous(DOING, memory);
+                if shared.is_err() {
+                    threads.forget_allocation(inner.context, number);
+                }
+                shared.map(Some)
+            }
+            World::Processes(node) => {
+                let make = || {
+                    if alone || near[0] != inner.rank {
+                        return Ok(None);
+                    }
+                    let (memory, fd) = Allocation::create(&lengths, false).map_err(system)?;
+                    memory.commit(0, std::os::fd::AsFd::as_fd(&fd)).map_err(system)?;
+                    node.share_fd(inner.context, number as u32, fd);
+                    Ok(Some(memory))
+                };
+                let made = self.unanimous(DOING, make())?;
+                let fetch = || match made {
+                    None if !alone => {
+                        let fd = node.fetch_fd(inner.members[near[0]], inner.context, number as u32)?;
+                        Allocation::open(&lengths, &fd).map(Some).map_err(system)
+                    }
+                    made => Ok(made),
+                };
+                let shared = self.unanimous(DOING, fetch());
+                node.unshare_fd(inner.context, number as u32);
+                shared
+            }
+        }
     }
+}
+
+/// What is wrong with the stream, the operation or the buffers of a call on device memory, if anything.
+fn on_device(
+    device: &Device,
+    stream: &Stream,
+    call: &Call,
+    buffers: Buffers,
+    lengths: Lengths,
+) -> std::result::Result<(), String> {
+    let name = call.collective.name();
+    let wrong = |error: CudaError| format!("{name} on a stream: {error}");
+    if call.collective.reduces() && matches!(call.op, ReduceOp::User(_)) {
+        return Err(format!("{name}: an operation of the user's own runs on host memory only"));
+    }
+    if stream.is_capturing().map_err(wrong)? {
+        return Err(wrong(CudaError::Capturing));
+    }
+    let (input, output) = match lengths {
+        Lengths::Apart { input, output } => (input, output),
+        Lengths::InPlace { buffer } => (0, buffer),
+    };
+    for (side, at, bytes) in [("input", buffers.input.addr(), input), ("output", buffers.output.addr(), output)] {
+        if bytes > 0 {
+            let found = expect_device(&device.context, at as u64, bytes as u64);
+            found.map_err(|error| format!("{name} on a stream: the {side}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// An operation that is ready to be queued.
+struct Queued<'a> {
+    call: Call,
+    ordered: &'a Ordered,
+    bound: Bound<'a>,
+    /// Bytes of input that are first copied (scaled, for a pre-multiplied sum) into scratch.
+    copied: usize,
+    /// Where the sums lie that an average divides, and how many elements they are.
+    divided: (u64, usize),
+}
+
+impl Inner {
+    /// Refuse operation `sequence`.
+    fn refused<T>(&self, sequence: u64, what: String) -> Result<T> {
+        self.watch.refuse(sequence, what.clone());
+        Err(Error::Argument { rank: self.rank, what })
+    }
+
+    /// Refuse the operation that this would be.
+    fn refuse_next<T>(&self, what: String) -> Result<T> {
+        let _ticket = self.turns.enter(self.turns.take());
+        // SAFETY: this thread holds the ticket to the end of the function.
+        let work = unsafe { self.work() };
+        work.sequence += 1;
+        self.refused(work.sequence, what)
+    }
+
+    /// Queue an operation on a stream.
+    fn put_on(
+        &self,
+        work: &mut Work,
+        (device, state): (&Device, &mut State),
+        stream: &Stream,
+        operation: Fingerprint,
+        mut queued: Queued<'_>,
+    ) -> Result<()> {
+        let refused = |source: CudaError| {
+            // The others have begun it, perhaps: they are told.
+            self.watch.refuse(operation.sequence, source.to_string());
+            Error::Device { rank: self.rank, source }
+        };
+        let _queueing = crate::device::queueing();
+        // Whatever can be refused is done before anything is queued.
+        let steps = queued.ordered.plan.schedule.scratch() * queued.bound.stride;
+        let scratch = state.scratch(&device.context, steps + queued.copied).map_err(refused)?;
+        queued.bound.scratch = std::ptr::without_provenance_mut(scratch as usize);
+        if queued.ordered.fresh {
+            state.open(device, &*queued.ordered.plan.schedule).map_err(refused)?;
+        }
+        work.past = operation.digest();
+        self.watch.enter(&operation);
+        let entry = device.sentry.begin(operation, name(stream))?;
+        device.note(entry.number());
+        let outcome = commands_of(device, state, stream, entry.number(), &operation, queued, self.size);
+        match outcome {
+            Ok(()) => {
+                entry.queued(Vec::new());
+                Ok(())
+            }
+            Err(error) => {
+                // What is on the stream already says that it ended, if it gets there.
+                let ended = Commands::new(stream).and_then(|mut commands| {
+                    commands.write(&device.words.ended(device.me), entry.number())?;
+                    commands.finish()
+                });
+                drop((entry, ended));
+                let why = format!("{operation} could not be queued: {error}");
+                Err(work.engine.court.convict(Verdict::Aborted { rank: self.rank, why }))
+            }
+        }
+    }
+}
+
+/// Everything that an operation puts on its stream.
+fn commands_of(
+    device: &Device,
+    state: &mut State,
+    stream: &Stream,
+    number: u32,
+    operation: &Fingerprint,
+    queued: Queued<'_>,
+    size: usize,
+) -> std::result::Result<(), CudaError> {
+    let Queued { call, ordered, mut bound, copied, divided } = queued;
+    let Call { collective, dtype, op, .. } = call;
+    let words = &device.words;
+    let mut commands = Commands::new(stream)?;
+    // One of the per-thread default streams may be another than the last of that name.
+    if let Some((last, before)) = state.last
+        && (last != name(stream) || last == 2)
+    {
+        commands.wait(&words.ended(device.me), before)?;
+    }
+    state.last = Some((name(stream), number));
+    commands.write(&words.started(device.me), number)?;
+    let reduces = collective.reduces();
+    if copied > 0 {
+        let copy = (bound.scratch.addr() + ordered.plan.schedule.scratch() * bound.stride) as u64;
+        let input = bound.input.addr() as u64;
+        match op {
+            ReduceOp::PreMulSum(factor) if reduces => {
+                let count = copied / dtype.size();
+                state.executor.scale(&mut commands, dtype, (copy, input), factor, count)?;
+            }
+            _ => state.executor.copy(&mut commands, (copy, input), copied)?,
+        }
+        bound.input = std::ptr::without_provenance(copy as usize);
+    }
+    let averages = reduces && matches!(op, ReduceOp::Avg) && size > 1;
+    let folds = ordered.folds(collective);
+    let task = Task {
+        schedule: &*ordered.plan.schedule,
+        order: &ordered.order,
+        bound: &bound,
+        operation,
+        divisor: if averages && folds { size as u64 } else { 0 },
+        pairwise: state.planner.tuner.order == Order::Canonical && dtype.size() <= 2 && !dtype.is_integer(),
+    };
+    let done = state.executor.queue(&mut commands, &task);
+    if let Some(courier) = &state.courier {
+        courier.carry(&state.executor.passages);
+    }
+    state.executor.passages.clear();
+    done?;
+    if averages && !folds && divided.1 > 0 {
+        state.executor.divide(&mut commands, dtype, divided.0, (size as u64, divided.1))?;
+    }
+    commands.write(&words.ended(device.me), number)?;
+    commands.finish()
 }

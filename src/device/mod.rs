@@ -7,17 +7,24 @@
 //!
 //! * [`on`]: the calls, as methods on slices of device memory. [`buffer`]: that memory.
 //! * `attach`: how the ranks of a communicator come to share staging memory and words on their devices.
-//! * `plan`: which algorithm and slice, and its steps in one order. `executor`: the steps as commands.
+//! * `registered`, `loans`: buffers that other ranks read where they lie. `limbo`: memory on its way back to the driver.
+//! * `plan`: which algorithm and slice, and its steps in one order. `pieces`, `executor`: the steps as
+//!   commands. `state`: what they are queued with.
 //! * `courier`: links between hosts. `sentry`: watches what is queued, and ends it when it will never end by itself.
 
+mod attach;
 pub mod buffer;
-// Called by the executor, which comes next.
-#[allow(dead_code)]
 pub(crate) mod courier;
+pub(crate) mod executor;
+mod limbo;
+mod loans;
 pub mod on;
-// Called by the executor, which comes next.
-#[allow(dead_code)]
+mod pieces;
+pub(crate) mod plan;
+mod registered;
 pub(crate) mod sentry;
+pub(crate) mod state;
 
 pub use buffer::{DeviceBuffer, DeviceSlice, DeviceSliceMut};
+pub(crate) use limbo::queueing;
 pub use on::OnStream;

@@ -70,13 +70,13 @@ impl<'a> OnStream<'a> {
     /// blocks that the collective takes and gives on this rank.
     pub fn call(&self, call: Call, input: DeviceSlice<'_, u8>, output: DeviceSliceMut<'_, u8>) -> Result<()> {
         let (buffers, lengths) = sides(input, output);
-        self.comm.inner.run_on(self.stream, call, buffers, lengths)
+        self.comm.run_on(self.stream, call, buffers, lengths)
     }
 
     /// [`OnStream::call`] in place, as [`Communicator::call_in_place`].
     pub fn call_in_place(&self, call: Call, buffer: DeviceSliceMut<'_, u8>) -> Result<()> {
         let (buffers, lengths) = both(buffer);
-        self.comm.inner.run_on(self.stream, call, buffers, lengths)
+        self.comm.run_on(self.stream, call, buffers, lengths)
     }
 
     /// [`OnStream::call`] with blocks that have counts of their own, as [`Communicator::call_v`].
@@ -88,13 +88,13 @@ impl<'a> OnStream<'a> {
     ) -> Result<()> {
         let (buffers, lengths) = sides(input.0, output.0);
         let sides = Sides::Apart { input: input.1, output: output.1 };
-        self.comm.inner.run_v_on(self.stream, call, buffers, lengths, sides)
+        self.comm.run_v_on(self.stream, call, buffers, lengths, sides)
     }
 
     /// [`OnStream::call_v`] in place, as [`Communicator::call_v_in_place`].
     pub fn call_v_in_place(&self, call: Call, buffer: DeviceSliceMut<'_, u8>, blocks: Blocks<'_>) -> Result<()> {
         let (buffers, lengths) = both(buffer);
-        self.comm.inner.run_v_on(self.stream, call, buffers, lengths, Sides::InPlace(blocks))
+        self.comm.run_v_on(self.stream, call, buffers, lengths, Sides::InPlace(blocks))
     }
 
     /// Blocks until this communicator's calls queued on the stream so far have ended.
@@ -102,7 +102,7 @@ impl<'a> OnStream<'a> {
     /// # Errors
     /// [`Error::Failed`](crate::Error::Failed) if the communicator fails before, or has failed.
     pub fn synchronize(&self) -> Result<()> {
-        self.comm.inner.synchronize_on(self.stream)
+        self.comm.synchronize_on(self.stream)
     }
 
     /// Returns at once; on the device, what follows on the stream waits until every rank's stream has come here.

@@ -124,12 +124,7 @@ impl<'a> Lane<'a> {
     /// Whether a step of a later round has no bytes left to move, which both ends of a link know alike: then it moves no
     /// message either. So short blocks beside a long one cost their own rounds and no more.
     fn is_nothing(&self, step: Step) -> bool {
-        let message = match step {
-            Step::Send { src, .. } => src,
-            Step::Recv { dst, .. } | Step::RecvReduce { dst, .. } | Step::RecvCopySend { dst, .. } => dst,
-            Step::RecvReduceSend { local, .. } => local,
-            _ => return false,
-        };
+        let Some(message) = step.message() else { return false };
         message.len > 0 && (0..message.len).all(|i| self.bound.of(message, i, self.round).1 == 0)
     }
 

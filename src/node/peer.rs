@@ -51,8 +51,17 @@ impl Settings {
     pub fn of(config: &Config) -> Settings {
         let mut text = format!(
             "MAYPOLE_ALGORITHM={} MAYPOLE_TRANSPORT={:?} MAYPOLE_SLICE={} MAYPOLE_RING={} \
-             MAYPOLE_WINDOW={} MAYPOLE_CONNECTIONS={}",
-            config.algorithm, config.transport, config.slice, config.ring, config.window, config.connections
+             MAYPOLE_WINDOW={} MAYPOLE_CONNECTIONS={} MAYPOLE_DEVICE_WINDOW={} MAYPOLE_DEVICE_FIFO={} \
+             MAYPOLE_DEVICE_STAGING={:?}",
+            config.algorithm,
+            config.transport,
+            config.slice,
+            config.ring,
+            config.window,
+            config.connections,
+            config.device_window,
+            config.device_fifo,
+            config.device_staging
         );
         let digest = digest(text.as_bytes());
         if text.len() > SETTINGS_TEXT {

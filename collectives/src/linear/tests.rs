@@ -136,12 +136,7 @@ fn messages_may_be_left_out_on_both_sides() {
         for cut in 0..3.min(pieces) {
             // As where the last pieces of a block are shorter than the others: from `cut` on they have nothing to move.
             let kept = |_: Rank, step: &Step| {
-                let message = match *step {
-                    Step::Send { src, .. } => src,
-                    Step::Recv { dst, .. } | Step::RecvReduce { dst, .. } | Step::RecvCopySend { dst, .. } => dst,
-                    Step::RecvReduceSend { local, .. } => local,
-                    _ => return true,
-                };
+                let Some(message) = step.message() else { return true };
                 message.len == 0 || message.chunks().any(|chunk| chunk % pieces <= cut)
             };
             let stands = replay(&schedules, &orders, (2, 2), &kept);

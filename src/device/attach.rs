@@ -1,0 +1,224 @@
+//! How the ranks of a communicator bring their devices together.
+//!
+//! Each step ends with an exchange over the communicator's links between hosts' memories, in which every rank says how it
+//! fared: all go on or all return the same rank's reason, and the communicator stays as it was. What they agree on: words
+//! in memory that the ranks of a host share, staging memory on their devices (or in host memory where those do not reach
+//! each other), and that all ranks can take part at all.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+use maypole_collectives::ReduceOp;
+use maypole_cuda::kernels::Kernels;
+use maypole_cuda::peer::{Bases, HEADER, Mapped, Member, Offer, Shape, Staging, Window, Words};
+use maypole_cuda::{Context, CudaError, DeviceMemory, HostRegion, HostRegistration};
+use maypole_transports::shm::Allocation;
+
+use super::executor::{CHANNELS, Executor};
+use super::plan::Planner;
+use super::state::{Device, Fabric};
+use crate::Communicator;
+use crate::config::{DeviceStaging, TransportChoice};
+use crate::error::{Error, Result};
+use crate::tuner::{Links, Tuner};
+
+const DOING: &str = "attaching devices";
+
+/// How a rank fared in a step.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Report {
+    failed: u32,
+    length: u32,
+    text: [u8; 512],
+}
+
+impl Report {
+    fn of(outcome: std::result::Result<(), String>) -> Report {
+        let mut report = Report::zeroed();
+        if let Err(what) = outcome {
+            let end = (0..=what.len().min(report.text.len())).rev().find(|at| what.is_char_boundary(*at)).unwrap_or(0);
+            report.failed = 1;
+            report.length = end as u32;
+            report.text[..end].copy_from_slice(&what.as_bytes()[..end]);
+        }
+        report
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.text[..(self.length as usize).min(self.text.len())]).into_owned()
+    }
+}
+
+/// What ranks tell each other first.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Hello {
+    report: Report,
+    member: [u8; size_of::<Member>()],
+    devices_reach: u64,
+}
+
+/// Ask `what` of the driver, as this rank.
+fn asked<T>(rank: usize, what: std::result::Result<T, CudaError>) -> Result<T> {
+    what.map_err(|source| Error::Device { rank, source })
+}
+
+impl Communicator {
+    /// Every rank's bytes, in the order of the ranks.
+    fn told<T: Pod>(&self, mine: &T) -> Result<Vec<T>> {
+        let mut all = vec![T::zeroed(); self.size()];
+        self.all_gather(bytemuck::bytes_of(mine), bytemuck::cast_slice_mut(&mut all))?;
+        Ok(all)
+    }
+
+    /// What this rank has, if all have it.
+    ///
+    /// # Errors
+    /// This rank's own, or that of the first that has one.
+    pub(crate) fn unanimous<T>(&self, doing: &str, mine: Result<T>) -> Result<T> {
+        let reports = self.told(&Report::of(mine.as_ref().map(|_| ()).map_err(Error::to_string)))?;
+        let mine = mine?;
+        match reports.iter().find(|report| report.failed != 0) {
+            Some(report) => Err(Error::system(doing, report.text())),
+            None => Ok(mine),
+        }
+    }
+
+    /// The ranks on this one's host that share memory with it, in order.
+    pub(crate) fn near(&self) -> Vec<usize> {
+        let (placement, me) = (self.topology().placement(), self.rank());
+        let apart = self.config().transport == TransportChoice::Tcp;
+        (0..self.size()).filter(|r| *r == me || !apart && placement.host(*r) == placement.host(me)).collect()
+    }
+
+    /// `bytes` bytes of zeroed memory that the ranks `near` this one share. Every rank calls it.
+    fn shared_region(&self, near: &[usize], bytes: usize) -> Result<HostRegion> {
+        let memory = self.share_among(near, bytes)?;
+        Ok(match memory {
+            None => HostRegion::private(bytes),
+            Some(memory) => {
+                let at = NonNull::new(memory.part(0).0.as_ptr().cast::<u8>()).expect("mapped somewhere");
+                let keep: Arc<Allocation> = memory;
+                // SAFETY: the part has `bytes` bytes, mapped as long as the allocation lives, and nobody makes references
+                // to them.
+                unsafe { HostRegion::new(at, bytes, keep) }
+            }
+        })
+    }
+
+    /// Bring this rank's device together with the others'; or tell them why it has none.
+    pub(crate) fn bring_together(&self, context: std::result::Result<&Arc<Context>, CudaError>) -> Result<Arc<Device>> {
+        let (rank, size) = (self.rank(), self.size());
+        let config = self.config();
+        let near = self.near();
+        let me = near.iter().position(|r| *r == rank).expect("a rank is near itself");
+        let all_near = near.len() == size;
+
+        // Who is there.
+        let prepared = context.and_then(|context| Ok((context, Kernels::load(context)?, Member::new(context))));
+        let prepared = asked(rank, prepared);
+        let mut hello =
+            Hello { report: Report::of(prepared.as_ref().map(|_| ()).map_err(Error::to_string)), ..Zeroable::zeroed() };
+        if let Ok((.., member)) = &prepared {
+            hello.member.copy_from_slice(bytemuck::bytes_of(member));
+        }
+        let hellos = self.told(&hello)?;
+        let (context, kernels, _) = prepared?;
+        if let Some(other) = hellos.iter().find(|hello| hello.report.failed != 0) {
+            return Err(Error::system(DOING, other.report.text()));
+        }
+        let members: Vec<Member> = near.iter().map(|r| bytemuck::pod_read_unaligned(&hellos[*r].member)).collect();
+        let others_beyond = members.iter().any(|member| !member.shares_process_with(&members[me]));
+
+        // Whether all devices of each host reach each other.
+        let reach = || -> std::result::Result<Option<usize>, CudaError> {
+            Member::check_waiting(context, me, &members)?;
+            let mut unreached = None;
+            for (other, member) in members.iter().enumerate() {
+                if !member.is_reached_by(context)? {
+                    unreached = Some(other);
+                }
+            }
+            match (config.device_staging, unreached) {
+                (DeviceStaging::Device, Some(other)) => {
+                    let to = format!("rank {}'s", near[other]);
+                    Err(CudaError::PeerRefused { from: context.ordinal(), to })
+                }
+                _ => Ok(unreached),
+            }
+        };
+        let unreached = self.unanimous(DOING, asked(rank, reach()))?;
+        let on_device = config.device_staging != DeviceStaging::Host;
+        let mut everywhere = [u8::from(on_device && unreached.is_none())];
+        self.all_reduce_in_place(&mut everywhere, ReduceOp::Min)?;
+        let on_device = everywhere == [1];
+
+        // Words and staging.
+        let region = self.shared_region(&near, Words::bytes(near.len(), CHANNELS))?;
+        let shape = Shape::new(near.len(), CHANNELS, config.device_window, config.device_fifo);
+        let staging = match on_device {
+            true => {
+                let offer = || {
+                    let memory = match others_beyond {
+                        true => DeviceMemory::exportable(context, shape.bytes())?,
+                        false => DeviceMemory::new(context, shape.bytes())?,
+                    };
+                    // Headers of nothing: no digest is 0.
+                    memory.fill(0, memory.bytes(), 0)?;
+                    let memory = Arc::new(memory);
+                    let offer = Offer::new(&memory, others_beyond)?;
+                    Ok((memory, offer))
+                };
+                let (memory, offer) = self.unanimous(DOING, asked(rank, offer()))?;
+                let offers = self.told(&offer)?;
+                let offers: Vec<Offer> = near.iter().map(|r| offers[*r]).collect();
+                let mapped = self.unanimous(DOING, asked(rank, Mapped::join(memory, me, &offers)))?;
+                Staging::in_device(mapped, shape)
+            }
+            false => {
+                let region = self.shared_region(&near, near.len() * shape.bytes())?;
+                let registration = asked(rank, HostRegistration::new(context, &region));
+                Staging::in_host(self.unanimous(DOING, registration)?, shape)
+            }
+        };
+        let made = || {
+            let words = Words::new(HostRegistration::new(context, &region)?, near.len(), CHANNELS);
+            Ok((words, Bases::new(context, near.len())?))
+        };
+        let (words, bases) = self.unanimous(DOING, asked(rank, made()))?;
+
+        // The rest is this rank's own.
+        let mut places = vec![None; size];
+        near.iter().enumerate().for_each(|(place, r)| places[*r] = Some(place));
+        let window = all_near.then(|| Window::new(&words, &staging, me));
+        let trouble = words.trouble(me).address();
+        let executor = Executor::new((rank, size), kernels, places, window, bases, trouble);
+        let links = match all_near {
+            true => Links::Shared,
+            // Not from this rank's own links: one that is alone on its host reaches nobody there, though others do.
+            false if config.transport == TransportChoice::Tcp || self.topology().host_count() == size => Links::Tcp,
+            false => Links::Mixed,
+        };
+        // The slots of other hosts' links are of the same size as those of this host's.
+        let limits = (shape.window, 2 * shape.message());
+        let tuner = Tuner::for_device((rank, size), links, self.topology().placement(), config, limits);
+        let planner = Planner::new(tuner, (rank, size));
+        let routes = self.inner.device_routes();
+        let routes = self.unanimous(DOING, routes)?;
+        let fabric = Fabric { words: Arc::new(words), staging, me };
+        let device = Device::new(context.clone(), self.inner.court(), size, fabric, (executor, planner), routes);
+        let device = self.unanimous(DOING, device)?;
+        tracing::info!(
+            rank,
+            size,
+            device = context.name(),
+            staging = if on_device { "device" } else { "host" },
+            bytes = shape.bytes(),
+            header = HEADER,
+            "device attached"
+        );
+        Ok(device)
+    }
+}

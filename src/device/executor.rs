@@ -1,0 +1,560 @@
+//! A schedule's steps as commands on a stream.
+//!
+//! The same programs that [`crate::engine`] runs, walked once on the host without waiting for anything: each step becomes
+//! waits for words, jobs for the device and writes of words, in the order that [`Linear`] gives. Where the engine would
+//! compare fingerprints, the jobs do: each header that a job reads must have the operation's digest, or the job touches
+//! nothing and says so in this rank's `trouble` word, which the sentry watches.
+//!
+//! # Fewer jobs than steps
+//!
+//! A job costs microseconds whatever it moves, so consecutive fetches that fold several ranks' publications into one
+//! region become one job that reads them all ([`Fold`]). It comes where the last of them stands in the order. That is no later
+//! for anybody who waits: nothing stands between the steps, and a publisher of which this rank fetches one publication in
+//! the fold has its second place for the next. Operations are commutative bit for bit, so which side an operand stands on
+//! makes no difference; sums of 8- and 16-bit floats are rounded once instead of after each operand, except under
+//! [`Order::Canonical`](maypole_collectives::Order), where a job takes two operands.
+
+use std::sync::Arc;
+
+use maypole_collectives::linear::Linear;
+use maypole_collectives::schedule::Buffer;
+use maypole_collectives::schedule::{Region, Schedule, Step};
+use maypole_collectives::{DataType, ReduceOp};
+use maypole_cuda::kernels::{Header, Job, Kernel, Kernels, MOST_SOURCES, Source, op_code};
+use maypole_cuda::peer::{Bases, Incoming, Outgoing, Place, Window};
+use maypole_cuda::{Commands, CudaError};
+
+use super::courier::{End, Passage};
+use super::pieces::{Runs, Track, length};
+use crate::engine::bound::Bound;
+use crate::fingerprint::Fingerprint;
+
+type Result<T> = std::result::Result<T, CudaError>;
+
+/// Channels per ordered pair of ranks: the engine's, those of lanes and that of messages.
+pub(crate) const CHANNELS: usize = crate::engine::routes::CHANNELS;
+
+/// What is queued: a schedule, its buffers, and what it is called.
+pub(crate) struct Task<'a> {
+    pub schedule: &'a dyn Schedule,
+    pub order: &'a Linear,
+    pub bound: &'a Bound<'a>,
+    pub operation: &'a Fingerprint,
+    /// What sums of all ranks' contributions are divided by where they become complete; 0: nothing.
+    pub divisor: u64,
+    /// Operands are combined two at a time.
+    pub pairwise: bool,
+}
+
+/// One end of a link, if it is open.
+type Ends<T> = Box<[Option<T>]>;
+
+/// Makes commands of schedules, for one rank of one communicator.
+pub(crate) struct Executor {
+    me: usize,
+    size: usize,
+    kernels: Arc<Kernels>,
+    /// Each rank's number among those of this host, if it is there.
+    pub members: Vec<Option<usize>>,
+    /// Publications, if all ranks are on this host.
+    pub window: Option<Window>,
+    pub bases: Bases,
+    /// Where kernels report a header of another operation.
+    trouble: u64,
+    pub outgoing: Ends<Outgoing>,
+    pub incoming: Ends<Incoming>,
+    /// What the last two publications were made of.
+    own: [Own; 2],
+    /// What the courier will carry of the operation that is being queued.
+    pub passages: Vec<(End, Passage)>,
+    /// Kept for its memory.
+    fold: Fold,
+}
+
+/// One of this rank's publications.
+#[derive(Clone, Copy, Default)]
+struct Own {
+    /// The region's first chunk lies here, if it was lent.
+    lent: Option<Region>,
+}
+
+/// Everything that jobs of one operation have in common.
+struct Now<'a> {
+    bound: &'a Bound<'a>,
+    operation: &'a Fingerprint,
+    digest: u32,
+    round: usize,
+    /// Publications made in this round.
+    published: u32,
+    divisor: u64,
+    most: usize,
+}
+
+/// A message that comes in, goes out, or both: the links' numbers.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Way {
+    pub from: Option<usize>,
+    pub to: Option<usize>,
+}
+
+/// Fetches into one region that are waiting to become jobs.
+struct Fold {
+    dst: Region,
+    /// The operand of this rank's own.
+    local: Option<Region>,
+    fetches: Vec<Fetch>,
+    open: bool,
+}
+
+/// Part of a publication that is to be read.
+#[derive(Clone, Copy)]
+struct Fetch {
+    from: usize,
+    /// Number of the publication.
+    number: u32,
+    /// Which of its chunks is the first.
+    at: usize,
+    /// Where it lies, once the stream has been made to wait for it.
+    place: Option<Place>,
+}
+
+/// The number of a link among a rank's.
+pub(crate) fn link(peer: usize, channel: usize) -> usize {
+    peer * CHANNELS + channel
+}
+
+impl Executor {
+    pub fn new(
+        (me, size): (usize, usize),
+        kernels: Arc<Kernels>,
+        members: Vec<Option<usize>>,
+        window: Option<Window>,
+        bases: Bases,
+        trouble: u64,
+    ) -> Executor {
+        let ends = size * CHANNELS;
+        Executor {
+            me,
+            size,
+            kernels,
+            members,
+            window,
+            bases,
+            trouble,
+            outgoing: std::iter::repeat_with(|| None).take(ends).collect(),
+            incoming: std::iter::repeat_with(|| None).take(ends).collect(),
+            own: [Own::default(); 2],
+            passages: Vec::new(),
+            fold: Fold { dst: Region::EMPTY, local: None, fetches: Vec::new(), open: false },
+        }
+    }
+
+    /// Queue an operation. All links that it uses are open.
+    ///
+    /// # Errors
+    /// The driver's; part of the operation may be queued then.
+    pub fn queue(&mut self, commands: &mut Commands<'_>, task: &Task<'_>) -> Result<()> {
+        let most = if task.pairwise { 2 } else { MOST_SOURCES };
+        let digest = task.operation.digest();
+        let Task { bound, operation, divisor, .. } = *task;
+        for round in 0..bound.rounds {
+            let mut now = Now { bound, operation, digest, round, published: 0, divisor, most };
+            for i in 0..task.order.len() {
+                let (lane, step) = task.order.at(i);
+                let step = task.schedule.step(lane, step);
+                if round > 0 && is_nothing(bound, step, round) || self.folds(&now, step) {
+                    continue;
+                }
+                self.close(commands, &now)?;
+                if !self.folds(&now, step) {
+                    self.step(commands, &mut now, step, task.schedule.channel(lane))?;
+                }
+            }
+            self.close(commands, &now)?;
+        }
+        if bound.lends()
+            && let Some(window) = &mut self.window
+        {
+            window.wait_unread(commands)?;
+        }
+        Ok(())
+    }
+
+    /// A step that is not part of a fold.
+    fn step(&mut self, commands: &mut Commands<'_>, now: &mut Now<'_>, step: Step, channel: usize) -> Result<()> {
+        let at = |peer| Some(link(peer, channel));
+        match step {
+            Step::Send { to, src } => self.flow(commands, now, Way { from: None, to: at(to) }, Some(src), None),
+            Step::Recv { from, dst } => self.flow(commands, now, Way { from: at(from), to: None }, None, Some(dst)),
+            Step::RecvReduce { from, local, dst, .. } => {
+                self.flow(commands, now, Way { from: at(from), to: None }, Some(local), Some(dst))
+            }
+            Step::RecvReduceSend { from, local, dst, to, .. } => {
+                self.flow(commands, now, Way { from: at(from), to: at(to) }, Some(local), dst)
+            }
+            Step::RecvCopySend { from, dst, to } => {
+                self.flow(commands, now, Way { from: at(from), to: at(to) }, None, Some(dst))
+            }
+            Step::Copy { src, dst } => self.flow(commands, now, Way::default(), Some(src), Some(dst)),
+            Step::Reduce { a, b, dst } => self.reduce(commands, now, [a, b, dst]),
+            Step::Publish { src } => self.publish(commands, now, src),
+            Step::Fetch { .. } | Step::FetchReduce { .. } => unreachable!("every fetch is part of a fold"),
+        }
+    }
+
+    /// A job of this operation, with nothing to do yet.
+    fn job(&self, now: &Now<'_>) -> Job {
+        Job { digest: now.digest, trouble: self.trouble, ..Job::default() }
+    }
+
+    /// Queue a job over `bytes` bytes.
+    fn launch(&self, commands: &mut Commands<'_>, now: &Now<'_>, job: &mut Job, bytes: usize) -> Result<()> {
+        let dtype = now.bound.dtype;
+        let kernel = match job.sources > 1 || job.divide != 0 {
+            true => Kernel::Reduce(dtype),
+            false => Kernel::Copy,
+        };
+        job.count = bytes as u64 / kernel.element();
+        if matches!(kernel, Kernel::Reduce(_)) {
+            job.op = code(now.bound.op);
+        }
+        self.submit(commands, kernel, job)
+    }
+
+    fn submit(&self, commands: &mut Commands<'_>, kernel: Kernel, job: &Job) -> Result<()> {
+        // SAFETY: sources and results lie in the call's buffers, which were checked to be device memory of their length,
+        // in scratch, and in places of staging memory within their length; the operation was checked to have the type.
+        // That the caller keeps its buffers until the stream has passed is what calls on streams ask of it; staging and
+        // scratch stay until this rank's streams have drained.
+        commands.then(|stream| unsafe { self.kernels.launch(stream, kernel, job) })
+    }
+
+    /// A message in, out, or through this rank, or a copy: slot by slot, in jobs as long as the regions and slots allow.
+    ///
+    /// `local`: what is sent, or combined with what comes in. `dst`: where the result is kept. What goes out is the result.
+    fn flow(
+        &mut self,
+        commands: &mut Commands<'_>,
+        now: &Now<'_>,
+        way: Way,
+        local: Option<Region>,
+        dst: Option<Region>,
+    ) -> Result<()> {
+        let Some(region) = local.or(dst) else { return Ok(()) };
+        let total = length(now.bound, region, now.round);
+        let operation = match now.bound.counted_by_pair {
+            true => now.operation.of_pair(now.bound.count_of(region)),
+            false => *now.operation,
+        };
+        self.announce(way, operation, total);
+        let mut cursor = Cursor { left: total, came: None, goes: None };
+        if total == 0 {
+            if way.from.is_some() || way.to.is_some() {
+                self.piece(commands, now, (way, &operation), &mut cursor, [None, None], 0)?;
+            }
+            return Ok(());
+        }
+        let tracks = [local.unwrap_or(region), dst.unwrap_or(region)].map(Track::Chunks);
+        for (at, bytes) in Runs::new(now.bound, now.round, region, tracks) {
+            let mut moved = 0;
+            while moved < bytes {
+                let here = |track: usize| at[track] + moved as u64;
+                let operands = [local.map(|_| here(0)), dst.map(|_| here(1))];
+                moved += self.piece(commands, now, (way, &operation), &mut cursor, operands, bytes - moved)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tell the courier of a message that another host sends or receives.
+    fn announce(&mut self, way: Way, operation: Fingerprint, bytes: usize) {
+        let far = |link: &usize| self.members[link / CHANNELS].is_none();
+        let end = |of: fn(usize, usize) -> End| move |link: usize| of(link / CHANNELS, link % CHANNELS);
+        let ends = [way.from.filter(far).map(end(End::from)), way.to.filter(far).map(end(End::to))];
+        self.passages.extend(ends.into_iter().flatten().map(|end| (end, Passage { operation, bytes })));
+    }
+
+    /// One job of a message: at most `bytes` bytes, as far as the slots at both ends reach. Returns how many.
+    fn piece(
+        &mut self,
+        commands: &mut Commands<'_>,
+        now: &Now<'_>,
+        (way, operation): (Way, &Fingerprint),
+        cursor: &mut Cursor,
+        [local, dst]: [Option<u64>; 2],
+        bytes: usize,
+    ) -> Result<usize> {
+        let mut bytes = bytes;
+        let mut job = Job { digest: operation.digest(), ..self.job(now) };
+        let add = |job: &mut Job, source| {
+            job.source[job.sources as usize] = source;
+            job.sources += 1;
+        };
+        if let Some(local) = local {
+            add(&mut job, Source::plain(local));
+        }
+        if let Some(link) = way.from {
+            let end = self.incoming[link].as_mut().expect("links are opened before they are used");
+            let (place, used) = match cursor.came {
+                Some(slot) => slot,
+                None => (end.begin(commands)?, 0),
+            };
+            bytes = bytes.min(place.bytes - used);
+            let peer = (link / CHANNELS) as u32;
+            add(&mut job, Source { at: place.data() + used as u64, header: place.header, peer, ..Source::default() });
+            cursor.came = Some((place, used));
+        }
+        let mut goes = None;
+        if let Some(link) = way.to {
+            let end = self.outgoing[link].as_mut().expect("links are opened before they are used");
+            let (place, used) = match cursor.goes {
+                Some(slot) => slot,
+                None => (end.begin(commands)?, 0),
+            };
+            bytes = bytes.min(place.bytes - used);
+            if used == 0 {
+                job.publish = place.header;
+                job.head = header(operation);
+            }
+            goes = Some(place.data() + used as u64);
+            cursor.goes = Some((place, used));
+        }
+        (job.dst, job.also) = match (dst, goes) {
+            (Some(dst), goes) => (dst, goes.unwrap_or(0)),
+            (None, goes) => (goes.unwrap_or(0), 0),
+        };
+        // A copy onto itself, in place.
+        let moves = way.from.is_some() || way.to.is_some() || local != dst;
+        if moves {
+            self.launch(commands, now, &mut job, bytes)?;
+        }
+        cursor.left -= bytes;
+        let ends_here = |slot: &mut Option<(Place, usize)>| {
+            let Some((place, used)) = slot else { return false };
+            *used += bytes;
+            let ends = *used == place.bytes || cursor.left == 0;
+            if ends {
+                *slot = None;
+            }
+            ends
+        };
+        let (mut came, mut going) = (cursor.came, cursor.goes);
+        let (emptied, filled) = (ends_here(&mut came), ends_here(&mut going));
+        (cursor.came, cursor.goes) = (came, going);
+        if let Some(link) = way.from.filter(|_| emptied) {
+            self.incoming[link].as_mut().expect("used above").end(commands)?;
+        }
+        if let Some(link) = way.to.filter(|_| filled) {
+            self.outgoing[link].as_mut().expect("used above").end(commands)?;
+        }
+        Ok(bytes)
+    }
+
+    fn reduce(&mut self, commands: &mut Commands<'_>, now: &Now<'_>, regions: [Region; 3]) -> Result<()> {
+        for ([a, b, dst], bytes) in Runs::new(now.bound, now.round, regions[2], regions.map(Track::Chunks)) {
+            let mut job = Job { dst, sources: 2, ..self.job(now) };
+            [job.source[0], job.source[1]] = [a, b].map(Source::plain);
+            self.launch(commands, now, &mut job, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, commands: &mut Commands<'_>, now: &mut Now<'_>, src: Region) -> Result<()> {
+        let window = self.window.as_mut().expect("one-sided schedules run only where all ranks share memory");
+        let number = window.published();
+        let place = window.begin_publish(commands)?;
+        // A loan says where the first chunk lies; readers know how far from it the others do if the chunks begin with a
+        // block, as they all do that are more than one.
+        let loan = now.bound.loan(src).filter(|_| src.first == 0 || src.len == 1);
+        let mut head = header(now.operation);
+        if let Some(loan) = loan {
+            let from = match src.buffer {
+                Buffer::Input => now.bound.input.addr(),
+                _ => now.bound.output.addr(),
+            };
+            head.allocation = loan.allocation;
+            head.offset = loan.offset + (now.bound.of(src, 0, now.round).0.addr() - from) as u64;
+        }
+        let mut announced = false;
+        if loan.is_none() {
+            let tracks = [Track::Chunks(src), Track::Strided(place.data())];
+            for ([from, to], bytes) in Runs::new(now.bound, now.round, src, tracks) {
+                let mut job = Job { sources: 1, dst: to, ..self.job(now) };
+                job.source[0] = Source::plain(from);
+                if !std::mem::replace(&mut announced, true) {
+                    (job.publish, job.head) = (place.header, head);
+                }
+                self.launch(commands, now, &mut job, bytes)?;
+            }
+        }
+        if !announced {
+            let mut job = Job { publish: place.header, head, ..self.job(now) };
+            self.launch(commands, now, &mut job, 0)?;
+        }
+        self.own[(number & 1) as usize] = Own { lent: loan.map(|_| src) };
+        now.published += 1;
+        self.window.as_mut().expect("used above").end_publish(commands)
+    }
+
+    /// Make a fetch part of the fold, if it is one and fits there.
+    fn folds(&mut self, now: &Now<'_>, step: Step) -> bool {
+        let Some(window) = &self.window else { return false };
+        let (from, nth, at, local, dst) = match step {
+            Step::Fetch { from, nth, at, dst } => (from, nth, at, None, dst),
+            Step::FetchReduce { from, nth, at, local, dst, .. } => (from, nth, at, Some(local), dst),
+            _ => return false,
+        };
+        let number = match from == self.me {
+            true => window.published().wrapping_sub(now.published - nth as u32),
+            false => window.fetched(member(&self.members, from)),
+        };
+        let fold = &mut self.fold;
+        if fold.open {
+            let goes_on = if dst.len == 0 { local.is_none() } else { local == Some(dst) };
+            if !goes_on || fold.dst != dst || fold.fetches.iter().any(|other| other.from == from) {
+                return false;
+            }
+        } else {
+            (fold.dst, fold.local, fold.open) = (dst, local, true);
+            fold.fetches.clear();
+        }
+        fold.fetches.push(Fetch { from, number, at, place: None });
+        true
+    }
+
+    /// Queue the fold, if there is one.
+    fn close(&mut self, commands: &mut Commands<'_>, now: &Now<'_>) -> Result<()> {
+        if !std::mem::take(&mut self.fold.open) {
+            return Ok(());
+        }
+        let Executor { window: Some(window), fold, members, .. } = self else {
+            unreachable!("fetches are folded only where there is a window")
+        };
+        for fetch in &mut fold.fetches {
+            fetch.place = Some(window.begin_fetch(commands, member(members, fetch.from), fetch.number)?);
+        }
+        let region = self.fold.dst;
+        for i in 0..region.len {
+            self.fold_chunk(commands, now, Some(i))?;
+        }
+        if region.len == 0 && self.fold.fetches.iter().any(|fetch| fetch.from != self.me) {
+            self.fold_chunk(commands, now, None)?;
+        }
+        let Executor { window: Some(window), fold, members, .. } = self else { unreachable!("as above") };
+        fold.fetches.iter().try_for_each(|f| window.end_fetch(commands, member(members, f.from), f.number))
+    }
+
+    /// The jobs of the fold for one of its chunks; without one, they only look at the headers.
+    fn fold_chunk(&self, commands: &mut Commands<'_>, now: &Now<'_>, chunk: Option<usize>) -> Result<()> {
+        let Fold { dst, local, fetches, .. } = &self.fold;
+        let address = |region: Region, i| now.bound.of(region, i, now.round).0.addr() as u64;
+        let (to, bytes) = match chunk {
+            Some(i) => (address(*dst, i), now.bound.of(*dst, i, now.round).1),
+            None => (0, 0),
+        };
+        let mut job = Job { dst: to, ..self.job(now) };
+        let add = |job: &mut Job, source| {
+            job.source[job.sources as usize] = source;
+            job.sources += 1;
+        };
+        let mine = local.zip(chunk).map(|(local, i)| Source::plain(address(local, i)));
+        mine.into_iter().for_each(|source| add(&mut job, source));
+        for fetch in fetches {
+            if job.sources as usize == now.most {
+                self.launch(commands, now, &mut job, bytes)?;
+                // The next job goes on with what this one leaves.
+                job = Job { dst: to, ..self.job(now) };
+                chunk.into_iter().for_each(|_| add(&mut job, Source::plain(to)));
+            }
+            add(&mut job, self.source(now, fetch, chunk.unwrap_or(0)));
+        }
+        if chunk.is_some() && mine.is_some() as usize + fetches.len() == self.size {
+            job.divide = now.divisor;
+        }
+        self.launch(commands, now, &mut job, bytes)
+    }
+
+    /// Chunk `i` of a fetch, as a job's source.
+    fn source(&self, now: &Now<'_>, fetch: &Fetch, i: usize) -> Source {
+        let (bound, chunk) = (now.bound, fetch.at + i);
+        let place = fetch.place.expect("the stream waits for it");
+        let at = place.data() + (chunk * bound.stride) as u64;
+        if fetch.from == self.me {
+            let lent = self.own[(fetch.number & 1) as usize].lent;
+            return Source::plain(lent.map_or(at, |region| bound.of(region, chunk, now.round).0.addr() as u64));
+        }
+        let loan = bound.offset(chunk, now.round).wrapping_sub(bound.offset(0, now.round)) as u64;
+        let bases = self.bases.row(member(&self.members, fetch.from));
+        Source { at, header: place.header, bases, loan, peer: fetch.from as u32, reserved: 0 }
+    }
+
+    /// Queue `dst` = `src` times `factor`, for `count` elements.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn scale(
+        &self,
+        commands: &mut Commands<'_>,
+        dtype: DataType,
+        (dst, src): (u64, u64),
+        factor: f64,
+        count: usize,
+    ) -> Result<()> {
+        let job = Job::scale(dst, Source::plain(src), dtype, factor, count as u64);
+        self.submit(commands, Kernel::Scale(dtype), &job)
+    }
+
+    /// Queue `dst` = `src`, `bytes` bytes.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn copy(&self, commands: &mut Commands<'_>, (dst, src): (u64, u64), bytes: usize) -> Result<()> {
+        self.submit(commands, Kernel::Copy, &Job::copy(dst, Source::plain(src), bytes as u64))
+    }
+
+    /// Queue the division of `count` sums at `at`.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn divide(
+        &self,
+        commands: &mut Commands<'_>,
+        dtype: DataType,
+        at: u64,
+        (divisor, count): (u64, usize),
+    ) -> Result<()> {
+        let job = Job { divide: divisor, ..Job::reduce(at, &[Source::plain(at)], ReduceOp::Sum, count as u64) };
+        self.submit(commands, Kernel::Reduce(dtype), &job)
+    }
+}
+
+/// A rank's number among those of this host.
+fn member(members: &[Option<usize>], rank: usize) -> usize {
+    members[rank].expect("one-sided schedules run only where all ranks are on this host")
+}
+
+/// The header of what belongs to `operation`: whoever finds it in place of another's can say what it is.
+fn header(operation: &Fingerprint) -> Header {
+    let words: &[u64; 4] = bytemuck::cast_ref(operation);
+    let mut head = Header { digest: operation.digest(), ..Header::default() };
+    head.unused[..4].copy_from_slice(words);
+    head
+}
+
+/// How kernels know an operation. Averages and scaled sums are sums there: what else they are is done apart.
+fn code(op: ReduceOp) -> u32 {
+    let op = if matches!(op, ReduceOp::Avg | ReduceOp::PreMulSum(_)) { ReduceOp::Sum } else { op };
+    op_code(op).expect("a user's own operation is refused before anything is queued")
+}
+
+/// How far a message has come: bytes that are left of it, and the slots at both ends with what is used of them.
+struct Cursor {
+    left: usize,
+    came: Option<(Place, usize)>,
+    goes: Option<(Place, usize)>,
+}
+
+/// Whether a step of a later round has no bytes left to move, as for the engine's lanes.
+fn is_nothing(bound: &Bound<'_>, step: Step, round: usize) -> bool {
+    step.message().is_some_and(|message| message.len > 0 && length(bound, message, round) == 0)
+}

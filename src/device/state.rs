@@ -1,0 +1,276 @@
+//! What one rank's device has in one communicator: what operations are queued with.
+
+use std::any::Any;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use maypole_collectives::schedule::Schedule;
+use maypole_cuda::peer::{HEADER, Incoming, Outgoing, Slots, Staging, Words};
+use maypole_cuda::{Context, CudaError, DeviceMemory, Event, Pinned, Stream, Word};
+use parking_lot::Mutex;
+
+use super::courier::{Courier, End, Ring};
+use super::executor::{CHANNELS, Executor, link};
+use super::limbo::{self, Busy};
+use super::loans::Loans;
+use super::plan::Planner;
+use super::sentry::{Flag, Posts, Sentry};
+use crate::engine::routes::Routes;
+use crate::engine::wait::Court;
+use crate::error::{Error, Result};
+
+/// How long a rank that leaves waits for those that may still have its memory mapped.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+
+/// What the ranks of a host share.
+pub(crate) struct Fabric {
+    pub words: Arc<Words>,
+    pub staging: Staging,
+    /// This rank's number among them.
+    pub me: usize,
+}
+
+/// One rank's device in one communicator. See the [module](self).
+pub(crate) struct Device {
+    pub context: Arc<Context>,
+    pub words: Arc<Words>,
+    /// This rank's number among those of its host.
+    pub me: usize,
+    pub sentry: Sentry,
+    /// Only touched by whoever has the communicator's turn.
+    pub state: Mutex<State>,
+    /// Number of the latest operation that was begun.
+    latest: AtomicU32,
+}
+
+/// What changes from operation to operation.
+pub(crate) struct State {
+    pub executor: Executor,
+    pub planner: Planner,
+    pub loans: Loans,
+    /// Links between hosts. `None`: all ranks are on this one.
+    pub courier: Option<Courier>,
+    /// The stream of the latest operation, and its number there.
+    pub last: Option<(usize, u32)>,
+    scratch: Vec<DeviceMemory>,
+    /// `None` once the rank has left.
+    staging: Option<Staging>,
+}
+
+/// A word, as the sentry sees it.
+fn flag(word: &Word, memory: Arc<dyn Any + Send + Sync>) -> Flag {
+    // SAFETY: words are atomics in memory that `memory` keeps.
+    unsafe { Flag::new(word.atomic(), memory) }
+}
+
+impl Device {
+    pub fn new(
+        context: Arc<Context>,
+        court: Court,
+        size: usize,
+        fabric: Fabric,
+        (executor, planner): (Executor, Planner),
+        routes: Option<Routes>,
+    ) -> Result<Arc<Device>> {
+        let Fabric { words, staging, me } = fabric;
+        let post = |word: Word| flag(&word, words.clone());
+        let probe = Event::new(&context, false).map_err(|source| Error::Device { rank: court.me, source })?;
+        let posts = Posts {
+            started: post(words.started(me)),
+            ended: post(words.ended(me)),
+            trouble: post(words.trouble(me)),
+            released: post(words.released()),
+            found: Box::new(|| None),
+            ailment: Box::new(move || probe.is_done().err().filter(CudaError::is_sticky).map(|e| e.to_string())),
+        };
+        let courier = routes.map(|routes| Courier::start(routes, court.clone())).transpose()?;
+        let sentry = Sentry::new(court, size, posts);
+        words.waited_by(me).for_each(|word| sentry.guard(post(word)));
+        let state = State {
+            executor,
+            planner,
+            loans: Loans::default(),
+            courier,
+            last: None,
+            scratch: Vec::new(),
+            staging: Some(staging),
+        };
+        let (state, latest) = (Mutex::new(state), AtomicU32::new(0));
+        let device = Arc::new(Device { context, words, me, sentry, state, latest });
+        let weak: Weak<Device> = Arc::downgrade(&device);
+        limbo::watch(weak);
+        Ok(device)
+    }
+
+    /// Operation `number` begins.
+    pub fn note(&self, number: u32) {
+        self.latest.store(number, Ordering::Relaxed);
+    }
+
+    /// This rank leaves the communicator: nothing more is queued. What it holds is given back as soon as that waits for
+    /// nobody of this process.
+    pub fn leave(self: Arc<Self>) {
+        let drained = self.sentry.drain();
+        if let Some(courier) = &self.state.lock().courier {
+            courier.finish(LEAVE_WITHIN);
+        }
+        if drained {
+            limbo::give_back(self);
+        } else {
+            tracing::warn!("device memory is kept: a stream has not got past this communicator's operations");
+            std::mem::forget(self);
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let Some(staging) = self.state.get_mut().staging.take() {
+            staging.leave(&self.words, self.me, LEAVE_WITHIN);
+        }
+    }
+}
+
+impl Busy for Device {
+    fn is_busy(&self) -> bool {
+        let latest = self.latest.load(Ordering::Relaxed);
+        !self.words.ended(self.me).is_at_least(latest)
+    }
+}
+
+impl State {
+    /// Device memory of at least `bytes` bytes for the operation that is queued next, content undefined. Operations run
+    /// one after the other, so they may all have the same.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`]; the driver's.
+    pub fn scratch(&mut self, context: &Arc<Context>, bytes: usize) -> std::result::Result<u64, CudaError> {
+        if self.scratch.last().is_none_or(|memory| memory.bytes() < bytes) {
+            // Those before may be in use, and giving memory back waits for the device. Each is twice as long at least,
+            // so they are not much.
+            self.scratch.push(DeviceMemory::new(context, bytes.next_power_of_two())?);
+        }
+        Ok(self.scratch.last().map_or(0, DeviceMemory::address))
+    }
+
+    /// Open the links that `schedule` uses.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn open(&mut self, device: &Device, schedule: &dyn Schedule) -> std::result::Result<(), CudaError> {
+        for lane in 0..schedule.lanes() {
+            let channel = schedule.channel(lane);
+            for i in 0..schedule.steps(lane) {
+                let (from, to) = schedule.step(lane, i).peers();
+                from.map_or(Ok(()), |from| self.open_from(device, from, channel))?;
+                to.map_or(Ok(()), |to| self.open_to(device, to, channel))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Open the link to rank `to`, unless it is open.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn open_to(&mut self, device: &Device, to: usize, channel: usize) -> std::result::Result<(), CudaError> {
+        let number = link(to, channel);
+        if self.executor.outgoing[number].is_some() {
+            return Ok(());
+        }
+        let end = match self.executor.members[to] {
+            Some(there) => {
+                let (words, me) = (&device.words, device.me);
+                let slots = self.staging().slots(me, there, channel);
+                Outgoing::new(slots, words.filled(me, there, channel), words.freed(me, there, channel))
+            }
+            None => {
+                let far = self.far(device, End::to(to, channel))?;
+                device.sentry.guard(far.freed_flag());
+                Outgoing::new(far.slots, far.filled, far.freed)
+            }
+        };
+        self.executor.outgoing[number] = Some(end);
+        Ok(())
+    }
+
+    /// Open the link from rank `from`, unless it is open.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn open_from(&mut self, device: &Device, from: usize, channel: usize) -> std::result::Result<(), CudaError> {
+        let number = link(from, channel);
+        if self.executor.incoming[number].is_some() {
+            return Ok(());
+        }
+        let end = match self.executor.members[from] {
+            Some(there) => {
+                let (words, me) = (&device.words, device.me);
+                let slots = self.staging().slots(there, me, channel);
+                Incoming::new(slots, words.filled(there, me, channel), words.freed(there, me, channel))
+            }
+            None => {
+                let far = self.far(device, End::from(from, channel))?;
+                device.sentry.guard(far.filled_flag());
+                Incoming::new(far.slots, far.filled, far.freed)
+            }
+        };
+        self.executor.incoming[number] = Some(end);
+        Ok(())
+    }
+
+    fn staging(&self) -> &Staging {
+        self.staging.as_ref().expect("nothing is queued after leaving")
+    }
+
+    /// One direction of a link to another host: slots in pinned memory, with the courier at the other end.
+    fn far(&self, device: &Device, end: End) -> std::result::Result<Far, CudaError> {
+        let shape = self.staging().shape();
+        let (count, bytes) = (shape.slots, shape.slot);
+        let stride = HEADER + bytes.next_multiple_of(HEADER);
+        // Two lines for the words, then the slots.
+        let memory = Arc::new(Pinned::new(&device.context, 2 * HEADER + count * stride)?);
+        let word = |line: usize| {
+            let at = std::ptr::NonNull::new(memory.as_ptr().wrapping_add(line * HEADER).cast()).expect("allocated");
+            // SAFETY: both name the line's first bytes, in memory that the courier and the sentry keep; the executor's
+            // ends go before them.
+            unsafe { Word::new(at, memory.address() + (line * HEADER) as u64) }
+        };
+        let (filled, freed) = (word(0), word(1));
+        let first = 2 * HEADER;
+        let slots = Slots { first: memory.address() + first as u64, stride, bytes, count: count as u32 };
+        // SAFETY: the slots lie behind the words in the same memory, at multiples of 64; only the device and this courier
+        // touch them.
+        let ring = unsafe {
+            let place = (memory.as_ptr().wrapping_add(first), stride);
+            Ring::new(place, (count as u32, bytes), (filled.atomic(), freed.atomic()), memory.clone())
+        };
+        self.courier.as_ref().expect("there is one where ranks are on other hosts").open(end, ring);
+        Ok(Far { slots, filled, freed, memory })
+    }
+}
+
+struct Far {
+    slots: Slots,
+    filled: Word,
+    freed: Word,
+    memory: Arc<Pinned>,
+}
+
+impl Far {
+    fn filled_flag(&self) -> Flag {
+        flag(&self.filled, self.memory.clone())
+    }
+
+    fn freed_flag(&self) -> Flag {
+        flag(&self.freed, self.memory.clone())
+    }
+}
+
+/// A stream's name, as operations remember it.
+pub(crate) fn name(stream: &Stream) -> usize {
+    stream.raw() as usize
+}
+
+const _: () = assert!(CHANNELS >= 3);
