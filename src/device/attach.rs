@@ -15,7 +15,7 @@ use maypole_cuda::peer::{Bases, HEADER, Mapped, Member, Offer, Shape, Staging, W
 use maypole_cuda::{Context, CudaError, DeviceMemory, HostRegion, HostRegistration};
 use maypole_transports::shm::Allocation;
 
-use super::executor::{CHANNELS, Executor};
+use super::executor::{CHANNELS, Executor, Reports};
 use super::plan::Planner;
 use super::state::{Device, Fabric};
 use crate::Communicator;
@@ -185,16 +185,18 @@ impl Communicator {
         };
         let made = || {
             let words = Words::new(HostRegistration::new(context, &region)?, near.len(), CHANNELS);
-            Ok((words, Bases::new(context, near.len())?))
+            let poison = DeviceMemory::new(context, size_of::<u32>())?;
+            poison.fill(0, poison.bytes(), 0)?;
+            Ok((words, Bases::new(context, near.len())?, poison))
         };
-        let (words, bases) = self.unanimous(DOING, asked(rank, made()))?;
+        let (words, bases, poison) = self.unanimous(DOING, asked(rank, made()))?;
 
         // The rest is this rank's own.
         let mut places = vec![None; size];
         near.iter().enumerate().for_each(|(place, r)| places[*r] = Some(place));
         let window = all_near.then(|| Window::new(&words, &staging, me));
-        let trouble = words.trouble(me).address();
-        let executor = Executor::new((rank, size), kernels, places, window, bases, trouble);
+        let reports = Reports { trouble: words.trouble(me).address(), poison: poison.address() };
+        let executor = Executor::new((rank, size), kernels, places, window, bases, reports);
         let links = match all_near {
             true => Links::Shared,
             // Not from this rank's own links: one that is alone on its host reaches nobody there, though others do.
@@ -207,7 +209,7 @@ impl Communicator {
         let planner = Planner::new(tuner, (rank, size));
         let routes = self.inner.device_routes();
         let routes = self.unanimous(DOING, routes)?;
-        let fabric = Fabric { words: Arc::new(words), staging, me };
+        let fabric = Fabric { words: Arc::new(words), staging, poison, me };
         let device = Device::new(context.clone(), self.inner.court(), size, fabric, (executor, planner), routes);
         let device = self.unanimous(DOING, device)?;
         tracing::info!(

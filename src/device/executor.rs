@@ -59,8 +59,8 @@ pub(crate) struct Executor {
     /// Publications, if all ranks are on this host.
     pub window: Option<Window>,
     pub bases: Bases,
-    /// Where kernels report a header of another operation.
-    trouble: u64,
+    /// Where kernels report a header of another operation, and tell those after them.
+    reports: Reports,
     pub outgoing: Ends<Outgoing>,
     pub incoming: Ends<Incoming>,
     /// What the last two publications were made of.
@@ -69,6 +69,14 @@ pub(crate) struct Executor {
     pub passages: Vec<(End, Passage)>,
     /// Kept for its memory.
     fold: Fold,
+}
+
+/// Addresses for jobs: of this rank's [`Trouble`](maypole_cuda::kernels::Trouble), and of the word by which one that found
+/// a foreign header tells those after it.
+#[derive(Clone, Copy)]
+pub(crate) struct Reports {
+    pub trouble: u64,
+    pub poison: u64,
 }
 
 /// One of this rank's publications.
@@ -130,7 +138,7 @@ impl Executor {
         members: Vec<Option<usize>>,
         window: Option<Window>,
         bases: Bases,
-        trouble: u64,
+        reports: Reports,
     ) -> Executor {
         let ends = size * CHANNELS;
         Executor {
@@ -140,7 +148,7 @@ impl Executor {
             members,
             window,
             bases,
-            trouble,
+            reports,
             outgoing: std::iter::repeat_with(|| None).take(ends).collect(),
             incoming: std::iter::repeat_with(|| None).take(ends).collect(),
             own: [Own::default(); 2],
@@ -204,7 +212,7 @@ impl Executor {
 
     /// A job of this operation, with nothing to do yet.
     fn job(&self, now: &Now<'_>) -> Job {
-        Job { digest: now.digest, trouble: self.trouble, ..Job::default() }
+        Job { digest: now.digest, trouble: self.reports.trouble, poison: self.reports.poison, ..Job::default() }
     }
 
     /// Queue a job over `bytes` bytes.
@@ -536,9 +544,7 @@ fn member(members: &[Option<usize>], rank: usize) -> usize {
 /// The header of what belongs to `operation`: whoever finds it in place of another's can say what it is.
 fn header(operation: &Fingerprint) -> Header {
     let words: &[u64; 4] = bytemuck::cast_ref(operation);
-    let mut head = Header { digest: operation.digest(), ..Header::default() };
-    head.unused[..4].copy_from_slice(words);
-    head
+    Header { digest: operation.digest(), operation: *words, ..Header::default() }
 }
 
 /// How kernels know an operation. Averages and scaled sums are sums there: what else they are is done apart.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use maypole_collectives::schedule::Schedule;
+use maypole_cuda::kernels::Trouble;
 use maypole_cuda::peer::{HEADER, Incoming, Outgoing, Slots, Staging, Words};
 use maypole_cuda::{Context, CudaError, DeviceMemory, Event, Pinned, Stream, Word};
 use parking_lot::Mutex;
@@ -19,6 +20,7 @@ use super::sentry::{Flag, Posts, Sentry};
 use crate::engine::routes::Routes;
 use crate::engine::wait::Court;
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 
 /// How long a rank that leaves waits for those that may still have its memory mapped.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
@@ -27,6 +29,8 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 pub(crate) struct Fabric {
     pub words: Arc<Words>,
     pub staging: Staging,
+    /// The word that stops this rank's kernels once one has found a foreign header.
+    pub poison: DeviceMemory,
     /// This rank's number among them.
     pub me: usize,
 }
@@ -56,12 +60,29 @@ pub(crate) struct State {
     scratch: Vec<DeviceMemory>,
     /// `None` once the rank has left.
     staging: Option<Staging>,
+    _poison: DeviceMemory,
 }
 
 /// A word, as the sentry sees it.
 fn flag(word: &Word, memory: Arc<dyn Any + Send + Sync>) -> Flag {
     // SAFETY: words are atomics in memory that `memory` keeps.
     unsafe { Flag::new(word.atomic(), memory) }
+}
+
+/// What this rank's kernels found in place of a header of theirs.
+fn found(words: Arc<Words>, me: usize) -> Box<dyn Fn() -> Option<(u32, Fingerprint)> + Send + Sync> {
+    Box::new(move || {
+        let word = words.trouble(me);
+        if word.load() == 0 {
+            return None;
+        }
+        words.registration().region().as_ptr().expose_provenance();
+        let record: *const Trouble = std::ptr::with_exposed_provenance(std::ptr::from_ref(word.atomic()).addr());
+        // SAFETY: the word begins the record, which lies in the words' memory; its first word is written last and for
+        // good, so nobody writes it any more.
+        let (ours, operation) = unsafe { ((*record).ours, (*record).theirs.operation) };
+        Some((ours, bytemuck::cast(operation)))
+    })
 }
 
 impl Device {
@@ -73,7 +94,7 @@ impl Device {
         (executor, planner): (Executor, Planner),
         routes: Option<Routes>,
     ) -> Result<Arc<Device>> {
-        let Fabric { words, staging, me } = fabric;
+        let Fabric { words, staging, poison, me } = fabric;
         let post = |word: Word| flag(&word, words.clone());
         let probe = Event::new(&context, false).map_err(|source| Error::Device { rank: court.me, source })?;
         let posts = Posts {
@@ -81,7 +102,7 @@ impl Device {
             ended: post(words.ended(me)),
             trouble: post(words.trouble(me)),
             released: post(words.released()),
-            found: Box::new(|| None),
+            found: found(words.clone(), me),
             ailment: Box::new(move || probe.is_done().err().filter(CudaError::is_sticky).map(|e| e.to_string())),
         };
         let courier = routes.map(|routes| Courier::start(routes, court.clone())).transpose()?;
@@ -95,6 +116,7 @@ impl Device {
             last: None,
             scratch: Vec::new(),
             staging: Some(staging),
+            _poison: poison,
         };
         let (state, latest) = (Mutex::new(state), AtomicU32::new(0));
         let device = Arc::new(Device { context, words, me, sentry, state, latest });
