@@ -1,0 +1,53 @@
+// Calls a kernel's host twin, and survives it when the kernel touches memory that is not there.
+//
+// A GPU that reads where nothing is mapped ends the kernel, and every later call in its context says so. Here the
+// processor raises a signal on the thread that plays the stream; the handler jumps out of the kernel. Kernels are plain
+// C in effect: there is nothing to unwind.
+
+#include <setjmp.h>
+#include <signal.h>
+#include <string.h>
+
+namespace {
+
+thread_local sigjmp_buf *catching = nullptr;
+struct sigaction before_segv, before_bus;
+
+// A fault while a kernel runs ends that kernel. Any other is passed to whoever was asked before.
+void on_fault(int number, siginfo_t *info, void *context) {
+    if (catching != nullptr) siglongjmp(*catching, 1);
+    const struct sigaction &before = number == SIGBUS ? before_bus : before_segv;
+    if ((before.sa_flags & SA_SIGINFO) && before.sa_sigaction != nullptr) {
+        before.sa_sigaction(number, info, context);
+    } else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) {
+        before.sa_handler(number);
+    } else {
+        signal(number, SIG_DFL);  // and the instruction faults again
+    }
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) void emulator_catch_faults() {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGSEGV, &action, &before_segv);
+    sigaction(SIGBUS, &action, &before_bus);
+}
+
+// Returns 0, or 1 if the kernel touched memory that is not mapped.
+extern "C" __attribute__((visibility("default"))) int emulator_run(void (*kernel)(const HostGrid *, const void *),
+                                                                   const HostGrid *grid, const void *parameter) {
+    sigjmp_buf here;
+    if (sigsetjmp(here, 0) != 0) {
+        catching = nullptr;
+        return 1;
+    }
+    catching = &here;
+    kernel(grid, parameter);
+    catching = nullptr;
+    return 0;
+}

@@ -1,0 +1,202 @@
+//! The driver's calls on streams: making them, asking them, waiting for them, host functions, capture.
+
+use crate::abi::*;
+use crate::call::{Handles, entries, give};
+use crate::context::current;
+use crate::stream::{Capture, Stream, StreamKind};
+use crate::work::Work;
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+
+pub static STREAMS: LazyLock<Handles<Stream>> = LazyLock::new(|| Handles::new(HashMap::new()));
+static CAPTURES: AtomicU64 = AtomicU64::new(0);
+
+/// The stream that a handle stands for; default streams are those of the current context.
+pub fn stream_of(handle: usize) -> Outcome<Arc<Stream>> {
+    match handle {
+        0 | default_stream::LEGACY => Ok(current()?.legacy_stream()),
+        default_stream::PER_THREAD => Ok(current()?.thread_stream()),
+        other => STREAMS.get(other),
+    }
+}
+
+/// What a query or a wait may not be called for: a capture does not survive it.
+fn not_capturing(stream: &Stream) -> Outcome {
+    if stream.is_capturing() {
+        stream.invalidate_capture();
+        return Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    }
+    Ok(())
+}
+
+fn create(to: *mut usize, flags: u32, priority: c_int) -> Outcome {
+    let context = current()?;
+    let kind = match flags {
+        0 => StreamKind::Blocking,
+        1 => StreamKind::NonBlocking,
+        _ => return Err(CUDA_ERROR_INVALID_VALUE),
+    };
+    let handle = STREAMS.adopt(Stream::make(&context, kind, priority.clamp(-5, 0)));
+    // SAFETY: the caller's promise.
+    unsafe { give(to, handle) }
+}
+
+entries! {
+    /// Makes a stream. Flag 1: it does not take part in the legacy default stream's order.
+    fn cuStreamCreate(to: *mut usize, flags: u32) {
+        create(to, flags, 0)
+    }
+
+    /// The same with a priority, which is kept and changes nothing.
+    fn cuStreamCreateWithPriority(to: *mut usize, flags: u32, priority: c_int) {
+        create(to, flags, priority)
+    }
+
+    /// Ends a stream as soon as it has done what it was given.
+    fn cuStreamDestroy_v2(handle: usize) {
+        if handle <= default_stream::PER_THREAD {
+            return Err(CUDA_ERROR_INVALID_HANDLE);
+        }
+        STREAMS.remove(handle)?.destroy();
+        Ok(())
+    }
+
+    /// Waits until the stream has done what it was given.
+    fn cuStreamSynchronize(handle: usize) {
+        let stream = stream_of(handle)?;
+        not_capturing(&stream)?;
+        stream.wait_for(stream.submitted());
+        stream.context.check()
+    }
+
+    /// Whether it has.
+    fn cuStreamQuery(handle: usize) {
+        let stream = stream_of(handle)?;
+        not_capturing(&stream)?;
+        stream.context.check()?;
+        if stream.is_idle() { Ok(()) } else { Err(CUDA_ERROR_NOT_READY) }
+    }
+
+    /// The stream's context.
+    fn cuStreamGetCtx(handle: usize, to: *mut usize) {
+        // SAFETY: the caller's promise.
+        unsafe { give(to, stream_of(handle)?.context.handle) }
+    }
+
+    /// The stream's device.
+    fn cuStreamGetDevice(handle: usize, to: *mut c_int) {
+        // SAFETY: the caller's promise.
+        unsafe { give(to, stream_of(handle)?.context.device as c_int) }
+    }
+
+    /// A number that no other stream has.
+    fn cuStreamGetId(handle: usize, to: *mut u64) {
+        // SAFETY: the caller's promise.
+        unsafe { give(to, stream_of(handle)?.number) }
+    }
+
+    /// The flags that the stream was made with.
+    fn cuStreamGetFlags(handle: usize, to: *mut u32) {
+        // SAFETY: the caller's promise.
+        unsafe { give(to, u32::from(stream_of(handle)?.kind == StreamKind::NonBlocking)) }
+    }
+
+    /// The priority that the stream was made with.
+    fn cuStreamGetPriority(handle: usize, to: *mut c_int) {
+        // SAFETY: the caller's promise.
+        unsafe { give(to, stream_of(handle)?.priority) }
+    }
+
+    /// Calls a function of the host, on a thread of its own, before the stream goes on.
+    fn cuLaunchHostFunc(handle: usize, function: Option<unsafe extern "C" fn(*mut c_void)>, data: *mut c_void) {
+        let stream = stream_of(handle)?;
+        let function = function.ok_or(CUDA_ERROR_INVALID_VALUE)?;
+        stream.submit(Work::Host { function, data }).map(|_| ())
+    }
+
+    /// Commands are recorded from here on and not run.
+    fn cuStreamBeginCapture_v2(handle: usize, mode: u32) {
+        if handle == 0 || handle == default_stream::LEGACY {
+            return Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        }
+        let stream = stream_of(handle)?;
+        if stream.is_capturing() {
+            return Err(CUDA_ERROR_ILLEGAL_STATE);
+        }
+        let thread = (mode != 2).then(|| std::thread::current().id());
+        stream.set_capture(Capture::Recording { id: CAPTURES.fetch_add(1, Relaxed) + 1, commands: 0, thread });
+        Ok(())
+    }
+
+    /// Ends a capture. The graph's handle is the capture's number: it can be destroyed and nothing else.
+    fn cuStreamEndCapture(handle: usize, graph: *mut usize) {
+        let stream = stream_of(handle)?;
+        match stream.capture() {
+            Capture::None => Err(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED),
+            Capture::Recording { thread: Some(thread), .. } if thread != std::thread::current().id() => {
+                Err(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD)
+            }
+            Capture::Recording { id, .. } => {
+                stream.set_capture(Capture::None);
+                // SAFETY: the caller's promise.
+                unsafe { give(graph, id as usize) }
+            }
+            Capture::Invalidated { .. } => {
+                stream.set_capture(Capture::None);
+                // SAFETY: the caller's promise.
+                unsafe { give(graph, 0)? };
+                Err(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)
+            }
+        }
+    }
+
+    /// 0 no capture, 1 capturing, 2 invalidated.
+    fn cuStreamIsCapturing(handle: usize, to: *mut u32) {
+        // SAFETY: the caller's promise.
+        unsafe { give(to, status(stream_of(handle)?.capture()).0) }
+    }
+
+    /// The same with the capture's number; graph and dependencies are not told.
+    fn cuStreamGetCaptureInfo_v2(
+        handle: usize,
+        to: *mut u32,
+        id: *mut u64,
+        graph: *mut usize,
+        dependencies: *mut usize,
+        count: *mut usize,
+    ) {
+        let (status, number) = status(stream_of(handle)?.capture());
+        for wanted in [graph, dependencies, count] {
+            if !wanted.is_null() {
+                // SAFETY: the caller's promise.
+                unsafe { give(wanted, 0)? };
+            }
+        }
+        if !id.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { give(id, number)? };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { give(to, status) }
+    }
+
+    /// Forgets a graph.
+    fn cuGraphDestroy(_graph: usize) {
+        Ok(())
+    }
+
+    /// Graphs cannot be run here: `CUDA_ERROR_NOT_SUPPORTED`.
+    fn cuGraphInstantiateWithFlags(_to: *mut usize, _graph: usize, _flags: u64) {
+        Err(CUDA_ERROR_NOT_SUPPORTED)
+    }
+}
+
+fn status(capture: Capture) -> (u32, u64) {
+    match capture {
+        Capture::None => (0, 0),
+        Capture::Recording { id, .. } => (1, id),
+        Capture::Invalidated { id } => (2, id),
+    }
+}
