@@ -88,6 +88,24 @@ fn a_sleep_with_nothing_to_wake_it_lasts_as_long_as_allowed() {
     }
 }
 
+/// epoll counts in milliseconds; naps do not.
+#[test]
+fn a_nap_may_be_shorter_than_a_millisecond() {
+    let (mut a, b) = ranks(1);
+    let best = (0..50).map(|_| sleep(&b.poller, Duration::from_micros(200))).min().unwrap();
+    assert!(best < Duration::from_micros(900), "{best:?}");
+    // Waking counts once for naps, too.
+    b.poller.waker().wake();
+    assert!(sleep(&b.poller, Duration::from_micros(900)) < SOON);
+    let nap = Duration::from_millis(20);
+    assert!(sleep(&b.poller, nap) >= nap);
+    // What comes after a nap ends the sleep after it.
+    sleep(&b.poller, Duration::from_micros(200));
+    a.sender.send(&[1; 100]).unwrap();
+    a.sender.end().unwrap();
+    assert!(sleep(&b.poller, LONG) < SOON);
+}
+
 #[test]
 fn a_waker_ends_the_sleep_from_another_thread() {
     let (a, _b) = ranks(1);
