@@ -6,15 +6,16 @@ namespace {
 
 struct CopyFold {
     static constexpr u32 SIZE = 1, UNROLL = 4, CHUNK = 1;
+    static constexpr bool SINGLE = true;
     typedef Vector State;
     typedef Nothing Setup;
     INLINE Setup setup(const Job &) {
         return {};
     }
-    INLINE void first(State &state, const Vector &v) {
+    INLINE void first(State &state, const Vector &v, const Setup &) {
         state = v;
     }
-    INLINE void next(State &, const Vector &) {}
+    INLINE void next(State &, const Vector &, const Setup &) {}
     INLINE Vector finish(const State &state, const Setup &) {
         return state;
     }
@@ -23,6 +24,7 @@ struct CopyFold {
 } // namespace
 
 KERNEL(maypole_copy, Job, job) {
-    __shared__ Inputs inputs;
+    __shared__ const u8 *at[MOST_SOURCES];
+    Inputs inputs = {at, 0};
     if (begin(job, inputs)) drive<CopyFold>(job, inputs);
 }

@@ -4,11 +4,12 @@
 //     struct Fold {
 //         static constexpr u32 SIZE;                       // bytes of an element
 //         static constexpr u32 UNROLL, CHUNK;              // vectors and sources loaded at once, as registers allow
+//         static constexpr bool SINGLE;                    // there is only one source, ever
 //         struct State;                                    // a partial result of 16 bytes of elements, maybe widened
 //         struct Setup;                                    // what is computed once per thread, before the loop
 //         static Setup setup(const Job &);
-//         static void first(State &, const Vector &);      // the first source
-//         static void next(State &, const Vector &);       // each further one, in order
+//         static void first(State &, const Vector &, const Setup &);   // the first source
+//         static void next(State &, const Vector &, const Setup &);    // each further one, in order
 //         static Vector finish(State &, const Setup &);
 //     };
 //
@@ -20,10 +21,14 @@
 
 #include "device.h"
 
-// Where each source's data is. In shared memory, as an array indexed at run time has no place in registers. Every thread
-// writes all of it and reads what it wrote itself, the same as all others: so there is nothing to wait for.
+// The sources, once they are found.
 struct Inputs {
-    const u8 *at[MOST_SOURCES];
+    // Where each one's data is. In shared memory, as an array indexed at run time has no place in registers. Every thread
+    // writes all of it and reads what it wrote itself, the same as all others: so there is nothing to wait for.
+    const u8 **at;
+    // Not zero in the last four bits if source or second destination lie otherwise in their 16 bytes than the
+    // destination does.
+    u32 skew;
 };
 
 INLINE u64 thread_index() {
@@ -53,6 +58,8 @@ INLINE bool begin(const Job &job, Inputs &inputs) {
     // Loaded before the headers are waited for.
     u32 poison = job.poison ? *(volatile u32 *)job.poison : 0;
     bool foreign = false;
+    inputs.skew = job.also ? (u32)((u64)job.also ^ (u64)job.dst) : 0;
+#pragma unroll 1
     for (u32 s = 0; s < job.sources && !foreign; s++) {
         const Source &source = job.source[s];
         const u8 *at = source.at;
@@ -66,6 +73,7 @@ INLINE bool begin(const Job &job, Inputs &inputs) {
             if (allocation && !foreign) at = source.bases[allocation] + header->offset + source.loan;
         }
         inputs.at[s] = at;
+        inputs.skew |= (u32)((u64)at ^ (u64)job.dst);
     }
     bool sound = !foreign && poison == 0;
     if (job.publish && first) {
@@ -76,23 +84,33 @@ INLINE bool begin(const Job &job, Inputs &inputs) {
     return sound;
 }
 
-// The 16 bytes at any address, of which the first `bytes` (1 to 16) count. Reads the aligned vectors that these lie in
-// and no other, so it never leaves the allocation.
-INLINE Vector load_any(const u8 *at, u32 bytes) {
-    u32 shift = (u32)(u64)at & 15;
-    at -= shift;
-    Vector low = load(at);
-    if (shift == 0) return low;
-    Vector high = {};
-    if (shift + bytes > 16) high = load(at + 16);
-    // The bytes wanted start at one of 16 places: by 8, by 4, then by single bytes.
+// Up to 16 bytes at any address: the one or two aligned vectors that they lie in.
+struct Pieces {
+    Vector low, high;
+    // Where in `low` they begin.
+    u32 shift;
+};
+
+// Loads the pieces of `bytes` bytes (1 to 16) and nothing else, so it never leaves the allocation.
+INLINE Pieces load_pieces(const u8 *at, u32 bytes) {
+    Pieces pieces = {};
+    pieces.shift = (u32)(u64)at & 15;
+    at -= pieces.shift;
+    pieces.low = load(at);
+    if (pieces.shift + bytes > 16) pieces.high = load(at + 16);
+    return pieces;
+}
+
+// The 16 bytes that begin in the pieces' low one. They begin at one of 16 places: by 8, by 4, then by single bytes.
+INLINE Vector join(const Pieces &pieces) {
+    const Vector &low = pieces.low, &high = pieces.high;
     u32 w[8] = {low.word[0],  low.word[1],  low.word[2],  low.word[3],
                 high.word[0], high.word[1], high.word[2], high.word[3]};
 #pragma unroll
-    for (int i = 0; i < 6; i++) w[i] = shift & 8 ? w[i + 2] : w[i];
+    for (int i = 0; i < 6; i++) w[i] = pieces.shift & 8 ? w[i + 2] : w[i];
 #pragma unroll
-    for (int i = 0; i < 5; i++) w[i] = shift & 4 ? w[i + 1] : w[i];
-    u32 bits = (shift & 3) * 8;
+    for (int i = 0; i < 5; i++) w[i] = pieces.shift & 4 ? w[i + 1] : w[i];
+    u32 bits = (pieces.shift & 3) * 8;
     Vector v;
 #pragma unroll
     for (int i = 0; i < 4; i++) v.word[i] = __funnelshift_r(w[i], w[i + 1], bits);
@@ -115,52 +133,77 @@ static __device__ __noinline__ void store_any(u8 *at, Vector v, u32 bytes) {
     }
 }
 
-// The result for `Unroll` vectors, `stride` bytes apart, the first of them at `position` in every buffer. With `Aligned`
-// all addresses are multiples of 16 and all bytes count, else only the first `bytes`. Nothing is stored before
-// everything is loaded: the destination may be a source.
-template <class Fold, u32 Unroll, u32 Chunk, bool Aligned>
-INLINE void fold_at(const Job &job, const Inputs &inputs, u64 position, u64 stride, u32 bytes,
-                    const typename Fold::Setup &setup) {
-    u32 sources = job.sources;
-    typename Fold::State state[Unroll];
+// The result for `UNROLL` vectors, `stride` bytes apart, the first of them at `position` in every buffer; all addresses
+// are multiples of 16. Nothing is stored before everything is loaded: the destination may be a source.
+template <class Fold>
+INLINE void fold_aligned(const Job &job, const Inputs &inputs, u64 position, u64 stride,
+                         const typename Fold::Setup &setup) {
+    constexpr u32 chunk = Fold::SINGLE ? 1 : Fold::CHUNK;
+    u32 sources = Fold::SINGLE ? 1 : job.sources;
+    typename Fold::State state[Fold::UNROLL];
     u32 s = 0;
+#pragma unroll 1
     do {
-        Vector loaded[Chunk][Unroll];
+        Vector loaded[chunk][Fold::UNROLL];
 #pragma unroll
-        for (u32 c = 0; c < Chunk; c++) {
+        for (u32 c = 0; c < chunk; c++) {
             if (c == 0 || s + c < sources) {
                 const u8 *at = inputs.at[s + c] + position;
 #pragma unroll
-                for (u32 u = 0; u < Unroll; u++)
-                    loaded[c][u] = Aligned ? load(at + u * stride) : load_any(at + u * stride, bytes);
+                for (u32 u = 0; u < Fold::UNROLL; u++) loaded[c][u] = load(at + u * stride);
             }
         }
 #pragma unroll
-        for (u32 c = 0; c < Chunk; c++) {
+        for (u32 c = 0; c < chunk; c++) {
             if (c == 0 || s + c < sources) {
 #pragma unroll
-                for (u32 u = 0; u < Unroll; u++) {
-                    if (c == 0 && s == 0)
-                        Fold::first(state[u], loaded[c][u]);
+                for (u32 u = 0; u < Fold::UNROLL; u++) {
+                    if (c == 0 && (Fold::SINGLE || s == 0))
+                        Fold::first(state[u], loaded[c][u], setup);
                     else
-                        Fold::next(state[u], loaded[c][u]);
+                        Fold::next(state[u], loaded[c][u], setup);
                 }
             }
         }
-        s += Chunk;
+        s += chunk;
     } while (s < sources);
 #pragma unroll
-    for (u32 u = 0; u < Unroll; u++) {
+    for (u32 u = 0; u < Fold::UNROLL; u++) {
         Vector result = Fold::finish(state[u], setup);
         u64 at = position + u * stride;
-        if (Aligned) {
-            store(job.dst + at, result);
-            if (job.also) store(job.also + at, result);
-        } else {
-            store_any(job.dst + at, result, bytes);
-            if (job.also) store_any(job.also + at, result, bytes);
+        store(job.dst + at, result);
+        if (job.also) store(job.also + at, result);
+    }
+}
+
+// The result for the first `bytes` bytes (1 to 16) at `position`, wherever that is. Several sources are loaded before the
+// first is looked at, as in small jobs all that counts is how often memory is waited for; then they are taken one by one
+// by the same instructions, which would otherwise be most of a kernel's.
+template <class Fold>
+INLINE void fold_anywhere(const Job &job, const Inputs &inputs, u64 position, u32 bytes,
+                          const typename Fold::Setup &setup) {
+    constexpr u32 chunk = Fold::SINGLE ? 1 : 4;
+    u32 sources = Fold::SINGLE ? 1 : job.sources;
+    typename Fold::State state;
+    Fold::first(state, join(load_pieces(inputs.at[0] + position, bytes)), setup);
+    u32 s = 1;
+#pragma unroll 1
+    while (s < sources) {
+        Pieces loaded[chunk];
+#pragma unroll
+        for (u32 c = 0; c < chunk; c++)
+            if (s + c < sources) loaded[c] = load_pieces(inputs.at[s + c] + position, bytes);
+        u32 end = s + chunk < sources ? s + chunk : sources;
+#pragma unroll 1
+        for (; s < end; s++) {
+            Fold::next(state, join(loaded[0]), setup);
+#pragma unroll
+            for (u32 c = 1; c < chunk; c++) loaded[c - 1] = loaded[c];
         }
     }
+    Vector result = Fold::finish(state, setup);
+    store_any(job.dst + position, result, bytes);
+    if (job.also) store_any(job.also + position, result, bytes);
 }
 
 // The whole job, spread over all threads of the grid.
@@ -175,9 +218,7 @@ template <class Fold> INLINE void drive(const Job &job, const Inputs &inputs) {
     typename Fold::Setup setup = Fold::setup(job);
 
     u64 dst = (u64)job.dst;
-    bool aligned = true;
-    for (u32 s = 0; s < job.sources; s++) aligned &= ((dst ^ (u64)inputs.at[s]) & 15) == 0;
-    if (job.also) aligned &= ((dst ^ (u64)job.also) & 15) == 0;
+    bool aligned = (inputs.skew & 15) == 0;
     u64 head = -dst & 15;
     if (dst % Fold::SIZE != 0) {
         // No vector of whole elements begins at a multiple of 16.
@@ -190,12 +231,14 @@ template <class Fold> INLINE void drive(const Job &job, const Inputs &inputs) {
 
     u64 v = thread;
     if (aligned)
+#pragma unroll 1
         for (; v + (Fold::UNROLL - 1) * threads < vectors; v += Fold::UNROLL * threads)
-            fold_at<Fold, Fold::UNROLL, Fold::CHUNK, true>(job, inputs, head + 16 * v, 16 * threads, 16, setup);
+            fold_aligned<Fold>(job, inputs, head + 16 * v, 16 * threads, setup);
     // The rest; the last two pieces are the ragged ends.
+#pragma unroll 1
     for (; v < vectors + 2; v += threads) {
         u64 position = v == vectors ? 0 : head + 16 * (v < vectors ? v : vectors);
         u32 valid = v < vectors ? 16 : v == vectors ? (u32)head : tail;
-        if (valid) fold_at<Fold, 1, 4, false>(job, inputs, position, 0, valid, setup);
+        if (valid) fold_anywhere<Fold>(job, inputs, position, valid, setup);
     }
 }

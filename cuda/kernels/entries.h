@@ -5,28 +5,25 @@
 
 #include "fold.h"
 
-// `Type` has the folds `Sum`, `Prod`, `Min`, `Max` and `Average`, and says by `Type::run(job, inputs)` whether it has one of
-// its own for the job.
+// `Type` has the folds `Sum` (which divides, too), `Prod` and `Extreme`; what other operations it has, or other ways for
+// some jobs, it runs in `Type::run`, which says whether it did.
 template <class Type> INLINE void reduce(const Job &job) {
-    __shared__ Inputs inputs;
+    __shared__ const u8 *at[MOST_SOURCES];
+    Inputs inputs = {at, 0};
     if (!begin(job, inputs) || Type::run(job, inputs)) return;
     switch (job.op) {
     case SUM:
     case AVG:
-    case PREMULSUM:
-        if (job.divide > 1)
-            drive<typename Type::Average>(job, inputs);
-        else
-            drive<typename Type::Sum>(job, inputs);
-        break;
+    case PREMULSUM: drive<typename Type::Sum>(job, inputs); break;
     case PROD: drive<typename Type::Prod>(job, inputs); break;
-    case MIN: drive<typename Type::Min>(job, inputs); break;
-    case MAX: drive<typename Type::Max>(job, inputs); break;
+    case MIN:
+    case MAX: drive<typename Type::Extreme>(job, inputs); break;
     }
 }
 
 // `dst = source[0] * factor`.
 template <class Type> INLINE void scale(const Job &job) {
-    __shared__ Inputs inputs;
+    __shared__ const u8 *at[MOST_SOURCES];
+    Inputs inputs = {at, 0};
     if (begin(job, inputs)) drive<ScaleFold<typename Type::Prod>>(job, inputs);
 }

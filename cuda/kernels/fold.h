@@ -5,296 +5,151 @@
 #include "drive.h"
 #include "minifloat.h"
 
-// ---- nothing to set up ----
-
 struct Nothing {};
 
-// ---- words: results that need no wider form while they grow ----
+// ---- lanes: results that need no wider form while they grow ----
 
-// `Word` combines two words of packed elements: `static u32 apply(u32, u32)`.
-template <class Word, u32 Size> struct WordFold {
-    static constexpr u32 SIZE = Size, UNROLL = 2, CHUNK = 2;
-    typedef Vector State;
-    typedef Nothing Setup;
-    INLINE Setup setup(const Job &) {
-        return {};
-    }
-    INLINE void first(State &state, const Vector &v) {
-        state = v;
-    }
-    INLINE void next(State &state, const Vector &v) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) state.word[i] = Word::apply(state.word[i], v.word[i]);
-    }
-    INLINE Vector finish(const State &state, const Setup &) {
-        return state;
-    }
-};
-
-// The same for elements of 64 bits: `static u64 apply(u64, u64)`.
-template <class Long> struct LongFold {
-    static constexpr u32 SIZE = 8, UNROLL = 2, CHUNK = 2;
+// A lane is a 32-bit word of elements or a 64-bit element:
+//
+//     struct Lane {
+//         typedef u32 or u64 Bits;
+//         static constexpr u32 SIZE;                       // bytes of an element
+//         struct Setup;
+//         static Setup setup(const Job &);
+//         static Bits to(Bits, const Setup &);             // what is combined
+//         static Bits apply(Bits, Bits, const Setup &);
+//         static Bits from(Bits, const Setup &);           // the result of what was combined
+//     };
+template <class Lane> struct LaneFold {
+    typedef typename Lane::Bits Bits;
+    static constexpr u32 SIZE = Lane::SIZE, UNROLL = 2, CHUNK = 2;
+    static constexpr bool SINGLE = false;
+    static constexpr int LANES = 16 / sizeof(Bits);
     struct State {
-        u64 element[2];
+        Bits lane[LANES];
     };
+    typedef typename Lane::Setup Setup;
+    INLINE Setup setup(const Job &job) {
+        return Lane::setup(job);
+    }
+    INLINE void first(State &state, const Vector &v, const Setup &setup) {
+#pragma unroll
+        for (int i = 0; i < LANES; i++) state.lane[i] = Lane::to(lane_of(v, i), setup);
+    }
+    INLINE void next(State &state, const Vector &v, const Setup &setup) {
+#pragma unroll
+        for (int i = 0; i < LANES; i++)
+            state.lane[i] = Lane::apply(state.lane[i], Lane::to(lane_of(v, i), setup), setup);
+    }
+    INLINE Vector finish(const State &state, const Setup &setup) {
+        Vector v;
+#pragma unroll
+        for (int i = 0; i < LANES; i++) {
+            Bits result = Lane::from(state.lane[i], setup);
+            constexpr int words = 4 / LANES;
+            v.word[words * i] = (u32)result;
+            if (words == 2) v.word[words * i + words - 1] = (u32)((u64)result >> 32);
+        }
+        return v;
+    }
+
+  private:
+    INLINE Bits lane_of(const Vector &v, int i) {
+        if (sizeof(Bits) == 4) return v.word[i & 3];
+        return (Bits)(v.word[2 * i & 3] | (u64)v.word[(2 * i + 1) & 3] << 32);
+    }
+};
+
+// What lanes that need no more have in common.
+template <class Integer, u32 Size> struct PlainLane {
+    typedef Integer Bits;
+    static constexpr u32 SIZE = Size;
     typedef Nothing Setup;
     INLINE Setup setup(const Job &) {
         return {};
     }
-    INLINE void first(State &state, const Vector &v) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) state.element[i] = v.word[2 * i] | (u64)v.word[2 * i + 1] << 32;
+    INLINE Bits to(Bits bits, const Setup &) {
+        return bits;
     }
-    INLINE void next(State &state, const Vector &v) {
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            state.element[i] = Long::apply(state.element[i], v.word[2 * i] | (u64)v.word[2 * i + 1] << 32);
-    }
-    INLINE Vector finish(const State &state, const Setup &) {
-        return {{(u32)state.element[0], (u32)(state.element[0] >> 32), (u32)state.element[1],
-                 (u32)(state.element[1] >> 32)}};
+    INLINE Bits from(Bits bits, const Setup &) {
+        return bits;
     }
 };
 
-// ---- an average: a sum, then a quotient ----
-
-// `Quotient` divides: `struct Divisor; static Divisor by(u64); static Vector divide(const Vector &, const Divisor &)`.
-// The sum has been rounded to the element's type before, as on the host.
-template <class Sum, class Quotient> struct AverageFold : Sum {
-    typedef typename Quotient::Divisor Setup;
+// Minimum, and maximum as the minimum of flipped values. `Keys` maps elements to unsigned or signed numbers, or floats, and
+// back; `flip` reverses their order in both directions.
+//
+//     struct Keys {
+//         typedef ... Bits;
+//         static constexpr u32 SIZE;
+//         static constexpr Bits FLIP;                      // what reverses the order, by exclusive or
+//         static Bits to(Bits, Bits flip);
+//         static Bits lesser(Bits, Bits);
+//         static Bits from(Bits, Bits flip);
+//     };
+template <class Keys> struct ExtremeLane {
+    typedef typename Keys::Bits Bits;
+    static constexpr u32 SIZE = Keys::SIZE;
+    typedef Bits Setup;
     INLINE Setup setup(const Job &job) {
-        return Quotient::by(job.divide);
+        return job.op == MAX ? Keys::FLIP : 0;
     }
-    INLINE Vector finish(const typename Sum::State &state, const Setup &divisor) {
-        return Quotient::divide(Sum::finish(state, Nothing()), divisor);
+    INLINE Bits to(Bits bits, const Setup &flip) {
+        return Keys::to(bits, flip);
+    }
+    INLINE Bits apply(Bits a, Bits b, const Setup &) {
+        return Keys::lesser(a, b);
+    }
+    INLINE Bits from(Bits bits, const Setup &flip) {
+        return Keys::from(bits, flip);
     }
 };
 
 // ---- a product with the same factor everywhere ----
 
-// The factor's copies fill a vector.
 template <class Product> struct ScaleFold : Product {
-    typedef Vector Setup;
+    static constexpr bool SINGLE = true;
+    struct Setup {
+        typename Product::Setup product;
+        // The factor's copies.
+        Vector factors;
+    };
     INLINE Setup setup(const Job &job) {
         u64 factor = job.factor;
         if (Product::SIZE == 1) factor = (factor & 0xff) * 0x0101010101010101;
         if (Product::SIZE == 2) factor = (factor & 0xffff) * 0x0001000100010001;
         if (Product::SIZE == 4) factor = (factor & 0xffffffff) * 0x0000000100000001;
         u32 low = (u32)factor, high = (u32)(factor >> 32);
-        return {{low, high, low, high}};
+        return {Product::setup(job), {{low, high, low, high}}};
     }
-    INLINE Vector finish(typename Product::State &state, const Setup &factors) {
-        Product::next(state, factors);
-        return Product::finish(state, Nothing());
+    INLINE void first(typename Product::State &state, const Vector &v, const Setup &setup) {
+        Product::first(state, v, setup.product);
+        Product::next(state, setup.factors, setup.product);
     }
-};
-
-// ---- minimum and maximum of packed elements ----
-
-// Packed elements of `Bits` bits as unsigned numbers of the same order. `Keys` maps there and back.
-template <class Keys, bool Greatest> struct ExtremeFold {
-    static constexpr u32 SIZE = Keys::BITS / 8, UNROLL = 2, CHUNK = 2;
-    typedef Vector State;
-    typedef Nothing Setup;
-    INLINE Setup setup(const Job &) {
-        return {};
-    }
-    INLINE void first(State &state, const Vector &v) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) state.word[i] = Keys::template to<Greatest>(v.word[i]);
-    }
-    INLINE void next(State &state, const Vector &v) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32 key = Keys::template to<Greatest>(v.word[i]);
-            state.word[i] =
-                Greatest ? max_lanes<Keys::BITS>(state.word[i], key) : min_lanes<Keys::BITS>(state.word[i], key);
-        }
-    }
-    INLINE Vector finish(const State &state, const Setup &) {
-        Vector v;
-#pragma unroll
-        for (int i = 0; i < 4; i++) v.word[i] = Keys::from(state.word[i]);
-        return v;
+    INLINE void next(typename Product::State &, const Vector &, const Setup &) {}
+    INLINE Vector finish(const typename Product::State &state, const Setup &setup) {
+        return Product::finish(state, setup.product);
     }
 };
 
-struct UnsignedKeys {
-    static constexpr int BITS = 8;
-    template <bool Greatest> INLINE u32 to(u32 word) {
-        return word;
-    }
-    INLINE u32 from(u32 key) {
-        return key;
-    }
-};
+// ---- quotients of floats ----
 
-struct SignedKeys {
-    static constexpr int BITS = 8;
-    template <bool Greatest> INLINE u32 to(u32 word) {
-        return word ^ Lanes<8>::TOP;
-    }
-    INLINE u32 from(u32 key) {
-        return key ^ Lanes<8>::TOP;
-    }
-};
+// The divisor of an average, in f32. Most world sizes are powers of two, whose reciprocals are exact: a product is the
+// quotient then. `wanted` says whether there is anything to divide by.
+template <class Value> struct FloatDivisor {
+    Value divisor, reciprocal;
+    bool wanted, exact;
 
-// Codes of floats order like their values once those below a minus sign are inverted, -0 below +0. A NaN must win: its
-// sign is set so that it is the most extreme of all.
-template <class Float> struct FloatKeys {
-    static constexpr int BITS = Float::BITS;
-    static constexpr u32 TOP = Lanes<BITS>::TOP;
-    template <bool Greatest> INLINE u32 to(u32 codes) {
-        u32 nans = ((codes & ~TOP) + Float::ABOVE_LARGEST) & TOP;
-        codes = Greatest ? codes & ~nans : codes | nans;
-        return codes ^ (spread<BITS>(codes) | TOP);
+    static __device__ __forceinline__ FloatDivisor of(const Job &job) {
+        Value rounded = (Value)job.divide;
+        return {rounded, 1 / rounded, job.divide > 1, is_power_of_two(rounded)};
     }
-    INLINE u32 from(u32 keys) {
-        u32 codes = keys ^ (~spread<BITS>(keys) | TOP);
-        u32 nans = spread<BITS>((codes & ~TOP) + Float::ABOVE_LARGEST);
-        return choose(nans, Float::NAN_CODE, codes);
-    }
-};
 
-// ---- floats of 8 and 16 bits through f32 ----
-
-// A vector's elements as f32. At `Float::SCALE` of their values, in case of E4M3.
-template <class Float> struct Widened;
-
-template <class Float> struct Halves {
-    static constexpr u32 SIZE = 2, LANES = 8, UNROLL = 2, CHUNK = 2;
-    static constexpr float SCALE = 1.0f;
-    INLINE void widen(const Vector &v, float (&lane)[8]) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) Float::widen(v.word[i], lane[2 * i], lane[2 * i + 1]);
+  private:
+    INLINE bool is_power_of_two(float value) {
+        return (__float_as_uint(value) & 0x007fffff) == 0;
     }
-    INLINE Vector narrow(const float (&lane)[8]) {
-        Vector v;
-#pragma unroll
-        for (int i = 0; i < 4; i++) v.word[i] = Float::narrow(lane[2 * i], lane[2 * i + 1]);
-        return v;
-    }
-};
-
-template <class Float> struct Bytes {
-    // 16 sums take 16 registers.
-    static constexpr u32 SIZE = 1, LANES = 16, UNROLL = 1, CHUNK = 4;
-    static constexpr float SCALE = Float::SCALE;
-    INLINE void widen(const Vector &v, float (&lane)[16]) {
-        u32 halves[8];
-        Float::widen_halves(v, halves);
-#pragma unroll
-        for (int i = 0; i < 8; i++) widen_f16(halves[i], lane[2 * i], lane[2 * i + 1]);
-    }
-    INLINE Vector narrow(const float (&lane)[16]) {
-        Vector v;
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            v.word[i] = Float::narrow(lane[4 * i], lane[4 * i + 1], lane[4 * i + 2], lane[4 * i + 3]);
-        return v;
-    }
-};
-
-template <> struct Widened<F16> : Halves<F16> {};
-template <> struct Widened<BF16> : Halves<BF16> {};
-template <> struct Widened<E4M3> : Bytes<E4M3> {};
-template <> struct Widened<E5M2> : Bytes<E5M2> {};
-
-// Sums and products, rounded once at the end.
-template <class Float, bool Product> struct NarrowFold {
-    typedef Widened<Float> Wide;
-    static constexpr u32 SIZE = Wide::SIZE, UNROLL = Wide::UNROLL, CHUNK = Wide::CHUNK;
-    struct State {
-        float lane[Wide::LANES];
-    };
-    typedef Nothing Setup;
-    INLINE Setup setup(const Job &) {
-        return {};
-    }
-    INLINE void first(State &state, const Vector &v) {
-        Wide::widen(v, state.lane);
-    }
-    INLINE void next(State &state, const Vector &v) {
-        float lane[Wide::LANES];
-        Wide::widen(v, lane);
-#pragma unroll
-        for (u32 i = 0; i < Wide::LANES; i++)
-            state.lane[i] = Product ? state.lane[i] * (lane[i] * Wide::SCALE) : state.lane[i] + lane[i];
-    }
-    INLINE Vector finish(const State &state, const Setup &) {
-        return Wide::narrow(state.lane);
-    }
-};
-
-// A divisor of f32. Most world sizes are powers of two, whose reciprocals are exact: the product is the quotient then.
-struct FloatDivisor {
-    float divisor, reciprocal;
-    bool exact;
-};
-
-INLINE FloatDivisor float_divisor(u64 divisor) {
-    float rounded = (float)divisor;
-    return {rounded, 1.0f / rounded, (__float_as_uint(rounded) & 0x007fffff) == 0};
-}
-
-template <class Float> struct NarrowQuotient {
-    typedef Widened<Float> Wide;
-    typedef FloatDivisor Divisor;
-    INLINE Divisor by(u64 divisor) {
-        return float_divisor(divisor);
-    }
-    INLINE Vector divide(const Vector &v, const Divisor &by) {
-        float lane[Wide::LANES];
-        Wide::widen(v, lane);
-        // A loop each: one test per vector, not per element.
-        if (by.exact) {
-#pragma unroll
-            for (u32 i = 0; i < Wide::LANES; i++) lane[i] *= by.reciprocal;
-        } else {
-#pragma unroll
-            for (u32 i = 0; i < Wide::LANES; i++) lane[i] /= by.divisor;
-        }
-        return Wide::narrow(lane);
-    }
-};
-
-// The sum of at most two vectors of 8-bit floats, in binary16: half the instructions, and the same result.
-template <class Float> struct PairSumFold {
-    static constexpr u32 SIZE = 1, UNROLL = 2, CHUNK = 2;
-    struct State {
-        u32 halves[8];
-    };
-    typedef Nothing Setup;
-    INLINE Setup setup(const Job &) {
-        return {};
-    }
-    INLINE void first(State &state, const Vector &v) {
-        Float::widen_halves(v, state.halves);
-    }
-    INLINE void next(State &state, const Vector &v) {
-        u32 halves[8];
-        Float::widen_halves(v, halves);
-#pragma unroll
-        for (int i = 0; i < 8; i++) state.halves[i] = add_f16(state.halves[i], halves[i]);
-    }
-    INLINE Vector finish(const State &state, const Setup &) {
-        Vector v;
-        u32 beyond = 0;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32 low = state.halves[2 * i], high = state.halves[2 * i + 1];
-            v.word[i] = Float::narrow_halves(low, high);
-            beyond |= Float::beyond(low) | Float::beyond(high);
-        }
-        if (beyond) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float a, b, c, d;
-                widen_f16(state.halves[2 * i], a, b);
-                widen_f16(state.halves[2 * i + 1], c, d);
-                v.word[i] = Float::narrow(a, b, c, d);
-            }
-        }
-        return v;
+    INLINE bool is_power_of_two(double value) {
+        return ((u64)__double_as_longlong(value) & 0x000fffffffffffff) == 0;
     }
 };

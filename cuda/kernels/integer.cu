@@ -1,92 +1,115 @@
 // Integers: sums and products wrap, and so do not care about the sign; minimum, maximum and quotients do. As in
-// collectives/src/reduce/integer.rs.
+// collectives/src/reduce/integer.rs. Bytes are handled four to a word.
 
 #include "entries.h"
 
 namespace {
 
-// ---- one element of 32 or 64 bits ----
+// ---- sums, products, extremes ----
 
-template <class T> struct AddOf {
-    INLINE T apply(T a, T b) {
-        return a + b;
+INLINE u32 add_bytes(u32 a, u32 b) {
+    return add_lanes<8>(a, b);
+}
+
+// The sum, and its quotient if the job has a divisor. `Quotient` has `Divisor by(u64)` and `Bits divide(Bits, Divisor)`.
+template <class Integer, u32 Size, class Quotient> struct SumLane : PlainLane<Integer, Size> {
+    struct Setup {
+        typename Quotient::Divisor divisor;
+        bool wanted;
+    };
+    INLINE Setup setup(const Job &job) {
+        if (job.divide <= 1) return {{}, false};
+        return {Quotient::by(job.divide), true};
+    }
+    INLINE Integer to(Integer bits, const Setup &) {
+        return bits;
+    }
+    INLINE Integer apply(Integer a, Integer b, const Setup &) {
+        return Size == 1 ? (Integer)add_bytes((u32)a, (u32)b) : a + b;
+    }
+    INLINE Integer from(Integer bits, const Setup &setup) {
+        return setup.wanted ? Quotient::divide(bits, setup.divisor) : bits;
     }
 };
 
-template <class T> struct MultiplyOf {
-    INLINE T apply(T a, T b) {
-        return a * b;
+template <class Integer, u32 Size> struct ProductLane : PlainLane<Integer, Size> {
+    INLINE Integer apply(Integer a, Integer b, const Nothing &) {
+        return Size == 1 ? (Integer)multiply_bytes((u32)a, (u32)b) : a * b;
     }
 };
 
-// `Signed` is how the bits of a `T` are compared.
-template <class T, class Signed> struct MinOf {
-    INLINE T apply(T a, T b) {
-        return (Signed)a < (Signed)b ? a : b;
+// Elements of 32 or 64 bits; `Compared` is how their bits are compared.
+template <class Integer, class Compared> struct IntegerKeys {
+    typedef Integer Bits;
+    static constexpr u32 SIZE = sizeof(Integer);
+    static constexpr Bits FLIP = ~(Bits)0;
+    INLINE Bits to(Bits bits, Bits flip) {
+        return bits ^ flip;
+    }
+    INLINE Bits lesser(Bits a, Bits b) {
+        return (Compared)a < (Compared)b ? a : b;
+    }
+    INLINE Bits from(Bits bits, Bits flip) {
+        return bits ^ flip;
     }
 };
 
-template <class T, class Signed> struct MaxOf {
-    INLINE T apply(T a, T b) {
-        return (Signed)a > (Signed)b ? a : b;
+// Four bytes. Signed ones become unsigned ones of the same order by inverting the sign.
+template <bool Signed> struct ByteKeys {
+    typedef u32 Bits;
+    static constexpr u32 SIZE = 1;
+    static constexpr u32 FLIP = 0xffffffff;
+    static constexpr u32 BIAS = Signed ? Lanes<8>::TOP : 0;
+    INLINE u32 to(u32 bytes, u32 flip) {
+        return bytes ^ (flip ^ BIAS);
+    }
+    INLINE u32 lesser(u32 a, u32 b) {
+        return min_lanes<8>(a, b);
+    }
+    INLINE u32 from(u32 keys, u32 flip) {
+        return keys ^ (flip ^ BIAS);
     }
 };
 
-template <class T> struct AndOf {
-    INLINE T apply(T a, T b) {
-        return a & b;
+// ---- bits ----
+
+// And, or and exclusive or in one: the bits that both have, if `both`, and those that only one has, if `one`.
+template <u32 Size> struct BitsLane : PlainLane<u32, Size> {
+    struct Setup {
+        u32 both, one;
+    };
+    INLINE Setup setup(const Job &job) {
+        return {job.op == XOR ? 0 : ~0u, job.op == AND ? 0 : ~0u};
+    }
+    INLINE u32 to(u32 bits, const Setup &) {
+        return bits;
+    }
+    INLINE u32 apply(u32 a, u32 b, const Setup &setup) {
+        return (a & b & setup.both) | ((a ^ b) & setup.one);
+    }
+    INLINE u32 from(u32 bits, const Setup &) {
+        return bits;
     }
 };
 
-template <class T> struct OrOf {
-    INLINE T apply(T a, T b) {
-        return a | b;
-    }
-};
+// ---- quotients, truncated towards zero; the divisor is at least 2 ----
 
-template <class T> struct XorOf {
-    INLINE T apply(T a, T b) {
-        return a ^ b;
-    }
-};
-
-// ---- four bytes ----
-
-struct AddBytes {
-    INLINE u32 apply(u32 a, u32 b) {
-        return add_lanes<8>(a, b);
-    }
-};
-
-struct MultiplyBytes {
-    INLINE u32 apply(u32 a, u32 b) {
-        return multiply_bytes(a, b);
-    }
-};
-
-// ---- quotients, truncated towards zero ----
-
-// By a multiplication: for x below 2^8 and d below 2^8, x * ceil(2^16 / d) is x / d in its upper bits, as the error is
-// less than x * d / 2^16 < 1 parts of d. A larger divisor leaves nothing.
+// By a multiplication: x * ceil(2^16 / d), for x and d below 2^8, has x / d in its third byte, as what the factor is too
+// large by adds less than x / 2^16 < 1/d. A larger divisor leaves nothing.
 template <bool Signed> struct ByteQuotient {
     typedef u32 Divisor;
     INLINE Divisor by(u64 divisor) {
         u32 d = (u32)divisor;
         return divisor > 255 ? 0 : (65536 + d - 1) / d;
     }
-    INLINE Vector divide(const Vector &v, Divisor factor) {
-        Vector quotients;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            // Signed: by magnitude. -128 is 128 as an unsigned byte.
-            u32 negative = Signed ? spread<8>(v.word[i]) : 0;
-            u32 x = negate(v.word[i], negative);
-            u32 q0 = (x & 0xff) * factor, q1 = (x >> 8 & 0xff) * factor;
-            u32 q2 = (x >> 16 & 0xff) * factor, q3 = (x >> 24) * factor;
-            u32 q = permute(permute(q0, q1, 0x0062), permute(q2, q3, 0x0062), 0x5410);
-            quotients.word[i] = negate(q, negative);
-        }
-        return quotients;
+    INLINE u32 divide(u32 bytes, Divisor factor) {
+        // Signed: by magnitude. -128 is 128 as an unsigned byte.
+        u32 negative = Signed ? spread<8>(bytes) : 0;
+        u32 x = negate(bytes, negative);
+        u32 q0 = (x & 0xff) * factor, q1 = (x >> 8 & 0xff) * factor;
+        u32 q2 = (x >> 16 & 0xff) * factor, q3 = (x >> 24) * factor;
+        u32 q = permute(permute(q0, q1, 0x0062), permute(q2, q3, 0x0062), 0x5410);
+        return negate(q, negative);
     }
 
   private:
@@ -97,23 +120,17 @@ template <bool Signed> struct ByteQuotient {
 };
 
 // The same for 32 bits: the upper half of x * ceil(2^64 / d) (Lemire, Kaser and Kurz, "Faster remainder by direct
-// computation", 2019). The divisor is at least 2.
+// computation", 2019).
 template <bool Signed> struct WordQuotient {
     typedef u64 Divisor;
     INLINE Divisor by(u64 divisor) {
         return divisor > 0xffffffff ? 0 : ~0ull / divisor + 1;
     }
-    INLINE Vector divide(const Vector &v, Divisor factor) {
-        Vector quotients;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32 x = v.word[i];
-            u32 negative = Signed ? (u32)((int)x >> 31) : 0;
-            u32 magnitude = (x ^ negative) - negative;
-            u32 q = (u32)__umul64hi(factor, magnitude);
-            quotients.word[i] = (q ^ negative) - negative;
-        }
-        return quotients;
+    INLINE u32 divide(u32 x, Divisor factor) {
+        u32 negative = Signed ? (u32)((int)x >> 31) : 0;
+        u32 magnitude = (x ^ negative) - negative;
+        u32 q = (u32)__umul64hi(factor, magnitude);
+        return (q ^ negative) - negative;
     }
 };
 
@@ -122,72 +139,32 @@ template <bool Signed> struct LongQuotient {
     INLINE Divisor by(u64 divisor) {
         return divisor;
     }
-    INLINE Vector divide(const Vector &v, Divisor divisor) {
-        Vector quotients;
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            u64 x = v.word[2 * i] | (u64)v.word[2 * i + 1] << 32;
-            u64 negative = Signed ? (u64)((long long)x >> 63) : 0;
-            u64 q = ((x ^ negative) - negative) / divisor;
-            q = (q ^ negative) - negative;
-            quotients.word[2 * i] = (u32)q;
-            quotients.word[2 * i + 1] = (u32)(q >> 32);
-        }
-        return quotients;
+    INLINE u64 divide(u64 x, Divisor divisor) {
+        u64 negative = Signed ? (u64)((long long)x >> 63) : 0;
+        u64 q = ((x ^ negative) - negative) / divisor;
+        return (q ^ negative) - negative;
     }
 };
 
 // ---- the types ----
 
-// Bitwise operations are on words, whatever the type.
-template <u32 Size> INLINE bool bitwise(const Job &job, const Inputs &inputs) {
-    switch (job.op) {
-    case AND: drive<WordFold<AndOf<u32>, Size>>(job, inputs); return true;
-    case OR: drive<WordFold<OrOf<u32>, Size>>(job, inputs); return true;
-    case XOR: drive<WordFold<XorOf<u32>, Size>>(job, inputs); return true;
-    default: return false;
-    }
-}
-
-template <bool Signed, class Keys> struct ByteType {
-    typedef WordFold<AddBytes, 1> Sum;
-    typedef WordFold<MultiplyBytes, 1> Prod;
-    typedef ExtremeFold<Keys, false> Min;
-    typedef ExtremeFold<Keys, true> Max;
-    typedef AverageFold<Sum, ByteQuotient<Signed>> Average;
+template <class Integer, u32 Size, class Quotient, class Keys> struct IntegerType {
+    typedef LaneFold<SumLane<Integer, Size, Quotient>> Sum;
+    typedef LaneFold<ProductLane<Integer, Size>> Prod;
+    typedef LaneFold<ExtremeLane<Keys>> Extreme;
     INLINE bool run(const Job &job, const Inputs &inputs) {
-        return bitwise<1>(job, inputs);
+        if (job.op != AND && job.op != OR && job.op != XOR) return false;
+        drive<LaneFold<BitsLane<Size>>>(job, inputs);
+        return true;
     }
 };
 
-template <bool Signed, class Compared> struct WordType {
-    typedef WordFold<AddOf<u32>, 4> Sum;
-    typedef WordFold<MultiplyOf<u32>, 4> Prod;
-    typedef WordFold<MinOf<u32, Compared>, 4> Min;
-    typedef WordFold<MaxOf<u32, Compared>, 4> Max;
-    typedef AverageFold<Sum, WordQuotient<Signed>> Average;
-    INLINE bool run(const Job &job, const Inputs &inputs) {
-        return bitwise<4>(job, inputs);
-    }
-};
-
-template <bool Signed, class Compared> struct LongType {
-    typedef LongFold<AddOf<u64>> Sum;
-    typedef LongFold<MultiplyOf<u64>> Prod;
-    typedef LongFold<MinOf<u64, Compared>> Min;
-    typedef LongFold<MaxOf<u64, Compared>> Max;
-    typedef AverageFold<Sum, LongQuotient<Signed>> Average;
-    INLINE bool run(const Job &job, const Inputs &inputs) {
-        return bitwise<8>(job, inputs);
-    }
-};
-
-typedef ByteType<true, SignedKeys> I8;
-typedef ByteType<false, UnsignedKeys> U8;
-typedef WordType<true, int> I32;
-typedef WordType<false, u32> U32;
-typedef LongType<true, long long> I64;
-typedef LongType<false, u64> U64;
+typedef IntegerType<u32, 1, ByteQuotient<true>, ByteKeys<true>> I8;
+typedef IntegerType<u32, 1, ByteQuotient<false>, ByteKeys<false>> U8;
+typedef IntegerType<u32, 4, WordQuotient<true>, IntegerKeys<u32, int>> I32;
+typedef IntegerType<u32, 4, WordQuotient<false>, IntegerKeys<u32, u32>> U32;
+typedef IntegerType<u64, 8, LongQuotient<true>, IntegerKeys<u64, long long>> I64;
+typedef IntegerType<u64, 8, LongQuotient<false>, IntegerKeys<u64, u64>> U64;
 
 } // namespace
 

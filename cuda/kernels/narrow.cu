@@ -5,22 +5,188 @@
 
 namespace {
 
+// ---- a vector's elements as f32 ----
+
+template <class Float> struct Halves {
+    static constexpr u32 SIZE = 2, LANES = 8, UNROLL = 2, CHUNK = 2;
+    static constexpr float SCALE = 1.0f;
+    INLINE void widen(const Vector &v, float (&lane)[8]) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) Float::widen(v.word[i], lane[2 * i], lane[2 * i + 1]);
+    }
+    INLINE Vector narrow(const float (&lane)[8]) {
+        Vector v;
+#pragma unroll
+        for (int i = 0; i < 4; i++) v.word[i] = Float::narrow(lane[2 * i], lane[2 * i + 1]);
+        return v;
+    }
+};
+
+// At `SCALE` of their values, in case of E4M3.
+template <class Float> struct Bytes {
+    // 16 sums take 16 registers, so there is room for one vector only; but for more sources.
+    static constexpr u32 SIZE = 1, LANES = 16, UNROLL = 1, CHUNK = 4;
+    static constexpr float SCALE = Float::SCALE;
+    INLINE void widen(const Vector &v, float (&lane)[16]) {
+        u32 halves[8];
+        Float::widen_halves(v, halves);
+#pragma unroll
+        for (int i = 0; i < 8; i++) widen_f16(halves[i], lane[2 * i], lane[2 * i + 1]);
+    }
+    INLINE Vector narrow(const float (&lane)[16]) {
+        Vector v;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v.word[i] = Float::narrow(lane[4 * i], lane[4 * i + 1], lane[4 * i + 2], lane[4 * i + 3]);
+        return v;
+    }
+};
+
+template <class Float> struct Widened;
+template <> struct Widened<F16> : Halves<F16> {};
+template <> struct Widened<BF16> : Halves<BF16> {};
+template <> struct Widened<E4M3> : Bytes<E4M3> {};
+template <> struct Widened<E5M2> : Bytes<E5M2> {};
+
+// ---- sums and products ----
+
+typedef FloatDivisor<float> Divisor;
+
+// An average: of the sum that has been rounded, as on the host. Not inlined, so that sums are not the larger for it.
+template <class Float> static __device__ __noinline__ Vector divide(Vector v, Divisor by) {
+    typedef Widened<Float> Wide;
+    float lane[Wide::LANES];
+    Wide::widen(v, lane);
+    // A loop each: one test per vector, not per element.
+    if (by.exact) {
+#pragma unroll
+        for (u32 i = 0; i < Wide::LANES; i++) lane[i] *= by.reciprocal;
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < Wide::LANES; i++) lane[i] /= by.divisor;
+    }
+    return Wide::narrow(lane);
+}
+
+// In f32, rounded once at the end.
+template <class Float, bool Product> struct WideFold {
+    typedef Widened<Float> Wide;
+    static constexpr u32 SIZE = Wide::SIZE, UNROLL = Wide::UNROLL, CHUNK = Wide::CHUNK;
+    static constexpr bool SINGLE = false;
+    struct State {
+        float lane[Wide::LANES];
+    };
+    typedef Divisor Setup;
+    INLINE Setup setup(const Job &job) {
+        return Divisor::of(job);
+    }
+    INLINE void first(State &state, const Vector &v, const Setup &) {
+        Wide::widen(v, state.lane);
+    }
+    INLINE void next(State &state, const Vector &v, const Setup &) {
+        float lane[Wide::LANES];
+        Wide::widen(v, lane);
+#pragma unroll
+        for (u32 i = 0; i < Wide::LANES; i++) {
+            if (Product && Wide::SCALE != 1) lane[i] *= Wide::SCALE;
+            state.lane[i] = Product ? state.lane[i] * lane[i] : state.lane[i] + lane[i];
+        }
+    }
+    INLINE Vector finish(const State &state, const Setup &by) {
+        Vector v = Wide::narrow(state.lane);
+        if (!Product && by.wanted) v = divide<Float>(v, by);
+        return v;
+    }
+};
+
+// The sum of at most two vectors of 8-bit floats, in binary16: half the instructions, and the same result.
+template <class Float> struct PairSumFold {
+    static constexpr u32 SIZE = 1, UNROLL = 2, CHUNK = 2;
+    static constexpr bool SINGLE = false;
+    struct State {
+        u32 halves[8];
+    };
+    typedef Divisor Setup;
+    INLINE Setup setup(const Job &job) {
+        return Divisor::of(job);
+    }
+    INLINE void first(State &state, const Vector &v, const Setup &) {
+        Float::widen_halves(v, state.halves);
+    }
+    INLINE void next(State &state, const Vector &v, const Setup &) {
+        u32 halves[8];
+        Float::widen_halves(v, halves);
+#pragma unroll
+        for (int i = 0; i < 8; i++) state.halves[i] = add_f16(state.halves[i], halves[i]);
+    }
+    INLINE Vector finish(const State &state, const Setup &by) {
+        Vector v;
+        u32 beyond = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 low = state.halves[2 * i], high = state.halves[2 * i + 1];
+            v.word[i] = Float::narrow_halves(low, high);
+            beyond |= Float::beyond(low) | Float::beyond(high);
+        }
+        if (beyond) v = narrow(state);
+        if (by.wanted) v = divide<Float>(v, by);
+        return v;
+    }
+
+  private:
+    // The way that is right for every sum. Not inlined, as it is rare.
+    static __device__ __noinline__ Vector narrow(State state) {
+        Vector v;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float a, b, c, d;
+            widen_f16(state.halves[2 * i], a, b);
+            widen_f16(state.halves[2 * i + 1], c, d);
+            v.word[i] = Float::narrow(a, b, c, d);
+        }
+        return v;
+    }
+};
+
+// ---- minimum and maximum ----
+
+// Codes of floats order like their values once those below a minus sign are inverted and the others' sign is set, -0
+// below +0. A NaN's key is 0, so that it wins; no number's is, as the most extreme codes are NaN.
+template <class Float> struct CodeKeys {
+    typedef u32 Bits;
+    static constexpr int BITS = Float::BITS;
+    static constexpr u32 SIZE = BITS / 8, TOP = Lanes<BITS>::TOP, FLIP = 0xffffffff;
+    INLINE u32 to(u32 codes, u32 flip) {
+        u32 nans = spread<BITS>((codes & ~TOP) + Float::ABOVE_LARGEST);
+        return (codes ^ (spread<BITS>(codes) | TOP) ^ flip) & ~nans;
+    }
+    INLINE u32 lesser(u32 a, u32 b) {
+        return min_lanes<BITS>(a, b);
+    }
+    INLINE u32 from(u32 keys, u32 flip) {
+        keys ^= flip;
+        u32 codes = keys ^ (~spread<BITS>(keys) | TOP);
+        u32 nans = spread<BITS>((codes & ~TOP) + Float::ABOVE_LARGEST);
+        return choose(nans, Float::NAN_CODE, codes);
+    }
+};
+
+// ---- the types ----
+
 template <class Float> struct HalfType {
-    typedef NarrowFold<Float, false> Sum;
-    typedef NarrowFold<Float, true> Prod;
-    typedef ExtremeFold<FloatKeys<Float>, false> Min;
-    typedef ExtremeFold<FloatKeys<Float>, true> Max;
-    typedef AverageFold<Sum, NarrowQuotient<Float>> Average;
+    typedef WideFold<Float, false> Sum;
+    typedef WideFold<Float, true> Prod;
+    typedef LaneFold<ExtremeLane<CodeKeys<Float>>> Extreme;
     INLINE bool run(const Job &, const Inputs &) {
         return false;
     }
 };
 
-template <class Float> struct ByteFloatType : HalfType<Float> {
+template <class Float> struct ByteType : HalfType<Float> {
     // The common case, a step of a ring or a tree, has a quicker way.
     INLINE bool run(const Job &job, const Inputs &inputs) {
         bool sum = job.op == SUM || job.op == AVG || job.op == PREMULSUM;
-        if (!sum || job.sources > 2 || job.divide > 1) return false;
+        if (!sum || job.sources > 2) return false;
         drive<PairSumFold<Float>>(job, inputs);
         return true;
     }
@@ -30,10 +196,10 @@ template <class Float> struct ByteFloatType : HalfType<Float> {
 
 KERNEL(maypole_reduce_f16, Job, job) { reduce<HalfType<F16>>(job); }
 KERNEL(maypole_reduce_bf16, Job, job) { reduce<HalfType<BF16>>(job); }
-KERNEL(maypole_reduce_f8e4m3, Job, job) { reduce<ByteFloatType<E4M3>>(job); }
-KERNEL(maypole_reduce_f8e5m2, Job, job) { reduce<ByteFloatType<E5M2>>(job); }
+KERNEL(maypole_reduce_f8e4m3, Job, job) { reduce<ByteType<E4M3>>(job); }
+KERNEL(maypole_reduce_f8e5m2, Job, job) { reduce<ByteType<E5M2>>(job); }
 
 KERNEL(maypole_scale_f16, Job, job) { scale<HalfType<F16>>(job); }
 KERNEL(maypole_scale_bf16, Job, job) { scale<HalfType<BF16>>(job); }
-KERNEL(maypole_scale_f8e4m3, Job, job) { scale<ByteFloatType<E4M3>>(job); }
-KERNEL(maypole_scale_f8e5m2, Job, job) { scale<ByteFloatType<E5M2>>(job); }
+KERNEL(maypole_scale_f8e4m3, Job, job) { scale<ByteType<E4M3>>(job); }
+KERNEL(maypole_scale_f8e5m2, Job, job) { scale<ByteType<E5M2>>(job); }
