@@ -17,7 +17,7 @@ struct Unused {
 };
 
 // What one thread computes: a tile of TILE x TILE. A block of 64 x 64 threads' tiles, 16 x 16 threads.
-constexpr u32 TILE = 4;
+enum : u32 { TILE = 4 };
 
 INLINE void load_four(float (&to)[TILE], const float *from) {
     Vector v = load((const u8 *)from);
