@@ -43,9 +43,9 @@ impl Stream {
         Ok(Stream { raw: Stream::create(context, ORDINARY)?, context: context.clone(), owned: true })
     }
 
-    /// As [`new`](Stream::new), of the highest priority: where blocks of several kernels wait for a multiprocessor, those
-    /// of this stream go first. That is what collectives beside computation need: otherwise each of their short kernels
-    /// waits until a long one that was there before has found room for its last block.
+    /// As [`new`](Stream::new), of the highest priority: where blocks of several kernels wait for a multiprocessor,
+    /// those of this stream go first. That is what collectives beside computation need: otherwise each of their short
+    /// kernels waits until a long one that was there before has found room for its last block.
     ///
     /// # Errors
     /// The driver's.

@@ -21,6 +21,14 @@
 //! to, and, where they are only lent, where they really are. It is written and checked by kernels, so that a rank that
 //! called something else never gets a byte into another's result.
 //!
+//! # Streams that share a queue
+//!
+//! A device has few queues for the streams of one context (`CUDA_DEVICE_MAX_CONNECTIONS`, 8 unless set, 32 at most),
+//! and a stream that waits holds back whatever else is in its queue. With a process per rank that costs overlap at
+//! worst: what a rank waits for comes from other processes, which have queues of their own. Ranks that are threads of
+//! one process can wait for each other in one queue, for ever; with more than a few of them on a device, set the
+//! variable to 32 before the program starts.
+//!
 //! # Leaving
 //!
 //! A member leaves when its own streams are drained: no command of its own is left that reads, writes, waits for or

@@ -1,0 +1,440 @@
+//! The wrappers of the driver's calls, on the emulator: what they find, what they adopt, what they refuse, and that
+//! each refusal has the call's name.
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use maypole_cuda::driver::Module;
+use maypole_cuda::{
+    Commands, Context, CudaError, DeviceMemory, Event, HostRegion, HostRegistration, ImportedMemory, Pinned, Stream,
+    Where, Word, expect_device, locate, probe,
+};
+use maypole_cuda_emulator::testing;
+
+/// The emulator's switches hold for the whole process: one test at a time.
+static TURN: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
+/// The emulator, with three devices, which the driver is asked for once.
+fn emulated() -> &'static testing::Emulator {
+    let emulator = testing::load();
+    emulator.set("DEVICES", "3");
+    emulator
+}
+
+/// Functions of the driver's that only programs beside Maypole call: what a framework does.
+struct Framework(libloading::Library);
+
+impl Framework {
+    fn new() -> Framework {
+        // SAFETY: the emulator is loaded already, under this name.
+        Framework(unsafe { libloading::Library::new("libcuda.so") }.unwrap())
+    }
+
+    /// # Safety
+    /// `F` is the type of the function `name`.
+    unsafe fn function<F: Copy>(&self, name: &str) -> F {
+        // SAFETY: the caller's promise.
+        *unsafe { self.0.get::<F>(name.as_bytes()) }.unwrap()
+    }
+
+    /// A context of its own on device 0; current on this thread afterwards.
+    fn context(&self) -> *mut c_void {
+        let mut context = null_mut();
+        // SAFETY: as cuda.h declares it.
+        let create =
+            unsafe { self.function::<unsafe extern "C" fn(*mut *mut c_void, c_uint, c_int) -> u32>("cuCtxCreate_v2") };
+        // SAFETY: the pointer is valid.
+        assert_eq!(unsafe { create(&mut context, 0, 0) }, 0);
+        context
+    }
+
+    fn destroy_context(&self, context: *mut c_void) {
+        // SAFETY: as cuda.h declares it.
+        let destroy = unsafe { self.function::<unsafe extern "C" fn(*mut c_void) -> u32>("cuCtxDestroy_v2") };
+        // SAFETY: made above, and nobody uses it any more.
+        assert_eq!(unsafe { destroy(context) }, 0);
+    }
+
+    fn set_current(&self, context: *mut c_void) {
+        // SAFETY: as cuda.h declares it.
+        let set = unsafe { self.function::<unsafe extern "C" fn(*mut c_void) -> u32>("cuCtxSetCurrent") };
+        // SAFETY: a living context, or none.
+        assert_eq!(unsafe { set(context) }, 0);
+    }
+
+    /// A stream in the current context.
+    fn stream(&self) -> *mut c_void {
+        let mut stream = null_mut();
+        // SAFETY: as cuda.h declares it.
+        let create =
+            unsafe { self.function::<unsafe extern "C" fn(*mut *mut c_void, c_uint) -> u32>("cuStreamCreate") };
+        // SAFETY: the pointer is valid.
+        assert_eq!(unsafe { create(&mut stream, 1) }, 0);
+        stream
+    }
+
+    fn begin_capture(&self, stream: &Stream) {
+        // SAFETY: as cuda.h declares it.
+        let begin =
+            unsafe { self.function::<unsafe extern "C" fn(*mut c_void, c_uint) -> u32>("cuStreamBeginCapture_v2") };
+        // SAFETY: a living stream; 2 is the relaxed mode.
+        assert_eq!(unsafe { begin(stream.raw(), 2) }, 0);
+    }
+
+    fn end_capture(&self, stream: &Stream) {
+        let mut graph = null_mut();
+        // SAFETY: as cuda.h declares it.
+        let end = unsafe {
+            self.function::<unsafe extern "C" fn(*mut c_void, *mut *mut c_void) -> u32>("cuStreamEndCapture")
+        };
+        // SAFETY: a stream that is captured, and a valid pointer.
+        assert_eq!(unsafe { end(stream.raw(), &mut graph) }, 0);
+    }
+}
+
+#[test]
+fn facts_of_the_device() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let driver = probe().unwrap();
+    assert!(driver.version() >= 12_040 && driver.device_count() == 3);
+    let context = Context::primary(0).unwrap();
+    assert!(!context.name().is_empty() && !context.pci().is_empty() && context.multiprocessors() > 0);
+    assert!(context.capability().0 >= 7 && context.supports_memory_operations());
+    let (free, total) = context.memory().unwrap();
+    assert!(free <= total && total > 0);
+    assert!(Arc::ptr_eq(&context, &Context::primary(0).unwrap()), "one context, one value");
+    let error = Context::primary(99).unwrap_err();
+    assert_eq!(error, CudaError::NoSuchDevice { ordinal: 99, count: 3 });
+}
+
+#[test]
+fn contexts_and_streams_of_others_are_adopted() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let framework = Framework::new();
+    // No context is current: the default stream has no meaning, and nothing comes into being.
+    assert!(matches!(Context::current().unwrap_err(), CudaError::NoContext { .. }));
+    // SAFETY: the default stream may always be named.
+    assert!(matches!(unsafe { Stream::adopt(null_mut()) }.unwrap_err(), CudaError::NoContext { .. }));
+    // A context by cuCtxCreate, current on this thread.
+    let raw = framework.context();
+    let context = Context::current().unwrap();
+    assert_eq!(context.raw(), raw);
+    assert!(!Arc::ptr_eq(&context, &Context::primary(0).unwrap()));
+    let (theirs, by_default) = (framework.stream(), null_mut());
+    framework.set_current(null_mut());
+    // SAFETY: both streams are alive.
+    let adopted = unsafe { Stream::adopt(theirs) }.unwrap();
+    assert!(Arc::ptr_eq(adopted.context(), &context) && adopted.raw() == theirs);
+    {
+        let _entered = context.enter().unwrap();
+        // SAFETY: as above.
+        let legacy = unsafe { Stream::adopt(by_default) }.unwrap();
+        // SAFETY: as above.
+        let same = unsafe { Stream::adopt(1usize as *mut c_void) }.unwrap();
+        assert!(Arc::ptr_eq(legacy.context(), &context) && legacy.is(&same) && !legacy.is(&adopted));
+        legacy.synchronize().unwrap();
+    }
+    // The guard has put back what was current: nothing.
+    assert!(matches!(Context::current().unwrap_err(), CudaError::NoContext { .. }));
+    // Work goes through the adopted stream, with no context current.
+    let memory = DeviceMemory::new(&context, 64).unwrap();
+    memory.fill(0, 64, 1).unwrap();
+    adopted.synchronize().unwrap();
+    // SAFETY: the memory stays until the stream is synchronized.
+    unsafe { memory.queue_fill(16, 16, 7, &adopted) }.unwrap();
+    adopted.synchronize().unwrap();
+    let mut bytes = [0; 64];
+    memory.copy_to_host(0, &mut bytes).unwrap();
+    assert!(bytes[..16] == [1; 16] && bytes[16..32] == [7; 16] && bytes[32..] == [1; 32]);
+    drop((memory, adopted, context));
+    framework.destroy_context(raw);
+}
+
+#[test]
+fn a_primary_context_that_was_adopted_stays() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let framework = Framework::new();
+    let first = Context::primary(0).unwrap();
+    let raw = first.raw();
+    framework.set_current(raw);
+    let adopted = Context::current().unwrap();
+    assert!(Arc::ptr_eq(&first, &adopted));
+    framework.set_current(null_mut());
+    drop(first);
+    let memory = DeviceMemory::new(&adopted, 16).unwrap();
+    memory.fill(0, 16, 3).unwrap();
+}
+
+#[test]
+fn addresses_are_told_apart() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let memory = DeviceMemory::new(&context, 1000).unwrap();
+    let (at, inside) = (memory.address(), memory.address() + 600);
+    match locate(inside, 400).unwrap() {
+        Where::Device { ordinal: 0, base, size, context: owner } => {
+            assert!(base == at && size >= 1000 && owner == context.raw() as usize);
+        }
+        other => panic!("{other:?}"),
+    }
+    let error = locate(inside, 1 << 30).unwrap_err();
+    assert!(matches!(error, CudaError::OutOfBounds { address, .. } if address == inside), "{error}");
+    expect_device(&context, inside, 400).unwrap();
+
+    let pinned = Pinned::new(&context, 100).unwrap();
+    assert_eq!(locate(pinned.as_ptr() as u64, 100).unwrap(), Where::Pinned { device: pinned.address() });
+    let error = expect_device(&context, pinned.as_ptr() as u64, 100).unwrap_err();
+    assert!(error.to_string().contains("pinned host memory"), "{error}");
+
+    let plain = vec![0u8; 100];
+    assert_eq!(locate(plain.as_ptr() as u64, 100).unwrap(), Where::Host);
+    let error = expect_device(&context, plain.as_ptr() as u64, 100).unwrap_err();
+    assert!(error.to_string().contains("ordinary host memory, or memory that was freed"), "{error}");
+
+    drop(memory);
+    let error = expect_device(&context, at, 10).unwrap_err();
+    assert!(matches!(error, CudaError::NotDevice { address, .. } if address == at), "{error}");
+
+    let elsewhere = DeviceMemory::new(&Context::primary(1).unwrap(), 100).unwrap();
+    let error = expect_device(&context, elsewhere.address(), 100).unwrap_err();
+    assert_eq!(error, CudaError::WrongDevice { address: elsewhere.address(), found: 1, expected: 0 });
+}
+
+#[test]
+fn ranges_are_checked_before_the_driver_sees_them() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let memory = DeviceMemory::new(&context, 100).unwrap();
+    let mut data = [0u8; 50];
+    let beyond = |result: maypole_cuda::Result<()>| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, CudaError::OutOfBounds { bytes: 50, allocated: 100, .. }), "{error}");
+    };
+    beyond(memory.copy_from_host(51, &data));
+    beyond(memory.copy_to_host(51, &mut data));
+    beyond(memory.fill(51, 50, 0));
+    beyond(memory.fill(usize::MAX, 50, 0));
+    memory.copy_from_host(50, &[9; 50]).unwrap();
+    memory.copy_to_host(50, &mut data).unwrap();
+    assert_eq!(data, [9; 50]);
+    memory.copy_to_host(100, &mut []).unwrap();
+}
+
+#[test]
+fn no_room_on_the_device_says_how_much_there_is() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let (_, total) = context.memory().unwrap();
+    let error = DeviceMemory::new(&context, total as usize + 1).unwrap_err();
+    let CudaError::OutOfMemory { what: "device", bytes, free, total: of } = error else { panic!("{error}") };
+    assert!(bytes == total + 1 && free <= of && of == total);
+    // And it was a refusal, nothing else.
+    DeviceMemory::new(&context, 1000).unwrap().fill(0, 1000, 1).unwrap();
+}
+
+#[test]
+fn streams_wait_for_events_of_other_streams() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    for seed in 0..8 {
+        emulator.set("CHAOS", &seed.to_string());
+        let (first, second) = (Stream::new(&context).unwrap(), Stream::urgent(&context).unwrap());
+        let memory = DeviceMemory::new(&context, 4096).unwrap();
+        memory.fill(0, 4096, 0).unwrap();
+        let mut got = [0u8; 4096];
+        let event = Event::new(&context, false).unwrap();
+        assert!(event.is_done().unwrap(), "never recorded");
+        // SAFETY: everything stays until both streams are synchronized.
+        unsafe {
+            memory.queue_fill(0, 4096, 5, &first).unwrap();
+            event.record(&first).unwrap();
+            second.wait_event(&event).unwrap();
+            memory.queue_to_host(0, got.as_mut_ptr(), 4096, &second).unwrap();
+        }
+        second.synchronize().unwrap();
+        assert!(event.is_done().unwrap());
+        assert!(got == [5; 4096], "seed {seed}");
+        first.synchronize().unwrap();
+    }
+    emulator.set("CHAOS", "0");
+}
+
+#[test]
+fn events_tell_the_time() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let stream = Stream::new(&context).unwrap();
+    let [before, after] = [0, 1].map(|_| Event::new(&context, true).unwrap());
+    before.record(&stream).unwrap();
+    stream.host_function(|| std::thread::sleep(Duration::from_millis(20))).unwrap();
+    after.record(&stream).unwrap();
+    after.synchronize().unwrap();
+    let elapsed = after.elapsed_us(&before).unwrap();
+    assert!((19_000.0..5_000_000.0).contains(&elapsed), "{elapsed} us");
+    let untimed = Event::new(&context, false).unwrap();
+    untimed.record(&stream).unwrap();
+    stream.synchronize().unwrap();
+    assert!(untimed.elapsed_us(&before).unwrap_err().to_string().starts_with("cuEventElapsedTime"));
+}
+
+#[test]
+fn a_capture_is_seen() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let framework = Framework::new();
+    let context = Context::primary(0).unwrap();
+    let stream = Stream::new(&context).unwrap();
+    assert!(!stream.is_capturing().unwrap());
+    framework.begin_capture(&stream);
+    assert!(stream.is_capturing().unwrap());
+    framework.end_capture(&stream);
+    assert!(!stream.is_capturing().unwrap());
+}
+
+#[test]
+fn registered_memory_is_registered_once_and_until_the_last() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let region = HostRegion::private(8192);
+    let at = region.as_ptr() as u64;
+    assert_eq!(locate(at, 8192).unwrap(), Where::Host);
+    let first = HostRegistration::new(&context, &region).unwrap();
+    let second = HostRegistration::new(&context, &region).unwrap();
+    assert_eq!(first.address(), second.address());
+    drop(first);
+    assert_eq!(locate(at, 8192).unwrap(), Where::Pinned { device: second.address() });
+    drop(second);
+    assert_eq!(locate(at, 8192).unwrap(), Where::Host);
+}
+
+/// A word in registered memory, and what keeps it.
+fn word(context: &Arc<Context>) -> (HostRegistration, Word) {
+    let registration = HostRegistration::new(context, &HostRegion::private(4096)).unwrap();
+    let host = std::ptr::NonNull::new(registration.region().as_ptr().cast::<AtomicU32>()).unwrap();
+    // SAFETY: both name the first bytes of the region, which is returned beside it.
+    let word = unsafe { Word::new(host, registration.address()) };
+    (registration, word)
+}
+
+#[test]
+fn a_stream_waits_for_a_word_across_the_wrap_of_its_count() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let (_keep, word) = word(&context);
+    let stream = Stream::new(&context).unwrap();
+    word.store(u32::MAX - 1);
+    let mut commands = Commands::new(&stream).unwrap();
+    commands.wait(&word, 1).unwrap();
+    commands.finish().unwrap();
+    for value in [u32::MAX, 0] {
+        word.store(value);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!stream.is_idle().unwrap(), "{value} is before 1");
+    }
+    word.store(1);
+    stream.synchronize().unwrap();
+    // Far ahead counts as there: so a verdict lets a stream go.
+    let mut commands = Commands::new(&stream).unwrap();
+    commands.wait(&word, 5).unwrap();
+    commands.finish().unwrap();
+    word.store(5 + (1 << 30));
+    stream.synchronize().unwrap();
+}
+
+#[test]
+fn commands_run_in_order_in_batches_of_any_length() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let ((_a, ping), (_b, pong)) = (word(&context), word(&context));
+    let streams = [Stream::new(&context).unwrap(), Stream::new(&context).unwrap()];
+    for (seed, rounds) in [(0, 1), (1, 15), (2, 16), (3, 17), (4, 100)] {
+        emulator.set("CHAOS", &seed.to_string());
+        let [start_ping, start_pong] = [ping.load(), pong.load()];
+        let mut there = Commands::new(&streams[0]).unwrap();
+        for round in 1..=rounds {
+            there.write(&ping, start_ping + round).unwrap();
+            there.wait(&pong, start_pong + round).unwrap();
+        }
+        there.finish().unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(ping.load(), start_ping + 1, "the first stream waits for the second");
+        let mut back = Commands::new(&streams[1]).unwrap();
+        for round in 1..=rounds {
+            back.wait(&ping, start_ping + round).unwrap();
+            back.write(&pong, start_pong + round).unwrap();
+        }
+        back.finish().unwrap();
+        streams.iter().for_each(|stream| stream.synchronize().unwrap());
+        assert_eq!((ping.load(), pong.load()), (start_ping + rounds, start_pong + rounds));
+    }
+    emulator.set("CHAOS", "0");
+}
+
+#[test]
+fn an_own_handle_is_refused_by_name() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let memory = DeviceMemory::exportable(&context, 100).unwrap();
+    assert_eq!(memory.bytes(), 100);
+    let error = ImportedMemory::open(&context, memory.export().unwrap()).unwrap_err();
+    assert!(matches!(error, CudaError::IpcRefused { call: "cuIpcOpenMemHandle", .. }), "{error}");
+    assert!(!format!("{:?}", memory.export().unwrap()).contains(char::is_numeric), "handles are keys");
+}
+
+/// Every call that can fail: once it does, the error has the call's name, the code's, and its meaning, and afterwards
+/// everything works as before.
+#[test]
+fn each_refusal_has_the_name_of_its_call() {
+    type Act = fn(&Arc<Context>) -> maypole_cuda::Result<()>;
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    DeviceMemory::new(&context, 8).unwrap().fill(0, 8, 0).unwrap();
+    let acts: [(&str, Act); 24] = [
+        ("cuCtxGetCurrent", |c| c.enter().map(drop)),
+        ("cuCtxPushCurrent", |c| c.enter().map(drop)),
+        ("cuMemAlloc", |c| DeviceMemory::new(c, 8).map(drop)),
+        ("cuMemGetInfo", |c| c.memory().map(drop)),
+        ("cuMemHostAlloc", |c| Pinned::new(c, 8).map(drop)),
+        ("cuMemHostGetDevicePointer", |c| Pinned::new(c, 8).map(drop)),
+        ("cuMemHostRegister", |c| HostRegistration::new(c, &HostRegion::private(4096)).map(drop)),
+        ("cuMemcpyHtoDAsync", |c| DeviceMemory::new(c, 8)?.copy_from_host(0, &[1; 8])),
+        ("cuMemcpyDtoHAsync", |c| DeviceMemory::new(c, 8)?.copy_to_host(0, &mut [0; 8])),
+        ("cuMemsetD8Async", |c| DeviceMemory::new(c, 8)?.fill(0, 8, 1)),
+        ("cuStreamSynchronize", |c| DeviceMemory::new(c, 8)?.fill(0, 8, 1)),
+        ("cuMemcpyDtoDAsync", |c| {
+            let (memory, stream) = (DeviceMemory::new(c, 8)?, Stream::new(c)?);
+            // SAFETY: nothing is copied, since the call is refused.
+            unsafe { memory.queue_copy(0, &memory, 4, 4, &stream) }
+        }),
+        ("cuStreamCreateWithPriority", |c| Stream::new(c).map(drop)),
+        ("cuStreamQuery", |c| Stream::new(c)?.is_idle().map(drop)),
+        ("cuStreamIsCapturing", |c| Stream::new(c)?.is_capturing().map(drop)),
+        ("cuStreamWaitEvent", |c| Stream::new(c)?.wait_event(&Event::new(c, false)?)),
+        ("cuLaunchHostFunc", |c| Stream::new(c)?.host_function(|| ())),
+        ("cuStreamBatchMemOp", |c| {
+            let (stream, (_keep, word)) = (Stream::new(c)?, word(c));
+            let mut commands = Commands::new(&stream)?;
+            commands.write(&word, 1)?;
+            commands.finish()
+        }),
+        ("cuEventCreate", |c| Event::new(c, true).map(drop)),
+        ("cuEventRecord", |c| Event::new(c, true)?.record(&Stream::new(c)?)),
+        ("cuEventQuery", |c| Event::new(c, true)?.is_done().map(drop)),
+        ("cuEventSynchronize", |c| Event::new(c, true)?.synchronize()),
+        ("cuPointerGetAttributes", |_| locate(4096, 1).map(drop)),
+        ("cuModuleLoadData", |c| Module::load(c, c".version 8.4").map(drop)),
+    ];
+    for (call, act) in acts {
+        emulator.set("FAIL", &format!("{call}:1:CUDA_ERROR_UNKNOWN"));
+        let error = act(&context).expect_err(call);
+        emulator.set("FAIL", "");
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("{call}: CUDA_ERROR_UNKNOWN (999): ")), "{call}: {text}");
+        assert!(!error.is_sticky() && error.code() == Some(999));
+        if call != "cuModuleLoadData" {
+            act(&context).unwrap_or_else(|error| panic!("{call} again: {error}"));
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Ranks that are processes, over CUDA IPC.
+//!
+//! Each test starts itself again, once per rank, with a file that all map as the memory they share.
+
+use std::num::NonZeroUsize;
+use std::process::{Child, Command};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use maypole_cuda::peer::Shape;
+use maypole_cuda::{Context, CudaError, HostRegion};
+use maypole_cuda_emulator::testing;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+
+use crate::ranks::{Place, Rank, shared_bytes};
+use crate::traffic::{Traffic, pass_round, publish_and_fetch};
+
+const RANK: &str = "MAYPOLE_TEST_RANK";
+const FILE: &str = "MAYPOLE_TEST_FILE";
+
+const MEMBERS: usize = 3;
+
+fn shape() -> Shape {
+    Shape::new(MEMBERS, 1, 1000, 4 * 256)
+}
+
+/// In a child: its rank and the memory that the ranks share.
+fn child() -> Option<(usize, HostRegion)> {
+    let me = std::env::var(RANK).ok()?.parse().unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(std::env::var(FILE).unwrap()).unwrap();
+    let bytes = shared_bytes(shape());
+    let (length, access) = (NonZeroUsize::new(bytes).unwrap(), ProtFlags::PROT_READ | ProtFlags::PROT_WRITE);
+    // SAFETY: a mapping at an address of the system's choice; it is never unmapped.
+    let at = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, &file, 0) }.unwrap();
+    let at = NonNull::new(at.as_ptr().cast()).unwrap();
+    // SAFETY: mapped just now, and only atomics and raw copies touch it.
+    Some((me, unsafe { HostRegion::new(at, bytes, Arc::new(())) }))
+}
+
+/// Starts test `name` of this binary once per rank, with `more` in each one's environment, and waits for all.
+fn start(name: &str, more: &[(&str, &str)]) {
+    let file = std::env::temp_dir().join(format!("maypole-cuda-{name}-{}", std::process::id()));
+    std::fs::File::create(&file).unwrap().set_len(shared_bytes(shape()) as u64).unwrap();
+    let start = |me: usize| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", &format!("processes::{name}"), "--nocapture"]).envs(testing::environment());
+        command.env(RANK, me.to_string()).env(FILE, &file).envs(more.iter().copied());
+        command.spawn().unwrap()
+    };
+    let children: Vec<Child> = (0..MEMBERS).map(start).collect();
+    let ended: Vec<_> = children.into_iter().map(|mut child| child.wait().unwrap()).collect();
+    std::fs::remove_file(&file).unwrap();
+    assert!(ended.iter().all(|status| status.success()), "{more:?}: {ended:?}");
+}
+
+#[test]
+fn bytes_pass_between_processes() {
+    let Some((me, region)) = child() else {
+        for seed in ["1", "2", "3"] {
+            start("bytes_pass_between_processes", &[("MAYPOLE_EMULATOR_CHAOS", seed)]);
+        }
+        return;
+    };
+    let context = Context::primary(0).unwrap();
+    let mut rank = Rank::attach(&context, me, shape(), Place::Device, &region).unwrap();
+    publish_and_fetch(&mut rank, Traffic::of_all(10));
+    assert!(rank.leave(), "everybody leaves, so memory is given back");
+}
+
+#[test]
+fn messages_pass_between_processes() {
+    let Some((me, region)) = child() else {
+        for seed in ["1", "2", "3"] {
+            start("messages_pass_between_processes", &[("MAYPOLE_EMULATOR_CHAOS", seed)]);
+        }
+        return;
+    };
+    let context = Context::primary(0).unwrap();
+    let mut rank = Rank::attach(&context, me, shape(), Place::Device, &region).unwrap();
+    pass_round(&mut rank, Traffic::of_all(12));
+    assert!(rank.leave());
+}
+
+/// Each process has a device that cannot reach the others': the members find that out, and go through the host.
+#[test]
+fn staging_in_host_memory_serves_where_devices_do_not_reach_each_other() {
+    let name = "staging_in_host_memory_serves_where_devices_do_not_reach_each_other";
+    let Some((me, region)) = child() else {
+        let devices = MEMBERS.to_string();
+        start(name, &[("MAYPOLE_EMULATOR_DEVICES", &devices), ("MAYPOLE_EMULATOR_PEER_ACCESS", "0")]);
+        return;
+    };
+    let context = Context::primary(me).unwrap();
+    let other = Context::primary((me + 1) % MEMBERS).unwrap();
+    assert!(!context.reaches(other.uuid()).unwrap() && context.reaches(context.uuid()).unwrap());
+    let mut rank = Rank::attach(&context, me, shape(), Place::Host, &region).unwrap();
+    publish_and_fetch(&mut rank, Traffic::of_all(6));
+    pass_round(&mut rank, Traffic::of_all(6));
+    assert!(rank.leave());
+}
+
+/// A container without the capability: the refusal is named, on every rank, and host staging still serves.
+#[test]
+fn a_refusal_of_ipc_is_named_and_host_memory_serves() {
+    let Some((me, region)) = child() else {
+        start("a_refusal_of_ipc_is_named_and_host_memory_serves", &[("MAYPOLE_EMULATOR_IPC", "0")]);
+        return;
+    };
+    let context = Context::primary(0).unwrap();
+    let memory = maypole_cuda::DeviceMemory::exportable(&context, 100).unwrap();
+    let error = memory.export().unwrap_err();
+    assert!(matches!(error, CudaError::IpcRefused { .. }), "{error}");
+    assert!(error.to_string().contains("MAYPOLE_DEVICE_STAGING=host"), "{error}");
+    let mut rank = Rank::attach(&context, me, shape(), Place::Host, &region).unwrap();
+    publish_and_fetch(&mut rank, Traffic::of_all(6));
+    assert!(rank.leave());
+}
+
+/// No stream memory operations: host functions stand for them, since each rank has a process to itself.
+#[test]
+fn host_functions_stand_for_memory_operations() {
+    let Some((me, region)) = child() else {
+        start("host_functions_stand_for_memory_operations", &[("MAYPOLE_EMULATOR_MEMORY_OPERATIONS", "0")]);
+        return;
+    };
+    let context = Context::primary(0).unwrap();
+    assert!(!context.supports_memory_operations());
+    let mut rank = Rank::attach(&context, me, shape(), Place::Device, &region).unwrap();
+    publish_and_fetch(&mut rank, Traffic::of_all(6));
+    pass_round(&mut rank, Traffic::of_all(6));
+    assert!(rank.leave());
+}
+
+/// A rank that ends without a word: the others keep their memory rather than free it under its mapping.
+#[test]
+fn memory_is_kept_where_a_member_does_not_leave() {
+    let Some((me, region)) = child() else {
+        start("memory_is_kept_where_a_member_does_not_leave", &[]);
+        return;
+    };
+    let context = Context::primary(0).unwrap();
+    let mut rank = Rank::attach(&context, me, shape(), Place::Device, &region).unwrap();
+    publish_and_fetch(&mut rank, Traffic::of_all(2));
+    rank.hall.meet();
+    if me == 0 {
+        std::process::exit(0);
+    }
+    let began = std::time::Instant::now();
+    assert!(!rank.staging.leave(&rank.words, me, std::time::Duration::from_millis(300)), "rank 0 has said nothing");
+    assert!(began.elapsed() >= std::time::Duration::from_millis(300));
+}

@@ -1,0 +1,169 @@
+//! Ranks that are threads of one process.
+
+use maypole_cuda::peer::{Member, Shape};
+use maypole_cuda::{Context, CudaError, HostRegion};
+
+use crate::ranks::{Place, Rank, shared_bytes};
+use crate::traffic::{Lost, Traffic, pass_round, publish_and_fetch};
+use crate::{TURN, emulated};
+
+/// Runs `act` on every member, each a thread with a stream of its own, and returns how many of them panicked.
+fn failing(members: usize, shape: Shape, place: Place, devices: usize, act: impl Fn(&mut Rank) + Sync) -> usize {
+    let region = HostRegion::private(shared_bytes(shape));
+    std::thread::scope(|scope| {
+        let start = |me: usize| {
+            let (region, act) = (&region, &act);
+            scope.spawn(move || {
+                let context = Context::primary(me % devices).unwrap();
+                let mut rank = Rank::attach(&context, me, shape, place, region).unwrap();
+                act(&mut rank);
+                assert!(rank.leave(), "threads give their memory back at once");
+            })
+        };
+        let threads: Vec<_> = (0..members).map(start).collect();
+        threads.into_iter().map(|thread| thread.join().is_err() as usize).sum()
+    })
+}
+
+/// [`failing`], and none does.
+fn ranks(members: usize, shape: Shape, place: Place, devices: usize, act: impl Fn(&mut Rank) + Sync) {
+    assert_eq!(failing(members, shape, place, devices, act), 0, "members whose part failed");
+}
+
+fn small(members: usize, channels: usize) -> Shape {
+    Shape::new(members, channels, 1000, 4 * 256)
+}
+
+#[test]
+fn publications_arrive_whatever_the_order_that_cuda_leaves_open() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    for seed in 0..6 {
+        emulator.set("CHAOS", &seed.to_string());
+        let members = 2 + seed % 3;
+        ranks(members, small(members, 1), Place::Device, 1, |rank| publish_and_fetch(rank, Traffic::of_all(12)));
+        let one = Traffic { active: 1, ..Traffic::of_all(12) };
+        ranks(members, small(members, 1), Place::Device, 1, |rank| publish_and_fetch(rank, one));
+    }
+    emulator.set("CHAOS", "0");
+}
+
+#[test]
+fn messages_arrive_whatever_the_order_that_cuda_leaves_open() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    for seed in 0..6 {
+        emulator.set("CHAOS", &seed.to_string());
+        let members = 2 + seed % 3;
+        ranks(members, small(members, 2), Place::Device, 1, |rank| pass_round(rank, Traffic::of_all(12)));
+        let one = Traffic { active: 1, ..Traffic::of_all(12) };
+        ranks(members, small(members, 2), Place::Device, 1, |rank| pass_round(rank, one));
+    }
+    emulator.set("CHAOS", "0");
+}
+
+#[test]
+fn staging_in_host_memory_is_the_same_to_both() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    emulator.set("CHAOS", "3");
+    ranks(3, small(3, 1), Place::Host, 1, |rank| {
+        assert!(!rank.staging.is_on_device());
+        publish_and_fetch(rank, Traffic::of_all(8));
+        pass_round(rank, Traffic::of_all(6));
+    });
+    emulator.set("CHAOS", "0");
+}
+
+/// Threads with a device each, which reach each other's memory by plain addresses once that is allowed.
+#[test]
+fn threads_on_devices_of_their_own_reach_each_other() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    ranks(3, small(3, 1), Place::Device, 3, |rank| {
+        assert_eq!(rank.context.ordinal(), rank.me);
+        publish_and_fetch(rank, Traffic::of_all(6));
+        pass_round(rank, Traffic::of_all(6));
+    });
+}
+
+#[test]
+fn devices_that_do_not_reach_each_other_are_named() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    emulator.set("PEER_ACCESS", "0");
+    let [first, second] = [0, 1].map(|ordinal| Context::primary(ordinal).unwrap());
+    assert!(!first.reaches(second.uuid()).unwrap() && first.reaches(first.uuid()).unwrap());
+    assert!(!Member::new(&second).is_reached_by(&first).unwrap());
+    let error = first.enable_peer(&second).unwrap_err();
+    assert_eq!(error, CudaError::PeerRefused { from: 0, to: "1".into() });
+    assert!(error.to_string().contains("MAYPOLE_DEVICE_STAGING=host"), "{error}");
+    // And through host memory they pass bytes all the same.
+    ranks(3, small(3, 1), Place::Host, 3, |rank| publish_and_fetch(rank, Traffic::of_all(6)));
+    emulator.set("PEER_ACCESS", "1");
+}
+
+/// Each kind of wait is needed, and its loss shows: otherwise the tests above would prove nothing.
+#[test]
+fn each_wait_that_is_left_out_shows() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    type Act = fn(&mut Rank, Traffic);
+    let acts: [(&str, Act); 2] = [("publications", publish_and_fetch), ("messages", pass_round)];
+    for (what, act) in acts {
+        for lost in [Lost::Arrival, Lost::Room] {
+            let shows = |seed: usize| {
+                emulator.set("CHAOS", &seed.to_string());
+                let traffic = Traffic { count: 12, active: 1, lost };
+                failing(2, small(2, 1), Place::Device, 1, |rank| act(rank, traffic)) > 0
+            };
+            let seed = (1..=40).find(|seed| shows(*seed));
+            assert!(seed.is_some(), "{what} arrive without the waits for {lost:?}, with each of 40 seeds");
+            eprintln!("{what} without the waits for {lost:?}: wrong bytes with seed {seed:?}");
+        }
+    }
+    emulator.set("CHAOS", "0");
+}
+
+/// The same from the driver's side: streams that lose a wait that was queued.
+#[test]
+fn waits_that_the_driver_loses_show() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    type Act = fn(&mut Rank);
+    let acts: [(&str, Act); 2] = [
+        ("publications", |rank| publish_and_fetch(rank, Traffic::of_all(12))),
+        ("messages", |rank| pass_round(rank, Traffic::of_all(12))),
+    ];
+    for (what, act) in acts {
+        let shown = |nth: &str, seeds: usize| {
+            let shows = |seed: &usize| {
+                emulator.set("CHAOS", &seed.to_string());
+                emulator.set("DROP", &format!("wait:{nth}"));
+                let shows = failing(2, small(2, 1), Place::Device, 1, act) > 0;
+                emulator.set("DROP", "");
+                shows
+            };
+            (1..=seeds).filter(shows).count()
+        };
+        assert!(shown("all", 4) > 0, "{what} without any wait");
+        let single: Vec<usize> = ["1", "2", "3", "5", "8"].map(|nth| shown(nth, 8)).to_vec();
+        eprintln!("{what}: of 8 seeds, wrong bytes after the loss of wait 1, 2, 3, 5, 8: {single:?}");
+        assert!(single.iter().sum::<usize>() > 0, "{what}: the loss of a single wait never shows");
+    }
+    emulator.set("CHAOS", "0");
+}
+
+/// Without stream memory operations, threads that share a process are refused, since their host functions would wait
+/// for each other in one queue.
+#[test]
+fn threads_without_memory_operations_are_refused() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    let with = Member::new(&Context::primary(0).unwrap());
+    emulator.set("MEMORY_OPERATIONS", "0");
+    // Nobody holds the context from above any more, so this one is asked anew.
+    let context = Context::primary(0).unwrap();
+    emulator.set("MEMORY_OPERATIONS", "1");
+    let without = Member::new(&context);
+    assert!(with.has_memory_operations() && !without.has_memory_operations() && with.shares_process_with(&without));
+    Member::check_waiting(&context, 0, &[with, with]).unwrap();
+    Member::check_waiting(&context, 0, &[without]).unwrap();
+    for members in [[without, without], [with, without]] {
+        let error = Member::check_waiting(&context, 0, &members).unwrap_err();
+        assert_eq!(error, CudaError::NoMemoryOperations { ordinal: 0 });
+        assert!(error.to_string().contains("each rank in a process of its own"), "{error}");
+    }
+}
