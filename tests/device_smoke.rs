@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use maypole::cuda::{Context, DeviceBuffer, DeviceSlice, DeviceSliceMut, Stream};
-use maypole::{Communicator, Config, Order, ReduceOp};
+use maypole::cuda::{Context, DeviceBuffer, Stream};
+use maypole::{Communicator, Config, ReduceOp};
 
 /// Run `each` on every rank of a world of `size` threads, all on device 0.
 fn world(size: usize, config: Config, each: impl Fn(&Communicator, &Arc<Context>, &Stream) + Sync) {
-    load();
+    maypole_cuda_emulator::testing::load();
     let ranks = Communicator::threads_with(size, config).unwrap();
     std::thread::scope(|s| {
         for comm in ranks {
@@ -20,12 +20,6 @@ fn world(size: usize, config: Config, each: impl Fn(&Communicator, &Arc<Context>
             });
         }
     });
-}
-
-fn load() {
-    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    let library = unsafe { Library::open(Some("/work/w/emulator/target/debug/deps/libmaypole_cuda_emulator.so"), RTLD_NOW | RTLD_GLOBAL) };
-    std::mem::forget(library.unwrap());
 }
 
 /// A value that tells rank, element and call.

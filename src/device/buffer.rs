@@ -4,6 +4,7 @@
 //! not by borrows. A call on a stream borrows its buffers only until it has queued its commands; the caller waits for the
 //! stream before it uses the result on another one, or frees a buffer.
 
+use std::any::Any;
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
@@ -12,15 +13,19 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use maypole_collectives::Element;
 use maypole_cuda::{Context, CudaError, DeviceMemory, Stream};
 
-/// `len` elements of device memory, given back when dropped.
+use super::limbo;
+
+/// `len` elements of device memory.
 ///
-/// Dropping it may wait for everything that is queued on the device, as `cudaFree` does; wait for the streams that use it
-/// first.
+/// Dropping it waits for nobody. Its memory is given back as soon as no operation of any communicator of this process is
+/// outstanding: giving it back at once would wait for everything on the device, other ranks' operations too, which may
+/// wait for this thread. Wait for streams of your own that use it before you drop it.
 pub struct DeviceBuffer<T> {
-    memory: Arc<DeviceMemory>,
-    offset: usize,
+    /// `None` only while it is dropped.
+    memory: Option<Arc<DeviceMemory>>,
+    /// What else goes with it.
+    home: Option<Box<dyn Any + Send + Sync>>,
     len: usize,
-    shared: bool,
     _elements: PhantomData<T>,
 }
 
@@ -33,7 +38,7 @@ impl<T: Element> DeviceBuffer<T> {
     pub fn new(context: &Arc<Context>, len: usize) -> Result<DeviceBuffer<T>, CudaError> {
         let memory = DeviceMemory::new(context, bytes::<T>(context, len)?)?;
         memory.fill(0, memory.bytes(), 0)?;
-        Ok(DeviceBuffer::of(Arc::new(memory), len, false))
+        Ok(DeviceBuffer::of(Arc::new(memory), len, None))
     }
 
     /// A copy of `elements` on the context's device. Blocks until it is there.
@@ -43,7 +48,7 @@ impl<T: Element> DeviceBuffer<T> {
     pub fn from_slice(context: &Arc<Context>, elements: &[T]) -> Result<DeviceBuffer<T>, CudaError> {
         let memory = DeviceMemory::new(context, size_of_val(elements))?;
         memory.copy_from_host(0, cast_slice(elements))?;
-        Ok(DeviceBuffer::of(Arc::new(memory), elements.len(), false))
+        Ok(DeviceBuffer::of(Arc::new(memory), elements.len(), None))
     }
 
     /// The elements as `stream` leaves them: blocks until it has done what was queued on it so far, and copied them.
@@ -79,7 +84,7 @@ impl<T: Element> DeviceBuffer<T> {
         let offset = self.offset_of(first, elements.len());
         let bytes: &mut [u8] = cast_slice_mut(elements);
         // SAFETY: the slice is borrowed until the stream has got past the copy, and so is the memory.
-        unsafe { self.memory.queue_to_host(offset, bytes.as_mut_ptr(), bytes.len(), stream) }?;
+        unsafe { self.memory().queue_to_host(offset, bytes.as_mut_ptr(), bytes.len(), stream) }?;
         stream.synchronize()
     }
 
@@ -106,7 +111,7 @@ impl<T: Element> DeviceBuffer<T> {
         let offset = self.offset_of(first, elements.len());
         let bytes: &[u8] = cast_slice(elements);
         // SAFETY: as above.
-        unsafe { self.memory.queue_from_host(offset, bytes.as_ptr(), bytes.len(), stream) }?;
+        unsafe { self.memory().queue_from_host(offset, bytes.as_ptr(), bytes.len(), stream) }?;
         stream.synchronize()
     }
 
@@ -114,7 +119,7 @@ impl<T: Element> DeviceBuffer<T> {
     fn offset_of(&self, first: usize, count: usize) -> usize {
         let end = first.checked_add(count);
         assert!(end.is_some_and(|end| end <= self.len), "{count} elements from {first} of a buffer of {}", self.len);
-        self.offset + first * size_of::<T>()
+        first * size_of::<T>()
     }
 
     /// The elements in `range`, to be read by a call.
@@ -135,9 +140,17 @@ impl<T: Element> DeviceBuffer<T> {
 }
 
 impl<T> DeviceBuffer<T> {
-    /// The first `len` elements of `memory`.
-    pub(super) fn of(memory: Arc<DeviceMemory>, len: usize, shared: bool) -> DeviceBuffer<T> {
-        DeviceBuffer { memory, offset: 0, len, shared, _elements: PhantomData }
+    /// The first `len` elements of `memory`. `home`: what is dropped with it, if others can read it where it lies.
+    pub(super) fn of(
+        memory: Arc<DeviceMemory>,
+        len: usize,
+        home: Option<Box<dyn Any + Send + Sync>>,
+    ) -> DeviceBuffer<T> {
+        DeviceBuffer { memory: Some(memory), home, len, _elements: PhantomData }
+    }
+
+    fn memory(&self) -> &Arc<DeviceMemory> {
+        self.memory.as_ref().expect("it is not being dropped")
     }
 
     /// How many elements it has.
@@ -152,23 +165,34 @@ impl<T> DeviceBuffer<T> {
 
     /// Where it begins, in the device's addresses.
     pub fn address(&self) -> u64 {
-        self.memory.address() + self.offset as u64
+        self.memory().address()
     }
 
     /// The context in which it was allocated.
     pub fn context(&self) -> &Arc<Context> {
-        self.memory.context()
+        self.memory().context()
     }
 
     /// Whether other ranks can read it where it lies; see [`alloc_device`](crate::Communicator::alloc_device).
     pub fn is_shared(&self) -> bool {
-        self.shared
+        self.home.is_some()
+    }
+}
+
+impl<T> Drop for DeviceBuffer<T> {
+    fn drop(&mut self) {
+        // A registration keeps the memory, and sees to the rest.
+        let (memory, home) = (self.memory.take(), self.home.take());
+        match home {
+            Some(home) => drop((memory, home)),
+            None => limbo::give_back(memory),
+        }
     }
 }
 
 impl<T> std::fmt::Debug for DeviceBuffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "DeviceBuffer({} elements at {:#x}, shared: {})", self.len, self.address(), self.shared)
+        write!(f, "DeviceBuffer({} elements at {:#x}, shared: {})", self.len, self.address(), self.is_shared())
     }
 }
 

@@ -105,7 +105,8 @@ impl Device {
             found: found(words.clone(), me),
             ailment: Box::new(move || probe.is_done().err().filter(CudaError::is_sticky).map(|e| e.to_string())),
         };
-        let courier = routes.map(|routes| Courier::start(routes, court.clone(), post(words.trouble(me)))).transpose()?;
+        let courier =
+            routes.map(|routes| Courier::start(routes, court.clone(), post(words.trouble(me)))).transpose()?;
         let sentry = Sentry::new(court, size, posts);
         words.waited_by(me).for_each(|word| sentry.guard(post(word)));
         let state = State {
