@@ -351,9 +351,9 @@ impl OverlapReport {
     }
 
     fn text(&self) -> String {
-        let registered = if self.registered { ", registered" } else { "" };
+        let (registered, side) = (if self.registered { ", registered" } else { "" }, self.matrix);
         format!(
-            "# {} all-reduce of {} bytes{registered} on {} {} beside products of {2}x{2} matrices, {}\n\
+            "# {} all-reduce of {} bytes{registered} on {} {} beside products of {side}x{side} matrices, {}\n\
              {} products alone {:.0} us, {} all-reduces alone {:.0} us; together {:.0} us (products {:.0}, all-reduces {:.0})\n\
              hidden {:.1}% (the memory allows {:.1}%); products slowed {:.3} times (the all-reduces' {} bytes explain {:.3})\n\
              result {}\n",

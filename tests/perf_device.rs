@@ -1,0 +1,203 @@
+//! The perf programs on device memory, on the emulated driver: every collective checked, what the reports say about devices,
+//! the programs that only devices have, and a machine without a driver.
+
+mod programs;
+
+use std::path::PathBuf;
+
+use maypole_cuda_emulator::testing;
+use programs::{report, run};
+use serde_json::Value;
+
+const MAYPOLE: &str = env!("CARGO_BIN_EXE_maypole");
+const KERNEL_PERF: &str = env!("CARGO_BIN_EXE_kernel_perf");
+const OVERLAP_PERF: &str = env!("CARGO_BIN_EXE_overlap_perf");
+const NCCL_PERF: &str = env!("CARGO_BIN_EXE_nccl_perf");
+const GPU_SUMMARY: &str = env!("CARGO_BIN_EXE_gpu_summary");
+
+/// The emulated driver, and the switches beside it, for a child process.
+fn emulated(switches: &[(&'static str, &'static str)]) -> Vec<(String, String)> {
+    let text = |s: std::ffi::OsString| s.into_string().expect("paths here are text");
+    let driver = testing::environment().into_iter().map(|(name, value)| (text(name), text(value)));
+    driver.chain(switches.iter().map(|(name, value)| (name.to_string(), value.to_string()))).collect()
+}
+
+fn on_devices(program: &str, arguments: &str, switches: &[(&'static str, &'static str)]) -> Value {
+    let environment = emulated(switches);
+    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+    report(program, arguments, &borrowed)
+}
+
+/// Demand that every row was checked and right, and has what only devices have.
+fn assert_right(report: &Value, context: &str) {
+    let rows = report["results"].as_array().expect("rows");
+    assert!(!rows.is_empty(), "{context}");
+    for row in rows {
+        for figures in [&row["out_of_place"], &row["in_place"]].into_iter().filter(|figures| !figures.is_null()) {
+            assert_eq!(figures["nwrong"], 0, "{context}: {row}");
+            assert!(figures["time_stream"].as_f64().is_some_and(|t| t > 0.0), "{context}: {row}");
+            assert!(figures["traffic"]["written"].is_u64(), "{context}: {row}");
+        }
+    }
+    assert!(report["device"]["name"].as_str().is_some_and(|name| !name.is_empty()), "{context}");
+}
+
+const COLLECTIVES: [&str; 15] = [
+    "all_reduce",
+    "reduce",
+    "broadcast",
+    "all_gather",
+    "reduce_scatter",
+    "all_to_all",
+    "gather",
+    "scatter",
+    "scan",
+    "exclusive_scan",
+    "all_gather_v",
+    "reduce_scatter_v",
+    "all_to_all_v",
+    "gather_v",
+    "scatter_v",
+];
+
+fn every_collective(how: &str) {
+    for collective in COLLECTIVES {
+        let arguments =
+            format!("perf {collective} --device cuda {how} -b 40 -e 40000 -f 1000 -n 2 -w 1 -d bf16 -r all");
+        assert_right(&on_devices(MAYPOLE, &arguments, &[]), &arguments);
+    }
+}
+
+#[test]
+fn every_collective_between_processes() {
+    every_collective("--ranks 2");
+}
+
+#[test]
+fn every_collective_between_threads_in_registered_memory() {
+    every_collective("--ranks 3 --threads --registered");
+}
+
+#[test]
+fn ranks_are_spread_over_devices() {
+    let arguments = "perf all_reduce --device cuda --ranks 4 -b 4096 -e 4096 -n 2 -w 1";
+    let one = on_devices(MAYPOLE, arguments, &[]);
+    let two = on_devices(MAYPOLE, arguments, &[("MAYPOLE_EMULATOR_DEVICES", "2")]);
+    let device = |report: &Value, rank: usize| report["ranks"][rank]["device"].as_str().expect("a device").to_string();
+    assert_eq!(device(&one, 0), device(&one, 1));
+    assert_eq!((device(&two, 0), device(&two, 1)), (device(&two, 2), device(&two, 3)));
+    assert_ne!(device(&two, 0), device(&two, 1));
+    // Each rank reads and writes its 4096 bytes, and there are twice as many ranks on the busiest device.
+    let written = |report: &Value| report["results"][0]["out_of_place"]["traffic"]["written"].as_u64();
+    assert_eq!((written(&one), written(&two)), (Some(4 * 4096), Some(2 * 4096)));
+    assert_right(&two, arguments);
+}
+
+#[test]
+fn a_barrier_has_a_row_too() {
+    let report = on_devices(MAYPOLE, "perf barrier --device cuda --ranks 2 -n 5", &[]);
+    assert_eq!(report["results"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn kernels_stand_beside_the_copy_rate() {
+    let report = on_devices(KERNEL_PERF, "-b 64K --rounds 1", &[]);
+    assert!(report["copy"]["rate"].as_f64().is_some_and(|rate| rate > 0.0), "{report}");
+    for floor in ["launch", "launch_and_waits", "launch_waited", "launch_and_waits_waited"] {
+        assert!(report["launches"][floor].as_f64().is_some_and(|us| us > 0.0), "{floor}: {report}");
+    }
+    let rows = report["kernels"].as_array().expect("rows");
+    // A copy; on six integer types a scaling, eight operations and two longer sums; on six floating-point types three fewer.
+    assert_eq!(rows.len(), 1 + 6 * 11 + 6 * 8);
+    for row in rows {
+        let (sources, bytes) = (row["sources"].as_u64().expect("a number"), row["bytes"].as_u64().expect("a number"));
+        assert_eq!(row["traffic"], (sources + 1) * bytes, "{row}");
+        assert!(row["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0), "{row}");
+    }
+}
+
+#[test]
+fn overlap_is_measured_and_its_result_checked() {
+    for how in ["--ranks 2", "--ranks 2 --threads --registered"] {
+        let arguments = format!("{how} --bytes 64K --matrix 64 --milliseconds 2 --rounds 1");
+        let report = on_devices(OVERLAP_PERF, &arguments, &[]);
+        assert_eq!(report["right"], true, "{how}: {report}");
+        for share in ["hidden", "allowed"] {
+            assert!(report[share].as_f64().is_some_and(|x| (0.0..=1.0).contains(&x)), "{how}: {report}");
+        }
+        // Two ranks on the one device: each reads and writes its 64 KiB.
+        let loops = report["collectives"].as_u64().expect("a number");
+        assert_eq!(report["collective_traffic"], loops * 4 * (64 << 10), "{how}");
+    }
+}
+
+#[test]
+fn without_a_driver_programs_say_so() {
+    // The child does not get the emulator; this machine may have a real driver, though.
+    let text = |output: std::process::Output| {
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let page = text(run(MAYPOLE, "info", &[]));
+    if page.lines().any(|line| line.contains(" device 0: ")) {
+        println!("skipped: without_a_driver_programs_say_so: there is a device here");
+        return;
+    }
+    assert!(page.lines().any(|line| line.starts_with("cuda ") && line.contains("CUDA driver")), "{page}");
+    for (program, arguments) in [
+        (MAYPOLE, "perf all_reduce --device cuda --ranks 2 -b 8 -e 8"),
+        (KERNEL_PERF, ""),
+        (OVERLAP_PERF, "--ranks 2 --threads"),
+        (NCCL_PERF, "all_reduce --ranks 1"),
+    ] {
+        let output = run(program, arguments, &[]);
+        let code = output.status.code();
+        let said = text(output);
+        assert!(code == Some(1) && said.contains("CUDA driver"), "{program} {arguments}: {code:?}: {said}");
+    }
+}
+
+#[test]
+fn a_page_of_information_lists_devices() {
+    let environment = emulated(&[("MAYPOLE_EMULATOR_DEVICES", "2")]);
+    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+    let output = run(MAYPOLE, "info", &borrowed);
+    let page = String::from_utf8_lossy(&output.stdout).into_owned();
+    let devices: Vec<&str> = page.lines().filter(|line| line.trim_start().starts_with("device ")).collect();
+    assert_eq!(devices.len(), 2, "{page}");
+    assert!(devices[0].contains("capability") && devices[0].contains("reaches the memory of 1"), "{page}");
+}
+
+#[test]
+fn nccl_is_not_needed_and_its_absence_is_named() {
+    let environment = emulated(&[]);
+    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+    let output = run(NCCL_PERF, "all_reduce --ranks 2 --library /no/such/libnccl.so.2 -b 8 -e 8", &borrowed);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("/no/such/libnccl.so.2"), "{said}");
+    let output = run(NCCL_PERF, "scan --ranks 2", &borrowed);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run(NCCL_PERF, "all_reduce -o xor -d i32 --ranks 2", &borrowed);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_summary_is_made_of_real_reports() {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("summary-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory for reports");
+    let put = |name: &str, report: Value| std::fs::write(directory.join(name), report.to_string()).expect("written");
+    put("kernels.json", on_devices(KERNEL_PERF, "-b 64K --rounds 1 -d f32 -o sum", &[]));
+    put("perf.json", on_devices(MAYPOLE, "perf all_reduce --device cuda --ranks 2 -b 8 -e 64K -f 8192 -n 2 -w 1", &[]));
+    put("overlap.json", on_devices(OVERLAP_PERF, "--ranks 1 --bytes 4K --matrix 64 --milliseconds 1 --rounds 1", &[]));
+    let output = run(GPU_SUMMARY, &format!("{0} -J {0}/all.out", directory.display()), &[]);
+    let (text, json) = (String::from_utf8_lossy(&output.stdout), std::fs::read(directory.join("all.out")));
+    let json: Value = serde_json::from_slice(&json.expect("the file was written")).expect("it is JSON");
+    std::fs::remove_dir_all(&directory).expect("the directory is ours");
+    assert!(output.status.success() && !text.contains("NOT READ"), "{text}");
+    for part in ["== floors", "slowest reduction: f32 sum", "== small", "== collectives", "== overlap"] {
+        assert!(text.contains(part), "{part} is missing:\n{text}");
+    }
+    let lines = json["collectives"].as_array().expect("lines");
+    assert_eq!(lines.len(), 4, "two sizes, two forms");
+    assert!(lines.iter().all(|line| line["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0)), "{json}");
+    assert_eq!(json["overlap"].as_array().map(Vec::len), Some(1));
+}
