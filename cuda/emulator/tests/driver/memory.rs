@@ -1,0 +1,128 @@
+//! Device and host memory: limits, ranges, and what happens to memory that is gone.
+
+use crate::cuda::*;
+use std::ffi::c_void;
+
+#[test]
+fn fresh_memory_is_not_zero() {
+    let _here = Here::new();
+    let memory = Memory::new(1000);
+    assert!(memory.read(250).iter().all(|word| *word == 0xA5A5_A5A5));
+    assert_eq!(memory.at % 256, 0);
+}
+
+#[test]
+fn sizes_are_kept() {
+    let _here = Here::new();
+    let memory = Memory::new(1000);
+    let (mut base, mut bytes) = (0, 0);
+    cu!(cuMemGetAddressRange_v2(&mut base, &mut bytes, memory.at + 999));
+    assert_eq!((base, bytes), (memory.at, 1000));
+    assert_eq!(call!(cuMemGetAddressRange_v2(&mut base, &mut bytes, memory.at + 1000)), CUDA_ERROR_NOT_FOUND);
+    assert_eq!(call!(cuMemAlloc_v2(&mut base, 0)), CUDA_ERROR_INVALID_VALUE);
+}
+
+#[test]
+fn ranges_must_lie_inside_an_allocation() {
+    let _here = Here::new();
+    let (memory, stream, host) = (Memory::new(1000), Stream::new(), [0u8; 2000]);
+    let from = host.as_ptr().cast::<c_void>();
+    cu!(cuMemcpyHtoDAsync_v2(memory.at, from, 1000, stream.0));
+    assert_eq!(call!(cuMemcpyHtoDAsync_v2(memory.at, from, 1001, stream.0)), CUDA_ERROR_INVALID_VALUE);
+    assert_eq!(call!(cuMemcpyHtoDAsync_v2(memory.at - 4, from, 100, stream.0)), CUDA_ERROR_INVALID_VALUE);
+    assert_eq!(call!(cuMemsetD8Async(memory.at + 500, 1, 501, stream.0)), CUDA_ERROR_INVALID_VALUE);
+    assert_eq!(call!(cuMemcpyDtoDAsync_v2(memory.at, memory.at + 900, 200, stream.0)), CUDA_ERROR_INVALID_VALUE);
+    let on_host = host.as_ptr() as u64;
+    assert_eq!(call!(cuMemsetD8Async(on_host, 1, 10, stream.0)), CUDA_ERROR_INVALID_VALUE, "host memory is none");
+    cu!(cuCtxSynchronize());
+}
+
+#[test]
+fn what_was_freed_is_known_to_be() {
+    let _here = Here::new();
+    let (memory, stream) = (Memory::new(1000), Stream::new());
+    let at = memory.at;
+    assert_eq!(call!(cuMemFree_v2(at + 4)), CUDA_ERROR_INVALID_VALUE, "not where it begins");
+    drop(memory);
+    assert_eq!(call!(cuMemFree_v2(at)), CUDA_ERROR_INVALID_VALUE);
+    assert_eq!(call!(cuMemsetD8Async(at, 1, 10, stream.0)), CUDA_ERROR_INVALID_VALUE);
+    cu!(cuMemFree_v2(0));
+}
+
+#[test]
+fn freeing_waits_for_every_stream_of_the_context() {
+    let here = Here::new();
+    let (memory, stream, word) = (Memory::new(4), Stream::new(), Word::new(0));
+    word.hold(stream.0);
+    let (context, at) = (here.context as usize, memory.at);
+    let freeing = std::thread::spawn(move || {
+        cu!(cuCtxSetCurrent(context as sys::CUcontext));
+        cu!(cuMemFree_v2(at));
+    });
+    a_while();
+    assert!(!freeing.is_finished());
+    word.set(1);
+    freeing.join().unwrap();
+    std::mem::forget(memory);
+}
+
+#[test]
+fn writing_behind_an_allocation_is_found_when_it_is_freed() {
+    let _alone = alone();
+    let here = Here::beside(0);
+    let memory = Memory::new(1000);
+    let before = emulator().counters().overruns;
+    // SAFETY: the bytes up to a multiple of 512 are mapped: that is what the emulator watches.
+    unsafe { ((memory.at + 1003) as *mut u8).write(1) };
+    assert_eq!(call!(cuMemFree_v2(memory.at)), CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert_eq!(emulator().counters().overruns, before + 1);
+    assert_eq!(call!(cuCtxSynchronize()), CUDA_ERROR_ILLEGAL_ADDRESS, "and the context is done for");
+    std::mem::forget(memory);
+    drop(here);
+}
+
+#[test]
+fn a_device_has_only_so_much() {
+    let _alone = alone();
+    let _here = Here::beside(0);
+    emulator().set("MEMORY", "10M");
+    let memory = Memory::new(6 << 20);
+    let (mut free, mut total, mut at) = (0, 0, 0);
+    cu!(cuMemGetInfo_v2(&mut free, &mut total));
+    assert_eq!((free, total), (4 << 20, 10 << 20));
+    assert_eq!(call!(cuMemAlloc_v2(&mut at, (4 << 20) + 1)), CUDA_ERROR_OUT_OF_MEMORY);
+    assert_eq!(call!(cuMemAlloc_v2(&mut at, usize::MAX - 5)), CUDA_ERROR_OUT_OF_MEMORY);
+    drop(memory);
+    drop(Memory::new(10 << 20));
+}
+
+#[test]
+fn memory_is_registered_once() {
+    let _here = Here::new();
+    let mut buffer = vec![0u8; 10_000];
+    let (at, mut device) = (buffer.as_mut_ptr().cast::<c_void>(), 0);
+    assert_eq!(call!(cuMemHostGetDevicePointer_v2(&mut device, at, 0)), CUDA_ERROR_INVALID_VALUE);
+    cu!(cuMemHostRegister_v2(at, 10_000, 3));
+    cu!(cuMemHostGetDevicePointer_v2(&mut device, at, 0));
+    assert_eq!(device, at as u64);
+    let inside = buffer[5000..].as_mut_ptr().cast::<c_void>();
+    assert_eq!(call!(cuMemHostRegister_v2(inside, 10, 3)), CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
+    assert_eq!(call!(cuMemHostUnregister(inside)), CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
+    cu!(cuMemHostUnregister(at));
+    assert_eq!(call!(cuMemHostUnregister(at)), CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
+    let nowhere = 0x2000_0000_0000usize as *mut c_void;
+    assert_eq!(call!(cuMemHostRegister_v2(nowhere, 4096, 3)), CUDA_ERROR_INVALID_VALUE);
+}
+
+#[test]
+fn pinned_memory_comes_and_goes() {
+    let _here = Here::new();
+    let (mut at, mut flags, mut device) = (std::ptr::null_mut(), 0, 0);
+    cu!(cuMemHostAlloc(&mut at, 100_000, 3));
+    cu!(cuMemHostGetFlags(&mut flags, at));
+    cu!(cuMemHostGetDevicePointer_v2(&mut device, at, 0));
+    assert_eq!((flags, device), (3, at as u64));
+    assert_eq!(call!(cuMemFree_v2(device)), CUDA_ERROR_INVALID_VALUE, "it is not device memory");
+    cu!(cuMemFreeHost(at));
+    assert_eq!(call!(cuMemFreeHost(at)), CUDA_ERROR_INVALID_VALUE);
+}
