@@ -26,5 +26,5 @@ struct CopyFold {
 KERNEL(maypole_copy, Job, job) {
     __shared__ const u8 *at[MOST_SOURCES];
     Inputs inputs = {at, 0};
-    if (begin(job, inputs)) drive<CopyFold>(job, inputs);
+    if (begin<1>(job, inputs)) drive<CopyFold>(job, inputs);
 }

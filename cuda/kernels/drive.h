@@ -53,33 +53,53 @@ static __device__ __noinline__ void report(const Job &job, const Source &source)
 
 // Finds the sources and publishes the header; false if a source belongs to another operation, or one of an earlier job
 // did. Every thread finds the same, so all of them or none go on.
-INLINE bool begin(const Job &job, Inputs &inputs) {
+//
+// Everything is loaded before anything is looked at: headers may lie in another device's memory, a microsecond away, and
+// waiting for one after the other would be most of a small job's time.
+//
+// `Most` is how many sources such a job may have.
+template <u32 Most> INLINE bool begin(const Job &job, Inputs &inputs) {
     bool first = thread_index() == 0;
-    // Loaded before the headers are waited for.
     u32 poison = job.poison ? *(volatile u32 *)job.poison : 0;
-    bool foreign = false;
-    inputs.skew = job.also ? (u32)((u64)job.also ^ (u64)job.dst) : 0;
-#pragma unroll 1
-    for (u32 s = 0; s < job.sources && !foreign; s++) {
-        const Source &source = job.source[s];
-        const u8 *at = source.at;
-        const Header *header = source.header;
+    Vector head[Most];
+    u64 offset[Most];
+#pragma unroll
+    for (u32 s = 0; s < Most; s++) {
+        const Header *header = s < job.sources ? job.source[s].header : 0;
+        head[s] = {{job.digest, 0, 0, 0}};
+        offset[s] = 0;
         if (header) {
-            if (header->digest != job.digest) {
-                if (first) report(job, source);
-                foreign = true;
-            }
-            u64 allocation = header->allocation;
-            if (allocation && !foreign) at = source.bases[allocation] + header->offset + source.loan;
+            // Digest and allocation; a header is at a multiple of 16, as it is read at once.
+            head[s] = load((const u8 *)header);
+            offset[s] = header->offset;
         }
-        inputs.at[s] = at;
-        inputs.skew |= (u32)((u64)at ^ (u64)job.dst);
     }
-    bool sound = !foreign && poison == 0;
+    u32 foreign = Most;
+#pragma unroll
+    for (u32 s = Most; s-- > 0;)
+        if (head[s].word[0] != job.digest) foreign = s;
+    bool sound = foreign == Most && poison == 0;
+    if (foreign < Most && first) report(job, job.source[foreign]);
+    const u8 *at[Most];
+#pragma unroll
+    for (u32 s = 0; s < Most; s++) {
+        u64 allocation = head[s].word[2] | (u64)head[s].word[3] << 32;
+        at[s] = 0;
+        if (sound && allocation) at[s] = job.source[s].bases[allocation];
+    }
+    inputs.skew = job.also ? (u32)((u64)job.also ^ (u64)job.dst) : 0;
+#pragma unroll
+    for (u32 s = 0; s < Most; s++) {
+        if (s < job.sources) {
+            at[s] = at[s] ? at[s] + offset[s] + job.source[s].loan : job.source[s].at;
+            inputs.at[s] = at[s];
+            inputs.skew |= (u32)((u64)at[s] ^ (u64)job.dst);
+        }
+    }
     if (job.publish && first) {
-        Header head = job.head;
-        if (!sound) head.digest = 0;
-        *job.publish = head;
+        Header published = job.head;
+        if (!sound) published.digest = 0;
+        *job.publish = published;
     }
     return sound;
 }
@@ -117,20 +137,25 @@ INLINE Vector join(const Pieces &pieces) {
     return v;
 }
 
-// Stores the first `bytes` (1 to 16) of a vector at any address.
+// Stores the first bytes of a vector, `Unit` by `Unit`; `bytes` is a multiple of its size, and `at` as well.
+template <class Unit> INLINE void store_units(u8 *at, const Vector &v, u32 bytes) {
+    constexpr u32 size = sizeof(Unit);
+#pragma unroll
+    for (u32 i = 0; i < 16; i += size)
+        if (i < bytes) *(Unit *)(at + i) = (Unit)(v.word[i / 4] >> (8 * (i % 4)));
+}
+
+// Stores the first `bytes` (1 to 16) of a vector at any address, in the largest units that are aligned.
 static __device__ __noinline__ void store_any(u8 *at, Vector v, u32 bytes) {
-    u32 offset = (u32)(u64)at & 15;
-    if (bytes == 16 && offset == 0) {
+    u32 unaligned = ((u32)(u64)at | bytes) & 15;
+    if (unaligned == 0)
         store(at, v);
-    } else if (((offset | bytes) & 3) == 0) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++)
-            if (4 * i < bytes) ((u32 *)at)[i] = v.word[i];
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < 16; i++)
-            if (i < bytes) at[i] = (u8)(v.word[i / 4] >> (8 * (i % 4)));
-    }
+    else if ((unaligned & 3) == 0)
+        store_units<u32>(at, v, bytes);
+    else if ((unaligned & 1) == 0)
+        store_units<u16>(at, v, bytes);
+    else
+        store_units<u8>(at, v, bytes);
 }
 
 // The result for `UNROLL` vectors, `stride` bytes apart, the first of them at `position` in every buffer; all addresses
@@ -185,22 +210,25 @@ INLINE void fold_anywhere(const Job &job, const Inputs &inputs, u64 position, u3
     constexpr u32 chunk = Fold::SINGLE ? 1 : 4;
     u32 sources = Fold::SINGLE ? 1 : job.sources;
     typename Fold::State state;
-    Fold::first(state, join(load_pieces(inputs.at[0] + position, bytes)), setup);
-    u32 s = 1;
+    u32 s = 0;
 #pragma unroll 1
-    while (s < sources) {
+    do {
         Pieces loaded[chunk];
 #pragma unroll
         for (u32 c = 0; c < chunk; c++)
-            if (s + c < sources) loaded[c] = load_pieces(inputs.at[s + c] + position, bytes);
+            if (c == 0 || s + c < sources) loaded[c] = load_pieces(inputs.at[s + c] + position, bytes);
         u32 end = s + chunk < sources ? s + chunk : sources;
 #pragma unroll 1
         for (; s < end; s++) {
-            Fold::next(state, join(loaded[0]), setup);
+            Vector v = join(loaded[0]);
+            if (Fold::SINGLE || s == 0)
+                Fold::first(state, v, setup);
+            else
+                Fold::next(state, v, setup);
 #pragma unroll
             for (u32 c = 1; c < chunk; c++) loaded[c - 1] = loaded[c];
         }
-    }
+    } while (s < sources);
     Vector result = Fold::finish(state, setup);
     store_any(job.dst + position, result, bytes);
     if (job.also) store_any(job.also + position, result, bytes);

@@ -10,7 +10,7 @@
 template <class Type> INLINE void reduce(const Job &job) {
     __shared__ const u8 *at[MOST_SOURCES];
     Inputs inputs = {at, 0};
-    if (!begin(job, inputs) || Type::run(job, inputs)) return;
+    if (!begin<MOST_SOURCES>(job, inputs) || Type::run(job, inputs)) return;
     switch (job.op) {
     case SUM:
     case AVG:
@@ -25,5 +25,5 @@ template <class Type> INLINE void reduce(const Job &job) {
 template <class Type> INLINE void scale(const Job &job) {
     __shared__ const u8 *at[MOST_SOURCES];
     Inputs inputs = {at, 0};
-    if (begin(job, inputs)) drive<ScaleFold<typename Type::Prod>>(job, inputs);
+    if (begin<1>(job, inputs)) drive<ScaleFold<typename Type::Prod>>(job, inputs);
 }

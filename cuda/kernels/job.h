@@ -18,7 +18,7 @@ typedef unsigned long long u64;
 // The most sources of one job.
 constexpr u32 MOST_SOURCES = 8;
 
-// Precedes published data. 64 bytes, so that data behind an aligned header is aligned; itself at a multiple of 8.
+// Precedes published data. 64 bytes, so that data behind an aligned header is aligned; itself at a multiple of 16.
 struct Header {
     // The operation's fingerprint.
     u32 digest;

@@ -8,7 +8,7 @@ use maypole_collectives::{DataType, Element, F8E4M3, F8E5M2, ReduceOp};
 /// The most sources of one job.
 pub const MOST_SOURCES: usize = 8;
 
-/// Precedes published data, in staging memory: which operation it belongs to, and where the data is.
+/// Precedes published data, in staging memory, at a multiple of 16: which operation it belongs to, and where the data is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Header {
@@ -80,7 +80,7 @@ pub struct Job {
     pub dst: u64,
     /// A second place for the result, or 0. It overlaps nothing else.
     pub also: u64,
-    /// Where `head` is written, a multiple of 8, or 0.
+    /// Where `head` is written, a multiple of 16, or 0.
     pub publish: u64,
     /// The header to publish.
     pub head: Header,

@@ -24,7 +24,7 @@ const BLOCK: u32 = 256;
 /// Blocks per multiprocessor that all kernels are compiled to fit in at once. More would only wait for them.
 const RESIDENT: u32 = 4;
 
-/// Bytes that a thread handles at once.
+/// Bytes that a thread loads at once.
 const VECTOR: u64 = 16;
 
 /// The PTX, by what is in it.
@@ -50,6 +50,14 @@ impl Kernel {
         match self {
             Kernel::Copy => 1,
             Kernel::Reduce(dtype) | Kernel::Scale(dtype) => dtype.size() as u64,
+        }
+    }
+
+    /// Vectors that a thread handles in one turn: `UNROLL` of the kernels' folds, or a multiple of it.
+    const fn unroll(self) -> u64 {
+        match self {
+            Kernel::Copy => 4,
+            Kernel::Reduce(_) | Kernel::Scale(_) => 2,
         }
     }
 }
@@ -104,7 +112,7 @@ impl Kernels {
 
     /// Queues a job on a stream of this context. Does not block.
     ///
-    /// As many blocks as the job has vectors for, until the device is full: small jobs take few of its multiprocessors.
+    /// As many blocks as the job keeps busy, until the device is full: small jobs take few of its multiprocessors.
     ///
     /// # Errors
     /// The driver's.
@@ -121,19 +129,26 @@ impl Kernels {
             Kernel::Scale(dtype) => &self.scale[dtype as usize],
         };
         let bytes = if job.sources == 0 { 0 } else { job.count * kernel.element() };
-        let (blocks, threads) = shape(bytes, self.most_blocks);
+        let (blocks, threads) = shape(bytes, kernel.unroll(), self.most_blocks);
         // SAFETY: every kernel takes a `Job`; the rest is the caller's promise.
         unsafe { function.launch(stream, blocks, threads, job) }
     }
 }
 
-/// Blocks and threads for a result of `bytes` bytes: a thread per vector and one for each ragged end.
-fn shape(bytes: u64, most_blocks: u32) -> (u32, u32) {
-    let threads = bytes.div_ceil(VECTOR) + 2;
-    if threads <= u64::from(BLOCK) {
-        return (1, (threads as u32).next_multiple_of(32));
+/// Blocks and threads for a result of `bytes` bytes.
+///
+/// One block as long as its threads have no more than a turn's work each. Otherwise so many that all threads take the
+/// same number of turns: one turn that some do not take would cost as much as one that all take.
+fn shape(bytes: u64, unroll: u64, most_blocks: u32) -> (u32, u32) {
+    let vectors = bytes.div_ceil(VECTOR);
+    let block = u64::from(BLOCK) * unroll;
+    if vectors <= block {
+        // A thread per vector, and one for each ragged end.
+        let threads = (vectors + 2).next_multiple_of(32).min(u64::from(BLOCK));
+        return (1, threads as u32);
     }
-    (threads.div_ceil(u64::from(BLOCK)).min(u64::from(most_blocks)) as u32, BLOCK)
+    let turns = vectors.div_ceil(block * u64::from(most_blocks));
+    (vectors.div_ceil(block * turns) as u32, BLOCK)
 }
 
 fn load(context: &Arc<Context>, ptx: &str) -> Result<Arc<Module>> {
@@ -147,14 +162,17 @@ mod tests {
 
     #[test]
     fn grids_fit_the_job_and_the_device() {
-        assert_eq!(shape(0, 528), (1, 32));
-        assert_eq!(shape(8, 528), (1, 32));
-        assert_eq!(shape(16 * 30, 528), (1, 32));
-        assert_eq!(shape(16 * 31, 528), (1, 64));
-        assert_eq!(shape(16 * 254, 528), (1, 256));
-        assert_eq!(shape(16 * 255, 528), (2, 256));
-        assert_eq!(shape(1 << 30, 528), (528, 256));
-        assert_eq!(shape(u64::MAX, 528), (528, 256));
+        let shape = |vectors| shape(VECTOR * vectors, 2, 528);
+        assert_eq!(shape(0), (1, 32));
+        assert_eq!(shape(30), (1, 32));
+        assert_eq!(shape(31), (1, 64));
+        assert_eq!(shape(512), (1, 256));
+        assert_eq!(shape(513), (2, 256));
+        assert_eq!(shape(512 * 528), (528, 256));
+        // Two turns of 265 blocks, not one of 528 and one of one.
+        assert_eq!(shape(512 * 529), (265, 256));
+        assert_eq!(shape(512 * 528 * 7), (528, 256));
+        assert_eq!(shape(1 << 50).0, 528);
     }
 
     /// Every entry is where `compile` looks for it, and takes a `Job`.
