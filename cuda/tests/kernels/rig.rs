@@ -33,12 +33,17 @@ impl Place {
     }
 }
 
+/// The device's context.
+pub fn context() -> Arc<Context> {
+    if std::env::var_os("MAYPOLE_TEST_CUDA").is_none_or(|which| which != "device") {
+        maypole_cuda_emulator::testing::load();
+    }
+    Context::primary(0).unwrap()
+}
+
 impl Rig {
     pub fn new() -> Rig {
-        if std::env::var_os("MAYPOLE_TEST_CUDA").is_none_or(|which| which != "device") {
-            maypole_cuda_emulator::testing::load();
-        }
-        let context = Context::primary(0).unwrap();
+        let context = context();
         Rig {
             kernels: Kernels::load(&context).unwrap(),
             stream: Stream::new(&context).unwrap(),
