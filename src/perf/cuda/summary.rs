@@ -215,6 +215,11 @@ impl Summary {
         Ok(())
     }
 
+    /// Whether the driver was the emulator.
+    fn emulated(&self) -> bool {
+        self.kernels.as_ref().is_some_and(|kernels| kernels.device.name.contains("emulated"))
+    }
+
     /// Floors, targets and NCCL's figures, once everything has been read.
     fn hold_against(&mut self) {
         let rate = self.kernels.as_ref().map(|kernels| kernels.copy.rate);

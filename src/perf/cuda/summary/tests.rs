@@ -82,9 +82,12 @@ fn a_run_is_held_against_its_floors() {
     let text = table::table(&summary);
     for wanted in [
         "FAILED (status 1)",
-        "slowest reduction: bf16 sum of 2, 89.0%: MISSED",
-        "80.0%  target 70%: met  0.80 x NCCL's speed (BEHIND)",
-        "over the floor +8.00 and +7.00 us  1.00 x NCCL's speed  met",
+        "MISSED  slowest reduction: bf16 sum, 89.0% of the copy rate, of 90%",
+        "67108864 B: 80.0% of the floor's speed, of 70%",
+        "80.0%  0.80 x NCCL's speed (BEHIND)",
+        "over the floor +8.00 and +7.00 us  1.00 x NCCL's speed",
+        "8 B: +7.00 us over the floor, of 10",
+        "MISSED  ahead of NCCL in 1 of 2 rows",
         "NOT READ: cut.json",
     ] {
         assert!(text.contains(wanted), "{wanted:?} is not in\n{text}");
@@ -97,6 +100,18 @@ fn a_run_without_floors_or_anything_else_is_a_table_too() {
     assert_eq!(summary.collectives[1].ratio, None);
     assert!(table::table(&summary).contains("not measured"));
     assert!(read("empty", &[]).collectives.is_empty());
+}
+
+#[test]
+fn the_emulator_meets_no_target_and_misses_none() {
+    let mut report = kernels();
+    report.device.name = "Maypole emulated device".into();
+    let files = [
+        ("kernels.json", serde_json::to_string(&report).unwrap()),
+        ("all_reduce.json", perf("maypole", 125.0).to_string()),
+    ];
+    let text = table::table(&read("emulated", &files));
+    assert!(text.contains("none on the emulator") && !text.contains("MISSED"), "{text}");
 }
 
 #[test]
