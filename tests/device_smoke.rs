@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use maypole::cuda::{Context, DeviceBuffer, Stream};
-use maypole::{Communicator, Config, ReduceOp};
+use maypole::{Algorithm, Blocks, Call, Collective, Communicator, Config, DataType, ReduceOp};
 
 /// Run `each` on every rank of a world of `size` threads, all on device 0.
 fn world(size: usize, config: Config, each: impl Fn(&Communicator, &Arc<Context>, &Stream) + Sync) {
@@ -51,4 +51,121 @@ fn all_reduce_sums() {
             }
         });
     }
+}
+
+/// Call `call` on the device and on the host with the same input, apart and in place, and compare.
+fn compare(comm: &Communicator, context: &Arc<Context>, stream: &Stream, call: Call) {
+    let (rank, size) = (comm.rank(), comm.size());
+    let blocks =
+        [call.collective.input_blocks(rank, size, call.root), call.collective.output_blocks(rank, size, call.root)];
+    let bytes = blocks.map(|blocks| blocks * call.count * call.dtype.size());
+    let made = |bytes: usize| -> Vec<u8> { (0..bytes).map(|i| (i * 31 + rank * 17) as u8 % 97).collect() };
+    let what = || format!("{} of {} on rank {rank} of {size}", call.collective.name(), call.count);
+
+    let (input, mut expected) = (made(bytes[0]), vec![0; bytes[1]]);
+    comm.call(call, &input, &mut expected).unwrap();
+    let from = DeviceBuffer::from_slice(context, &input).unwrap();
+    let mut to = DeviceBuffer::<u8>::new(context, bytes[1]).unwrap();
+    comm.on(stream).call(call, (&from).into(), (&mut to).into()).unwrap();
+    assert!(to.to_vec(stream).unwrap() == expected, "{}", what());
+
+    let input = made(bytes[0].max(bytes[1]));
+    let mut expected = input.clone();
+    comm.call_in_place(call, &mut expected).unwrap();
+    let mut both = DeviceBuffer::from_slice(context, &input).unwrap();
+    comm.on(stream).call_in_place(call, (&mut both).into()).unwrap();
+    let got = both.to_vec(stream).unwrap();
+    // Blocks that are none of this rank's are undefined after a reduce-scatter.
+    let own = match call.collective {
+        Collective::ReduceScatter => rank * call.count * call.dtype.size()..(rank + 1) * call.count * call.dtype.size(),
+        _ => 0..got.len(),
+    };
+    assert!(got[own.clone()] == expected[own], "{}, in place", what());
+}
+
+#[test]
+fn every_algorithm_gives_what_it_gives_on_the_host() {
+    for algorithm in Algorithm::ALL {
+        for size in [2, 3, 5] {
+            let mut config = Config::default();
+            // Small, so that there are several rounds, slots and laps.
+            (config.algorithm, config.device_window, config.device_fifo) = (algorithm.name().into(), 16 << 10, 16 << 10);
+            world(size, config, |comm, context, stream| {
+                for collective in Collective::ALL.into_iter().filter(|c| algorithm.supports(*c)) {
+                    for (count, op) in [(0, ReduceOp::Sum), (3, ReduceOp::Avg), (9000, ReduceOp::Sum)] {
+                        let op = if collective.is_scan() { ReduceOp::PreMulSum(3.0) } else { op };
+                        let root = if collective.is_rooted() { size - 1 } else { 0 };
+                        compare(comm, context, stream, Call { collective, dtype: DataType::I32, count, op, root });
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn the_tuners_choice_gives_what_the_host_gives() {
+    for size in [1, 2, 4] {
+        world(size, Config::default(), |comm, context, stream| {
+            for collective in Collective::ALL {
+                for count in [1, 20_000] {
+                    let op = ReduceOp::Max;
+                    compare(comm, context, stream, Call { collective, dtype: DataType::I64, count, op, root: 0 });
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn blocks_may_have_counts_of_their_own() {
+    world(3, Config::default(), |comm, context, stream| {
+        let (rank, size) = (comm.rank(), comm.size());
+        let counts = [5000, 0, 70_000];
+        let all: Vec<i32> = (0..75_000).map(|i| i * 3 % 1009).collect();
+        let mine = &all[counts[..rank].iter().sum::<usize>()..][..counts[rank]];
+        let from = DeviceBuffer::from_slice(context, mine).unwrap();
+        let mut to = DeviceBuffer::new(context, all.len()).unwrap();
+        comm.on(stream).all_gather_v(&from, &mut to, &counts).unwrap();
+        assert!(to.to_vec(stream).unwrap() == all);
+
+        let mut sum = DeviceBuffer::new(context, counts[rank]).unwrap();
+        comm.on(stream).reduce_scatter_v(&to, &counts, &mut sum, ReduceOp::Sum).unwrap();
+        assert!(sum.to_vec(stream).unwrap().iter().zip(mine).all(|(got, one)| *got == one * size as i32));
+
+        let mut back = DeviceBuffer::new(context, counts[rank]).unwrap();
+        let none: &[usize] = &[];
+        let (everything, blocks) = if rank == 1 { (to.slice(..), &counts[..]) } else { (to.slice(0..0), none) };
+        comm.on(stream).scatter_v(everything, Blocks::from(blocks), &mut back, 1).unwrap();
+        assert!(back.to_vec(stream).unwrap() == mine);
+
+        // Rank r sends s + 1 elements to rank s, all of them r.
+        let sent: Vec<usize> = (1..=size).collect();
+        let received = vec![rank + 1; size];
+        let from = DeviceBuffer::from_slice(context, &vec![rank as i32; sent.iter().sum()]).unwrap();
+        let mut to = DeviceBuffer::new(context, received.iter().sum()).unwrap();
+        comm.on(stream).all_to_all_v(&from, &sent, &mut to, &received).unwrap();
+        let expected: Vec<i32> = (0..size as i32).flat_map(|r| vec![r; rank + 1]).collect();
+        assert_eq!(to.to_vec(stream).unwrap(), expected);
+    });
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_is_queued() {
+    world(2, Config::default(), |comm, context, stream| {
+        comm.attach(context).unwrap();
+        let from = DeviceBuffer::<f32>::new(context, 10).unwrap();
+        let mut to = DeviceBuffer::<f32>::new(context, 9).unwrap();
+        let error = comm.on(stream).all_reduce(&from, &mut to, ReduceOp::Sum).unwrap_err().to_string();
+        assert!(error.contains("output has 36 bytes"), "{error}");
+        let host = [0.0f32; 10];
+        // SAFETY: it is refused, so nothing reads it.
+        let host = unsafe { maypole::cuda::DeviceSlice::from_raw(host.as_ptr() as u64, 10) };
+        let mut to = DeviceBuffer::<f32>::new(context, 10).unwrap();
+        let error = comm.on(stream).all_reduce(host, &mut to, ReduceOp::Sum).unwrap_err().to_string();
+        assert!(error.contains("input") && error.contains("is not device memory"), "{error}");
+        // The communicator is as good as before.
+        comm.on(stream).all_reduce(&from, &mut to, ReduceOp::Sum).unwrap();
+        assert_eq!(to.to_vec(stream).unwrap(), [0.0; 10]);
+    });
 }
