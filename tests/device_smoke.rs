@@ -89,7 +89,8 @@ fn every_algorithm_gives_what_it_gives_on_the_host() {
         for size in [2, 3, 5] {
             let mut config = Config::default();
             // Small, so that there are several rounds, slots and laps.
-            (config.algorithm, config.device_window, config.device_fifo) = (algorithm.name().into(), 16 << 10, 16 << 10);
+            (config.algorithm, config.device_window, config.device_fifo) =
+                (algorithm.name().into(), 16 << 10, 16 << 10);
             world(size, config, |comm, context, stream| {
                 for collective in Collective::ALL.into_iter().filter(|c| algorithm.supports(*c)) {
                     for (count, op) in [(0, ReduceOp::Sum), (3, ReduceOp::Avg), (9000, ReduceOp::Sum)] {

@@ -294,10 +294,6 @@ impl Executor {
     ) -> Result<usize> {
         let mut bytes = bytes;
         let mut job = Job { digest: operation.digest(), ..self.job(now) };
-        let add = |job: &mut Job, source| {
-            job.source[job.sources as usize] = source;
-            job.sources += 1;
-        };
         if let Some(local) = local {
             add(&mut job, Source::plain(local));
         }
@@ -442,44 +438,53 @@ impl Executor {
             fetch.place = Some(window.begin_fetch(commands, member(members, fetch.from), fetch.number)?);
         }
         let region = self.fold.dst;
-        for i in 0..region.len {
-            self.fold_chunk(commands, now, Some(i))?;
-        }
-        if region.len == 0 && self.fold.fetches.iter().any(|fetch| fetch.from != self.me) {
-            self.fold_chunk(commands, now, None)?;
+        let moves = |i: &usize| now.bound.of(region, *i, now.round).1 > 0;
+        (0..region.len).filter(moves).try_for_each(|i| self.fold_chunk(commands, now, i))?;
+        if !(0..region.len).any(|i| moves(&i)) {
+            self.look_at_headers(commands, now)?;
         }
         let Executor { window: Some(window), fold, members, .. } = self else { unreachable!("as above") };
         fold.fetches.iter().try_for_each(|f| window.end_fetch(commands, member(members, f.from), f.number))
     }
 
-    /// The jobs of the fold for one of its chunks; without one, they only look at the headers.
-    fn fold_chunk(&self, commands: &mut Commands<'_>, now: &Now<'_>, chunk: Option<usize>) -> Result<()> {
+    /// The jobs of the fold for one of its chunks.
+    fn fold_chunk(&self, commands: &mut Commands<'_>, now: &Now<'_>, chunk: usize) -> Result<()> {
         let Fold { dst, local, fetches, .. } = &self.fold;
-        let address = |region: Region, i| now.bound.of(region, i, now.round).0.addr() as u64;
-        let (to, bytes) = match chunk {
-            Some(i) => (address(*dst, i), now.bound.of(*dst, i, now.round).1),
-            None => (0, 0),
-        };
+        let (to, bytes) = now.bound.of(*dst, chunk, now.round);
+        let to = to.addr() as u64;
         let mut job = Job { dst: to, ..self.job(now) };
-        let add = |job: &mut Job, source| {
-            job.source[job.sources as usize] = source;
-            job.sources += 1;
-        };
-        let mine = local.zip(chunk).map(|(local, i)| Source::plain(address(local, i)));
-        mine.into_iter().for_each(|source| add(&mut job, source));
+        if let Some(local) = local {
+            add(&mut job, Source::plain(now.bound.of(*local, chunk, now.round).0.addr() as u64));
+        }
         for fetch in fetches {
             if job.sources as usize == now.most {
                 self.launch(commands, now, &mut job, bytes)?;
                 // The next job goes on with what this one leaves.
                 job = Job { dst: to, ..self.job(now) };
-                chunk.into_iter().for_each(|_| add(&mut job, Source::plain(to)));
+                add(&mut job, Source::plain(to));
             }
-            add(&mut job, self.source(now, fetch, chunk.unwrap_or(0)));
+            add(&mut job, self.source(now, fetch, chunk));
         }
-        if chunk.is_some() && mine.is_some() as usize + fetches.len() == self.size {
+        if local.is_some() as usize + fetches.len() == self.size {
             job.divide = now.divisor;
         }
         self.launch(commands, now, &mut job, bytes)
+    }
+
+    /// The job of a fold that moves nothing: it sees whether the publications are of this operation.
+    fn look_at_headers(&self, commands: &mut Commands<'_>, now: &Now<'_>) -> Result<()> {
+        let mut others = self.fold.fetches.iter().filter(|fetch| fetch.from != self.me).peekable();
+        while others.peek().is_some() {
+            let mut job = self.job(now);
+            for fetch in others.by_ref().take(MOST_SOURCES) {
+                let place = fetch.place.expect("the stream waits for it");
+                // If it is lent, the job looks where, though it reads nothing there.
+                let (at, bases) = (place.data(), self.bases.row(member(&self.members, fetch.from)));
+                add(&mut job, Source { header: place.header, bases, peer: fetch.from as u32, ..Source::plain(at) });
+            }
+            self.launch(commands, now, &mut job, 0)?;
+        }
+        Ok(())
     }
 
     /// Chunk `i` of a fetch, as a job's source.
@@ -539,6 +544,12 @@ impl Executor {
 /// A rank's number among those of this host.
 fn member(members: &[Option<usize>], rank: usize) -> usize {
     members[rank].expect("one-sided schedules run only where all ranks are on this host")
+}
+
+/// One more source for a job, after those it has.
+fn add(job: &mut Job, source: Source) {
+    job.source[job.sources as usize] = source;
+    job.sources += 1;
 }
 
 /// The header of what belongs to `operation`: whoever finds it in place of another's can say what it is.
