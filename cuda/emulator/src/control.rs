@@ -40,6 +40,8 @@ pub struct Counters {
     pub overruns: u64,
     /// Allocations that were freed while another process had them open.
     pub freed_while_open: u64,
+    /// Commands lost through the switch `DROP`.
+    pub dropped: u64,
 }
 
 impl Counters {
@@ -61,6 +63,7 @@ impl Counters {
             commands: COMMANDS.load(Relaxed),
             overruns: OVERRUNS.load(Relaxed),
             freed_while_open: FREED_WHILE_OPEN.load(Relaxed),
+            dropped: SWITCHES.dropped.load(Relaxed),
         }
     }
 }

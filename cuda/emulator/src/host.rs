@@ -6,7 +6,8 @@
 use crate::abi::*;
 use crate::call::{entries, give};
 use crate::context::{Context, current};
-use crate::memory::{Allocation, Kind, Mapping, PAGE, find, is_mapped, overlaps, remove};
+use crate::mapping::{Mapping, PAGE};
+use crate::memory::{Allocation, Kind, find, is_mapped, overlaps, remove};
 use crate::switches::SWITCHES;
 use std::ffi::c_void;
 use std::sync::Arc;

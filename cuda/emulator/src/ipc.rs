@@ -7,8 +7,10 @@
 
 use crate::abi::*;
 use crate::call::{entries, give};
-use crate::context::{current, devices, uuid};
-use crate::memory::{self, Allocation, Kind, Mapping, PAGE, find};
+use crate::context::current;
+use crate::device::{devices, uuid};
+use crate::mapping::{Mapping, PAGE};
+use crate::memory::{self, Allocation, Kind, find};
 use crate::switches::SWITCHES;
 use parking_lot::Mutex;
 use std::collections::HashMap;

@@ -11,14 +11,13 @@
 use crate::abi::*;
 use crate::call::{entries, give};
 use crate::context::{Context, current};
+use crate::mapping::{Mapping, PAGE, memory_file, was_freed};
 use crate::switches::SWITCHES;
 use parking_lot::{Mutex, RwLock};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// What an allocation is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,29 +49,6 @@ pub struct Allocation {
     pub mapping: Option<Mapping>,
 }
 
-/// Addresses that belong to an allocation, and the file behind them.
-pub struct Mapping {
-    start: u64,
-    length: usize,
-    /// Where the data ends and the page begins that nobody may touch.
-    pub data: usize,
-    pub file: Option<File>,
-    /// Whether a page shared with those who import the memory lies behind.
-    control: bool,
-}
-
-/// What the processes that have an allocation mapped know in common.
-#[repr(C)]
-pub struct Control {
-    /// Tells this allocation from any other that had its descriptor before or after.
-    pub nonce: AtomicU64,
-    /// Its owner has freed it.
-    pub freed: AtomicU32,
-    /// How often it is open elsewhere. A process that died without closing stays counted.
-    pub opened: AtomicU32,
-}
-
-pub const PAGE: usize = 4096;
 /// Alignment of device memory. CUDA's is at least 256; allocations inside a driver's block have 512.
 const ALIGNMENT: usize = 512;
 /// What lies between the end of an allocation and the page behind it.
@@ -81,12 +57,8 @@ const CANARY: u8 = 0xC5;
 const JUNK: u8 = 0xA5;
 /// What is left in memory that its owner freed while another process had it open.
 const POISON: u8 = 0xDB;
-/// Freed ranges that stay reserved.
-const QUARANTINE: usize = 4096;
 
 static LIVE: RwLock<BTreeMap<u64, Arc<Allocation>>> = RwLock::new(BTreeMap::new());
-/// Freed ranges: start to end, and in which order they were freed.
-static FREED: RwLock<(BTreeMap<u64, u64>, VecDeque<(u64, usize)>)> = RwLock::new((BTreeMap::new(), VecDeque::new()));
 static IDS: AtomicU64 = AtomicU64::new(1);
 /// Held while memory is counted and taken.
 static ALLOCATING: Mutex<()> = Mutex::new(());
@@ -106,69 +78,6 @@ pub enum Use {
     NotReachable,
     /// Not a pointer.
     NoDevicePointer,
-}
-
-impl Mapping {
-    /// Reserves addresses, with a page behind `data` bytes that nobody may touch.
-    pub fn reserve(data: usize, control: bool) -> Outcome<Mapping> {
-        let length = data + PAGE + if control { PAGE } else { 0 };
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_NONE, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(CUDA_ERROR_OUT_OF_MEMORY);
-        }
-        Ok(Mapping { start: start as u64, length, data, file: None, control })
-    }
-
-    /// Puts memory there: the file's pages, or nobody's.
-    pub fn fill(&mut self, file: Option<File>) -> Outcome {
-        let (sharing, descriptor) = file
-            .as_ref()
-            .map_or((libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1), |file| (libc::MAP_SHARED, file.as_raw_fd()));
-        let parts = [(0, self.data, 0), (self.data + PAGE, PAGE, self.data)];
-        for (at, bytes, offset) in &parts[..1 + usize::from(self.control)] {
-            let (place, flags) = ((self.start as usize + at) as *mut c_void, sharing | libc::MAP_FIXED);
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: replaces pages of this reservation, which nobody uses yet.
-            let put = unsafe { libc::mmap(place, *bytes, protection, flags, descriptor, *offset as libc::off_t) };
-            if put == libc::MAP_FAILED {
-                return Err(CUDA_ERROR_MAP_FAILED);
-            }
-        }
-        self.file = file;
-        Ok(())
-    }
-
-    /// Where the data begins.
-    pub fn start(&self) -> u64 {
-        self.start
-    }
-
-    /// The page shared with importers.
-    pub fn control(&self) -> Option<&Control> {
-        // SAFETY: `fill` has put a page there, which stays as long as the mapping; all its fields are atomic, and any
-        // bits are valid for them.
-        self.control.then(|| unsafe { &*((self.start as usize + self.data + PAGE) as *const Control) })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        // SAFETY: the reservation is this mapping's alone, and no live allocation refers to it any more.
-        unsafe { libc::mmap(self.start as *mut c_void, self.length, libc::PROT_NONE, flags, -1, 0) };
-        let mut freed = FREED.write();
-        freed.0.insert(self.start, self.start + self.length as u64);
-        freed.1.push_back((self.start, self.length));
-        while freed.1.len() > QUARANTINE
-            && let Some((start, length)) = freed.1.pop_front()
-        {
-            freed.0.remove(&start);
-            // SAFETY: as above; nobody is told of these addresses any more.
-            unsafe { libc::munmap(start as *mut c_void, length) };
-        }
-    }
 }
 
 impl Allocation {
@@ -225,10 +134,6 @@ pub fn overlaps(start: u64, bytes: usize) -> bool {
     let live = LIVE.read();
     let before = live.range(..start + bytes as u64).next_back();
     before.is_some_and(|(_, allocation)| allocation.base + allocation.bytes as u64 > start)
-}
-
-fn was_freed(address: u64) -> bool {
-    FREED.read().0.range(..=address).next_back().is_some_and(|(_, end)| address < *end)
 }
 
 /// For one side of a copy, when it is called: the allocation that holds the whole range; `None` for pageable memory.
@@ -305,20 +210,6 @@ fn allocate(context: &Arc<Context>, bytes: usize, kind: Kind) -> Outcome<u64> {
         unsafe { std::ptr::write_bytes((base as *mut u8).add(at), byte, length) };
     }
     Ok(Allocation::enter(base, bytes, kind, context, context.device, 0, Some(mapping)))
-}
-
-/// A file that lives as long as somebody has it open or mapped.
-fn memory_file(bytes: usize) -> Outcome<File> {
-    // SAFETY: the name is a C string; the descriptor that comes back is nobody else's.
-    let file = unsafe {
-        let descriptor = libc::memfd_create(c"maypole-emulated-device".as_ptr(), libc::MFD_CLOEXEC);
-        if descriptor < 0 {
-            return Err(CUDA_ERROR_OUT_OF_MEMORY);
-        }
-        File::from_raw_fd(descriptor)
-    };
-    file.set_len(bytes as u64).map_err(|_| CUDA_ERROR_OUT_OF_MEMORY)?;
-    Ok(file)
 }
 
 /// A number that two allocations of a machine do not share: it is made of a process, a time and a count.

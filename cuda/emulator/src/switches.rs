@@ -65,6 +65,8 @@ pub struct Switches {
     failures_set: AtomicBool,
     /// For each [`Droppable`]: 0 is none, `u64::MAX` all, else which one from now on.
     drops: [AtomicU64; 4],
+    /// Commands that were lost so far.
+    pub dropped: AtomicU64,
     calls: Mutex<HashMap<&'static str, u64>>,
 }
 
@@ -87,6 +89,7 @@ pub static SWITCHES: LazyLock<Switches> = LazyLock::new(|| {
         failures: Mutex::new(Vec::new()),
         failures_set: AtomicBool::new(false),
         drops: [const { AtomicU64::new(0) }; 4],
+        dropped: AtomicU64::new(0),
         calls: Mutex::new(HashMap::new()),
     };
     for (variable, value) in std::env::vars() {
@@ -170,7 +173,9 @@ impl Switches {
             0 | u64::MAX => None,
             more => Some(more - 1),
         });
-        matches!(before, Ok(1) | Err(u64::MAX))
+        let lost = matches!(before, Ok(1) | Err(u64::MAX));
+        self.dropped.fetch_add(u64::from(lost), Relaxed);
+        lost
     }
 
     /// Counts a call; the code with which it is to fail, if it is.

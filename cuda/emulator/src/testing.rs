@@ -51,10 +51,8 @@ impl Emulator {
         };
         if !why.is_null() {
             // SAFETY: not null, so a C string that stays.
-            panic!(
-                "the emulator's switch {name} cannot be {value:?}: {}",
-                unsafe { CStr::from_ptr(why) }.to_string_lossy()
-            );
+            let why = unsafe { CStr::from_ptr(why) }.to_string_lossy();
+            panic!("the emulator's switch {name} cannot be {value:?}: {why}");
         }
     }
 

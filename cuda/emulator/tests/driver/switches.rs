@@ -58,6 +58,7 @@ fn a_dropped_write_holds_up_whoever_waits_for_it() {
     let _alone = alone();
     let _here = Here::beside(0);
     let (first, second, word) = (Stream::new(), Stream::new(), Word::new(0));
+    let before = emulator().counters().dropped;
     emulator().set("DROP", "write:2");
     cu!(cuStreamWriteValue32_v2(first.0, word.at(), 1, 0));
     cu!(cuStreamWriteValue32_v2(first.0, word.at(), 2, 0));
@@ -65,6 +66,7 @@ fn a_dropped_write_holds_up_whoever_waits_for_it() {
     first.synchronize();
     a_while();
     assert_eq!((word.get(), second.is_idle()), (1, false));
+    assert_eq!(emulator().counters().dropped, before + 1);
     word.set(2);
     second.synchronize();
 }
