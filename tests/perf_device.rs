@@ -162,7 +162,7 @@ fn a_page_of_information_lists_devices() {
     let borrowed: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&name[..], &value[..])).collect();
     let output = run(MAYPOLE, "info", &borrowed);
     let page = String::from_utf8_lossy(&output.stdout).into_owned();
-    let devices: Vec<&str> = page.lines().filter(|line| line.trim_start().starts_with("device ")).collect();
+    let devices: Vec<&str> = page.lines().filter(|line| line.contains(", capability ")).collect();
     assert_eq!(devices.len(), 2, "{page}");
     assert!(devices[0].contains("capability") && devices[0].contains("reaches the memory of 1"), "{page}");
 }
@@ -178,6 +178,45 @@ fn nccl_is_not_needed_and_its_absence_is_named() {
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
     let output = run(NCCL_PERF, "all_reduce -o xor -d i32 --ranks 2", &borrowed);
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn nccl_is_called_as_its_header_says() {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let library = directory.join(format!("nccl-{}.so", std::process::id()));
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/nccl_of_one_rank.c");
+    let compiled = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", source, "-ldl", "-o"])
+        .arg(&library)
+        .status();
+    match compiled {
+        Err(error) => return println!("skipped: nccl_is_called_as_its_header_says: no C compiler: {error}"),
+        Ok(status) => assert!(status.success(), "{source} does not compile"),
+    }
+    let mut reduces = 0;
+    for collective in
+        ["all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter", "all_to_all", "gather", "scatter"]
+    {
+        let op = if collective.contains("reduce") { "-o avg" } else { "" };
+        reduces += usize::from(!op.is_empty());
+        let arguments = format!(
+            "{collective} --library {} --ranks 1 {op} -d f64 -b 16 -e 16000 -f 1000 -n 2 -w 1",
+            library.display()
+        );
+        let report = on_devices(NCCL_PERF, &arguments, &[]);
+        assert_right(&report, &arguments);
+        assert_eq!(report["library"], "nccl 2.30.1");
+    }
+    assert_eq!(reduces, 3);
+    let overlap = format!("--ranks 1 --nccl {} --bytes 4K --matrix 64 --milliseconds 1 --rounds 1", library.display());
+    assert_eq!(on_devices(OVERLAP_PERF, &overlap, &[])["right"], true);
+
+    let environment = emulated(&[("NCCL_STAND_IN_WRONG", "1")]);
+    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+    let arguments = format!("all_reduce --library {} --ranks 1 -b 1000 -e 1000 -n 1", library.display());
+    let output = run(NCCL_PERF, &arguments, &borrowed);
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+    std::fs::remove_file(&library).expect("the library is ours");
 }
 
 #[test]
