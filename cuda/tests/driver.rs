@@ -133,7 +133,7 @@ fn contexts_and_streams_of_others_are_adopted() {
         // SAFETY: as above.
         let legacy = unsafe { Stream::adopt(by_default) }.unwrap();
         // SAFETY: as above.
-        let same = unsafe { Stream::adopt(1usize as *mut c_void) }.unwrap();
+        let same = unsafe { Stream::adopt(std::ptr::without_provenance_mut(1)) }.unwrap();
         assert!(Arc::ptr_eq(legacy.context(), &context) && legacy.is(&same) && !legacy.is(&adopted));
         legacy.synchronize().unwrap();
     }
@@ -189,7 +189,7 @@ fn addresses_are_told_apart() {
     let error = expect_device(&context, pinned.as_ptr() as u64, 100).unwrap_err();
     assert!(error.to_string().contains("pinned host memory"), "{error}");
 
-    let plain = vec![0u8; 100];
+    let plain = [0u8; 100];
     assert_eq!(locate(plain.as_ptr() as u64, 100).unwrap(), Where::Host);
     let error = expect_device(&context, plain.as_ptr() as u64, 100).unwrap_err();
     assert!(error.to_string().contains("ordinary host memory, or memory that was freed"), "{error}");

@@ -6,9 +6,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use maypole_cuda::peer::{Incoming, Outgoing, Shape, Window};
-use maypole_cuda::{Commands, Context, HostRegion};
+use maypole_cuda::{Commands, Context};
 
-use crate::ranks::{Place, Rank, shared_bytes};
+use crate::ranks::{Rank, pair};
 use crate::{TURN, emulated};
 
 thread_local! {
@@ -39,14 +39,7 @@ fn queuing_allocates_nothing() {
     let (_turn, _emulator) = (TURN.lock(), emulated());
     let context = Context::primary(0).unwrap();
     let shape = Shape::new(2, 1, 1024, 4096);
-    let region = HostRegion::private(shared_bytes(shape));
-    let ranks = std::thread::scope(|scope| {
-        let attach = |me| {
-            let (context, region) = (&context, &region);
-            scope.spawn(move || Rank::attach(context, me, shape, Place::Device, region).unwrap())
-        };
-        [attach(0), attach(1)].map(|rank| rank.join().unwrap())
-    });
+    let ranks = pair(&context, shape);
     let mut windows = [0, 1].map(|me| Window::new(&ranks[me].words, &ranks[me].staging, me));
     let link = |me: usize, from: usize, to: usize| {
         let (words, staging) = (&ranks[me].words, &ranks[me].staging);

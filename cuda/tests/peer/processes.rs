@@ -8,11 +8,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use maypole_cuda::peer::Shape;
-use maypole_cuda::{Context, CudaError, HostRegion};
+use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, HostRegion, ImportedMemory, IpcHandle, Stream};
 use maypole_cuda_emulator::testing;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
-use crate::ranks::{Place, Rank, shared_bytes};
+use crate::ranks::{Hall, Place, Rank, shared_bytes};
 use crate::traffic::{Traffic, pass_round, publish_and_fetch};
 
 const RANK: &str = "MAYPOLE_TEST_RANK";
@@ -64,7 +64,13 @@ fn bytes_pass_between_processes() {
     let context = Context::primary(0).unwrap();
     let mut rank = Rank::attach(&context, me, shape(), Place::Device, &region).unwrap();
     publish_and_fetch(&mut rank, Traffic::of_all(10));
+    let counters = testing::load().counters();
+    assert_eq!((counters.imported, counters.registered), (MEMBERS as u64 - 1, 1), "the words: {counters:?}");
     assert!(rank.leave(), "everybody leaves, so memory is given back");
+    let counters = testing::load().counters();
+    let left = (counters.allocations, counters.imported, counters.registered, counters.streams);
+    // The context's own stream for copies goes with the context.
+    assert_eq!((left, counters.freed_while_open), ((0, 0, 0, 1), 0), "{counters:?}");
 }
 
 #[test]
@@ -107,7 +113,7 @@ fn a_refusal_of_ipc_is_named_and_host_memory_serves() {
         return;
     };
     let context = Context::primary(0).unwrap();
-    let memory = maypole_cuda::DeviceMemory::exportable(&context, 100).unwrap();
+    let memory = DeviceMemory::exportable(&context, 100).unwrap();
     let error = memory.export().unwrap_err();
     assert!(matches!(error, CudaError::IpcRefused { .. }), "{error}");
     assert!(error.to_string().contains("MAYPOLE_DEVICE_STAGING=host"), "{error}");
@@ -148,4 +154,45 @@ fn memory_is_kept_where_a_member_does_not_leave() {
     let began = std::time::Instant::now();
     assert!(!rank.staging.leave(&rank.words, me, std::time::Duration::from_millis(300)), "rank 0 has said nothing");
     assert!(began.elapsed() >= std::time::Duration::from_millis(300));
+}
+
+/// Memory that is opened twice is mapped once, until the second closes it; memory that is gone cannot be opened.
+#[test]
+fn imported_memory_is_mapped_once() {
+    let Some((me, region)) = child() else {
+        start("imported_memory_is_mapped_once", &[]);
+        return;
+    };
+    let context = Context::primary(0).unwrap();
+    let mut hall = Hall::new(region, MEMBERS);
+    let memory = DeviceMemory::exportable(&context, 100).unwrap();
+    memory.fill(0, 100, me as u8 + 1).unwrap();
+    let handles = hall.all_gather(me, &memory.export().unwrap().0);
+    let handles: Vec<IpcHandle> = handles.into_iter().map(IpcHandle).collect();
+    if me > 0 {
+        let [first, second] = [0, 1].map(|_| ImportedMemory::open(&context, handles[0]).unwrap());
+        assert_eq!(first.address(), second.address());
+        assert_eq!(testing::load().counters().imported, 1);
+        drop(first);
+        assert_eq!(testing::load().counters().imported, 1);
+        let (mine, stream) = (DeviceMemory::new(&context, 100).unwrap(), Stream::new(&context).unwrap());
+        let mut commands = Commands::new(&stream).unwrap();
+        // SAFETY: both are 100 bytes, and stay until the stream is synchronized.
+        unsafe { commands.copy(mine.address(), second.address(), 100) }.unwrap();
+        commands.finish().unwrap();
+        stream.synchronize().unwrap();
+        let mut got = [0; 100];
+        mine.copy_to_host(0, &mut got).unwrap();
+        assert_eq!(got, [1; 100], "the bytes of rank 0");
+        drop(second);
+        assert_eq!(testing::load().counters().imported, 0);
+    }
+    hall.meet();
+    drop(memory);
+    hall.meet();
+    if me > 0 {
+        let error = ImportedMemory::open(&context, handles[0]).unwrap_err();
+        assert!(matches!(error, CudaError::IpcRefused { call: "cuIpcOpenMemHandle", .. }), "{error}");
+    }
+    hall.meet();
 }

@@ -171,3 +171,15 @@ impl Rank {
         staging.leave(&words, me, Duration::from_secs(20))
     }
 }
+
+/// Two members on one device, attached, for one thread that drives both.
+pub fn pair(context: &Arc<Context>, shape: Shape) -> [Rank; 2] {
+    let region = HostRegion::private(shared_bytes(shape));
+    std::thread::scope(|scope| {
+        let attach = |me| {
+            let (context, region) = (context, &region);
+            scope.spawn(move || Rank::attach(context, me, shape, Place::Device, region).unwrap())
+        };
+        [attach(0), attach(1)].map(|rank| rank.join().unwrap())
+    })
+}

@@ -1,9 +1,12 @@
 //! Ranks that are threads of one process.
 
-use maypole_cuda::peer::{Member, Shape};
-use maypole_cuda::{Context, CudaError, HostRegion};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::ranks::{Place, Rank, shared_bytes};
+use maypole_cuda::peer::{Bases, Mapped, Member, Offer, Shape, Window};
+use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, HostRegion, Stream, expect_device};
+
+use crate::ranks::{Place, Rank, pair, shared_bytes};
 use crate::traffic::{Lost, Traffic, pass_round, publish_and_fetch};
 use crate::{TURN, emulated};
 
@@ -166,4 +169,69 @@ fn threads_without_memory_operations_are_refused() {
         assert_eq!(error, CudaError::NoMemoryOperations { ordinal: 0 });
         assert!(error.to_string().contains("each rank in a process of its own"), "{error}");
     }
+}
+
+/// What is lent may be touched when everybody has read it, and not before.
+#[test]
+fn a_lender_waits_until_all_have_read() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let ranks = pair(&context, small(2, 1));
+    let mut windows = [0, 1].map(|me| Window::new(&ranks[me].words, &ranks[me].staging, me));
+    for number in 0..3 {
+        let mut commands = Commands::new(&ranks[0].stream).unwrap();
+        windows[0].begin_publish(&mut commands).unwrap();
+        windows[0].end_publish(&mut commands).unwrap();
+        windows[0].wait_unread(&mut commands).unwrap();
+        commands.finish().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!ranks[0].stream.is_idle().unwrap(), "nobody has read publication {number}");
+        assert_eq!(ranks[0].words.published(0).load(), number + 1);
+        let mut commands = Commands::new(&ranks[1].stream).unwrap();
+        windows[1].begin_fetch(&mut commands, 0, number).unwrap();
+        windows[1].end_fetch(&mut commands, 0, number).unwrap();
+        commands.finish().unwrap();
+        ranks.iter().for_each(Rank::drain);
+    }
+}
+
+/// Registered buffers: each member sees all parts, and kernels find the addresses in the table.
+#[test]
+fn registered_memory_is_found_by_its_number() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let parts = [7, 9].map(|value| {
+        let part = Arc::new(DeviceMemory::exportable(&context, 64).unwrap());
+        part.fill(0, 64, value).unwrap();
+        part
+    });
+    let offers: Vec<Offer> = parts.iter().map(|part| Offer::new(part, false).unwrap()).collect();
+    let mapped = Mapped::join(parts[0].clone(), 0, &offers).unwrap();
+    assert!(mapped.addresses() == [parts[0].address(), parts[1].address()] && !mapped.is_exported());
+    let bases = Bases::new(&context, 2).unwrap();
+    bases.set(5, mapped.addresses()).unwrap();
+    let (row, stream) = (DeviceMemory::new(&context, 8 * 8).unwrap(), Stream::new(&context).unwrap());
+    for (member, part) in parts.iter().enumerate() {
+        let mut commands = Commands::new(&stream).unwrap();
+        // SAFETY: a row is longer than that, and everything stays until the stream is synchronized.
+        unsafe { commands.copy(row.address(), bases.row(member), 8 * 8) }.unwrap();
+        commands.finish().unwrap();
+        stream.synchronize().unwrap();
+        let mut found = [0u64; 8];
+        row.copy_to_host(0, bytemuck::bytes_of_mut(&mut found)).unwrap();
+        let mut expected = [0; 8];
+        expected[5] = part.address();
+        assert_eq!(found, expected);
+    }
+    // The others' memory stays as long as it is mapped, though its owner has dropped it.
+    let [own, theirs] = parts;
+    let address = theirs.address();
+    drop((own, theirs));
+    expect_device(&context, address, 64).unwrap();
+    drop(mapped.close());
+    expect_device(&context, address, 64).unwrap_err();
+    // And an offer whose memory is gone is refused.
+    let own = Arc::new(DeviceMemory::new(&context, 64).unwrap());
+    let error = Mapped::join(own, 0, &offers).unwrap_err();
+    assert!(error.to_string().contains("the rank that offered it has dropped it"), "{error}");
 }
