@@ -170,3 +170,60 @@ fn what_cannot_be_is_refused_before_anything_is_queued() {
         assert_eq!(to.to_vec(stream).unwrap(), [0.0; 10]);
     });
 }
+
+#[test]
+fn registered_buffers_are_read_where_they_lie() {
+    for size in [2, 4] {
+        world(size, Config::default(), |comm, context, stream| {
+            comm.attach(context).unwrap();
+            let rank = comm.rank();
+            let count = 40_000;
+            for _ in 0..3 {
+                let mut from = comm.alloc_device::<i32>(count).unwrap();
+                let mut to = comm.alloc_device::<i32>(count * size).unwrap();
+                assert!(from.is_shared() && to.is_shared());
+                from.copy_from(&(0..count as i32).map(|i| i + rank as i32).collect::<Vec<_>>(), stream).unwrap();
+                // Mixed with ordinary memory, as one likes.
+                let mut ordinary = DeviceBuffer::<i32>::new(context, count).unwrap();
+                if rank == 0 {
+                    comm.on(stream).all_reduce(&from, &mut ordinary, ReduceOp::Sum).unwrap();
+                } else {
+                    comm.on(stream).all_reduce(&from, to.slice_mut(..count), ReduceOp::Sum).unwrap();
+                    assert_eq!(to.to_vec(stream).unwrap()[1], (0..size as i32).map(|r| 1 + r).sum::<i32>());
+                }
+                comm.on(stream).all_gather(&from, &mut to).unwrap();
+                // What the others read of it they have read when the call has ended.
+                from.copy_from(&vec![-1; count], stream).unwrap();
+                let all: Vec<i32> = (0..size as i32).flat_map(|r| (0..count as i32).map(move |i| i + r)).collect();
+                assert!(to.to_vec(stream).unwrap() == all);
+                comm.on(stream).all_reduce_in_place(&mut to, ReduceOp::Max).unwrap();
+                assert!(to.to_vec(stream).unwrap() == all);
+                let whole = &mut to;
+                comm.on(stream).reduce_in_place(whole, ReduceOp::Sum, size - 1).unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn a_call_finds_out_where_its_buffers_lie() {
+    world(2, Config::default(), |comm, context, stream| {
+        let call =
+            Call { collective: Collective::AllReduce, dtype: DataType::F32, count: 4, op: ReduceOp::Sum, root: 0 };
+        let mut device = DeviceBuffer::from_slice(context, &[1.0f32; 4]).unwrap();
+        let at = device.address() as usize;
+        let mut host = [1.0f32; 4];
+        // SAFETY: the buffers are as long as the call says, and nobody touches them before the stream has passed.
+        unsafe {
+            let (input, output) = (std::ptr::without_provenance(at), std::ptr::without_provenance_mut(at));
+            comm.call_at(call, input, output, stream).unwrap();
+            let at = host.as_mut_ptr().cast::<u8>();
+            comm.call_at(call, at, at, stream).unwrap();
+            let mixed = comm.call_at(call, at, output, stream).unwrap_err().to_string();
+            assert!(mixed.contains("the other is not"), "{mixed}");
+        }
+        assert_eq!(host, [2.0; 4]);
+        device.copy_from(&device.to_vec(stream).unwrap(), stream).unwrap();
+        assert_eq!(device.to_vec(stream).unwrap(), [2.0; 4]);
+    });
+}

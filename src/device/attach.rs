@@ -67,7 +67,7 @@ fn asked<T>(rank: usize, what: std::result::Result<T, CudaError>) -> Result<T> {
 
 impl Communicator {
     /// Every rank's bytes, in the order of the ranks.
-    fn told<T: Pod>(&self, mine: &T) -> Result<Vec<T>> {
+    pub(super) fn told<T: Pod>(&self, mine: &T) -> Result<Vec<T>> {
         let mut all = vec![T::zeroed(); self.size()];
         self.all_gather(bytemuck::bytes_of(mine), bytemuck::cast_slice_mut(&mut all))?;
         Ok(all)

@@ -36,9 +36,19 @@ impl<T: Element> DeviceBuffer<T> {
     /// # Errors
     /// [`CudaError::OutOfMemory`], and the driver's.
     pub fn new(context: &Arc<Context>, len: usize) -> Result<DeviceBuffer<T>, CudaError> {
-        let memory = DeviceMemory::new(context, bytes::<T>(context, len)?)?;
+        Ok(DeviceBuffer::of(DeviceBuffer::<T>::memory_of(context, len, false)?, len, None))
+    }
+
+    /// Zeroed memory for `len` elements; `shared`: other ranks are to map it.
+    pub(super) fn memory_of(context: &Arc<Context>, len: usize, shared: bool) -> Result<Arc<DeviceMemory>, CudaError> {
+        limbo::sweep();
+        let bytes = bytes::<T>(context, len)?;
+        let memory = match shared {
+            true => DeviceMemory::exportable(context, bytes)?,
+            false => DeviceMemory::new(context, bytes)?,
+        };
         memory.fill(0, memory.bytes(), 0)?;
-        Ok(DeviceBuffer::of(Arc::new(memory), len, None))
+        Ok(Arc::new(memory))
     }
 
     /// A copy of `elements` on the context's device. Blocks until it is there.

@@ -5,7 +5,6 @@
 //! was dropped lies here until no operation of any communicator of this process is outstanding; no new one begins
 //! while memory is given back.
 
-use std::any::Any;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -16,10 +15,26 @@ pub(super) trait Busy: Send + Sync {
     fn is_busy(&self) -> bool;
 }
 
+/// What is given back in several steps, some of which wait for other ranks.
+pub(super) trait Parting: Send {
+    /// Go as far as it goes now, while no operation of this process is outstanding. Returns whether that was the end.
+    fn go_on(&mut self) -> bool;
+}
+
+/// What is given back at once.
+struct Whole<T>(Option<T>);
+
+impl<T: Send> Parting for Whole<T> {
+    fn go_on(&mut self) -> bool {
+        drop(self.0.take());
+        true
+    }
+}
+
 /// Held for reading while an operation is queued.
 static QUEUEING: RwLock<()> = RwLock::new(());
 static COMMUNICATORS: Mutex<Vec<Weak<dyn Busy>>> = Mutex::new(Vec::new());
-static DROPPED: Mutex<Vec<Box<dyn Any + Send>>> = Mutex::new(Vec::new());
+static PARTING: Mutex<Vec<Box<dyn Parting>>> = Mutex::new(Vec::new());
 
 /// From now on nothing is given back while `communicator` is busy.
 pub(super) fn watch(communicator: Weak<dyn Busy>) {
@@ -35,22 +50,29 @@ pub(crate) fn queueing() -> RwLockReadGuard<'static, ()> {
 }
 
 /// Drop `memory` as soon as that waits for nobody.
-pub(super) fn give_back(memory: impl Any + Send) {
-    DROPPED.lock().push(Box::new(memory));
+pub(super) fn give_back(memory: impl Send + 'static) {
+    part(Box::new(Whole(Some(memory))));
+}
+
+/// Give back `parting` as soon as that waits for nobody.
+pub(super) fn part(parting: Box<dyn Parting>) {
+    PARTING.lock().push(parting);
     sweep();
 }
 
 /// Give back what can be.
 pub(super) fn sweep() {
-    if DROPPED.lock().is_empty() {
+    if PARTING.lock().is_empty() {
         return;
     }
-    // Whoever is queueing will come by again.
+    // Whoever is queueing, or sweeps, will come by again.
     let Some(_nobody_queues) = QUEUEING.try_write() else { return };
     let communicators: Vec<Arc<dyn Busy>> = COMMUNICATORS.lock().iter().filter_map(Weak::upgrade).collect();
     if communicators.iter().any(|communicator| communicator.is_busy()) {
         return;
     }
-    let dropped = std::mem::take(&mut *DROPPED.lock());
-    drop(dropped);
+    // Taken out meanwhile: what is dropped may drop more.
+    let mut parting = std::mem::take(&mut *PARTING.lock());
+    parting.retain_mut(|parting| !parting.go_on());
+    PARTING.lock().append(&mut parting);
 }

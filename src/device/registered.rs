@@ -2,16 +2,18 @@
 //!
 //! All ranks make one together, and each maps the others' parts. A part is given back in two steps, since memory must
 //! not be freed under another process's mapping: whoever drops its part says so; when all have, each closes its mappings
-//! and says so; when all have, each frees its part. Both counts are words that the ranks share, and what is waiting for
-//! them lies in [`limbo`](super::limbo) meanwhile, so dropping waits for nobody.
+//! and says so; when all have, each frees its part. Both counts are words that the ranks share, and what waits for them
+//! lies in [`limbo`](super::limbo) meanwhile, so dropping waits for nobody.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use maypole_collectives::Element;
 use maypole_cuda::DeviceMemory;
-use maypole_cuda::peer::{Mapped, Offer};
+use maypole_cuda::peer::{ALLOCATIONS, Mapped, Member, Offer, Words};
 
 use super::buffer::DeviceBuffer;
+use super::limbo::{self, Parting};
 use super::state::Device;
 use crate::Communicator;
 use crate::error::{Error, Result};
@@ -22,9 +24,99 @@ impl Communicator {
     /// See [`Communicator::alloc_device`].
     pub(crate) fn alloc_on<T: Element>(&self, device: &Arc<Device>, len: usize) -> Result<DeviceBuffer<T>> {
         let rank = self.rank();
-        let made = DeviceBuffer::new(&device.context, len).map_err(|source| Error::Device { rank, source });
-        let made = self.unanimous(DOING, made)?;
-        let _ = (device, std::mem::size_of::<(DeviceMemory, Mapped, Offer)>());
-        Ok(made)
+        let device_error = |source| Error::Device { rank, source };
+        // One at a time, so that allocations have the same numbers on every rank.
+        let _turn = device.registering.lock();
+        limbo::sweep();
+        let near = self.near();
+        // Which number is free, the first rank of a host knows for all there.
+        let chosen = if near[0] == rank { free_number(&device.words) } else { 0 };
+        let number = self.told(&(chosen as u64))?[near[0]] as usize;
+        let usable = device.state.lock().lends() && number > 0 && near.len() > 1;
+        let made = DeviceBuffer::<T>::memory_of(&device.context, len, usable).map_err(device_error);
+        let memory = self.unanimous(DOING, made)?;
+        if !usable {
+            return Ok(DeviceBuffer::of(memory, len, None));
+        }
+        let members = self.told(&Member::new(&device.context))?;
+        let own = members[rank];
+        let beyond = near.iter().any(|r| !members[*r].shares_process_with(&own));
+        let offer = self.unanimous(DOING, Offer::new(&memory, beyond).map_err(device_error))?;
+        let offers = self.told(&offer)?;
+        let offers: Vec<Offer> = near.iter().map(|r| offers[*r]).collect();
+        let mapped = Mapped::join(memory.clone(), device.me, &offers).map_err(device_error);
+        let mapped = self.unanimous(DOING, mapped)?;
+        // Kernels find it before any rank returns, and so before any rank lends it.
+        let known = device.state.lock().register(number, &mapped, memory.bytes()).map_err(device_error);
+        let registration = Registration {
+            device: Arc::downgrade(device),
+            parting: Some(PartingPart { words: device.words.clone(), number, mapped: Some(mapped), own: None }),
+        };
+        self.unanimous(DOING, known)?;
+        Ok(DeviceBuffer::of(memory, len, Some(Box::new(registration))))
+    }
+}
+
+/// A number that no allocation has. Its words begin at 0 again. 0: there is none.
+fn free_number(words: &Words) -> usize {
+    let members = words.members() as u32;
+    let free = |number: &usize| {
+        let closed = words.closed(*number).load(Ordering::Acquire);
+        // The mark of one that was chosen and has not been closed by all.
+        closed == 0 && words.dropped(*number).load(Ordering::Acquire) == 0 || closed == CHOSEN + members
+    };
+    let Some(number) = (1..ALLOCATIONS).find(free) else { return 0 };
+    words.dropped(number).store(0, Ordering::Release);
+    words.closed(number).store(CHOSEN, Ordering::Release);
+    number
+}
+
+/// Added to the count of those that have closed their mappings while a number is in use.
+const CHOSEN: u32 = 1 << 16;
+
+/// What goes with a buffer that others can read.
+struct Registration {
+    device: Weak<Device>,
+    parting: Option<PartingPart>,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let Some(parting) = self.parting.take() else { return };
+        if let Some(device) = self.device.upgrade() {
+            device.state.lock().loans.remove(parting.number);
+        }
+        parting.words.dropped(parting.number).fetch_add(1, Ordering::AcqRel);
+        limbo::part(Box::new(parting));
+    }
+}
+
+/// A rank's part of an allocation on its way back.
+struct PartingPart {
+    words: Arc<Words>,
+    number: usize,
+    /// The others' parts, until they are closed.
+    mapped: Option<Mapped>,
+    /// The own part after that.
+    own: Option<Arc<DeviceMemory>>,
+}
+
+impl Parting for PartingPart {
+    fn go_on(&mut self) -> bool {
+        let members = self.words.members() as u32;
+        if self.words.dropped(self.number).load(Ordering::Acquire) < members {
+            return false;
+        }
+        if let Some(mapped) = self.mapped.take() {
+            self.own = Some(mapped.close());
+            self.words.closed(self.number).fetch_add(1, Ordering::AcqRel);
+        }
+        // Another allocation may have the number already, if this rank was the last to look.
+        let all_closed = self.words.closed(self.number).load(Ordering::Acquire) >= CHOSEN + members
+            || self.words.dropped(self.number).load(Ordering::Acquire) < members;
+        if all_closed {
+            self.own = None;
+        }
+        all_closed
     }
 }

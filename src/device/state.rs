@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use maypole_collectives::schedule::Schedule;
 use maypole_cuda::kernels::Trouble;
-use maypole_cuda::peer::{HEADER, Incoming, Outgoing, Slots, Staging, Words};
+use maypole_cuda::peer::{HEADER, Incoming, Mapped, Outgoing, Slots, Staging, Words};
 use maypole_cuda::{Context, CudaError, DeviceMemory, Event, Pinned, Stream, Word};
 use parking_lot::Mutex;
 
@@ -44,6 +44,8 @@ pub(crate) struct Device {
     pub sentry: Sentry,
     /// Only touched by whoever has the communicator's turn.
     pub state: Mutex<State>,
+    /// Held while a registered buffer is made.
+    pub registering: Mutex<()>,
     /// Number of the latest operation that was begun.
     latest: AtomicU32,
 }
@@ -120,7 +122,8 @@ impl Device {
             _poison: poison,
         };
         let (state, latest) = (Mutex::new(state), AtomicU32::new(0));
-        let device = Arc::new(Device { context, words, me, sentry, state, latest });
+        let registering = Mutex::new(());
+        let device = Arc::new(Device { context, words, me, sentry, state, registering, latest });
         let weak: Weak<Device> = Arc::downgrade(&device);
         limbo::watch(weak);
         Ok(device)
@@ -240,6 +243,21 @@ impl State {
             }
         };
         self.executor.incoming[number] = Some(end);
+        Ok(())
+    }
+
+    /// Whether publications can be lent: all ranks are on this host and reach each other's devices.
+    pub fn lends(&self) -> bool {
+        self.executor.window.is_some() && self.staging().is_on_device()
+    }
+
+    /// From now on this rank lends what lies in its part of allocation `number`, and finds what others lend.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn register(&mut self, number: usize, mapped: &Mapped, bytes: usize) -> std::result::Result<(), CudaError> {
+        self.executor.bases.set(number, mapped.addresses())?;
+        self.loans.add(number, mapped.own().address(), bytes);
         Ok(())
     }
 
