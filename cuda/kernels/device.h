@@ -75,6 +75,13 @@ INLINE u32 add_f16(u32 a, u32 b) {
     return sums;
 }
 
+// Two products, likewise.
+INLINE u32 multiply_f16(u32 a, u32 b) {
+    u32 products;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(products) : "r"(a), "r"(b));
+    return products;
+}
+
 // a * b + c, for operands whose product is exact, so that it does not matter how often it is rounded.
 INLINE float fused(float a, float b, float c) {
     return __fmaf_rn(a, b, c);
@@ -146,6 +153,13 @@ INLINE u32 add_f16(u32 a, u32 b) {
     widen_f16(a, a0, a1);
     widen_f16(b, b0, b1);
     return narrow_f16(a0 + b0, a1 + b1);
+}
+
+INLINE u32 multiply_f16(u32 a, u32 b) {
+    float a0, a1, b0, b1;
+    widen_f16(a, a0, a1);
+    widen_f16(b, b0, b1);
+    return narrow_f16(a0 * b0, a1 * b1);
 }
 
 INLINE float fused(float a, float b, float c) {

@@ -5,8 +5,8 @@
 
 #include "fold.h"
 
-// `Type` has the folds `Sum` (which divides, too), `Prod` and `Extreme`; what other operations it has, or other ways for
-// some jobs, it runs in `Type::run`, which says whether it did.
+// `Type` has the folds `Sum` (which divides, too), `Prod`, `Scaling` (a product of two) and `Extreme`; what other
+// operations it has, or other ways for some jobs, it runs in `Type::run`, which says whether it did.
 template <class Type> INLINE void reduce(const Job &job) {
     __shared__ const u8 *at[MOST_SOURCES];
     Inputs inputs = {at, 0};
@@ -25,5 +25,5 @@ template <class Type> INLINE void reduce(const Job &job) {
 template <class Type> INLINE void scale(const Job &job) {
     __shared__ const u8 *at[MOST_SOURCES];
     Inputs inputs = {at, 0};
-    if (begin<1>(job, inputs)) drive<ScaleFold<typename Type::Prod>>(job, inputs);
+    if (begin<1>(job, inputs)) drive<ScaleFold<typename Type::Scaling>>(job, inputs);
 }

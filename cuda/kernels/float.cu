@@ -86,6 +86,7 @@ template <class Float> struct FloatExtremes {
 template <class Float> struct FloatType {
     typedef LaneFold<SumLane<Float>> Sum;
     typedef LaneFold<ProductLane<Float>> Prod;
+    typedef Prod Scaling;
     typedef LaneFold<ExtremeLane<FloatExtremes<Float>>> Extreme;
     INLINE bool run(const Job &, const Inputs &) {
         return false;

@@ -151,6 +151,7 @@ template <bool Signed> struct LongQuotient {
 template <class Integer, u32 Size, class Quotient, class Keys> struct IntegerType {
     typedef LaneFold<SumLane<Integer, Size, Quotient>> Sum;
     typedef LaneFold<ProductLane<Integer, Size>> Prod;
+    typedef Prod Scaling;
     typedef LaneFold<ExtremeLane<Keys>> Extreme;
     INLINE bool run(const Job &job, const Inputs &inputs) {
         if (job.op != AND && job.op != OR && job.op != XOR) return false;

@@ -37,8 +37,10 @@ struct E4M3 {
     // Added to a magnitude, sets the top bit if that is NaN.
     static constexpr u32 ABOVE_LARGEST = 0x01010101;
     static constexpr u32 NAN_CODE = 0x7f7f7f7f;
-    // What a widened value must be multiplied by to be what it stands for.
+    // What a widened value must be multiplied by to be what it stands for; twice in binary16.
     static constexpr float SCALE = 256.0f;
+    static constexpr u32 SCALE_HALVES = 0x5c005c00;
+    static constexpr u32 KEPT = 0xff80ff80;
 
     // Four codes, as four binary16 values in two words.
     INLINE void halves(u32 codes, u32 &low, u32 &high) {
@@ -76,15 +78,20 @@ struct E4M3 {
         return codes & ~nans(codes);
     }
 
-    // Four sums of binary16 as codes. Rounding a sum of two to binary16 first does not change the result, as binary16
-    // has more than twice the digits (Figueroa, "When is double rounding innocuous?", 1995).
-    INLINE u32 narrow_halves(u32 low, u32 high) {
-        low += 0x003f003f + ((low >> 7) & 0x00010001);
-        high += 0x003f003f + ((high >> 7) & 0x00010001);
-        return pack(low, high);
+    // Two binary16 values rounded to the format, which are the upper bits of the result, `KEPT`.
+    INLINE u32 round_halves(u32 halves) {
+        return halves + 0x003f003f + ((halves >> 7) & 0x00010001);
     }
 
-    // Not zero if `narrow_halves` is wrong for one of the values, as it is too large or NaN: above 464 / 256.
+    // The codes of four binary16 values below 2 in magnitude, so that their uppermost exponent bit is 0; of which the
+    // kept bits count.
+    INLINE u32 pack(u32 low, u32 high) {
+        low = choose(Lanes<16>::TOP, low, low << 1);
+        high = choose(Lanes<16>::TOP, high, high << 1);
+        return permute(low, high, 0x7531);
+    }
+
+    // Not zero if `round_halves` is wrong for one of the values, as it is too large or NaN: above 464 / 256.
     INLINE u32 beyond(u32 halves) {
         return ((halves & 0x7fff7fff) + 0x40bf40bf) & 0x80008000;
     }
@@ -96,13 +103,6 @@ struct E4M3 {
         value = greater(lesser(value, limit), -limit);
         return round_to<4>(value, greater(fabsf(value), SMALLEST));
     }
-
-    // The codes of four binary16 values below 2 in magnitude, so that their uppermost exponent bit is 0.
-    INLINE u32 pack(u32 low, u32 high) {
-        low = choose(Lanes<16>::TOP, low, low << 1);
-        high = choose(Lanes<16>::TOP, high, high << 1);
-        return permute(low, high, 0x7531);
-    }
 };
 
 // E5M2: 5 exponent and 2 mantissa bits, the upper byte of binary16.
@@ -111,6 +111,8 @@ struct E5M2 {
     static constexpr u32 ABOVE_LARGEST = 0x03030303;
     static constexpr u32 NAN_CODE = 0x7e7e7e7e;
     static constexpr float SCALE = 1.0f;
+    static constexpr u32 SCALE_HALVES = 0x3c003c00;
+    static constexpr u32 KEPT = 0xff00ff00;
 
     INLINE void widen_halves(const Vector &codes, u32 (&halves)[8]) {
 #pragma unroll
@@ -126,9 +128,11 @@ struct E5M2 {
         return choose(nans, NAN_CODE, codes);
     }
 
-    INLINE u32 narrow_halves(u32 low, u32 high) {
-        low += 0x007f007f + ((low >> 8) & 0x00010001);
-        high += 0x007f007f + ((high >> 8) & 0x00010001);
+    INLINE u32 round_halves(u32 halves) {
+        return halves + 0x007f007f + ((halves >> 8) & 0x00010001);
+    }
+
+    INLINE u32 pack(u32 low, u32 high) {
         return permute(low, high, 0x7531);
     }
 

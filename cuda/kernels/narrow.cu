@@ -99,16 +99,25 @@ template <class Float, bool Product> struct WideFold {
     }
 };
 
-// The sum of at most two vectors of 8-bit floats, in binary16: half the instructions, and the same result.
-template <class Float> struct PairSumFold {
+// The sum, or the product, of at most two vectors of 8-bit floats: in binary16, two elements to a register, half the
+// instructions. The result is the same. Binary16 has more than twice the digits of these formats and two more, so that
+// rounding a sum or a product of two to it first does no harm (Figueroa, "When is double rounding innocuous?", 1995);
+// and where its exponents end, products have too few digits to be rounded at all. The tests try every pair.
+template <class Float, bool Product> struct PairFold {
     static constexpr u32 SIZE = 1, UNROLL = 2, CHUNK = 2;
     static constexpr bool SINGLE = false;
     struct State {
         u32 halves[8];
     };
-    typedef Divisor Setup;
+    struct Setup {
+        Divisor by;
+        // The divisor's reciprocal, twice, in binary16, if that is exact; else 0.
+        u32 reciprocal;
+    };
     INLINE Setup setup(const Job &job) {
-        return Divisor::of(job);
+        Divisor by = Divisor::of(job);
+        bool exact = !Product && by.wanted && by.exact && by.reciprocal >= SMALLEST;
+        return {by, exact ? narrow_f16(by.reciprocal, by.reciprocal) : 0};
     }
     INLINE void first(State &state, const Vector &v, const Setup &) {
         Float::widen_halves(v, state.halves);
@@ -117,25 +126,35 @@ template <class Float> struct PairSumFold {
         u32 halves[8];
         Float::widen_halves(v, halves);
 #pragma unroll
-        for (int i = 0; i < 8; i++) state.halves[i] = add_f16(state.halves[i], halves[i]);
+        for (int i = 0; i < 8; i++) {
+            if (Product && Float::SCALE != 1) halves[i] = multiply_f16(halves[i], Float::SCALE_HALVES);
+            state.halves[i] =
+                Product ? multiply_f16(state.halves[i], halves[i]) : add_f16(state.halves[i], halves[i]);
+        }
     }
-    INLINE Vector finish(const State &state, const Setup &by) {
-        Vector v;
+    INLINE Vector finish(const State &state, const Setup &setup) {
         u32 beyond = 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32 low = state.halves[2 * i], high = state.halves[2 * i + 1];
-            v.word[i] = Float::narrow_halves(low, high);
-            beyond |= Float::beyond(low) | Float::beyond(high);
+        for (int i = 0; i < 8; i++) beyond |= Float::beyond(state.halves[i]);
+        bool divide = !Product && setup.by.wanted;
+        if (beyond || (divide && setup.reciprocal == 0)) return finish_any(state, setup.by);
+        u32 rounded[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            rounded[i] = Float::round_halves(state.halves[i]);
+            // The quotient has no more digits than what is divided.
+            if (divide)
+                rounded[i] = Float::round_halves(multiply_f16(rounded[i] & Float::KEPT, setup.reciprocal));
         }
-        if (beyond) v = narrow(state);
-        if (by.wanted) v = divide<Float>(v, by);
+        Vector v;
+#pragma unroll
+        for (int i = 0; i < 4; i++) v.word[i] = Float::pack(rounded[2 * i], rounded[2 * i + 1]);
         return v;
     }
 
   private:
-    // The way that is right for every sum. Not inlined, as it is rare.
-    static __device__ __noinline__ Vector narrow(State state) {
+    // What is right for every value and every divisor. Not inlined, as it is rare.
+    static __device__ __noinline__ Vector finish_any(State state, Divisor by) {
         Vector v;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -144,7 +163,7 @@ template <class Float> struct PairSumFold {
             widen_f16(state.halves[2 * i + 1], c, d);
             v.word[i] = Float::narrow(a, b, c, d);
         }
-        return v;
+        return !Product && by.wanted ? divide<Float>(v, by) : v;
     }
 };
 
@@ -176,6 +195,7 @@ template <class Float> struct CodeKeys {
 template <class Float> struct HalfType {
     typedef WideFold<Float, false> Sum;
     typedef WideFold<Float, true> Prod;
+    typedef Prod Scaling;
     typedef LaneFold<ExtremeLane<CodeKeys<Float>>> Extreme;
     INLINE bool run(const Job &, const Inputs &) {
         return false;
@@ -183,11 +203,14 @@ template <class Float> struct HalfType {
 };
 
 template <class Float> struct ByteType : HalfType<Float> {
+    typedef PairFold<Float, true> Scaling;
     // The common case, a step of a ring or a tree, has a quicker way.
     INLINE bool run(const Job &job, const Inputs &inputs) {
-        bool sum = job.op == SUM || job.op == AVG || job.op == PREMULSUM;
-        if (!sum || job.sources > 2) return false;
-        drive<PairSumFold<Float>>(job, inputs);
+        if (job.sources > 2 || job.op == MIN || job.op == MAX) return false;
+        if (job.op == PROD)
+            drive<PairFold<Float, true>>(job, inputs);
+        else
+            drive<PairFold<Float, false>>(job, inputs);
         return true;
     }
 };

@@ -46,8 +46,29 @@ fn every_pair_of_8_bit_floats() {
                 check(rig, op, &[a.clone(), b.clone(), vec![T::from_f64(neutral); a.len()]], 0);
             }
         }
-        for divide in [2, 3, 5, 64] {
+        for divide in [2, 3, 5, 64, 1000, 1024, 1 << 14, 1 << 15] {
             check(rig, ReduceOp::Avg, &[a.clone(), b.clone()], divide);
+        }
+    }
+    let rig = &Rig::new();
+    each::<F8E4M3>(rig);
+    each::<F8E5M2>(rig);
+}
+
+#[test]
+fn every_8_bit_float_by_every_factor() {
+    fn each<T: Element>(rig: &Rig) {
+        let codes: Vec<T> = (0..=u8::MAX).map(|code| *bytemuck::from_bytes(&[code])).collect();
+        for factor in &codes {
+            let mut case = rig.case();
+            let source = case.place(bytes(&codes), 0);
+            let dst = case.place(&[0; 256], 0);
+            let source = Source::plain(case.address(source));
+            let job = Job::scale(case.address(dst), source, T::DTYPE, factor.to_f64(), codes.len() as u64);
+            let scaled = expected(ReduceOp::Prod, &[codes.clone(), vec![*factor; codes.len()]], 0);
+            case.expect(Kernel::Scale(T::DTYPE), &job, &[(dst, bytes(&scaled))], || {
+                format!("{} by {factor}", T::DTYPE)
+            });
         }
     }
     let rig = &Rig::new();
