@@ -1,8 +1,9 @@
 //! Compiles the kernels for the host, and gives the library the name under which it is looked for.
 //!
-//! Every `../kernels/*.cu` and `tests/kernels/*.cu` is compiled as C++ through `../kernels/host_shim.h` and linked, with
-//! `src/kernel/run.cpp`, into one shared object that the library carries inside itself (`src/kernel/twins.rs`). A shared
-//! object, so that a kernel is found by its entry name, as the driver finds it in PTX, whatever macro made that name.
+//! Every `../kernels/*.cu` and `tests/kernels/*.cu` is compiled as C++ through `../kernels/host_shim.h` and linked,
+//! with `src/kernel/run.cpp`, into one shared object that the library carries inside itself (`src/twins.rs`). A
+//! shared object, so that a kernel is found by its entry name, as the driver finds it in PTX, whatever macro made that
+//! name.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

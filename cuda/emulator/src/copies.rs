@@ -1,8 +1,8 @@
-//! Copies and fills. When a call returns follows the manual's "API synchronization behavior", which is stricter than the
-//! names say for pageable memory and laxer for everything else:
+//! Copies and fills. When a call returns follows the manual's "API synchronization behavior", which is stricter than
+//! the names say for pageable memory and laxer for everything else:
 //!
-//! * from pageable memory: the bytes are taken when the call is made, and it returns before they have arrived. This goes
-//!   for `cuMemcpyHtoD` too: a non-blocking stream may not see them yet;
+//! * from pageable memory: the bytes are taken when the call is made, and it returns before they have arrived. This
+//!   goes for `cuMemcpyHtoD` too: a non-blocking stream may not see them yet;
 //! * to pageable memory: the call returns when they have arrived, `Async` or not;
 //! * from or to pinned memory: `Async` returns at once, the other when the copy is done;
 //! * inside devices, and fills: the call returns at once, `Async` or not.

@@ -93,7 +93,9 @@ entries! {
         let own = find(address).filter(|one| one.base == address && one.kind == Kind::Device);
         let allocation = own.ok_or(CUDA_ERROR_INVALID_VALUE)?;
         let mapping = allocation.mapping.as_ref().ok_or(CUDA_ERROR_INVALID_VALUE)?;
-        let (Some(file), Some(control)) = (&mapping.file, mapping.control()) else { return Err(CUDA_ERROR_INVALID_VALUE) };
+        let (Some(file), Some(control)) = (&mapping.file, mapping.control()) else {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        };
         let handle = Handle {
             magic: MAGIC,
             process: std::process::id(),

@@ -1,9 +1,9 @@
 //! A stand-in for `libcuda.so.1` over host memory, for tests on machines without a GPU.
 //!
 //! The crate is built as a shared object that exports the driver's functions (`cuInit`, `cuStreamWaitValue32_v2`, ...),
-//! as many of them as Maypole calls, and some more. A process in which it is loaded in place of the driver runs the same
-//! code as on a GPU, down to the `.cu` files of the kernels, which are compiled for the host and carried inside. How tests
-//! load it says [`testing`]; nothing but tests may.
+//! as many of them as Maypole calls, and some more. A process in which it is loaded in place of the driver runs the
+//! same code as on a GPU, down to the `.cu` files of the kernels, which are compiled for the host and carried inside.
+//! How tests load it says [`testing`]; nothing but tests may.
 //!
 //! What it is for is **order and lifetime**: that whatever must happen before something else is made to by a wait, an
 //! event or a stream, and that memory is there as long as somebody uses it. A GPU rarely punishes a mistake in these on
@@ -25,15 +25,16 @@
 //! | what fresh memory holds | not zeros |
 //!
 //! And what CUDA forbids without always noticing is noticed: ranges that leave their allocation, pointers to freed
-//! memory, a kernel's pointers into other contexts' or plain host memory, writes behind an allocation (when it is freed),
-//! CUDA called in a host function, memory freed while another process has it open (which is poisoned), waits for words
-//! that a device does not reach, a host function's or the default stream's part in a capture. A kernel that touches
-//! unmapped memory breaks its context, as on a device: every later call there returns `CUDA_ERROR_ILLEGAL_ADDRESS`.
+//! memory, a kernel's pointers into other contexts' or plain host memory, writes behind an allocation (when it is
+//! freed), CUDA called in a host function, memory freed while another process has it open (which is poisoned), waits
+//! for words that a device does not reach, a host function's or the default stream's part in a capture. A kernel that
+//! touches unmapped memory breaks its context, as on a device: every later call there returns
+//! `CUDA_ERROR_ILLEGAL_ADDRESS`.
 //!
 //! # Switches
 //!
-//! Each is the variable `MAYPOLE_EMULATOR_<NAME>` of the process, or [`testing::Emulator::set`] while it runs. They hold
-//! for a whole process. One that does not exist ends the process: a test that believed in it would show nothing.
+//! Each is the variable `MAYPOLE_EMULATOR_<NAME>` of the process, or [`testing::Emulator::set`] while it runs. They
+//! hold for a whole process. One that does not exist ends the process: a test that believed in it would show nothing.
 //!
 //! | name | value | what it does |
 //! | --- | --- | --- |
@@ -58,28 +59,30 @@
 //!
 //! # What it is not
 //!
-//! * **Not parallel.** A kernel's threads run one after the other, on the stream's thread, and Maypole's own kernels, which
-//!   are right for any grid, with at most 64 of them. Races inside a kernel, and missing barriers in it, do not show.
+//! * **Not parallel.** A kernel's threads run one after the other, on the stream's thread, and Maypole's own kernels,
+//!   which are right for any grid, with at most 64 of them. Races inside a kernel, and missing barriers in it, do not
+//!   show.
 //! * **Not weakly ordered.** A copy or a kernel writes with the host's stores, a word is written with sequential
-//!   consistency. That a wait sees the word but not the data before it, which only a missing fence on real hardware could
-//!   cause, is provoked by writes without barrier alone.
-//! * **Not a memory system.** All memory is the host's. Device memory can be dereferenced on the host, by mistake too. Of a
-//!   kernel's pointers only those in its parameters are checked beforehand; where it follows a pointer out of memory, the
-//!   check is the host's page table, in which other contexts' memory is mapped.
+//!   consistency. That a wait sees the word but not the data before it, which only a missing fence on real hardware
+//!   could cause, is provoked by writes without barrier alone.
+//! * **Not a memory system.** All memory is the host's. Device memory can be dereferenced on the host, by mistake too.
+//!   Of a kernel's pointers only those in its parameters are checked beforehand; where it follows a pointer out of
+//!   memory, the check is the host's page table, in which other contexts' memory is mapped.
 //! * **Not complete.** No graphs are run, no pools, no virtual memory management, no cooperative launches, no binaries
-//!   (only PTX, of which names and parameters are read), no events between processes, no flush of remote writes. What is
-//!   missing is missing as a symbol, or returns `CUDA_ERROR_NOT_SUPPORTED`. Handles of a thread's default stream outlive
-//!   the thread. Priorities and most flags are accepted and change nothing.
+//!   (only PTX, of which names and parameters are read), no events between processes, no flush of remote writes. What
+//!   is missing is missing as a symbol, or returns `CUDA_ERROR_NOT_SUPPORTED`. Handles of a thread's default stream
+//!   outlive the thread. Priorities and most flags are accepted and change nothing.
 //! * **Memory is counted per process**, so two processes can have more together than the device has.
 //! * **Where the manual is silent** about a code, it is a guess: which of several codes a driver returns for IPC in a
 //!   container, for instance, depends on the driver.
 //!
 //! # How it is made
 //!
-//! Streams are threads that take commands from queues (`stream.rs`, `work.rs`); positions in other streams that a command
-//! must wait for are noted when it is queued. Device memory is an anonymous file for each allocation, so that another process can map it
-//! through `/proc`. A stream that waits for a word polls a hundred times, then naps for 20 to 200 microseconds; a write by
-//! a stream of the same process ends the nap. Idle streams sleep, and their threads end after three seconds.
+//! Streams are threads that take commands from queues (`stream.rs`, `work.rs`); positions in other streams that a
+//! command must wait for are noted when it is queued. Device memory is an anonymous file for each allocation, so that
+//! another process can map it through `/proc`. A stream that waits for a word polls a hundred times, then naps for 20
+//! to 200 microseconds; a write by a stream of the same process ends the nap. Idle streams sleep, and their threads end
+//! after three seconds.
 
 pub mod abi;
 mod call;

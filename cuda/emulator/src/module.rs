@@ -88,7 +88,8 @@ entries! {
         // SAFETY: the caller's promise: a text that a zero ends.
         let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| CUDA_ERROR_NOT_FOUND)?;
         let entry = found.entries.iter().find(|entry| entry.name == name).ok_or(CUDA_ERROR_NOT_FOUND)?.clone();
-        let twin = Twin::named(name).inspect_err(|_| eprintln!("maypole emulator: no host code for the kernel {name}"))?;
+        let complain = |_: &Code| eprintln!("maypole emulator: there is no host code for the kernel {name}");
+        let twin = Twin::named(name).inspect_err(complain)?;
         let loaded = AtomicBool::new(false);
         let function = Function { context: found.context.clone(), module, entry, twin, loaded };
         // SAFETY: the caller's promise.
@@ -138,8 +139,9 @@ entries! {
         }
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
         let threads = block.iter().map(|count| u64::from(*count)).product::<u64>();
-        let too_large = grid[0] > i32::MAX as u32 || grid[1] > 65535 || grid[2] > 65535 || block[2] > 64 || threads > 1024;
-        if grid.contains(&0) || threads == 0 || too_large || shared > 48 << 10 {
+        let large_grid = grid[0] > i32::MAX as u32 || grid[1] > 65535 || grid[2] > 65535;
+        let large_block = block[2] > 64 || threads > 1024;
+        if grid.contains(&0) || threads == 0 || large_grid || large_block || shared > 48 << 10 {
             return Err(CUDA_ERROR_INVALID_VALUE);
         }
         let layout = &function.entry.parameters;

@@ -4,8 +4,8 @@
 //! beside the test binaries. There are two ways from there:
 //!
 //! * **in this process**, [`load`] opens it by its path. Whoever asks the loader for `libcuda.so` from then on is given
-//!   it, since the loader compares names with what is loaded before it searches. It must be the first in the process that
-//!   asks: whoever found a driver before keeps that;
+//!   it, since the loader compares names with what is loaded before it searches. It must be the first in the process
+//!   that asks: whoever found a driver before keeps that;
 //! * **a child** gets it by [`environment`], which puts a folder with `libcuda.so` and `libcuda.so.1` in front of the
 //!   loader's search.
 //!

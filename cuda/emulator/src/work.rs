@@ -113,8 +113,8 @@ fn copy(to: u64, from: Source, bytes: usize) -> Outcome {
         Source::At(from) => *from as *const u8,
         Source::Taken(taken) => taken.as_ptr(),
     };
-    // SAFETY: both ranges were checked when the copy was called: they lie inside allocations, which are held here, or in
-    // the caller's pageable memory, which stays until the copy has ended because the call waits for it. They may
+    // SAFETY: both ranges were checked when the copy was called: they lie inside allocations, which are held here, or
+    // in the caller's pageable memory, which stays until the copy has ended because the call waits for it. They may
     // overlap.
     unsafe { std::ptr::copy(source, to as *mut u8, bytes) };
     Ok(())
@@ -130,7 +130,8 @@ fn fill(to: u64, pattern: [u8; 4], width: usize, count: usize) -> Outcome {
 }
 
 fn launch(context: &Context, twin: &Twin, grid: [u32; 3], block: [u32; 3], parameters: &[u8]) -> Outcome {
-    // A pointer among the parameters that this context must not use would fault on a device. Held while the kernel runs.
+    // A pointer among the parameters that this context must not use would fault on a device. Held while the kernel
+    // runs.
     let mut held = Vec::new();
     for word in parameters.as_chunks::<8>().0 {
         match memory::use_of(u64::from_ne_bytes(*word), context) {
