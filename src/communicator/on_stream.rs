@@ -247,6 +247,25 @@ impl Communicator {
         inner.put_on(work, (device, state), stream, operation, queued)
     }
 
+    /// How a call would be run, in words.
+    pub(crate) fn describe_on(&self, stream: &Stream, call: &Call, variable: Option<usize>) -> Result<String> {
+        let device = self.attached(Ok(stream.context()))?;
+        let inner = &*self.inner;
+        let _ticket = inner.turns.enter(inner.turns.take());
+        // SAFETY: this thread holds the ticket to the end of the function.
+        let order = unsafe { inner.work() }.tuner.order;
+        let state = &mut *device.state.lock();
+        state.planner.tuner.order = order;
+        let root = if call.collective.is_rooted() { call.root } else { 0 };
+        let plan = match variable {
+            Some(elements) => state.planner.tuner.plan_v(call.collective, root, elements * call.dtype.size())?,
+            None => state.planner.tuner.plan(call.collective, root, call.count * call.dtype.size())?,
+        };
+        let far = if state.courier.is_some() { " and pinned memory" } else { "" };
+        let staging = if state.lends() { "device memory" } else { "staging memory" };
+        Ok(format!("{} over {staging}{far}, slices of up to {} bytes", plan.algorithm.name(), plan.slice))
+    }
+
     /// Wait for what was queued on `stream`.
     pub(crate) fn synchronize_on(&self, stream: &Stream) -> Result<()> {
         match self.inner.device.get() {

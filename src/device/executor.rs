@@ -316,9 +316,9 @@ impl Executor {
                 None => (end.begin(commands)?, 0),
             };
             bytes = bytes.min(place.bytes - used);
-            if used == 0 {
-                job.publish = place.header;
-                job.head = header(operation);
+            // With the slot's last job, so that nothing is announced of which a part went wrong.
+            if used + bytes == place.bytes || bytes == cursor.left {
+                (job.publish, job.head) = (place.header, header(operation));
             }
             goes = Some(place.data() + used as u64);
             cursor.goes = Some((place, used));
@@ -379,21 +379,21 @@ impl Executor {
             head.allocation = loan.allocation;
             head.offset = loan.offset + (now.bound.of(src, 0, now.round).0.addr() - from) as u64;
         }
-        let mut announced = false;
-        if loan.is_none() {
-            let tracks = [Track::Chunks(src), Track::Strided(place.data())];
-            for ([from, to], bytes) in Runs::new(now.bound, now.round, src, tracks) {
-                let mut job = Job { sources: 1, dst: to, ..self.job(now) };
-                job.source[0] = Source::plain(from);
-                if !std::mem::replace(&mut announced, true) {
-                    (job.publish, job.head) = (place.header, head);
-                }
-                self.launch(commands, now, &mut job, bytes)?;
-            }
-        }
-        if !announced {
+        let tracks = [Track::Chunks(src), Track::Strided(place.data())];
+        let copied = loan.is_none().then(|| Runs::new(now.bound, now.round, src, tracks));
+        let mut runs = copied.into_iter().flatten().peekable();
+        if runs.peek().is_none() {
             let mut job = Job { publish: place.header, head, ..self.job(now) };
             self.launch(commands, now, &mut job, 0)?;
+        }
+        while let Some(([from, to], bytes)) = runs.next() {
+            let mut job = Job { dst: to, ..self.job(now) };
+            add(&mut job, Source::plain(from));
+            // With the last job, as in a slot.
+            if runs.peek().is_none() {
+                (job.publish, job.head) = (place.header, head);
+            }
+            self.launch(commands, now, &mut job, bytes)?;
         }
         self.own[(number & 1) as usize] = Own { lent: loan.map(|_| src) };
         now.published += 1;

@@ -97,6 +97,15 @@ impl<'a> OnStream<'a> {
         self.comm.run_v_on(self.stream, call, buffers, lengths, Sides::InPlace(blocks))
     }
 
+    /// How `call` would be run here, in words, as [`Communicator::describe`]. Attaches the communicator.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) where the settings ask for an algorithm that cannot run here, and those
+    /// of [`Communicator::attach`].
+    pub fn describe(&self, call: &Call, variable: Option<usize>) -> Result<String> {
+        self.comm.describe_on(self.stream, call, variable)
+    }
+
     /// Blocks until this communicator's calls queued on the stream so far have ended.
     ///
     /// # Errors

@@ -152,11 +152,6 @@ impl Courier {
         }
     }
 
-    /// A rank of another host to which nothing gets through, see [`Routes::unheard`].
-    pub fn unheard(&self) -> Option<usize> {
-        self.shared.routes.unheard()
-    }
-
     /// Wait until everything is carried, what was sent is with the kernel, or there is a verdict, but no longer than
     /// `at_most`. Returns whether so.
     pub fn finish(&self, at_most: Duration) -> bool {
