@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use maypole::cuda::{Context, DeviceBuffer, Stream};
 use maypole::{Communicator, ReduceOp};
 use nix::sys::signal::Signal;
 
@@ -27,8 +28,22 @@ fn sum_by_messages(comm: &Communicator, buffer: &mut [f32]) -> maypole::Result<(
     Ok(())
 }
 
-/// The part of each rank: all_reduce (with `MESSAGES`, by messages between two ranks) until something goes wrong or
-/// `SECONDS` are over, then say what came of it.
+/// A sum over all ranks in the memory of an emulated device.
+fn sum_on_device(
+    comm: &Communicator,
+    (stream, memory): &mut (Stream, DeviceBuffer<f32>),
+    buffer: &mut [f32],
+) -> maypole::Result<()> {
+    memory.copy_from(buffer, stream).expect("the emulated device takes it");
+    let on = comm.on(stream);
+    on.all_reduce_in_place(&mut *memory, ReduceOp::Sum)?;
+    on.synchronize()?;
+    memory.copy_to(buffer, stream).expect("the emulated device gives it");
+    Ok(())
+}
+
+/// The part of each rank: all_reduce (with `MESSAGES`, by messages between two ranks; with `DEVICE`, of device memory)
+/// until something goes wrong or `SECONDS` are over, then say what came of it.
 fn sum_on_and_on() {
     let number = |name: &str| std::env::var(name).unwrap().parse::<f64>().unwrap();
     let comm = Communicator::from_env().unwrap_or_else(|error| {
@@ -42,15 +57,22 @@ fn sum_on_and_on() {
         }
     }
     let mut buffer = vec![0.0f32; 1 + number("COUNT") as usize];
+    let mut device = std::env::var_os("DEVICE").map(|_| {
+        maypole_cuda_emulator::testing::load();
+        let context = Context::primary(0).expect("an emulated device");
+        let memory = DeviceBuffer::new(&context, buffer.len()).expect("memory of the emulated device");
+        (Stream::new(&context).expect("a stream of the emulated device"), memory)
+    });
     let (began, end, mut longest) = (Instant::now(), Duration::from_secs_f64(number("SECONDS")), Duration::ZERO);
     for call in 1.. {
         buffer.fill(1.0);
         // Rank 0 says when it is enough; the sum tells all at once.
         buffer[0] = f32::from(comm.rank() == 0 && began.elapsed() > end);
         let start = Instant::now();
-        let summed = match std::env::var_os("MESSAGES") {
-            Some(_) => sum_by_messages(&comm, &mut buffer),
-            None => comm.all_reduce_in_place(&mut buffer, ReduceOp::Sum),
+        let summed = match (std::env::var_os("MESSAGES"), &mut device) {
+            (Some(_), _) => sum_by_messages(&comm, &mut buffer),
+            (None, Some(device)) => sum_on_device(&comm, device, &mut buffer),
+            (None, None) => comm.all_reduce_in_place(&mut buffer, ReduceOp::Sum),
         };
         if let Err(error) = summed {
             return say(error);
@@ -114,8 +136,8 @@ fn expect(heard: &[(Instant, String)], ranks: &[usize], since: Instant, within: 
 }
 
 /// Cut `victim`'s host, while its ranks and the others are in an all_reduce, for good.
-fn cut_for_good(test: &str, victim: usize, how: Cut) {
-    let Some(scene) = Scene::new(test, &in_order(&[2, 2, 2, 2]), &[], |_| ()) else { return };
+fn cut_for_good(test: &str, victim: usize, how: Cut, extra: &[(&str, &str)]) {
+    let Some(scene) = Scene::new(test, &in_order(&[2, 2, 2, 2]), extra, |_| ()) else { return };
     scene.hear_all("met");
     scene.hear_all("works");
     let deadline = Duration::from_secs(3);
@@ -135,12 +157,18 @@ fn cut_for_good(test: &str, victim: usize, how: Cut) {
 
 #[test]
 fn a_host_that_is_cut_off_is_named_on_both_sides() {
-    cut_for_good("a_host_that_is_cut_off_is_named_on_both_sides", 2, Cut::Silent);
+    cut_for_good("a_host_that_is_cut_off_is_named_on_both_sides", 2, Cut::Silent, &[]);
+}
+
+/// Sums in device memory, which peer copies carry inside a host and couriers between hosts, end as others do.
+#[test]
+fn device_buffers_over_a_cut_end_as_others_do() {
+    cut_for_good("device_buffers_over_a_cut_end_as_others_do", 2, Cut::Silent, &[("DEVICE", "1")]);
 }
 
 #[test]
 fn so_is_the_host_that_holds_the_job_together() {
-    cut_for_good("so_is_the_host_that_holds_the_job_together", 0, Cut::Unplugged);
+    cut_for_good("so_is_the_host_that_holds_the_job_together", 0, Cut::Unplugged, &[]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod carrying;
 mod failures;
+mod overlap;
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::AtomicU32;
