@@ -74,7 +74,8 @@ use crate::watch::{Jury, Watch};
 /// rank, and every further call returns the same error.
 ///
 /// It may be shared between threads; their calls are then ordered by when they were made, which must be the same on
-/// every rank to be of use. Dropping it leaves the group; it does not wait for anybody.
+/// every rank to be of use. Dropping it leaves the group; it waits for nobody, unless it is attached to a device: then for
+/// its own operations on streams, and for other processes to have read what they need of this one's device memory.
 pub struct Communicator {
     pub(crate) inner: Arc<Inner>,
 }

@@ -16,6 +16,7 @@ use maypole_cuda::{Context, CudaError, DeviceMemory, HostRegion, HostRegistratio
 use maypole_transports::shm::Allocation;
 
 use super::executor::{CHANNELS, Executor, Reports};
+use super::limbo;
 use super::plan::Planner;
 use super::state::{Device, Fabric};
 use crate::Communicator;
@@ -110,6 +111,7 @@ impl Communicator {
 
     /// Bring this rank's device together with the others'; or tell them why it has none.
     pub(crate) fn bring_together(&self, context: std::result::Result<&Arc<Context>, CudaError>) -> Result<Arc<Device>> {
+        limbo::sweep();
         let (rank, size) = (self.rank(), self.size());
         let config = self.config();
         let near = self.near();

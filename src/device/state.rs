@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use maypole_collectives::schedule::Schedule;
 use maypole_cuda::kernels::Trouble;
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::courier::{Courier, End, Ring};
 use super::executor::{CHANNELS, Executor, link};
-use super::limbo::{self, Busy};
+use super::limbo::{self, Busy, Parting};
 use super::loans::Loans;
 use super::plan::Planner;
 use super::sentry::{Flag, Posts, Sentry};
@@ -21,8 +21,9 @@ use crate::engine::routes::Routes;
 use crate::engine::wait::Court;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
+use crate::watch::Watch;
 
-/// How long a rank that leaves waits for those that may still have its memory mapped.
+/// How long a rank that leaves waits until what it sent to other hosts is with the kernel.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the ranks of a host share.
@@ -44,6 +45,9 @@ pub(crate) struct Device {
     pub sentry: Sentry,
     /// Only touched by whoever has the communicator's turn.
     pub state: Mutex<State>,
+    watch: Arc<Watch>,
+    /// How long a rank that leaves waits for the others.
+    patience: Duration,
     /// Held while a registered buffer is made.
     pub registering: Mutex<()>,
     /// Number of the latest operation that was begun.
@@ -109,6 +113,7 @@ impl Device {
         };
         let courier =
             routes.map(|routes| Courier::start(routes, court.clone(), post(words.trouble(me)))).transpose()?;
+        let (watch, patience) = (court.watch.clone(), court.timeout);
         let sentry = Sentry::new(court, size, posts);
         words.waited_by(me).for_each(|word| sentry.guard(post(word)));
         let state = State {
@@ -123,7 +128,7 @@ impl Device {
         };
         let (state, latest) = (Mutex::new(state), AtomicU32::new(0));
         let registering = Mutex::new(());
-        let device = Arc::new(Device { context, words, me, sentry, state, registering, latest });
+        let device = Arc::new(Device { context, words, me, sentry, state, watch, patience, registering, latest });
         let weak: Weak<Device> = Arc::downgrade(&device);
         limbo::watch(weak);
         Ok(device)
@@ -134,27 +139,50 @@ impl Device {
         self.latest.store(number, Ordering::Relaxed);
     }
 
-    /// This rank leaves the communicator: nothing more is queued. What it holds is given back as soon as that waits for
-    /// nobody of this process.
+    /// This rank leaves the communicator: nothing more is queued. Where other processes have mapped its memory, they must
+    /// have read what it published before this process may end, so this waits for them, as long as for an operation. What
+    /// it holds is given back as soon as that waits for nobody.
     pub fn leave(self: Arc<Self>) {
         let drained = self.sentry.drain();
         if let Some(courier) = &self.state.lock().courier {
             courier.finish(LEAVE_WITHIN);
         }
-        if drained {
-            limbo::give_back(self);
-        } else {
+        if !drained {
             tracing::warn!("device memory is kept: a stream has not got past this communicator's operations");
-            std::mem::forget(self);
+            return std::mem::forget(self);
         }
+        let exported = self.state.lock().staging.as_ref().is_some_and(Staging::is_exported);
+        let (begun, mut nap) = (Instant::now(), Duration::from_micros(20));
+        while exported && !self.words.all_taken(self.me) && !self.watch.raised() && begun.elapsed() < self.patience {
+            std::thread::sleep(nap);
+            nap = (nap * 5 / 4).min(Duration::from_millis(1));
+        }
+        limbo::give_back(self);
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if let Some(staging) = self.state.get_mut().staging.take() {
-            staging.leave(&self.words, self.me, LEAVE_WITHIN);
+        let staging = self.state.get_mut().staging.take();
+        if let Some(own) = staging.and_then(|staging| staging.part(&self.words, self.me)) {
+            limbo::part(Box::new(Left { words: self.words.clone(), own: Some(own) }));
         }
+    }
+}
+
+/// The staging memory of a rank that has left, until nobody has it mapped.
+struct Left {
+    words: Arc<Words>,
+    own: Option<Arc<DeviceMemory>>,
+}
+
+impl Parting for Left {
+    fn go_on(&mut self) -> bool {
+        let all_left = self.words.all_left();
+        if all_left {
+            self.own = None;
+        }
+        all_left
     }
 }
 

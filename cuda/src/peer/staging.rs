@@ -8,10 +8,11 @@
 //! Slots lie with the receiver: the sender's kernel writes across, the receiver's reads near by. Writes across a link
 //! need no answer; reads wait for one.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{HEADER, Mapped, Place, Slots, Words};
-use crate::driver::HostRegistration;
+use crate::driver::{DeviceMemory, HostRegistration};
 
 /// Places begin so that their data, not their header, is at a multiple of this: kernels move whole lines.
 const ALIGN: usize = 256;
@@ -144,6 +145,22 @@ impl Staging {
         }
     }
 
+    /// As [`leave`](Staging::leave), but waits for nobody: closes the mappings of the others' memory and says so. What it
+    /// returns is to be kept until [`Words::all_left`].
+    pub fn part(self, words: &Words, me: usize) -> Option<Arc<DeviceMemory>> {
+        let own = match self.held {
+            Held::Device(mapped) => Some(mapped.close()),
+            Held::Host { .. } => None,
+        };
+        words.left(me).store(1);
+        own
+    }
+
+    /// Whether other processes have mapped this member's piece.
+    pub fn is_exported(&self) -> bool {
+        matches!(&self.held, Held::Device(mapped) if mapped.is_exported())
+    }
+
     /// Member `me` leaves. Its streams are drained, and it queues nothing more that uses this. Waits at most `patience`
     /// for the others to leave, if any of them is a process of its own; if they have not, the memory is kept until the
     /// process ends. Returns whether it was given back. See the [module](super#leaving).
@@ -155,9 +172,8 @@ impl Staging {
         let exported = mapped.is_exported();
         let own = mapped.close();
         words.left(me).store(1);
-        let all_left = || (0..words.members()).all(|member| words.left(member).load() != 0);
         let until = Instant::now() + patience;
-        while exported && !all_left() {
+        while exported && !words.all_left() {
             if Instant::now() >= until {
                 Mapped::abandon(own);
                 return false;

@@ -166,6 +166,22 @@ impl Words {
         self.line(self.layout.own(member, 2))
     }
 
+    /// Whether every member has closed its mappings of the others' memory.
+    pub fn all_left(&self) -> bool {
+        (0..self.members()).all(|member| self.left(member).load() != 0)
+    }
+
+    /// Whether all others have finished with what member `me`, whose streams are drained, has published and sent.
+    pub fn all_taken(&self, me: usize) -> bool {
+        let others = (0..self.members()).filter(|other| *other != me);
+        let published = self.published(me).load();
+        { others }.all(|other| {
+            let links = 0..self.channels();
+            self.done(me, other).is_at_least(published) && { links }
+                .all(|c| self.freed(me, other, c).is_at_least(self.filled(me, other, c).load()))
+        })
+    }
+
     /// Where the member's kernels say that a header was not of their operation: the peer it came from, plus 1. The word
     /// begins a record of [`TROUBLE`] bytes.
     pub fn trouble(&self, member: usize) -> Word {
