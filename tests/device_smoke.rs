@@ -227,3 +227,33 @@ fn a_call_finds_out_where_its_buffers_lie() {
         assert_eq!(device.to_vec(stream).unwrap(), [2.0; 4]);
     });
 }
+
+#[test]
+fn streams_and_communicators_of_any_number_serve() {
+    world(4, Config::default(), |comm, context, stream| {
+        let other = Stream::new(context).unwrap();
+        let halves = comm.split(Some((comm.rank() % 2) as u32), 0).unwrap().expect("every rank has a half");
+        let double = comm.duplicate().unwrap();
+        let one = DeviceBuffer::from_slice(context, &[1i32; 100]).unwrap();
+        let mut sums = [(); 4].map(|_| DeviceBuffer::<i32>::new(context, 100).unwrap());
+        let [all, half, last, own] = &mut sums;
+        for turn in 0..20 {
+            // On another stream than before, in the order of the calls all the same.
+            let (first, second) = if turn % 2 == 0 { (stream, &other) } else { (&other, stream) };
+            comm.on(first).all_reduce(&one, &mut *all, ReduceOp::Sum).unwrap();
+            comm.on(second).all_reduce(&*all, &mut *last, ReduceOp::Sum).unwrap();
+            halves.on(first).all_reduce(&one, &mut *half, ReduceOp::Sum).unwrap();
+            double.on(second).all_reduce(&one, &mut *own, ReduceOp::Max).unwrap();
+        }
+        for (comm, stream) in [(comm, stream), (comm, &other), (&halves, &other), (&double, stream)] {
+            comm.on(stream).synchronize().unwrap();
+        }
+        let got = sums.map(|sum| sum.to_vec(stream).unwrap()[99]);
+        assert_eq!(got, [4, 2, 16, 1]);
+        // In host memory, between two calls on a stream.
+        let mut host = [comm.rank() as i32];
+        comm.all_reduce_in_place(&mut host, ReduceOp::Max).unwrap();
+        assert_eq!(host, [3]);
+        comm.on(stream).barrier().unwrap();
+    });
+}
