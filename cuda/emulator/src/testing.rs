@@ -104,7 +104,8 @@ pub fn environment() -> Vec<(OsString, OsString)> {
     vec![("LD_LIBRARY_PATH".into(), path)]
 }
 
-/// Where the shared object is: beside the running binary, in `deps` below it, or in `deps` beside its folder.
+/// Where the shared object is: beside the running binary, in `deps` below it, in `deps` beside its folder, or where
+/// `scripts/gpu-check` packs it.
 ///
 /// # Panics
 /// If it is in none of these places.
@@ -112,7 +113,8 @@ pub fn library() -> PathBuf {
     const NAME: &str = "libmaypole_cuda_emulator.so";
     let binary = std::env::current_exe().expect("the system knows the running binary");
     let folder = binary.parent().unwrap_or(Path::new("/"));
-    let places = [folder.join(NAME), folder.join("deps").join(NAME), folder.join("../deps").join(NAME)];
+    let packed = folder.join("../emulator/libcuda.so.1");
+    let places = [folder.join(NAME), folder.join("deps").join(NAME), folder.join("../deps").join(NAME), packed];
     match places.iter().find(|place| place.exists()) {
         Some(place) => place.canonicalize().expect("it exists"),
         None => panic!("the emulator's shared object is at none of {places:?}: build it with cargo test --no-run"),

@@ -1,0 +1,183 @@
+//! Ranks as processes: what threads share by plain pointers they share through CUDA IPC, or through host memory.
+
+use maypole::perf::operation::NamedOp;
+use maypole::{Communicator, DataType};
+
+use crate::arena::Arena;
+use crate::case::{Case, calls};
+use crate::lifetime::no_harm;
+use crate::ranks::{Job, role, say};
+use crate::runner::{On, Test, checked};
+use crate::world::Rank;
+
+pub const TESTS: &[Test] = &[
+    Test { name: SOME, on: On::Either, run: some_of_everything },
+    Test { name: HOST, on: On::Either, run: staged_on_the_host },
+    Test { name: DEVICES, on: On::Emulator, run: several_devices },
+    Test { name: REGISTERED, on: On::Either, run: registered },
+    Test { name: LEAVES, on: On::Either, run: leaves },
+    Test { name: REFUSED, on: On::Emulator, run: refused },
+    Test { name: NO_WORDS, on: On::Emulator, run: without_memory_operations },
+];
+
+const SOME: &str = "processes: every collective over IPC";
+const HOST: &str = "processes: staging in host memory";
+const DEVICES: &str = "processes: a device each";
+const REGISTERED: &str = "processes: registered buffers come and go";
+const LEAVES: &str = "processes: a rank leaves while others still read";
+const REFUSED: &str = "processes: IPC is refused";
+const NO_WORDS: &str = "processes: without stream memory operations";
+
+/// Start `size` ranks of test `name` with `knobs`, and wait until they have ended well.
+fn job(name: &str, size: usize, knobs: &[(&str, &str)]) {
+    let mut job = Job::start(name, "rank", size, knobs);
+    let ranks: Vec<usize> = (0..size).collect();
+    for (_, said) in job.hear(&ranks) {
+        checked(said.parse().unwrap_or_else(|_| panic!("a rank said {said:?} in place of its checks")));
+    }
+    job.end(&ranks);
+}
+
+/// In a rank's process: the rank, attached.
+fn joined() -> Rank {
+    let rank = Rank::new(Communicator::from_env().unwrap());
+    rank.comm.attach(&rank.context).unwrap_or_else(|error| panic!("attach: {error}"));
+    rank
+}
+
+/// In a rank's process: how it went.
+fn report(rank: &Rank, checks: usize) {
+    rank.settle();
+    say(checks);
+}
+
+/// The usual part of a rank.
+fn collectives() {
+    let rank = joined();
+    let arena = Arena::new(&rank, 1 << 20);
+    let mut checks = 0;
+    for dtype in [DataType::F32, DataType::Bf16, DataType::U8] {
+        for (collective, op) in calls(dtype).filter(|(_, op)| op.is_none_or(|op| op == NamedOp::Sum)) {
+            let roots = if collective.is_rooted() { rank.comm.size() } else { 1 };
+            for root in 0..roots {
+                for count in [0, 1, 333, 9001] {
+                    let case = Case { root, ..Case::new(collective, dtype, op, count) };
+                    case.check(&rank, &arena);
+                    case.in_place().check(&rank, &arena);
+                    checks += 2;
+                }
+            }
+        }
+    }
+    report(&rank, checks);
+    drop(arena);
+    drop(rank);
+    no_harm();
+}
+
+const SMALL: [(&str, &str); 2] = [("MAYPOLE_DEVICE_WINDOW", "16K"), ("MAYPOLE_DEVICE_FIFO", "16K")];
+
+fn some_of_everything() {
+    role(|_| collectives());
+    for size in [2, 3, 4] {
+        job(SOME, size, &SMALL);
+    }
+    job(SOME, 3, &[SMALL[0], SMALL[1], ("MAYPOLE_ALGORITHM", "ring,chain,pairwise,binomial")]);
+}
+
+fn staged_on_the_host() {
+    role(|_| collectives());
+    job(HOST, 3, &[SMALL[0], SMALL[1], ("MAYPOLE_DEVICE_STAGING", "host")]);
+}
+
+fn several_devices() {
+    role(|_| collectives());
+    job(DEVICES, 4, &[SMALL[0], SMALL[1], ("MAYPOLE_EMULATOR_DEVICES", "2")]);
+    // Devices that do not reach each other: staging goes to the host by itself.
+    let apart = [SMALL[0], SMALL[1], ("MAYPOLE_EMULATOR_DEVICES", "2"), ("MAYPOLE_EMULATOR_PEER_ACCESS", "off")];
+    job(DEVICES, 2, &apart);
+}
+
+fn registered() {
+    role(|_| {
+        let rank = joined();
+        let (me, size) = (rank.comm.rank(), rank.comm.size());
+        const N: usize = 50_000;
+        let arena = Arena::new(&rank, size * N);
+        let mut checks = 0;
+        for turn in 0..12u8 {
+            let mut own = rank.comm.alloc_device::<u8>(N).unwrap();
+            own.copy_from(&[turn + me as u8; N], &rank.stream).unwrap();
+            let on = rank.comm.on(&rank.stream);
+            on.all_gather(&own, arena.output(0, size * N)).unwrap();
+            // One drops its buffer at once, one keeps it for a while, while the others go on.
+            let got = arena.read(&rank.stream, 0, size * N);
+            on.synchronize().unwrap();
+            assert!(got.iter().enumerate().all(|(i, byte)| *byte == turn + (i / N) as u8), "turn {turn}");
+            if turn as usize % size == me {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            checks += 1;
+        }
+        report(&rank, checks);
+        drop(arena);
+        drop(rank);
+        no_harm();
+    });
+    job(REGISTERED, 3, &[]);
+}
+
+/// The root publishes and its process ends; the others read after that.
+fn leaves() {
+    role(|_| {
+        let rank = joined();
+        const N: usize = 50_000;
+        let arena = Arena::new(&rank, N);
+        rank.settle();
+        let me = rank.comm.rank();
+        if me == 0 {
+            arena.fill(&rank.stream, 0, N, 11);
+            rank.comm.on(&rank.stream).broadcast(arena.output(0, N), 0).unwrap();
+            rank.comm.on(&rank.stream).synchronize().unwrap();
+            say(1);
+            drop(arena);
+            drop(rank);
+        } else {
+            std::thread::sleep(std::time::Duration::from_millis(150 * me as u64));
+            rank.comm.on(&rank.stream).broadcast(arena.output(0, N), 0).unwrap();
+            rank.comm.on(&rank.stream).synchronize().unwrap();
+            assert_eq!(arena.read(&rank.stream, 0, N), [11; N], "rank {me}");
+            say(1);
+        }
+    });
+    job(LEAVES, 3, &[]);
+}
+
+/// A container that may not use IPC: an error that says so and what to do, and host buffers go on.
+fn refused() {
+    role(|_| {
+        let rank = Rank::new(Communicator::from_env().unwrap());
+        let error = rank.comm.attach(&rank.context).unwrap_err().to_string();
+        for part in ["IPC", "MAYPOLE_DEVICE_STAGING=host"] {
+            assert!(error.contains(part), "no {part} in: {error}");
+        }
+        let mut sum = [1u32];
+        rank.comm.all_reduce_in_place(&mut sum, maypole::ReduceOp::Sum).unwrap();
+        assert_eq!(sum, [rank.comm.size() as u32]);
+        say(1);
+    });
+    job(REFUSED, 2, &[("MAYPOLE_EMULATOR_IPC", "off")]);
+    // One rank only: all get the error.
+    let own = |rank: usize| if rank == 1 { vec![("MAYPOLE_EMULATOR_IPC", "off".to_string())] } else { Vec::new() };
+    let places: Vec<_> = (0..3).map(|rank| (rank, 3, own(rank))).collect();
+    let mut ranks = Job::start_at(REFUSED, "rank", &places, &[]);
+    ranks.hear(&[0, 1, 2]);
+    ranks.end(&[0, 1, 2]);
+    checked(3);
+}
+
+/// Host functions stand for waits and writes.
+fn without_memory_operations() {
+    role(|_| collectives());
+    job(NO_WORDS, 2, &[SMALL[0], SMALL[1], ("MAYPOLE_EMULATOR_MEMORY_OPERATIONS", "off")]);
+}
