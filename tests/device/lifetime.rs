@@ -113,7 +113,13 @@ fn children() {
             child.settle();
         };
         (0..3).for_each(|_| once());
+        let arena = Arena::new(rank, 8 << 10);
         let settled = || {
+            // What a child leaves is given back when the process next comes by with a call.
+            for _ in 0..2 {
+                rank.settle();
+                use_it(rank, &arena);
+            }
             rank.settle();
             let held = Held::settled();
             rank.settle();

@@ -55,8 +55,8 @@ fn counts() {
             rank.settle();
         });
     }
-    // The default window and slots.
-    world(2, &config(&[]), |rank| {
+    // The window and slots that there are by default.
+    world(2, &config(&[("MAYPOLE_DEVICE_WINDOW", "16M"), ("MAYPOLE_DEVICE_FIFO", "2M")]), |rank| {
         let arena = Arena::new(rank, 40 << 20);
         for (collective, op) in calls(DataType::F32).filter(|(_, op)| op.is_none_or(|op| op == NamedOp::Sum)) {
             Case::new(collective, DataType::F32, op, 2_000_003).check(rank, &arena);

@@ -52,10 +52,13 @@ pub fn emulator() -> &'static Emulator {
     testing::load()
 }
 
-/// Settings of a test: a deadline that only a hang reaches, and `knobs`.
+/// Settings of a test: a deadline that only a hang reaches, less staging memory than by default, since it costs time to
+/// make, and `knobs`.
 pub fn config(knobs: &[(&str, &str)]) -> Config {
     let mut config = Config::default();
     config.timeout = ranks::PATIENCE;
+    config.device_window = 1 << 20;
+    config.device_fifo = 256 << 10;
     for (name, value) in knobs {
         config.set(name, value).unwrap_or_else(|error| panic!("{name}={value}: {error}"));
     }
