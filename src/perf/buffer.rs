@@ -57,12 +57,11 @@ impl Buffer {
     }
 
     /// [`Buffer::new`] in the device's memory. `registered`: in memory that peers read where it lies; then every rank calls
-    /// it.
+    /// it, after [`Communicator::attach`].
     pub fn on_device(comm: &Communicator, gpu: &Gpu, capacity: usize, registered: bool) -> Result<Buffer> {
         let mut buffer = Buffer::new(capacity)?;
         let bytes = buffer.storage.len();
         buffer.device = Some(if registered {
-            comm.attach(&gpu.context)?;
             comm.alloc_device(bytes)?
         } else {
             DeviceBuffer::new(&gpu.context, bytes)

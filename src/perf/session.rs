@@ -65,6 +65,10 @@ impl<'a> Session<'a> {
             _ => None,
         };
         let registered = plan.flags.registered;
+        if let Some(gpu) = gpu.as_ref().filter(|_| nccl.is_none() || registered) {
+            // Messages need it, and so do registered buffers.
+            comm.attach(&gpu.context)?;
+        }
         let buffer = || match &gpu {
             Some(gpu) => Buffer::on_device(comm, gpu, largest, registered),
             None if registered => Buffer::registered(comm, largest),

@@ -230,6 +230,9 @@ impl Bout<'_> {
 fn run(args: &Args, comm: &Communicator) -> Result<bool> {
     let gpu = Gpu::of(comm)?;
     let nccl = args.nccl.as_ref().map(|library| gpu.within(|| Nccl::new(library, comm))).transpose()?;
+    if nccl.is_none() || args.registered {
+        comm.attach(&gpu.context)?;
+    }
     let count = args.bytes / 4;
     let (rank, ranks) = (comm.rank(), comm.size());
     let operation = Operation::Collective(Collective::AllReduce);
