@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "planted: a place is written within one operation", on: On::Emulator, run: place_in_rounds },
     Test { name: "planted: a slot is read before it is filled", on: On::Emulator, run: filled },
     Test { name: "planted: a slot is written before it is freed", on: On::Emulator, run: freed },
+    Test { name: "planted: a lender does not wait for its readers", on: On::Emulator, run: lender },
     Test { name: "planted: calls on two streams without order", on: On::Emulator, run: two_streams },
     Test { name: "planted: an event is not waited for", on: On::Emulator, run: event },
     Test { name: "planted: a write is lost", on: On::Emulator, run: write },
@@ -34,8 +35,10 @@ pub const TESTS: &[Test] = &[
 const HEAD_START: Duration = Duration::from_millis(20);
 /// Bytes of a call.
 const N: usize = 3000;
+/// Bytes of a registered buffer: enough to be lent.
+const LENT: usize = 40_000;
 /// Bytes of an arena: results lie in the first half, what is given in the second.
-const BYTES: usize = 128 << 10;
+const BYTES: usize = 256 << 10;
 
 /// A rank and what calls may use.
 struct Actor<'a> {
@@ -93,8 +96,8 @@ fn outcomes(trial: &Trial<'_>, lost: &str, late: usize) -> (Vec<Got>, bool) {
         rank.comm.attach(&rank.context).unwrap();
         let alone = rank.comm.split(Some(me as u32), 0).unwrap().expect("every rank has a color");
         alone.attach(&rank.context).unwrap();
-        let mut lent = rank.comm.alloc_device::<u8>(N).unwrap();
-        lent.copy_from(&given(me)[..N], &rank.stream).unwrap();
+        let mut lent = rank.comm.alloc_device::<u8>(LENT).unwrap();
+        lent.copy_from(&given(me)[..LENT], &rank.stream).unwrap();
         let (other, event) = (Stream::new(&rank.context).unwrap(), Event::new(&rank.context, false).unwrap());
         let actor = Actor { rank: &rank, arena: Arena::new(&rank, BYTES), lent, alone, other, event };
         actor.arena.fill(&rank.stream, 0, BYTES / 2, 0xee);
@@ -231,23 +234,22 @@ fn freed() {
     messages(0, 2);
 }
 
-#[allow(dead_code, reason = "allocations are not shared yet")]
 fn lender() {
     let call = |actor: &Actor<'_>, _| {
         let (rank, arena) = (actor.rank, &actor.arena);
         let on = rank.comm.on(&rank.stream);
         if rank.comm.rank() == 0 {
-            on.broadcast_from(&actor.lent, arena.output(0, N), 0).unwrap();
+            on.broadcast_from(&actor.lent, arena.output(0, LENT), 0).unwrap();
             // What was lent is overwritten once the call has ended.
             let lent = actor.lent.address();
             // SAFETY: it outlives what is queued.
-            let lent = unsafe { maypole::cuda::DeviceSliceMut::<u8>::from_raw(lent, N) };
-            actor.alone.on(&rank.stream).broadcast_from(arena.input(BYTES / 2 + N, N), lent, 0).unwrap();
+            let lent = unsafe { maypole::cuda::DeviceSliceMut::<u8>::from_raw(lent, LENT) };
+            actor.alone.on(&rank.stream).broadcast_from(arena.input(BYTES / 2 + N, LENT), lent, 0).unwrap();
         } else {
-            on.broadcast_from(arena.input(0, 0), arena.output(0, N), 0).unwrap();
+            on.broadcast_from(arena.input(0, 0), arena.output(0, LENT), 0).unwrap();
         }
     };
-    let want = |_| given(0)[..N].to_vec();
+    let want = |_| given(0)[..LENT].to_vec();
     let trial = Trial { size: 3, knobs: &[], victim: 0, steps: 1, call: &call, want: &want };
     each_is_needed(&trial, 2);
 }

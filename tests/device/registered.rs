@@ -11,6 +11,7 @@ use crate::streams::Gate;
 use crate::world::{Rank, config, world};
 
 pub const TESTS: &[Test] = &[
+    Test { name: "registered: read where they lie", on: On::Either, run: in_place },
     Test { name: "registered: results are those of ordinary memory", on: On::Either, run: results },
     Test { name: "registered: buffers come and go", on: On::Either, run: come_and_go },
 ];
@@ -19,7 +20,6 @@ pub const TESTS: &[Test] = &[
 const N: usize = 512 << 10;
 
 /// Overwrite `buffer` by stream `aside`, on which nothing is ordered with the calls.
-#[allow(dead_code, reason = "allocations are not shared yet")]
 fn overwrite(alone: &maypole::Communicator, buffer: &DeviceBuffer<u8>, aside: &Stream, arena: &Arena) {
     arena.fill(aside, 0, N, 9);
     // SAFETY: it outlives what is queued; that others read it meanwhile is the point.
@@ -30,7 +30,6 @@ fn overwrite(alone: &maypole::Communicator, buffer: &DeviceBuffer<u8>, aside: &S
 
 /// The root publishes, and its buffer is overwritten before the reader comes. From a registered buffer the reader gets
 /// what was written later, so it read there; from an ordinary one what was published, which is the staged copy.
-#[allow(dead_code, reason = "allocations are not shared yet")]
 fn in_place() {
     world(2, &config(&[("MAYPOLE_ALGORITHM", "one_shot")]), |rank| {
         let me = rank.comm.rank();
