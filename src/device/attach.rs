@@ -156,6 +156,13 @@ impl Communicator {
         let mut everywhere = [u8::from(on_device && unreached.is_none())];
         self.all_reduce_in_place(&mut everywhere, ReduceOp::Min)?;
         let on_device = everywhere == [1];
+        if !on_device && config.device_staging == DeviceStaging::Auto {
+            tracing::warn!(
+                rank,
+                "some devices of a host do not reach each other (no peer access, or CUDA_VISIBLE_DEVICES hides them from \
+                 each other's processes): what they exchange goes through host memory, which is slower"
+            );
+        }
 
         // Words and staging.
         let region = self.shared_region(&near, Words::bytes(near.len(), CHANNELS))?;

@@ -161,10 +161,10 @@ pub enum CudaError {
 }
 
 impl CudaError {
-    /// Whether the context is lost: every later call in this process on that device will fail too (an illegal address,
-    /// a device that fell off the bus). The driver reports such an error at whatever call comes next.
+    /// Whether the context is lost: every later call in this process on that device will fail too (an illegal address, a
+    /// failed assertion in a kernel, a device that fell off the bus). The driver reports it at whatever call comes next.
     pub fn is_sticky(&self) -> bool {
-        matches!(self.code(), Some(214 | 220 | 700 | 702 | 709 | 714..=719))
+        matches!(self.code(), Some(214 | 220 | 700 | 702 | 709 | 710 | 714..=719))
     }
 
     /// The driver's code, where a call of its failed.

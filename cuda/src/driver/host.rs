@@ -170,8 +170,15 @@ impl Drop for Pages {
     }
 }
 
-/// How many hold a registration that begins at an address, and how long it is.
-static REGISTERED: Mutex<Option<HashMap<usize, (usize, usize)>>> = Mutex::new(None);
+/// What is registered, by the address at which it begins.
+static REGISTERED: Mutex<Option<HashMap<usize, Registered>>> = Mutex::new(None);
+
+struct Registered {
+    holders: usize,
+    bytes: usize,
+    /// In which it was registered. Kept: a registration ends with its context, for those with other contexts too.
+    context: Arc<Context>,
+}
 
 /// Host memory that the devices of this process can reach, and streams wait for, until the last registration of it is
 /// dropped. The driver registers a page once; ranks that are threads of one process each register the memory they
@@ -195,12 +202,12 @@ impl HostRegistration {
             let mut all = REGISTERED.lock();
             let all = all.get_or_insert_default();
             match all.get_mut(&key) {
-                Some((count, bytes)) if *bytes >= region.bytes => *count += 1,
+                Some(known) if known.bytes >= region.bytes => known.holders += 1,
                 _ => {
                     let at: *mut c_void = region.as_ptr().cast();
                     // SAFETY: the region is mapped as long as `region` lives, of which the result has a clone.
                     unsafe { driver.cuMemHostRegister(at, region.bytes, PORTABLE_AND_MAPPED) }?;
-                    all.insert(key, (1, region.bytes));
+                    all.insert(key, Registered { holders: 1, bytes: region.bytes, context: context.clone() });
                 }
             }
         }
@@ -230,16 +237,17 @@ impl Drop for HostRegistration {
         let mut all = REGISTERED.lock();
         let all = all.get_or_insert_default();
         let key = self.region.as_ptr() as usize;
-        if let Some((count, _)) = all.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&key);
-                if let Ok(_entered) = self.context.enter() {
-                    // SAFETY: registered in `new`, and nobody else holds it. Whoever queued work that uses it has
-                    // waited for that.
-                    let _ = unsafe { self.context.driver().cuMemHostUnregister(self.region.as_ptr().cast()) };
-                }
-            }
+        let Some(known) = all.get_mut(&key) else { return };
+        known.holders -= 1;
+        if known.holders > 0 {
+            return;
+        }
+        if let Some(Registered { context, .. }) = all.remove(&key)
+            && let Ok(_entered) = context.enter()
+        {
+            // SAFETY: registered in `new`, and nobody else holds it. Whoever queued work that uses it has waited for
+            // that.
+            let _ = unsafe { context.driver().cuMemHostUnregister(self.region.as_ptr().cast()) };
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A call on a stream returns once its commands are queued, so nobody is there to notice that it does not end. Each
 //! communicator with device operations has a thread for that. Every operation writes its number into the word `started`
 //! when the stream comes to it and into `ended` when it is done; operations of one communicator run one after the other
-//! (the executor orders streams by events), so the two words tell which operation is on. What the thread does with them
+//! (a stream waits for `ended` of the other's last), so the two words tell which operation is on. What the thread does with them
 //! is in [`patrol`]; here is what others call: [`Sentry::begin`] before an operation is queued, [`Entry::queued`] after
 //! it, [`Sentry::synchronize`] to wait for the end.
 //!
