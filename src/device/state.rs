@@ -337,9 +337,13 @@ impl Far {
     }
 }
 
-/// A stream's name, as operations remember it.
+/// A stream's name, as operations remember it: default streams by their handle, others by a number that no stream made
+/// later has, as it may have the handle.
 pub(crate) fn name(stream: &Stream) -> usize {
-    stream.raw() as usize
+    stream.number().map_or(stream.raw() as usize, |number| DEFAULT_STREAMS + number as usize)
 }
+
+/// Handles of default streams are below this.
+const DEFAULT_STREAMS: usize = 3;
 
 const _: () = assert!(CHANNELS >= 3);

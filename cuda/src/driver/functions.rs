@@ -91,6 +91,7 @@ functions! {
         "cuStreamCreateWithPriority"(stream: *mut CUstream, flags: c_uint, priority: c_int);
     cuStreamDestroy = "cuStreamDestroy_v2"(stream: CUstream);
     cuStreamGetCtx = "cuStreamGetCtx"(stream: CUstream, context: *mut CUcontext);
+    cuStreamGetId = "cuStreamGetId"(stream: CUstream, number: *mut u64);
     cuStreamQuery = "cuStreamQuery"(stream: CUstream);
     cuStreamSynchronize = "cuStreamSynchronize"(stream: CUstream);
     cuStreamIsCapturing = "cuStreamIsCapturing"(stream: CUstream, status: *mut u32);

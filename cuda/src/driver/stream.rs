@@ -13,6 +13,8 @@ const NON_BLOCKING: u32 = 1;
 
 /// The priority that streams have if nobody asks for another.
 pub(super) const ORDINARY: i32 = 0;
+/// In place of a number, of a default stream.
+const DEFAULT: u64 = u64::MAX;
 /// Lower numbers go first. Beyond the device's range, the driver takes its end.
 const MOST_URGENT: i32 = -100;
 
@@ -23,6 +25,7 @@ const MOST_URGENT: i32 = -100;
 /// perhaps just what the other ranks wait for.
 pub struct Stream {
     raw: CUstream,
+    number: u64,
     context: Arc<Context>,
     owned: bool,
 }
@@ -40,7 +43,7 @@ impl Stream {
     /// # Errors
     /// The driver's.
     pub fn new(context: &Arc<Context>) -> Result<Stream> {
-        Ok(Stream { raw: Stream::create(context, ORDINARY)?, context: context.clone(), owned: true })
+        Stream::own(context, ORDINARY)
     }
 
     /// As [`new`](Stream::new), of the highest priority: where blocks of several kernels wait for a multiprocessor,
@@ -50,7 +53,14 @@ impl Stream {
     /// # Errors
     /// The driver's.
     pub fn urgent(context: &Arc<Context>) -> Result<Stream> {
-        Ok(Stream { raw: Stream::create(context, MOST_URGENT)?, context: context.clone(), owned: true })
+        Stream::own(context, MOST_URGENT)
+    }
+
+    fn own(context: &Arc<Context>, priority: i32) -> Result<Stream> {
+        let raw = Stream::create(context, priority)?;
+        let mut stream = Stream { raw, number: 0, context: context.clone(), owned: true };
+        stream.number = stream.asked_number()?;
+        Ok(stream)
     }
 
     pub(super) fn create(context: &Context, priority: i32) -> Result<CUstream> {
@@ -75,7 +85,7 @@ impl Stream {
         let driver = probe()?.functions();
         let raw: CUstream = raw.cast();
         if (raw as usize) <= 2 {
-            return Ok(Stream { raw, context: Context::current()?, owned: false });
+            return Ok(Stream { raw, number: DEFAULT, context: Context::current()?, owned: false });
         }
         let mut context = null_mut();
         // SAFETY: the caller promises a living stream, and the pointer is valid.
@@ -85,7 +95,23 @@ impl Stream {
         }
         // SAFETY: a living stream's context is alive, and by the caller's promise stays so.
         let context = unsafe { Context::of(context.cast()) }?;
-        Ok(Stream { raw, context, owned: false })
+        let mut stream = Stream { raw, number: 0, context, owned: false };
+        stream.number = stream.asked_number()?;
+        Ok(stream)
+    }
+
+    fn asked_number(&self) -> Result<u64> {
+        let _entered = self.context.enter()?;
+        let mut number = 0;
+        // SAFETY: the stream is alive, its context current, and the pointer valid.
+        unsafe { self.context.driver().cuStreamGetId(self.raw, &mut number) }?;
+        Ok(number)
+    }
+
+    /// What tells this stream from all others of the process, past ones too, whose handle it may have. `None` for default
+    /// streams, one of which is another on each thread.
+    pub fn number(&self) -> Option<u64> {
+        (self.number != DEFAULT).then_some(self.number)
     }
 
     /// The handle, a `CUstream`.
