@@ -59,7 +59,7 @@ pub mod watch;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub mod cuda {
-    pub use crate::device::{DeviceBuffer, DeviceSlice, DeviceSliceMut, OnStream};
+    pub use crate::device::{DeviceBuffer, DeviceSlice, DeviceSliceMut, OnStream, StreamGroup};
     pub use maypole_cuda::{Context, CudaError, Event, Stream, probe};
 }
 

@@ -16,7 +16,7 @@ use crate::device::executor::Task;
 use crate::device::plan::Ordered;
 use crate::device::state::{Device, State, name};
 use crate::engine::bound::Bound;
-use crate::error::{Error, Result, Verdict};
+use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 
 impl Communicator {
@@ -363,6 +363,12 @@ struct Queued<'a> {
 }
 
 impl Inner {
+    /// Do something with the device, in this communicator's turn; `None`: it is attached to none.
+    pub(crate) fn in_turn<T>(&self, with: impl FnOnce(Option<&Device>) -> T) -> T {
+        let _ticket = self.turns.enter(self.turns.take());
+        with(self.device.get().map(|device| &**device))
+    }
+
     /// Refuse operation `sequence`.
     fn refused<T>(&self, sequence: u64, what: String) -> Result<T> {
         self.watch.refuse(sequence, what.clone());
@@ -410,16 +416,7 @@ impl Inner {
                 entry.queued(Vec::new());
                 Ok(())
             }
-            Err(error) => {
-                // What is on the stream already says that it ended, if it gets there.
-                let ended = Commands::new(stream).and_then(|mut commands| {
-                    commands.write(&device.words.ended(device.me), entry.number())?;
-                    commands.finish()
-                });
-                drop((entry, ended));
-                let why = format!("{operation} could not be queued: {error}");
-                Err(work.engine.court.convict(Verdict::Aborted { rank: self.rank, why }))
-            }
+            Err(error) => Err(device.tear(entry, stream, &operation, error)),
         }
     }
 }
@@ -436,16 +433,8 @@ fn commands_of(
 ) -> std::result::Result<(), CudaError> {
     let Queued { call, ordered, mut bound, copied, divided } = queued;
     let Call { collective, dtype, op, .. } = call;
-    let words = &device.words;
     let mut commands = Commands::new(stream)?;
-    // One of the per-thread default streams may be another than the last of that name.
-    if let Some((last, before)) = state.last
-        && (last != name(stream) || last == 2)
-    {
-        commands.wait(&words.ended(device.me), before)?;
-    }
-    state.last = Some((name(stream), number));
-    commands.write(&words.started(device.me), number)?;
+    device.begin(state, &mut commands, number)?;
     let reduces = collective.reduces();
     if copied > 0 {
         let copy = (bound.scratch.addr() + ordered.plan.schedule.scratch() * bound.stride) as u64;
@@ -470,14 +459,10 @@ fn commands_of(
         pairwise: state.planner.tuner.order == Order::Canonical && dtype.size() <= 2 && !dtype.is_integer(),
     };
     let done = state.executor.queue(&mut commands, &task);
-    if let Some(courier) = &state.courier {
-        courier.carry(&state.executor.passages);
-    }
-    state.executor.passages.clear();
+    state.carry();
     done?;
     if averages && !folds && divided.1 > 0 {
         state.executor.divide(&mut commands, dtype, divided.0, (size as u64, divided.1))?;
     }
-    commands.write(&words.ended(device.me), number)?;
-    commands.finish()
+    device.end(commands, number)
 }

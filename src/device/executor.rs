@@ -212,7 +212,12 @@ impl Executor {
 
     /// A job of this operation, with nothing to do yet.
     fn job(&self, now: &Now<'_>) -> Job {
-        Job { digest: now.digest, trouble: self.reports.trouble, poison: self.reports.poison, ..Job::default() }
+        self.blank(now.digest)
+    }
+
+    /// A job of the operation with that digest, with nothing to do yet.
+    pub(super) fn blank(&self, digest: u32) -> Job {
+        Job { digest, trouble: self.reports.trouble, poison: self.reports.poison, ..Job::default() }
     }
 
     /// Queue a job over `bytes` bytes.
@@ -229,7 +234,7 @@ impl Executor {
         self.submit(commands, kernel, job)
     }
 
-    fn submit(&self, commands: &mut Commands<'_>, kernel: Kernel, job: &Job) -> Result<()> {
+    pub(super) fn submit(&self, commands: &mut Commands<'_>, kernel: Kernel, job: &Job) -> Result<()> {
         // SAFETY: sources and results lie in the call's buffers, which were checked to be device memory of their length,
         // in scratch, and in places of staging memory within their length; the operation was checked to have the type.
         // That the caller keeps its buffers until the stream has passed is what calls on streams ask of it; staging and
@@ -553,7 +558,7 @@ fn add(job: &mut Job, source: Source) {
 }
 
 /// The header of what belongs to `operation`: whoever finds it in place of another's can say what it is.
-fn header(operation: &Fingerprint) -> Header {
+pub(super) fn header(operation: &Fingerprint) -> Header {
     let words: &[u64; 4] = bytemuck::cast_ref(operation);
     Header { digest: operation.digest(), operation: *words, ..Header::default() }
 }

@@ -10,6 +10,7 @@
 //! * `registered`, `loans`: buffers that other ranks read where they lie. `limbo`: memory on its way back to the driver.
 //! * `plan`: which algorithm and slice, and its steps in one order. `pieces`, `executor`: the steps as
 //!   commands. `state`: what they are queued with.
+//! * [`messages`]: between two ranks.
 //! * `courier`: links between hosts. `sentry`: watches what is queued, and ends it when it will never end by itself.
 
 mod attach;
@@ -18,6 +19,7 @@ pub(crate) mod courier;
 pub(crate) mod executor;
 mod limbo;
 mod loans;
+pub mod messages;
 pub mod on;
 mod pieces;
 pub(crate) mod plan;
@@ -27,4 +29,5 @@ pub(crate) mod state;
 
 pub use buffer::{DeviceBuffer, DeviceSlice, DeviceSliceMut};
 pub(crate) use limbo::queueing;
+pub use messages::StreamGroup;
 pub use on::OnStream;

@@ -21,8 +21,8 @@ use crate::{Call, Communicator};
 /// A communicator's calls on one stream; made by [`Communicator::on`].
 #[derive(Clone, Copy)]
 pub struct OnStream<'a> {
-    comm: &'a Communicator,
-    stream: &'a Stream,
+    pub(super) comm: &'a Communicator,
+    pub(super) stream: &'a Stream,
 }
 
 impl Communicator {

@@ -8,18 +8,19 @@ use std::time::{Duration, Instant};
 use maypole_collectives::schedule::Schedule;
 use maypole_cuda::kernels::Trouble;
 use maypole_cuda::peer::{HEADER, Incoming, Mapped, Outgoing, Slots, Staging, Words};
-use maypole_cuda::{Context, CudaError, DeviceMemory, Event, Pinned, Stream, Word};
+use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, Event, Pinned, Stream, Word};
 use parking_lot::Mutex;
 
 use super::courier::{Courier, End, Ring};
 use super::executor::{CHANNELS, Executor, link};
 use super::limbo::{self, Busy, Parting};
 use super::loans::Loans;
+use super::messages::Numbers;
 use super::plan::Planner;
-use super::sentry::{Flag, Posts, Sentry};
+use super::sentry::{Awaited, Entry, Flag, Posts, Sentry};
 use crate::engine::routes::Routes;
 use crate::engine::wait::Court;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
 use crate::watch::Watch;
 
@@ -59,6 +60,10 @@ pub(crate) struct State {
     pub executor: Executor,
     pub planner: Planner,
     pub loans: Loans,
+    /// Of messages between two ranks.
+    pub numbers: Numbers,
+    /// Memory of the links to and from other hosts, by the number of the link: the sending ends', then the others'.
+    far: Vec<(End, Arc<Pinned>)>,
     /// Links between hosts. `None`: all ranks are on this one.
     pub courier: Option<Courier>,
     /// The stream of the latest operation, and its number there.
@@ -120,6 +125,8 @@ impl Device {
             executor,
             planner,
             loans: Loans::default(),
+            numbers: Numbers::new(size),
+            far: Vec::new(),
             courier,
             last: None,
             scratch: Vec::new(),
@@ -137,6 +144,47 @@ impl Device {
     /// Operation `number` begins.
     pub fn note(&self, number: u32) {
         self.latest.store(number, Ordering::Relaxed);
+    }
+
+    /// The first commands of operation `number`: it comes after the one before, whichever stream that is on.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn begin(
+        &self,
+        state: &mut State,
+        commands: &mut Commands<'_>,
+        number: u32,
+    ) -> std::result::Result<(), CudaError> {
+        let stream = name(commands.stream());
+        // One of the per-thread default streams may be another than the last of that name.
+        if let Some((last, before)) = state.last
+            && (last != stream || last == 2)
+        {
+            commands.wait(&self.words.ended(self.me), before)?;
+        }
+        state.last = Some((stream, number));
+        commands.write(&self.words.started(self.me), number)
+    }
+
+    /// The last command of operation `number`.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn end(&self, mut commands: Commands<'_>, number: u32) -> std::result::Result<(), CudaError> {
+        commands.write(&self.words.ended(self.me), number)?;
+        commands.finish()
+    }
+
+    /// Part of an operation is on the stream and the rest cannot be: all ranks are told.
+    #[cold]
+    pub fn tear(&self, entry: Entry<'_>, stream: &Stream, operation: &Fingerprint, error: CudaError) -> Error {
+        // What is on the stream already says that it ended, if it gets there.
+        let ended = Commands::new(stream).and_then(|commands| self.end(commands, entry.number()));
+        drop((entry, ended));
+        let court = self.sentry.court();
+        let why = format!("{operation} could not be queued: {error}");
+        court.convict(Verdict::Aborted { rank: court.me, why })
     }
 
     /// This rank leaves the communicator: nothing more is queued. Where other processes have mapped its memory, they must
@@ -289,12 +337,40 @@ impl State {
         Ok(())
     }
 
+    /// What the link to a rank (or from it) waits for at last, for the sentry.
+    pub fn awaited(&self, device: &Device, end: End, operation: Fingerprint) -> Awaited {
+        let number = link(end.peer, end.channel);
+        let (word, value) = match end.outward {
+            true => self.executor.outgoing[number].as_ref().expect("an open link").awaited(),
+            false => self.executor.incoming[number].as_ref().expect("an open link").awaited(),
+        };
+        let memory: Arc<dyn Any + Send + Sync> = match self.far.iter().find(|(other, _)| *other == end) {
+            Some((_, memory)) => memory.clone(),
+            None => device.words.clone(),
+        };
+        Awaited { peer: end.peer, operation, word: flag(&word, memory), value }
+    }
+
+    /// Have the courier carry what was queued for other hosts.
+    pub fn carry(&mut self) {
+        if let Some(courier) = &self.courier {
+            courier.carry(&self.executor.passages);
+        }
+        self.executor.passages.clear();
+    }
+
+    /// Bytes of a link's slot, and how many slots it has.
+    pub fn slots(&self) -> (usize, usize) {
+        let shape = self.staging().shape();
+        (shape.slot, shape.slots)
+    }
+
     fn staging(&self) -> &Staging {
         self.staging.as_ref().expect("nothing is queued after leaving")
     }
 
     /// One direction of a link to another host: slots in pinned memory, with the courier at the other end.
-    fn far(&self, device: &Device, end: End) -> std::result::Result<Far, CudaError> {
+    fn far(&mut self, device: &Device, end: End) -> std::result::Result<Far, CudaError> {
         let shape = self.staging().shape();
         let (count, bytes) = (shape.slots, shape.slot);
         let stride = HEADER + bytes.next_multiple_of(HEADER);
@@ -316,6 +392,7 @@ impl State {
             Ring::new(place, (count as u32, bytes), (filled.atomic(), freed.atomic()), memory.clone())
         };
         self.courier.as_ref().expect("there is one where ranks are on other hosts").open(end, ring);
+        self.far.push((end, memory.clone()));
         Ok(Far { slots, filled, freed, memory })
     }
 }

@@ -102,6 +102,11 @@ impl Outgoing {
         &self.position.slots
     }
 
+    /// What the latest slot waited for before it was filled: the word, and the value.
+    pub fn awaited(&self) -> (Word, u32) {
+        (self.freed, self.position.number.wrapping_sub(self.position.slots.count))
+    }
+
     /// The next slot, free when the stream comes to what is queued next: a kernel that writes its header, and data if
     /// there is any. [`Outgoing::end`] follows.
     ///
@@ -143,6 +148,11 @@ impl Incoming {
     /// The memory of the link.
     pub fn slots(&self) -> &Slots {
         &self.position.slots
+    }
+
+    /// What the latest slot waited for before it was read: the word, and the value.
+    pub fn awaited(&self) -> (Word, u32) {
+        (self.filled, self.position.number)
     }
 
     /// The next slot, filled when the stream comes to what is queued next: kernels that read it. [`Incoming::end`]

@@ -75,7 +75,7 @@ pub(crate) struct End {
     pub peer: usize,
     /// As the schedules number them, from 0.
     pub channel: usize,
-    outward: bool,
+    pub outward: bool,
 }
 
 impl End {

@@ -193,6 +193,11 @@ impl Sentry {
         self.shared.state.lock().guarded.push((word, None));
     }
 
+    /// For errors of the communicator.
+    pub fn court(&self) -> Court {
+        self.shared.state.lock().court.clone()
+    }
+
     /// The deadline of operations that start from now on.
     pub fn set_timeout(&self, timeout: Duration) {
         self.shared.state.lock().court.timeout = timeout;

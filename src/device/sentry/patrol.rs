@@ -90,11 +90,17 @@ impl Shared {
         let (court, peer) = (state.court.clone(), trouble as usize - 1);
         let found = (self.posts.found)();
         let ours = found.and_then(|(digest, _)| state.called(digest));
+        if ours.is_some() && ours == found.map(|(_, theirs)| theirs) {
+            // It is the peer that found something foreign, and does not pass on what may have come of it. It reports.
+            return false;
+        }
         // Unless the kernel said which, the latest that it can have been: the jury looks at those before it too.
         let started = self.posts.started.load(Ordering::Acquire);
         let begun = || state.outstanding.iter().rev().find(|task| has_come(started, task.number)).map(|t| t.operation);
         let Some(ours) = ours.or_else(begun).or_else(|| state.recent.back().copied()) else { return false };
-        MutexGuard::unlocked(state, || court.disagree(&ours, peer, found.map(|(_, theirs)| theirs)));
+        // A header of nothing is in memory that nobody has written yet.
+        let theirs = found.map(|(_, theirs)| theirs).filter(|theirs| theirs.sequence > 0);
+        MutexGuard::unlocked(state, || court.disagree(&ours, peer, theirs));
         true
     }
 
@@ -105,8 +111,11 @@ impl Shared {
         let blocked: Vec<&Awaited> =
             front.awaited.iter().filter(|a| !has_come(a.word.load(Ordering::Acquire), a.value)).collect();
         let (operation, peer) = match blocked.len() {
-            // All others in turn.
-            0 => (front.operation, (court.me + 1 + vigil.asked % (self.size - 1).max(1)) % self.size),
+            // Its other side; of a collective all others in turn.
+            0 => {
+                let next = (court.me + 1 + vigil.asked % (self.size - 1).max(1)) % self.size;
+                (front.operation, front.operation.other_side(court.me).unwrap_or(next))
+            }
             n => (blocked[vigil.asked % n].operation, blocked[vigil.asked % n].peer),
         };
         vigil.asked += 1;
