@@ -36,7 +36,7 @@ impl Draws {
 const AT_ONCE: usize = 6;
 
 /// A case of at most `count` elements per block.
-fn case(draws: &mut Draws, size: usize, count: usize) -> Case {
+pub fn case(draws: &mut Draws, size: usize, count: usize) -> Case {
     let dtype = draws.one(&DataType::ALL);
     let calls: Vec<_> = calls(dtype).collect();
     let (collective, op) = draws.one(&calls);

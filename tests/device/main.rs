@@ -25,6 +25,7 @@ mod arena;
 mod case;
 mod chaos;
 mod faults;
+mod hosts;
 mod lifetime;
 mod matrix;
 mod mixed;
@@ -48,6 +49,7 @@ fn tests() -> Vec<Test> {
         typed::TESTS,
         variable::TESTS,
         mixed::TESTS,
+        hosts::TESTS,
         streams::TESTS,
         planted::TESTS,
         registered::TESTS,

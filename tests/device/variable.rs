@@ -58,7 +58,7 @@ fn laid_out(counts: &[usize], at: &[usize], length: usize, fill: impl Fn(usize, 
 }
 
 /// Every collective once, on counts drawn from `seed`.
-fn every_collective(rank: &Rank, arena: &Arena, seed: u64, scatter: bool) {
+pub fn every_collective(rank: &Rank, arena: &Arena, seed: u64, scatter: bool) {
     let (me, size) = (rank.comm.rank(), rank.comm.size());
     let mut draws = Draws(seed);
     let mine = counts(&mut draws, size);
