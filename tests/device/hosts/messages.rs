@@ -56,15 +56,15 @@ fn patterns(rank: &Rank, arena: &Arena, count: usize) {
         .expect("send_recv");
     arrived(rank, arena, ROOM, (left, 1, count));
 
-    put(rank, arena, 0, right, 2, count);
+    put(rank, arena, 4 * ROOM, right, 2, count);
     if me > 0 {
-        on.recv(arena.elements_mut::<u32>(ROOM, count), me - 1).expect("recv");
+        on.recv(arena.elements_mut::<u32>(5 * ROOM, count), me - 1).expect("recv");
     }
     if me + 1 < size {
-        on.send(arena.elements::<u32>(0, count), me + 1).expect("send");
+        on.send(arena.elements::<u32>(4 * ROOM, count), me + 1).expect("send");
     }
     if me > 0 {
-        arrived(rank, arena, ROOM, (me - 1, 2, count));
+        arrived(rank, arena, 5 * ROOM, (me - 1, 2, count));
     }
 
     // From the first rank to the last, which are on different hosts wherever there are two.

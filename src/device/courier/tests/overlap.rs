@@ -24,8 +24,7 @@ impl Link {
     const WORDS: usize = 4;
     const STRIDE: usize = HEADER + SLOT;
 
-    fn new(context: &Arc<Context>) -> Link {
-        let count = 4;
+    fn new(context: &Arc<Context>, count: usize) -> Link {
         let memory = Arc::new(Pinned::new(context, Link::WORDS * HEADER + count * Link::STRIDE).unwrap());
         let first = memory.address() + (Link::WORDS * HEADER) as u64;
         Link { memory, layout: Layout { first, stride: Link::STRIDE, bytes: SLOT, count: count as u32 } }
@@ -43,18 +42,22 @@ impl Link {
     fn ring(&self) -> Ring {
         let [filled, freed, ..] = self.words();
         let place = (self.memory.as_ptr().wrapping_add(Link::WORDS * HEADER), Link::STRIDE);
+        let shape = (self.layout.count, SLOT);
         // SAFETY: the slots lie behind the words, at multiples of 64, and are kept.
-        unsafe { Ring::new(place, (4, SLOT), (filled.atomic(), freed.atomic()), self.memory.clone()) }
+        unsafe { Ring::new(place, shape, (filled.atomic(), freed.atomic()), self.memory.clone()) }
     }
 }
 
-/// Wait on the host until `word` is at least `value`.
-fn reach(word: &Word, value: u32) {
+/// Wait on the host until `word` is at least `value`, for a while. `false`: it is not.
+fn reaches(word: &Word, value: u32, within: Duration) -> bool {
     let begun = Instant::now();
     while !word.is_at_least(value) {
-        assert!(begun.elapsed() < LONG, "{} instead of {value}", word.load());
+        if begun.elapsed() > within {
+            return false;
+        }
         std::thread::yield_now();
     }
+    true
 }
 
 /// Queue the copy of a slot's worth of bytes, in two halves; in the middle of the one that is `held`, `middle` is written
@@ -80,6 +83,18 @@ fn in_halves(
 /// slot j goes all the way from ring to ring.
 #[test]
 fn copying_down_the_wire_and_copying_up_overlap() {
+    slot_by_slot(4, true, LONG);
+    slot_by_slot(2, true, LONG);
+}
+
+/// And it would be seen if they did not: with a single slot on each side each stage waits for the one before.
+#[test]
+fn with_one_slot_nothing_overlaps() {
+    slot_by_slot(1, false, Duration::from_millis(200));
+}
+
+/// Send slots over rings of `count`, and see whether the stages overlap; what is to happen is waited for so long.
+fn slot_by_slot(count: usize, overlaps: bool, within: Duration) {
     maypole_cuda_emulator::testing::load();
     world(
         2,
@@ -88,7 +103,7 @@ fn copying_down_the_wire_and_copying_up_overlap() {
             let me = rank.comm.rank();
             let context = Context::primary(0).unwrap();
             let (kernels, stream, link) =
-                (Kernels::load(&context).unwrap(), Stream::new(&context).unwrap(), Link::new(&context));
+                (Kernels::load(&context).unwrap(), Stream::new(&context).unwrap(), Link::new(&context, count));
             let [filled, freed, middle, go] = link.words();
             let data = DeviceMemory::new(&context, SLOTS * SLOT).unwrap();
             let trouble = DeviceMemory::new(&context, size_of::<maypole_cuda::kernels::Trouble>()).unwrap();
@@ -134,13 +149,17 @@ fn copying_down_the_wire_and_copying_up_overlap() {
             }
             commands.finish().unwrap();
 
-            // Both are in the middle, and slot j is filled but has not left.
-            reach(&middle, 1);
+            // Slot j is filled and has not left, and both are in the middle; the first only if there is another slot.
+            let in_the_middle = reaches(&middle, 1, if me == 0 { within } else { LONG });
+            assert_eq!(in_the_middle, me == 1 || overlaps, "rank {me}");
+            assert!(me == 1 || reaches(&filled, ON_THE_WIRE as u32 + 1, LONG));
             assert_eq!(filled.load(), if me == 0 { ON_THE_WIRE + 1 } else { ON_THE_WIRE } as u32);
             rank.comm.barrier().unwrap();
             rank.courier.carry(&[(end, passage(SLOTS - ON_THE_WIRE))]);
-            // It travels.
-            reach(if me == 0 { &freed } else { &filled }, ON_THE_WIRE as u32 + 1);
+            // It leaves, and arrives if there is another slot.
+            let next = ON_THE_WIRE as u32 + 1;
+            let on_its_way = if me == 0 { reaches(&freed, next, LONG) } else { reaches(&filled, next, within) };
+            assert_eq!(on_its_way, me == 0 || overlaps, "rank {me}");
             assert!(!go.is_at_least(1) && !stream.is_idle().unwrap());
             rank.comm.barrier().unwrap();
             // Only now do the other two go on.
