@@ -72,12 +72,11 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
+    /// What came, by link, in order.
+    type Came = HashMap<(usize, usize), Vec<Piece>>;
+
     /// Let all ranks run as far as credit allows; returns the bytes that came, by link, in order, or who is stuck.
-    fn play(
-        ranks: &[Vec<Shape>],
-        slot: usize,
-        slots: usize,
-    ) -> Result<HashMap<(usize, usize), Vec<Piece>>, Vec<usize>> {
+    fn play(ranks: &[Vec<Shape>], slot: usize, slots: usize) -> Result<Came, Vec<usize>> {
         let size = ranks.len();
         let orders: Vec<Vec<Piece>> =
             ranks.iter().enumerate().map(|(me, group)| pieces(group, (me, size), slot, slots)).collect();
