@@ -42,7 +42,8 @@ fn assert_right(report: &Value, context: &str) {
     assert!(report["device"]["name"].as_str().is_some_and(|name| !name.is_empty()), "{context}");
 }
 
-const COLLECTIVES: [&str; 15] = [
+const COLLECTIVES: [&str; 16] = [
+    "send_recv",
     "all_reduce",
     "reduce",
     "broadcast",
@@ -194,9 +195,17 @@ fn nccl_is_called_as_its_header_says() {
         Ok(status) => assert!(status.success(), "{source} does not compile"),
     }
     let mut reduces = 0;
-    for collective in
-        ["all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter", "all_to_all", "gather", "scatter"]
-    {
+    for collective in [
+        "all_reduce",
+        "reduce",
+        "broadcast",
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+        "gather",
+        "scatter",
+        "send_recv",
+    ] {
         let op = if collective.contains("reduce") { "-o avg" } else { "" };
         reduces += usize::from(!op.is_empty());
         let arguments = format!(

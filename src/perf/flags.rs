@@ -233,9 +233,6 @@ impl Plan {
         {
             return refuse("--json", &file.display(), format!("there is no directory {}", directory.display()));
         }
-        if flags.device == Device::Cuda && operation == Operation::SendRecv {
-            return refuse("--device", &"cuda", "send_recv is measured in host memory only".into());
-        }
         let mut config = Config::from_env()?;
         for (name, flag) in [("MAYPOLE_TRANSPORT", &flags.transport), ("MAYPOLE_ALGORITHM", &flags.algorithm)] {
             if let Some(value) = flag {

@@ -271,7 +271,7 @@ impl<'a> Caller<'a> {
         match kind {
             Kind::OutOfPlace(call) => comm.call(*call, input, output),
             Kind::InPlace(call) => comm.call_in_place(*call, output),
-            Kind::SendRecv { .. } => unreachable!("the plan has refused it"),
+            Kind::SendRecv { to, from } => comm.send_recv(input, *to, output, *from),
             Kind::OutOfPlaceV(call, ins, outs) => comm.call_v(*call, (input, ins.into()), (output, outs.into())),
             Kind::InPlaceV(call, blocks) => comm.call_v_in_place(*call, output, blocks.into()),
             Kind::Barrier => comm.barrier(),
