@@ -68,6 +68,9 @@ pub struct Config {
     pub device_window: usize,
     /// `MAYPOLE_DEVICE_FIFO`, bytes: staging memory of one link between two devices.
     pub device_fifo: usize,
+    /// `MAYPOLE_DEVICE_BLOCKS`: blocks of 256 threads that a kernel has on each multiprocessor at most, 1 to 4; 0: 4 on
+    /// ordinary streams, 2 on those of high priority.
+    pub device_blocks: u32,
     /// `MAYPOLE_DEVICE_STAGING`: where staging memory of devices lies.
     pub device_staging: DeviceStaging,
     /// `MAYPOLE_TIMEOUT`, seconds: the deadline of an operation.
@@ -103,6 +106,7 @@ impl Default for Config {
             stream: 512,
             device_window: 16 << 20,
             device_fifo: 2 << 20,
+            device_blocks: 0,
             device_staging: DeviceStaging::Auto,
             timeout: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(60),
@@ -203,6 +207,15 @@ pub const KNOBS: &[Knob] = &[
         default: "2M",
         meaning: "device memory of one link (one direction between two ranks), bytes",
         read: |c, v| size(v, 4096, 1 << 30).map(|n| c.device_fifo = n),
+    },
+    Knob {
+        name: "MAYPOLE_DEVICE_BLOCKS",
+        default: "0",
+        meaning: "blocks of a kernel per multiprocessor, 1 to 4; 0: 4, or 2 on streams of high priority (not measured yet)",
+        read: |c, v| match v.parse() {
+            Ok(blocks) if blocks <= 4 => Ok(c.device_blocks = blocks),
+            _ => Err("expected a number from 0 to 4"),
+        },
     },
     Knob {
         name: "MAYPOLE_DEVICE_STAGING",

@@ -128,6 +128,11 @@ fn contexts_and_streams_of_others_are_adopted() {
     // SAFETY: both streams are alive.
     let adopted = unsafe { Stream::adopt(theirs) }.unwrap();
     assert!(Arc::ptr_eq(adopted.context(), &context) && adopted.raw() == theirs);
+    assert!(!adopted.is_urgent() && !Stream::new(&context).unwrap().is_urgent());
+    let urgent = Stream::urgent(&context).unwrap();
+    // SAFETY: the stream outlives the adopted one.
+    assert!(urgent.is_urgent() && unsafe { Stream::adopt(urgent.raw()) }.unwrap().is_urgent());
+    drop(urgent);
     {
         let _entered = context.enter().unwrap();
         // SAFETY: as above.

@@ -119,7 +119,8 @@ impl Communicator {
         let all_near = near.len() == size;
 
         // Who is there.
-        let prepared = context.and_then(|context| Ok((context, Kernels::load(context)?, Member::new(context))));
+        let prepared = context
+            .and_then(|context| Ok((context, Kernels::limited(context, config.device_blocks)?, Member::new(context))));
         let prepared = asked(rank, prepared);
         let mut hello =
             Hello { report: Report::of(prepared.as_ref().map(|_| ()).map_err(Error::to_string)), ..Zeroable::zeroed() };

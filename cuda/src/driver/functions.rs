@@ -92,6 +92,7 @@ functions! {
     cuStreamDestroy = "cuStreamDestroy_v2"(stream: CUstream);
     cuStreamGetCtx = "cuStreamGetCtx"(stream: CUstream, context: *mut CUcontext);
     cuStreamGetId = "cuStreamGetId"(stream: CUstream, number: *mut u64);
+    cuStreamGetPriority = "cuStreamGetPriority"(stream: CUstream, priority: *mut c_int);
     cuStreamQuery = "cuStreamQuery"(stream: CUstream);
     cuStreamSynchronize = "cuStreamSynchronize"(stream: CUstream);
     cuStreamIsCapturing = "cuStreamIsCapturing"(stream: CUstream, status: *mut u32);

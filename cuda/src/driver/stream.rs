@@ -27,6 +27,7 @@ pub struct Stream {
     raw: CUstream,
     number: u64,
     context: Arc<Context>,
+    priority: i32,
     owned: bool,
 }
 
@@ -58,8 +59,8 @@ impl Stream {
 
     fn own(context: &Arc<Context>, priority: i32) -> Result<Stream> {
         let raw = Stream::create(context, priority)?;
-        let mut stream = Stream { raw, number: 0, context: context.clone(), owned: true };
-        stream.number = stream.asked_number()?;
+        let mut stream = Stream { raw, number: 0, priority: ORDINARY, context: context.clone(), owned: true };
+        (stream.number, stream.priority) = stream.asked()?;
         Ok(stream)
     }
 
@@ -85,7 +86,7 @@ impl Stream {
         let driver = probe()?.functions();
         let raw: CUstream = raw.cast();
         if (raw as usize) <= 2 {
-            return Ok(Stream { raw, number: DEFAULT, context: Context::current()?, owned: false });
+            return Ok(Stream { raw, number: DEFAULT, priority: ORDINARY, context: Context::current()?, owned: false });
         }
         let mut context = null_mut();
         // SAFETY: the caller promises a living stream, and the pointer is valid.
@@ -95,17 +96,26 @@ impl Stream {
         }
         // SAFETY: a living stream's context is alive, and by the caller's promise stays so.
         let context = unsafe { Context::of(context.cast()) }?;
-        let mut stream = Stream { raw, number: 0, context, owned: false };
-        stream.number = stream.asked_number()?;
+        let mut stream = Stream { raw, number: 0, priority: ORDINARY, context, owned: false };
+        (stream.number, stream.priority) = stream.asked()?;
         Ok(stream)
     }
 
-    fn asked_number(&self) -> Result<u64> {
+    /// Its number and its priority. Asked once: neither ever changes.
+    fn asked(&self) -> Result<(u64, i32)> {
         let _entered = self.context.enter()?;
-        let mut number = 0;
+        let (mut number, mut priority) = (0, ORDINARY);
         // SAFETY: the stream is alive, its context current, and the pointer valid.
         unsafe { self.context.driver().cuStreamGetId(self.raw, &mut number) }?;
-        Ok(number)
+        // SAFETY: as above.
+        unsafe { self.context.driver().cuStreamGetPriority(self.raw, &mut priority) }?;
+        Ok((number, priority))
+    }
+
+    /// Whether it was made with a priority above the ordinary one. Default streams never are.
+    pub fn is_urgent(&self) -> bool {
+        // Lower numbers go first.
+        self.priority < ORDINARY
     }
 
     /// What tells this stream from all others of the process, past ones too, whose handle it may have. `None` for default

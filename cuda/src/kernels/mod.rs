@@ -22,7 +22,13 @@ use crate::driver::{Context, Function, Module, Result, Stream};
 const BLOCK: u32 = 256;
 
 /// Blocks per multiprocessor that all kernels are compiled to fit in at once. More would only wait for them.
-const RESIDENT: u32 = 4;
+pub const RESIDENT: u32 = 4;
+
+/// Blocks per multiprocessor on streams of high priority, unless asked for others. There, kernels run beside
+/// computation, and [`RESIDENT`] blocks would take every register of a multiprocessor: nothing else could start until
+/// they end. Kernels that are bound by memory need loads under way more than multiprocessors, and half of the blocks
+/// should come near the same rate. That is reckoned, not measured: `gpu-check` measures 1, 2 and 4.
+const BESIDE: u32 = 2;
 
 /// Bytes that a thread loads at once.
 const VECTOR: u64 = 16;
@@ -62,39 +68,92 @@ impl Kernel {
     }
 }
 
-/// The kernels of one context.
+/// What the driver has compiled for one context.
 #[derive(Debug)]
-pub struct Kernels {
+struct Compiled {
     copy: Function,
     /// By type's code.
     reduce: Vec<Function>,
     scale: Vec<Function>,
-    /// The most blocks that run at once.
-    most_blocks: u32,
+    multiprocessors: u32,
+}
+
+/// The kernels of one context, and how much of its device they may take.
+#[derive(Debug)]
+pub struct Kernels {
+    compiled: Arc<Compiled>,
+    /// The most blocks that run at once, on ordinary streams and on those of high priority.
+    most_blocks: [u32; 2],
 }
 
 impl Kernels {
-    /// The kernels of `context`, compiled by the driver at the first call. That takes seconds where the driver has not
-    /// kept the result of an earlier process (it does, in `~/.nv/ComputeCache`); kernels are on the device when this
-    /// returns, so no launch waits for that.
+    /// As [`Kernels::limited`], with the number of blocks left to the stream.
     ///
     /// # Errors
     /// The driver's.
     pub fn load(context: &Arc<Context>) -> Result<Arc<Kernels>> {
-        static LOADED: Mutex<Vec<(Weak<Context>, Weak<Kernels>)>> = Mutex::new(Vec::new());
-        // Held while loading, so that ranks that are threads do not compile the same.
-        let mut loaded = LOADED.lock();
-        loaded.retain(|(_, kernels)| kernels.strong_count() > 0);
-        let known = loaded.iter().find(|(of, _)| of.as_ptr() == Arc::as_ptr(context));
-        if let Some(kernels) = known.and_then(|(_, kernels)| kernels.upgrade()) {
-            return Ok(kernels);
-        }
-        let kernels = Arc::new(Kernels::compile(context)?);
-        loaded.push((Arc::downgrade(context), Arc::downgrade(&kernels)));
-        Ok(kernels)
+        Kernels::limited(context, 0)
     }
 
-    fn compile(context: &Arc<Context>) -> Result<Kernels> {
+    /// The kernels of `context`, with at most `blocks` blocks of 256 threads per multiprocessor at once: 1 to
+    /// [`RESIDENT`]; 0 stands for `RESIDENT`, and for 2 on streams of high priority, where kernels leave room for what
+    /// runs beside them.
+    ///
+    /// They are compiled by the driver at the first call. That takes seconds where the driver has not kept the result of an
+    /// earlier process (it does, in `~/.nv/ComputeCache`); kernels are on the device when this returns, so no launch
+    /// waits for that.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn limited(context: &Arc<Context>, blocks: u32) -> Result<Arc<Kernels>> {
+        let compiled = Compiled::of(context)?;
+        let most = |unasked| compiled.multiprocessors * if blocks == 0 { unasked } else { blocks.min(RESIDENT) };
+        let most_blocks = [most(RESIDENT), most(BESIDE)];
+        Ok(Arc::new(Kernels { compiled, most_blocks }))
+    }
+
+    /// Queues a job on a stream of this context. Does not block.
+    ///
+    /// As many blocks as the job keeps busy, until there are as many as [allowed](Kernels::limited): small jobs take few
+    /// of the device's multiprocessors.
+    ///
+    /// # Errors
+    /// The driver's.
+    ///
+    /// # Safety
+    /// Every address in the job is one of this context, readable or writable as its documentation says for `count`
+    /// elements, from now until the stream has run the job; the operation is defined on the kernel's type; the number
+    /// of sources is one (copy, scale) or one to eight (reduce), or 0.
+    #[inline]
+    pub unsafe fn launch(&self, stream: &Stream, kernel: Kernel, job: &Job) -> Result<()> {
+        let function = match kernel {
+            Kernel::Copy => &self.compiled.copy,
+            Kernel::Reduce(dtype) => &self.compiled.reduce[dtype as usize],
+            Kernel::Scale(dtype) => &self.compiled.scale[dtype as usize],
+        };
+        let bytes = if job.sources == 0 { 0 } else { job.count * kernel.element() };
+        let (blocks, threads) = shape(bytes, kernel.unroll(), self.most_blocks[usize::from(stream.is_urgent())]);
+        // SAFETY: every kernel takes a `Job`; the rest is the caller's promise.
+        unsafe { function.launch(stream, blocks, threads, job) }
+    }
+}
+
+impl Compiled {
+    fn of(context: &Arc<Context>) -> Result<Arc<Compiled>> {
+        static LOADED: Mutex<Vec<(Weak<Context>, Weak<Compiled>)>> = Mutex::new(Vec::new());
+        // Held while loading, so that ranks that are threads do not compile the same.
+        let mut loaded = LOADED.lock();
+        loaded.retain(|(_, compiled)| compiled.strong_count() > 0);
+        let known = loaded.iter().find(|(of, _)| of.as_ptr() == Arc::as_ptr(context));
+        if let Some(compiled) = known.and_then(|(_, compiled)| compiled.upgrade()) {
+            return Ok(compiled);
+        }
+        let compiled = Arc::new(Compiled::compile(context)?);
+        loaded.push((Arc::downgrade(context), Arc::downgrade(&compiled)));
+        Ok(compiled)
+    }
+
+    fn compile(context: &Arc<Context>) -> Result<Compiled> {
         let copy = load(context, COPY)?.function("maypole_copy")?;
         let (integer, float, narrow) = (load(context, INTEGER)?, load(context, FLOAT)?, load(context, NARROW)?);
         let (mut reduce, mut scale) = (Vec::new(), Vec::new());
@@ -107,31 +166,7 @@ impl Kernels {
             reduce.push(module.function(&format!("maypole_reduce_{dtype}"))?);
             scale.push(module.function(&format!("maypole_scale_{dtype}"))?);
         }
-        Ok(Kernels { copy, reduce, scale, most_blocks: RESIDENT * context.multiprocessors() })
-    }
-
-    /// Queues a job on a stream of this context. Does not block.
-    ///
-    /// As many blocks as the job keeps busy, until the device is full: small jobs take few of its multiprocessors.
-    ///
-    /// # Errors
-    /// The driver's.
-    ///
-    /// # Safety
-    /// Every address in the job is one of this context, readable or writable as its documentation says for `count`
-    /// elements, from now until the stream has run the job; the operation is defined on the kernel's type; the number
-    /// of sources is one (copy, scale) or one to eight (reduce), or 0.
-    #[inline]
-    pub unsafe fn launch(&self, stream: &Stream, kernel: Kernel, job: &Job) -> Result<()> {
-        let function = match kernel {
-            Kernel::Copy => &self.copy,
-            Kernel::Reduce(dtype) => &self.reduce[dtype as usize],
-            Kernel::Scale(dtype) => &self.scale[dtype as usize],
-        };
-        let bytes = if job.sources == 0 { 0 } else { job.count * kernel.element() };
-        let (blocks, threads) = shape(bytes, kernel.unroll(), self.most_blocks);
-        // SAFETY: every kernel takes a `Job`; the rest is the caller's promise.
-        unsafe { function.launch(stream, blocks, threads, job) }
+        Ok(Compiled { copy, reduce, scale, multiprocessors: context.multiprocessors() })
     }
 }
 
@@ -173,6 +208,16 @@ mod tests {
         assert_eq!(shape(512 * 529), (265, 256));
         assert_eq!(shape(512 * 528 * 7), (528, 256));
         assert_eq!(shape(1 << 50).0, 528);
+    }
+
+    #[test]
+    fn fewer_blocks_take_more_turns() {
+        // An H100's 132 multiprocessors with 4, 2 and 1 blocks each: half the blocks, twice the turns.
+        let vectors = 512 * 528 * 4;
+        for (each, turns) in [(4, 4), (2, 8), (1, 16)] {
+            assert_eq!(shape(VECTOR * vectors, 2, 132 * each), (132 * each, 256));
+            assert_eq!(vectors.div_ceil(512 * 132 * u64::from(each)), turns);
+        }
     }
 
     /// Every entry is where `compile` looks for it, and takes a `Job`.

@@ -26,7 +26,7 @@ pub mod summary;
 pub struct Gpu {
     /// The device's primary context.
     pub context: Arc<Context>,
-    /// The stream that calls are queued on, of the highest priority.
+    /// The stream that calls are queued on.
     pub stream: Stream,
     begun: Event,
     ended: Event,
@@ -81,7 +81,7 @@ impl Gpu {
     pub fn open(ordinal: usize) -> Result<Gpu> {
         let open = || -> std::result::Result<Gpu, CudaError> {
             let context = Context::primary(ordinal)?;
-            let stream = Stream::urgent(&context)?;
+            let stream = Stream::new(&context)?;
             let (begun, ended) = (Event::new(&context, true)?, Event::new(&context, true)?);
             Ok(Gpu { context, stream, begun, ended })
         };

@@ -84,6 +84,8 @@ pub struct OverlapReport {
     pub ranks_are: String,
     /// Whether buffers were in registered memory.
     pub registered: bool,
+    /// `MAYPOLE_DEVICE_BLOCKS`; 0 for NCCL, which has settings of its own.
+    pub blocks: u32,
     /// Bytes of one all-reduce.
     pub bytes: usize,
     /// Rows and columns of the matrices.
@@ -228,7 +230,10 @@ impl Bout<'_> {
 
 /// A rank's whole run. Whether the result was right.
 fn run(args: &Args, comm: &Communicator) -> Result<bool> {
-    let gpu = Gpu::of(comm)?;
+    let mut gpu = Gpu::of(comm)?;
+    // Nothing is beside it in the other programs, which measure on an ordinary stream.
+    gpu.stream = Stream::urgent(&gpu.context).map_err(cuda("making a stream"))?;
+    let gpu = gpu;
     let nccl = args.nccl.as_ref().map(|library| gpu.within(|| Nccl::new(library, comm))).transpose()?;
     if nccl.is_none() || args.registered {
         comm.attach(&gpu.context)?;
@@ -311,6 +316,7 @@ fn run(args: &Args, comm: &Communicator) -> Result<bool> {
         ranks,
         ranks_are: if args.threads { "threads" } else { "processes" }.into(),
         registered: args.registered,
+        blocks: if nccl.is_some() { 0 } else { comm.config().device_blocks },
         bytes: count * 4,
         matrix: args.matrix,
         products,
@@ -395,6 +401,7 @@ mod tests {
             ranks: 2,
             ranks_are: "threads".into(),
             registered: false,
+            blocks: 0,
             bytes: 4,
             matrix: 64,
             products: 1,

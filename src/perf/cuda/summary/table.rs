@@ -186,7 +186,11 @@ fn overlap(summary: &Summary, text: &mut String) {
 
 fn bout(o: &OverlapReport) -> String {
     let registered = if o.registered { ", registered" } else { "" };
-    format!("{:<12} {:>2} ranks ({}{registered}), {} B", o.library, o.ranks, o.ranks_are, o.bytes)
+    let blocks = match o.blocks {
+        0 => String::new(),
+        blocks => format!(", blocks {blocks}"),
+    };
+    format!("{:<12} {:>2} ranks ({}{registered}{blocks}), {} B", o.library, o.ranks, o.ranks_are, o.bytes)
 }
 
 /// What was to be reached on one device, and whether it was.
@@ -231,7 +235,7 @@ fn targets(summary: &Summary, text: &mut String) {
         ),
         None => line(false, "reduction kernels: not measured".to_string()),
     }
-    for o in summary.overlap.iter().filter(|o| o.library == "maypole") {
+    for o in summary.overlap.iter().filter(|o| o.library == "maypole" && o.blocks == 0) {
         let (hidden, wanted) = (o.hidden * 100.0, HIDDEN.min(o.allowed) * 100.0);
         line(hidden >= wanted, format!("{}: {hidden:.1}% hidden, of {wanted:.1}%", bout(o)));
         // Two runs of the same loop differ by as much.
