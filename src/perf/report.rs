@@ -153,6 +153,9 @@ pub struct ConfigInfo {
     pub average: &'static str,
     /// Whether buffers were in registered memory.
     pub registered: bool,
+    /// `MAYPOLE_DEVICE_WINDOW` where that is not the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_window: Option<usize>,
 }
 
 /// The machine on which the figures were taken.
@@ -210,6 +213,7 @@ impl Report {
                 check: flags.check,
                 average: ["rank 0", "average", "min", "max"][flags.average as usize],
                 registered: flags.registered,
+                device_window: Some(plan.config.device_window).filter(|n| *n != crate::Config::default().device_window),
             },
             host: HostInfo::here(),
             device,

@@ -48,8 +48,10 @@ pub struct Step {
 pub struct Line {
     /// Whose: `maypole`, or `nccl 2.30.1`.
     pub library: String,
-    /// `processes` or `threads`, and `registered`.
+    /// `processes` or `threads`, `registered`, and how long a publication's place is where that is not the default.
     pub ranks_are: String,
+    /// Whether its settings were the defaults, for which targets are laid down.
+    pub by_default: bool,
     /// Number of ranks.
     pub ranks: usize,
     /// Ranks on the device that has most of them.
@@ -153,6 +155,7 @@ struct Rank {
 #[derive(Deserialize)]
 struct Config {
     registered: bool,
+    device_window: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -230,6 +233,9 @@ impl Summary {
             // Bytes over 10^9 bytes per second are nanoseconds.
             line.floor = rate.map(|rate| line.floor_bytes as f64 / rate / 1000.0);
             line.ratio = line.floor.filter(|_| line.time > 0.0 && line.floor_bytes > 0).map(|floor| floor / line.time);
+            if !line.by_default {
+                continue;
+            }
             line.target = target(&line.collective, line.size, line.ranks, line.ranks_per_device);
             if line.library == "maypole" && line.time > 0.0 {
                 line.against_nccl = nccl.get(&key(line)).map(|time| time / line.time);
@@ -254,7 +260,9 @@ fn lines(perf: Perf) -> Vec<Line> {
     }
     let ranks_per_device = per_device.into_values().max().unwrap_or(0);
     let ranks_are = if threads { "threads" } else { "processes" };
-    let ranks_are = format!("{ranks_are}{}", if perf.config.registered { ", registered" } else { "" });
+    let registered = if perf.config.registered { ", registered" } else { "" };
+    let places = perf.config.device_window.map_or(String::new(), |bytes| format!(", places of {} KiB", bytes >> 10));
+    let ranks_are = format!("{ranks_are}{registered}{places}");
     let mut lines = Vec::new();
     for row in &perf.results {
         for (form, figures) in [("out of place", Some(&row.out_of_place)), ("in place", row.in_place.as_ref())] {
@@ -262,6 +270,7 @@ fn lines(perf: Perf) -> Vec<Line> {
             lines.push(Line {
                 library: perf.library.clone(),
                 ranks_are: ranks_are.clone(),
+                by_default: perf.config.device_window.is_none(),
                 ranks: perf.ranks.len(),
                 ranks_per_device,
                 collective: perf.collective.clone(),

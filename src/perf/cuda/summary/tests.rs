@@ -121,3 +121,16 @@ fn targets_are_for_two_ranks_on_one_device() {
     assert_eq!(target("broadcast", 1 << 20, 2, 2), None);
     assert_eq!(target("gather", 64 << 20, 2, 2), None);
 }
+
+/// What was tried with other settings stands in the table, and misses no target.
+#[test]
+fn targets_are_for_the_defaults() {
+    let mut tried = perf("maypole", 1e6);
+    tried["config"]["device_window"] = json!(4 << 20);
+    let files = [("kernels.json", serde_json::to_string(&kernels()).unwrap()), ("tried.json", tried.to_string())];
+    let summary = read("tried", &files);
+    assert_eq!(summary.unread, [""; 0]);
+    let line = &summary.collectives[1];
+    assert_eq!((line.ranks_are.as_str(), line.target), ("processes, registered, places of 4096 KiB", None));
+    assert!(line.ratio.is_some_and(|ratio| ratio < 0.001));
+}
