@@ -20,8 +20,13 @@
 //! * A wait that has ended is followed, as the driver's documentation puts it for stream memory operations, by work
 //!   that sees what was ordered before the write.
 //!
+//! * A kernel starts with nothing in its multiprocessor's first-level cache. Kernels read peers' and host memory with
+//!   ordinary loads, which that cache may answer; a line from before the wait is gone because the wait lies between two
+//!   kernels. (Loads that go by the read-only path, `ld.global.nc`, occur in no kernel.)
+//!
 //! So: what a kernel stored before a write is seen by every kernel after the wait for it. All protocols of
-//! [`crate::peer`] rest on that sentence alone.
+//! [`crate::peer`] rest on that sentence, and it on the barrier and on the boundary between kernels: a kernel that
+//! waited inside itself would need loads of its own kind.
 //!
 //! A wait for a word that has the value already is left out: the host's load acquires what the write released, and a
 //! kernel that the host queues after it comes after. That is the common case of waits for room, and each command costs

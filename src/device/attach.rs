@@ -26,6 +26,9 @@ use crate::tuner::{Links, Tuner};
 
 const DOING: &str = "attaching devices";
 
+/// The driver's variable: hardware queues of a process on a device, for all of its streams.
+const QUEUES: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
+
 /// How a rank fared in a step.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -64,6 +67,28 @@ struct Hello {
 /// Ask `what` of the driver, as this rank.
 fn asked<T>(rank: usize, what: std::result::Result<T, CudaError>) -> Result<T> {
     what.map_err(|source| Error::Device { rank, source })
+}
+
+/// Streams of one process share hardware queues (see [`maypole_cuda::peer`]): say so where ranks that are its threads
+/// have fewer queues than they are. The first of them says it for all.
+fn warn_of_shared_queues(rank: usize, me: usize, members: &[Member]) {
+    let mut here = (0..members.len()).filter(|other| members[*other].shares_process_with(&members[me]));
+    let (first, threads) = (here.next(), 1 + here.count());
+    let queues = std::env::var(QUEUES).ok();
+    if first == Some(me) && queues_are_few(queues.as_deref(), threads) {
+        tracing::warn!(
+            rank,
+            "{threads} ranks are threads of this process and {QUEUES} is {}: a stream that waits can hold back the one \
+             that it waits for; set it to 32 before the program starts",
+            queues.as_deref().unwrap_or("not set")
+        );
+    }
+}
+
+/// Whether `threads` ranks of one process may have to share hardware queues. Not set, it is 8 on most drivers, which is
+/// for all streams of the process, not only for those of ranks.
+fn queues_are_few(queues: Option<&str>, threads: usize) -> bool {
+    threads > 1 && queues.and_then(|queues| queues.trim().parse().ok()).is_none_or(|queues: usize| queues < threads)
 }
 
 impl Communicator {
@@ -134,6 +159,8 @@ impl Communicator {
         }
         let members: Vec<Member> = near.iter().map(|r| bytemuck::pod_read_unaligned(&hellos[*r].member)).collect();
         let others_beyond = members.iter().any(|member| !member.shares_process_with(&members[me]));
+
+        warn_of_shared_queues(rank, me, &members);
 
         // Whether all devices of each host reach each other.
         let reach = || -> std::result::Result<Option<usize>, CudaError> {
@@ -232,5 +259,17 @@ impl Communicator {
             "device attached"
         );
         Ok(device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::queues_are_few;
+
+    #[test]
+    fn ranks_that_are_threads_need_a_queue_each() {
+        assert!(!queues_are_few(None, 1) && !queues_are_few(Some("1"), 1), "a process per rank has queues of its own");
+        assert!(queues_are_few(None, 2) && queues_are_few(Some("many"), 2) && queues_are_few(Some("3"), 4));
+        assert!(!queues_are_few(Some("4"), 4) && !queues_are_few(Some(" 32"), 8));
     }
 }
