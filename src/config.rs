@@ -212,9 +212,9 @@ pub const KNOBS: &[Knob] = &[
         name: "MAYPOLE_DEVICE_BLOCKS",
         default: "0",
         meaning: "blocks of a kernel per multiprocessor, 1 to 4; 0: 4, or 2 on streams of high priority (not measured yet)",
-        read: |c, v| match v.parse() {
-            Ok(blocks) if blocks <= 4 => Ok(c.device_blocks = blocks),
-            _ => Err("expected a number from 0 to 4"),
+        read: |c, v| {
+            c.device_blocks = v.parse().ok().filter(|blocks| *blocks <= 4).ok_or("expected a number from 0 to 4")?;
+            Ok(())
         },
     },
     Knob {
