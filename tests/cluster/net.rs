@@ -204,25 +204,28 @@ pub fn skip(test: &str, why: &str) {
 #[test]
 fn a_cut_is_a_cut_and_heals() {
     let Some(cluster) = Cluster::new("net::a_cut_is_a_cut_and_heals", 3, "100mbit") else { return };
-    let reaches = |from: usize, to: usize| {
+    let reaches_within = |seconds: &str, from: usize, to: usize| {
         let script = format!("exec 3<>/dev/tcp/{}/7", address(to));
         let mut bash = Command::new("timeout");
-        let mut child = cluster.hosts()[from].spawn(bash.args(["1", "bash", "-c", &script]).stderr(Stdio::piped()));
+        let mut child = cluster.hosts()[from].spawn(bash.args([seconds, "bash", "-c", &script]).stderr(Stdio::piped()));
         let _ = child.wait();
         let mut said = String::new();
         std::io::Read::read_to_string(&mut child.stderr.take().expect("piped"), &mut said).expect("text");
         // Nobody listens: a host that is reached says so.
         said.contains("refused")
     };
+    // What is to get through may take its time on a busy machine; what is not is given a second.
+    let reaches = |from, to| (0..5).any(|_| reaches_within("5", from, to));
+    let is_cut_off = |from, to| !reaches_within("1", from, to);
     assert!(reaches(0, 1) && reaches(1, 2));
     for how in [Cut::Silent, Cut::Unplugged] {
         cluster.cut(1, how);
-        assert!(!reaches(0, 1) && !reaches(1, 2) && reaches(0, 2), "{how:?}");
+        assert!(is_cut_off(0, 1) && is_cut_off(1, 2) && reaches(0, 2), "{how:?}");
         cluster.heal(1);
         assert!(reaches(0, 1) && reaches(1, 2), "{how:?}");
     }
     cluster.part(&[1, 2]);
-    assert!(reaches(0, 1) && reaches(0, 2) && !reaches(1, 2));
+    assert!(reaches(0, 1) && reaches(0, 2) && is_cut_off(1, 2));
     let before = cluster.hosts()[2].traffic();
     assert!(reaches(0, 2));
     let after = cluster.hosts()[2].traffic();

@@ -78,14 +78,19 @@ impl Driver {
     }
 }
 
-/// Opens and initialises the driver. The first call does it, later ones return what it found, success or failure.
+/// Opens and initialises the driver. The first call that finds one does it, and later ones return what that found, success
+/// or failure. Without a library each call looks again: a framework may load it meanwhile.
 ///
 /// # Errors
 /// [`CudaError::NoDriver`] without a library, [`CudaError::NoDevice`] without a device, [`CudaError::TooOld`] or
 /// [`CudaError::NoFunction`] where it cannot serve; whatever else `cuInit` says. It never panics.
 pub fn probe() -> Result<&'static Driver> {
     static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
-    DRIVER.get_or_init(open).as_ref().map_err(Clone::clone)
+    if let Some(found) = DRIVER.get() {
+        return found.as_ref().map_err(Clone::clone);
+    }
+    let library = library().map_err(|error| CudaError::NoDriver { why: error.to_string() })?;
+    DRIVER.get_or_init(|| open(library)).as_ref().map_err(Clone::clone)
 }
 
 /// The driver's library: the one that this process has loaded already, by whichever name, so that a framework and this
@@ -103,8 +108,7 @@ fn library() -> std::result::Result<Library, libloading::Error> {
     loaded.map_or_else(|| open(NAMES[0], 0).or_else(|first| open(NAMES[1], 0).map_err(|_| first)), Ok)
 }
 
-fn open() -> Result<Driver> {
-    let library = library().map_err(|error| CudaError::NoDriver { why: error.to_string() })?;
+fn open(library: Library) -> Result<Driver> {
     let functions = Functions::load(library).map_err(|symbol| CudaError::NoFunction { symbol })?;
     let functions = FUNCTIONS.get_or_init(|| functions);
     let mut version = 0;
