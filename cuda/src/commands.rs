@@ -129,6 +129,8 @@ pub struct Commands<'a> {
     memory_operations: bool,
     gathered: usize,
     batch: [CUstreamBatchMemOpParams; BATCH],
+    /// What goes in front of the next wait or write that is gathered.
+    along: Option<(Word, u32)>,
     /// The stream's context is current meanwhile, so that each call finds it so.
     _entered: Entered<'a>,
 }
@@ -143,7 +145,7 @@ impl<'a> Commands<'a> {
         let _entered = context.enter()?;
         let memory_operations = context.supports_memory_operations();
         let batch = [CUstreamBatchMemOpParams { pad: [0; 6] }; BATCH];
-        Ok(Commands { stream, memory_operations, gathered: 0, batch, _entered })
+        Ok(Commands { stream, memory_operations, gathered: 0, batch, along: None, _entered })
     }
 
     /// The stream.
@@ -198,6 +200,20 @@ impl<'a> Commands<'a> {
         )
     }
 
+    /// [`Commands::write`], but in one call to the driver with the next wait or write, and before that one. Kernels that
+    /// are launched until then run before it.
+    ///
+    /// # Errors
+    /// The driver's.
+    #[inline]
+    pub fn write_along(&mut self, word: &Word, value: u32) -> Result<()> {
+        if self.gathered > 0 || self.along.is_some() || !self.memory_operations {
+            return self.write(word, value);
+        }
+        self.along = Some((*word, value));
+        Ok(())
+    }
+
     /// Puts something else on the stream, behind everything so far.
     ///
     /// # Errors
@@ -245,6 +261,7 @@ impl<'a> Commands<'a> {
     /// # Errors
     /// The driver's.
     pub fn finish(mut self) -> Result<()> {
+        self.catch_up()?;
         self.flush()
     }
 
@@ -259,12 +276,22 @@ impl<'a> Commands<'a> {
         if !self.memory_operations {
             return self.by_host_function(word, value, otherwise);
         }
+        self.catch_up()?;
         if self.gathered == BATCH {
             self.flush()?;
         }
         self.batch[self.gathered] = operation;
         self.gathered += 1;
         Ok(())
+    }
+
+    /// Gathers what was to come along.
+    #[inline]
+    fn catch_up(&mut self) -> Result<()> {
+        match self.along.take() {
+            Some((word, value)) => self.write(&word, value),
+            None => Ok(()),
+        }
     }
 
     #[inline]

@@ -164,7 +164,8 @@ impl Device {
             commands.wait(&self.words.ended(self.me), before)?;
         }
         state.last = Some((stream, number));
-        commands.write(&self.words.started(self.me), number)
+        // Before the first wait, so that the deadline counts from there; a launch before that waits for nobody.
+        commands.write_along(&self.words.started(self.me), number)
     }
 
     /// The last command of operation `number`.
