@@ -85,6 +85,10 @@ impl Drop for Registration {
         let Some(parting) = self.parting.take() else { return };
         if let Some(device) = self.device.upgrade() {
             device.state.lock().loans.remove(parting.number);
+            // The communicator may have left meanwhile, so that this was the last reference.
+            if let Some(device) = Arc::into_inner(device) {
+                limbo::give_back(device);
+            }
         }
         parting.words.dropped(parting.number).fetch_add(1, Ordering::AcqRel);
         limbo::part(Box::new(parting));
