@@ -32,7 +32,12 @@ impl Communicator {
         // Which number is free, the first rank of a host knows for all there.
         let chosen = if near[0] == rank { free_number(&device.words) } else { 0 };
         let number = self.told(&(chosen as u64))?[near[0]] as usize;
-        let usable = device.state.lock().lends() && number > 0 && near.len() > 1;
+        let shares = device.state.lock().lends() && near.len() > 1;
+        if shares && number == 0 {
+            let most = ALLOCATIONS - 1;
+            tracing::warn!(rank, "{most} registered device buffers are in use: this one is not read where it lies");
+        }
+        let usable = shares && number > 0;
         let made = DeviceBuffer::<T>::memory_of(&device.context, len, usable).map_err(device_error);
         let memory = self.unanimous(DOING, made)?;
         if !usable {
@@ -46,6 +51,10 @@ impl Communicator {
         let offers: Vec<Offer> = near.iter().map(|r| offers[*r]).collect();
         let mapped = Mapped::join(memory.clone(), device.me, &offers).map_err(device_error);
         let mapped = self.unanimous(DOING, mapped)?;
+        // Only now: an allocation that fails takes no number. No rank counts before all have come through `unanimous`.
+        if near[0] == rank {
+            take_number(&device.words, number);
+        }
         // Kernels find it before any rank returns, and so before any rank lends it.
         let known = device.state.lock().register(number, &mapped, memory.bytes()).map_err(device_error);
         let registration = Registration {
@@ -57,7 +66,7 @@ impl Communicator {
     }
 }
 
-/// A number that no allocation has. Its words begin at 0 again. 0: there is none.
+/// A number that no allocation has. 0: there is none.
 fn free_number(words: &Words) -> usize {
     let members = words.members() as u32;
     let free = |number: &usize| {
@@ -65,10 +74,13 @@ fn free_number(words: &Words) -> usize {
         // The mark of one that was chosen and has not been closed by all.
         closed == 0 && words.dropped(*number).load(Ordering::Acquire) == 0 || closed == CHOSEN + members
     };
-    let Some(number) = (1..ALLOCATIONS).find(free) else { return 0 };
+    (1..ALLOCATIONS).find(free).unwrap_or(0)
+}
+
+/// From now on `number` is in use. Its words begin at 0 again.
+fn take_number(words: &Words, number: usize) {
     words.dropped(number).store(0, Ordering::Release);
     words.closed(number).store(CHOSEN, Ordering::Release);
-    number
 }
 
 /// Added to the count of those that have closed their mappings while a number is in use.

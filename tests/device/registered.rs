@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "registered: read where they lie", on: On::Either, run: in_place },
     Test { name: "registered: results are those of ordinary memory", on: On::Either, run: results },
     Test { name: "registered: buffers come and go", on: On::Either, run: come_and_go },
+    Test { name: "registered: an allocation that fails takes nothing", on: On::Either, run: fails },
 ];
 
 /// Bytes enough to be lent, and less than a place, so that everything is published before the readers come.
@@ -190,5 +191,18 @@ fn come_and_go() {
             }
         }
         rank.settle();
+    });
+}
+
+/// More failures than there are numbers for allocations: the next buffer is read where it lies all the same.
+fn fails() {
+    world(2, &config(&[]), |rank| {
+        for turn in 0..300 {
+            let len = if turn % 2 == rank.comm.rank() { usize::MAX / 2 } else { 1000 };
+            let error = rank.comm.alloc_device::<u8>(len).unwrap_err().to_string();
+            assert!(error.contains("memory"), "turn {turn}: {error}");
+        }
+        assert!(rank.comm.alloc_device::<u8>(1000).unwrap().is_shared());
+        checked(300);
     });
 }
