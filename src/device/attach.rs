@@ -153,10 +153,13 @@ impl Communicator {
             hello.member.copy_from_slice(bytemuck::bytes_of(member));
         }
         let hellos = self.told(&hello)?;
-        let (context, kernels, _) = prepared?;
+        let (context, kernels, own) = prepared?;
         if let Some(other) = hellos.iter().find(|hello| hello.report.failed != 0) {
             return Err(Error::system(DOING, other.report.text()));
         }
+        let in_process =
+            |hello: &&Hello| bytemuck::pod_read_unaligned::<Member>(&hello.member).shares_process_with(&own);
+        let crowded = hellos.iter().filter(in_process).count() > 1;
         let members: Vec<Member> = near.iter().map(|r| bytemuck::pod_read_unaligned(&hellos[*r].member)).collect();
         let others_beyond = members.iter().any(|member| !member.shares_process_with(&members[me]));
 
@@ -246,7 +249,7 @@ impl Communicator {
         let planner = Planner::new(tuner, (rank, size));
         let routes = self.inner.device_routes();
         let routes = self.unanimous(DOING, routes)?;
-        let fabric = Fabric { words: Arc::new(words), staging, poison, me };
+        let fabric = Fabric { words: Arc::new(words), staging, poison, me, crowded };
         let device = Device::new(context.clone(), self.inner.court(), size, fabric, (executor, planner), routes);
         let device = self.unanimous(DOING, device)?;
         tracing::info!(

@@ -17,9 +17,10 @@ use super::limbo;
 
 /// `len` elements of device memory.
 ///
-/// Dropping it waits for nobody. Its memory is given back as soon as no operation of any communicator of this process is
-/// outstanding: giving it back at once would wait for everything on the device, other ranks' operations too, which may
-/// wait for this thread. Wait for streams of your own that use it before you drop it.
+/// Wait for streams of your own that use it before you drop it. Where ranks are processes its memory is given back at
+/// once, for which the driver may wait for what this process has on the device. Where ranks are threads of one process,
+/// dropping it waits for nobody, and its memory is given back as soon as no operation of any communicator of this process
+/// is outstanding: giving it back at once would wait for other ranks' operations too, which may wait for this thread.
 pub struct DeviceBuffer<T> {
     /// `None` only while it is dropped.
     memory: Option<Arc<DeviceMemory>>,
@@ -56,6 +57,7 @@ impl<T: Element> DeviceBuffer<T> {
     /// # Errors
     /// As [`DeviceBuffer::new`].
     pub fn from_slice(context: &Arc<Context>, elements: &[T]) -> Result<DeviceBuffer<T>, CudaError> {
+        limbo::sweep();
         let memory = DeviceMemory::new(context, size_of_val(elements))?;
         memory.copy_from_host(0, cast_slice(elements))?;
         Ok(DeviceBuffer::of(Arc::new(memory), elements.len(), None))

@@ -4,6 +4,10 @@
 //! an operation queued there that waits for this one, and this thread is to queue it next, that would be for ever. So what
 //! was dropped lies here until no operation of any communicator of this process is outstanding; no new one begins
 //! while memory is given back.
+//!
+//! Where each rank is a process of its own there is nothing to fear: operations that are outstanding wait for other
+//! processes, which go on meanwhile. There memory is given back at once, even in a pipeline that always has something
+//! outstanding, which would never give any back otherwise.
 
 use std::sync::{Arc, Weak};
 
@@ -13,11 +17,13 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 pub(super) trait Busy: Send + Sync {
     /// Whether some are.
     fn is_busy(&self) -> bool;
+    /// Whether several of its ranks are threads of this process.
+    fn is_crowded(&self) -> bool;
 }
 
 /// What is given back in several steps, some of which wait for other ranks.
 pub(super) trait Parting: Send {
-    /// Go as far as it goes now, while no operation of this process is outstanding. Returns whether that was the end.
+    /// Go as far as it goes now, while no operation of this process is outstanding that waits for this thread. Returns whether that was the end.
     fn go_on(&mut self) -> bool;
 }
 
@@ -68,7 +74,8 @@ pub(super) fn sweep() {
     // Whoever is queueing, or sweeps, will come by again.
     let Some(_nobody_queues) = QUEUEING.try_write() else { return };
     let communicators: Vec<Arc<dyn Busy>> = COMMUNICATORS.lock().iter().filter_map(Weak::upgrade).collect();
-    if communicators.iter().any(|communicator| communicator.is_busy()) {
+    let crowded = communicators.iter().any(|communicator| communicator.is_crowded());
+    if crowded && communicators.iter().any(|communicator| communicator.is_busy()) {
         return;
     }
     // Taken out meanwhile: what is dropped may drop more.

@@ -35,6 +35,8 @@ pub(crate) struct Fabric {
     pub poison: DeviceMemory,
     /// This rank's number among them.
     pub me: usize,
+    /// Whether another rank is a thread of this process.
+    pub crowded: bool,
 }
 
 /// One rank's device in one communicator. See the [module](self).
@@ -53,6 +55,7 @@ pub(crate) struct Device {
     pub registering: Mutex<()>,
     /// Number of the latest operation that was begun.
     latest: AtomicU32,
+    crowded: bool,
 }
 
 /// What changes from operation to operation.
@@ -105,7 +108,7 @@ impl Device {
         (executor, planner): (Executor, Planner),
         routes: Option<Routes>,
     ) -> Result<Arc<Device>> {
-        let Fabric { words, staging, poison, me } = fabric;
+        let Fabric { words, staging, poison, me, crowded } = fabric;
         let post = |word: Word| flag(&word, words.clone());
         let probe = Event::new(&context, false).map_err(|source| Error::Device { rank: court.me, source })?;
         let posts = Posts {
@@ -135,7 +138,8 @@ impl Device {
         };
         let (state, latest) = (Mutex::new(state), AtomicU32::new(0));
         let registering = Mutex::new(());
-        let device = Arc::new(Device { context, words, me, sentry, state, watch, patience, registering, latest });
+        let device =
+            Arc::new(Device { context, words, me, sentry, state, watch, patience, registering, latest, crowded });
         let weak: Weak<Device> = Arc::downgrade(&device);
         limbo::watch(weak);
         Ok(device)
@@ -239,6 +243,10 @@ impl Busy for Device {
     fn is_busy(&self) -> bool {
         let latest = self.latest.load(Ordering::Relaxed);
         !self.words.ended(self.me).is_at_least(latest)
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.crowded
     }
 }
 

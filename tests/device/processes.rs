@@ -1,5 +1,6 @@
 //! Ranks as processes: what threads share by plain pointers they share through CUDA IPC, or through host memory.
 
+use maypole::cuda::DeviceBuffer;
 use maypole::perf::operation::NamedOp;
 use maypole::{Communicator, DataType};
 
@@ -8,13 +9,14 @@ use crate::case::{Case, calls};
 use crate::lifetime::no_harm;
 use crate::ranks::{Job, role, say};
 use crate::runner::{On, Test, checked};
-use crate::world::Rank;
+use crate::world::{Rank, emulator};
 
 pub const TESTS: &[Test] = &[
     Test { name: SOME, on: On::Either, run: some_of_everything },
     Test { name: HOST, on: On::Either, run: staged_on_the_host },
     Test { name: DEVICES, on: On::Emulator, run: several_devices },
     Test { name: REGISTERED, on: On::Either, run: registered },
+    Test { name: PIPELINE, on: On::Emulator, run: pipeline },
     Test { name: LEAVES, on: On::Either, run: leaves },
     Test { name: REFUSED, on: On::Emulator, run: refused },
     Test { name: NO_WORDS, on: On::Emulator, run: without_memory_operations },
@@ -24,6 +26,7 @@ const SOME: &str = "processes: every collective over IPC";
 const HOST: &str = "processes: staging in host memory";
 const DEVICES: &str = "processes: a device each";
 const REGISTERED: &str = "processes: registered buffers come and go";
+const PIPELINE: &str = "processes: a pipeline gives memory back";
 const LEAVES: &str = "processes: a rank leaves while others still read";
 const REFUSED: &str = "processes: IPC is refused";
 const NO_WORDS: &str = "processes: without stream memory operations";
@@ -125,6 +128,32 @@ fn registered() {
         no_harm();
     });
     job(REGISTERED, 3, &[]);
+}
+
+/// Buffers are dropped while an operation is always outstanding: they do not gather.
+fn pipeline() {
+    role(|_| {
+        let rank = joined();
+        const N: usize = 1 << 20;
+        let arena = Arena::new(&rank, 1 << 16);
+        let before = emulator().counters().bytes;
+        for turn in 0..20 {
+            let unused = DeviceBuffer::<u8>::new(&rank.context, N).unwrap();
+            // Rank 1 is late, so that rank 0 has this one outstanding when it drops the buffer.
+            if rank.comm.rank() == 1 {
+                std::thread::sleep(std::time::Duration::from_millis(3));
+            }
+            rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, 5000), maypole::ReduceOp::Sum).unwrap();
+            drop(unused);
+            let more = emulator().counters().bytes - before;
+            assert!(more < 2 * N as u64, "turn {turn}: {more} bytes more");
+        }
+        report(&rank, 20);
+        drop(arena);
+        drop(rank);
+        no_harm();
+    });
+    job(PIPELINE, 2, &SMALL);
 }
 
 /// The root publishes and its process ends; the others read after that.
