@@ -24,6 +24,10 @@ fn emulated() -> &'static testing::Emulator {
     emulator
 }
 
+/// Capture modes.
+const GLOBAL: c_uint = 0;
+const RELAXED: c_uint = 2;
+
 /// Functions of the driver's that only programs beside Maypole call: what a framework does.
 struct Framework(libloading::Library);
 
@@ -76,12 +80,12 @@ impl Framework {
         stream
     }
 
-    fn begin_capture(&self, stream: &Stream) {
+    fn begin_capture(&self, stream: &Stream, mode: c_uint) {
         // SAFETY: as cuda.h declares it.
         let begin =
             unsafe { self.function::<unsafe extern "C" fn(*mut c_void, c_uint) -> u32>("cuStreamBeginCapture_v2") };
-        // SAFETY: a living stream; 2 is the relaxed mode.
-        assert_eq!(unsafe { begin(stream.raw(), 2) }, 0);
+        // SAFETY: a living stream.
+        assert_eq!(unsafe { begin(stream.raw(), mode) }, 0);
     }
 
     fn end_capture(&self, stream: &Stream) {
@@ -292,10 +296,49 @@ fn a_capture_is_seen() {
     let context = Context::primary(0).unwrap();
     let stream = Stream::new(&context).unwrap();
     assert!(!stream.is_capturing().unwrap());
-    framework.begin_capture(&stream);
+    framework.begin_capture(&stream, RELAXED);
     assert!(stream.is_capturing().unwrap());
     framework.end_capture(&stream);
     assert!(!stream.is_capturing().unwrap());
+}
+
+#[test]
+fn what_threads_of_ours_call_leaves_captures_alone() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let framework = Framework::new();
+    let context = Context::primary(0).unwrap();
+    let (stream, probe) = (Stream::new(&context).unwrap(), Event::new(&context, false).unwrap());
+    let ours = || {
+        let memory = DeviceMemory::new(&context, 100).unwrap();
+        let pinned = Pinned::new(&context, 100).unwrap();
+        let registered = HostRegistration::new(&context, &HostRegion::private(4096)).unwrap();
+        probe.check().unwrap();
+        probe.check().unwrap();
+        let addresses = [memory.address(), pinned.address(), registered.address()];
+        drop((memory, pinned, registered));
+        assert_eq!(addresses.map(|at| locate(at, 1).unwrap()), [Where::Host; 3], "given back");
+    };
+    framework.begin_capture(&stream, GLOBAL);
+    std::thread::scope(|s| s.spawn(ours).join().unwrap());
+    // It is still one: its end is no error.
+    framework.end_capture(&stream);
+    // The thread that captures may do the same.
+    framework.begin_capture(&stream, GLOBAL);
+    ours();
+    framework.end_capture(&stream);
+}
+
+#[test]
+fn a_broken_context_is_noticed() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let probe = Event::new(&context, false).unwrap();
+    // Unlike a question for a mark that was never set, it goes to the device at once.
+    emulator.set("FAIL", "cuEventRecord:1:CUDA_ERROR_ILLEGAL_ADDRESS");
+    assert!(probe.is_done().unwrap());
+    assert!(probe.check().unwrap_err().is_sticky());
+    emulator.set("FAIL", "");
+    probe.check().unwrap();
 }
 
 #[test]

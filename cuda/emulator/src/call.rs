@@ -27,6 +27,9 @@ pub fn enter(function: &'static str, needs_init: bool, body: impl FnOnce() -> Ou
         if needs_init && IN_HOST_FUNCTION.get() {
             return Err(CUDA_ERROR_NOT_PERMITTED);
         }
+        if is_unsafe_while_capturing(function) {
+            crate::streams::unsafe_while_capturing()?;
+        }
         body()
     };
     match catch_unwind(AssertUnwindSafe(run)) {
@@ -59,6 +62,14 @@ pub(crate) use entries;
 /// Functions that CUDA lets be called at any time.
 pub const fn is_free(function: &str) -> bool {
     matches!(function.as_bytes(), b"cuInit" | b"cuDriverGetVersion" | b"cuGetErrorName" | b"cuGetErrorString")
+}
+
+/// Functions that may wait for streams, or look at them, behind a capture's back: what CUDA's manual calls potentially
+/// unsafe. It does not list them; these are the ones that are known to end captures and that Maypole calls.
+fn is_unsafe_while_capturing(function: &str) -> bool {
+    let memory = ["cuMemAlloc_v2", "cuMemFree_v2", "cuMemAllocHost_v2", "cuMemHostAlloc", "cuMemFreeHost"];
+    let others = ["cuIpcOpenMemHandle_v2", "cuIpcCloseMemHandle", "cuEventQuery", "cuEventSynchronize"];
+    memory.contains(&function) || others.contains(&function)
 }
 
 /// Stores a result where the caller wants it.

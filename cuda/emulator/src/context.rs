@@ -111,13 +111,16 @@ impl Context {
             .clone()
     }
 
-    /// Waits until everything queued in this context so far has ended.
+    /// Whether a stream of this context is being captured.
+    fn is_capturing(&self) -> bool {
+        let submission = self.submission.lock();
+        submission.streams.iter().filter_map(std::sync::Weak::upgrade).any(|stream| stream.is_capturing())
+    }
+
+    /// Waits until everything queued in this context so far has ended. What was captured is not queued.
     pub fn synchronize(&self) -> Outcome {
         let streams: Vec<_> = self.submission.lock().streams.iter().filter_map(std::sync::Weak::upgrade).collect();
         for stream in streams {
-            if stream.is_capturing() {
-                return Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-            }
             stream.wait_for(stream.submitted());
         }
         self.check()
@@ -251,7 +254,8 @@ entries! {
 
     /// Waits for everything in the current context.
     fn cuCtxSynchronize() {
-        current()?.synchronize()
+        let context = current()?;
+        if context.is_capturing() { Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED) } else { context.synchronize() }
     }
 
     /// The least and the greatest priority of a stream. Priorities are accepted and change nothing.

@@ -27,7 +27,7 @@
 //! And what CUDA forbids without always noticing is noticed: ranges that leave their allocation, pointers to freed
 //! memory, a kernel's pointers into other contexts' or plain host memory, writes behind an allocation (when it is
 //! freed), CUDA called in a host function, memory freed while another process has it open (which is poisoned), waits
-//! for words that a device does not reach, a host function's or the default stream's part in a capture. A kernel that
+//! for words that a device does not reach, a host function's or the default stream's part in a capture, an allocation beside another thread's capture. A kernel that
 //! touches unmapped memory breaks its context, as on a device: every later call there returns
 //! `CUDA_ERROR_ILLEGAL_ADDRESS`.
 //!

@@ -5,13 +5,52 @@ use crate::call::{Handles, entries, give};
 use crate::context::current;
 use crate::stream::{Capture, Stream, StreamKind};
 use crate::work::Work;
+use parking_lot::Mutex;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
 
 pub static STREAMS: LazyLock<Handles<Stream>> = LazyLock::new(|| Handles::new(HashMap::new()));
 static CAPTURES: AtomicU64 = AtomicU64::new(0);
+/// Streams whose capture other calls may end: not those in relaxed mode.
+static CAPTURED: Mutex<Vec<(Weak<Stream>, CaptureMode)>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// What this thread's calls may end, `cuThreadExchangeStreamCaptureMode`.
+    static MODE: Cell<CaptureMode> = const { Cell::new(capture_mode::GLOBAL) };
+}
+
+type CaptureMode = u32;
+
+mod capture_mode {
+    use super::CaptureMode;
+    pub const GLOBAL: CaptureMode = 0;
+    pub const RELAXED: CaptureMode = 2;
+}
+
+/// What must not be called by a thread that is not relaxed, while it captures a stream itself or another thread does in
+/// global mode: such a capture does not survive it.
+pub fn unsafe_while_capturing() -> Outcome {
+    let (mode, me) = (MODE.get(), std::thread::current().id());
+    if mode == capture_mode::RELAXED {
+        return Ok(());
+    }
+    let mut captured = CAPTURED.lock();
+    captured.retain(|(stream, _)| stream.upgrade().is_some_and(|stream| stream.is_capturing()));
+    let mut outcome = Ok(());
+    for (stream, began) in captured.iter() {
+        if let Some(stream) = stream.upgrade()
+            && let Capture::Recording { thread: Some(thread), .. } = stream.capture()
+            && (thread == me || (mode == capture_mode::GLOBAL && *began == capture_mode::GLOBAL))
+        {
+            stream.invalidate_capture();
+            outcome = Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        }
+    }
+    outcome
+}
 
 /// The stream that a handle stands for; default streams are those of the current context.
 pub fn stream_of(handle: usize) -> Outcome<Arc<Stream>> {
@@ -125,8 +164,13 @@ entries! {
         if stream.is_capturing() {
             return Err(CUDA_ERROR_ILLEGAL_STATE);
         }
-        let thread = (mode != 2).then(|| std::thread::current().id());
+        let thread = (mode != capture_mode::RELAXED).then(|| std::thread::current().id());
         stream.set_capture(Capture::Recording { id: CAPTURES.fetch_add(1, Relaxed) + 1, commands: 0, thread });
+        if thread.is_some() {
+            let mut captured = CAPTURED.lock();
+            captured.retain(|(known, _)| !std::ptr::eq(known.as_ptr(), &*stream));
+            captured.push((Arc::downgrade(&stream), mode));
+        }
         Ok(())
     }
 
@@ -180,6 +224,20 @@ entries! {
         }
         // SAFETY: the caller's promise.
         unsafe { give(to, status) }
+    }
+
+    /// Sets how the calling thread minds captures, and tells how it did: 0 global, 1 only its own, 2 not at all.
+    fn cuThreadExchangeStreamCaptureMode(mode: *mut u32) {
+        if mode.is_null() {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
+        // SAFETY: the caller's promise.
+        let wanted = unsafe { mode.read_unaligned() };
+        if wanted > capture_mode::RELAXED {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { give(mode, MODE.replace(wanted)) }
     }
 
     /// Forgets a graph.

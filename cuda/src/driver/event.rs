@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUevent;
 
+use super::capture::Relaxed;
 use super::{Context, Result, Stream, code};
 
 const BLOCKING_SYNC: u32 = 1;
@@ -62,6 +63,20 @@ impl Event {
             Err(failed) if failed.code == code::NOT_READY => Ok(false),
             Err(failed) => Err(failed.into()),
         }
+    }
+
+    /// Whether the context still works: asks for the latest mark, and sets a new one on a stream of the context's own, on
+    /// which nothing waits. A mark that was never set, or has long passed, would be answered without a look at the device.
+    /// May block while another thread is inside the driver.
+    ///
+    /// # Errors
+    /// What went wrong on this device; the driver's.
+    pub fn check(&self) -> Result<()> {
+        let (_relaxed, _entered) = (Relaxed::new(self.context.driver()), self.context.enter()?);
+        self.is_done()?;
+        let stream = self.context.service()?;
+        // SAFETY: the event is alive, and the stream as long as its context.
+        Ok(unsafe { self.context.driver().cuEventRecord(self.raw, stream) }?)
     }
 
     /// Blocks until everything before the mark has ended.

@@ -96,6 +96,7 @@ functions! {
     cuStreamQuery = "cuStreamQuery"(stream: CUstream);
     cuStreamSynchronize = "cuStreamSynchronize"(stream: CUstream);
     cuStreamIsCapturing = "cuStreamIsCapturing"(stream: CUstream, status: *mut u32);
+    cuThreadExchangeStreamCaptureMode = "cuThreadExchangeStreamCaptureMode"(mode: *mut c_uint);
     cuStreamWaitEvent = "cuStreamWaitEvent"(stream: CUstream, event: CUevent, flags: c_uint);
     cuStreamWaitValue32 =
         "cuStreamWaitValue32_v2"(stream: CUstream, address: CUdeviceptr, value: u32, flags: c_uint);

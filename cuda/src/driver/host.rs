@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::capture::Relaxed;
 use super::{Context, CudaError, Failed, Functions, Result, code};
 
 /// Reachable from every context of the process, and mapped into the devices' addresses.
@@ -34,7 +35,7 @@ impl Pinned {
     /// # Errors
     /// [`CudaError::OutOfMemory`]; the driver's.
     pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Pinned> {
-        let _entered = context.enter()?;
+        let (_relaxed, _entered) = (Relaxed::new(context.driver()), context.enter()?);
         let mut at = null_mut();
         // SAFETY: a context is current, and the pointer valid.
         match unsafe { context.driver().cuMemHostAlloc(&mut at, bytes.max(1), PORTABLE_AND_MAPPED) } {
@@ -74,6 +75,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        let _relaxed = Relaxed::new(self.context.driver());
         if let Ok(_entered) = self.context.enter() {
             // SAFETY: allocated in `new`, and freed only here; whoever queued work that uses it has waited for that.
             let _ = unsafe { self.context.driver().cuMemFreeHost(self.at.as_ptr().cast()) };
@@ -205,6 +207,7 @@ impl HostRegistration {
                 Some(known) if known.bytes >= region.bytes => known.holders += 1,
                 _ => {
                     let at: *mut c_void = region.as_ptr().cast();
+                    let _relaxed = Relaxed::new(driver);
                     // SAFETY: the region is mapped as long as `region` lives, of which the result has a clone.
                     unsafe { driver.cuMemHostRegister(at, region.bytes, PORTABLE_AND_MAPPED) }?;
                     all.insert(key, Registered { holders: 1, bytes: region.bytes, context: context.clone() });
@@ -245,6 +248,7 @@ impl Drop for HostRegistration {
         if let Some(Registered { context, .. }) = all.remove(&key)
             && let Ok(_entered) = context.enter()
         {
+            let _relaxed = Relaxed::new(context.driver());
             // SAFETY: registered in `new`, and nobody else holds it. Whoever queued work that uses it has waited for
             // that.
             let _ = unsafe { context.driver().cuMemHostUnregister(self.region.as_ptr().cast()) };

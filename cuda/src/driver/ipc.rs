@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUipcMemHandle;
 use parking_lot::Mutex;
 
+use super::capture::Relaxed;
 use super::{Context, CudaError, DeviceMemory, Result};
 
 /// The importer's device may reach the exporter's from the first access on. Without this the driver refuses.
@@ -72,6 +73,7 @@ impl ImportedMemory {
             None => {
                 let raw = CUipcMemHandle { reserved: handle.0.map(|b| b as _) };
                 let mut address = 0;
+                let _relaxed = Relaxed::new(context.driver());
                 // SAFETY: a context is current, and the pointer valid. The driver checks what the handle names.
                 let opened = unsafe { context.driver().cuIpcOpenMemHandle(&mut address, raw, LAZY_ENABLE_PEER_ACCESS) };
                 opened.map_err(CudaError::of_ipc)?;
@@ -99,6 +101,7 @@ impl Drop for ImportedMemory {
             if mapping.opened == 0 {
                 all.remove(&key);
                 if let Ok(_entered) = self.context.enter() {
+                    let _relaxed = Relaxed::new(self.context.driver());
                     // SAFETY: opened in `open`, and nobody else holds it. Whoever queued work that uses it has waited
                     // for that.
                     let _ = unsafe { self.context.driver().cuIpcCloseMemHandle(self.address) };

@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use super::capture::Relaxed;
 use super::{Context, CudaError, Failed, IpcHandle, Result, Stream, code};
 
 /// Memory that other processes are to map is shared in units of the device's large pages. Whole units keep whatever
@@ -25,7 +26,7 @@ impl DeviceMemory {
     /// # Errors
     /// [`CudaError::OutOfMemory`]; the driver's.
     pub fn new(context: &Arc<Context>, bytes: usize) -> Result<DeviceMemory> {
-        let _entered = context.enter()?;
+        let (_relaxed, _entered) = (Relaxed::new(context.driver()), context.enter()?);
         let mut address = 0;
         // SAFETY: a context is current, and the pointer valid. The driver refuses to allocate nothing.
         match unsafe { context.driver().cuMemAlloc(&mut address, bytes.max(1)) } {
@@ -214,6 +215,7 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
+        let _relaxed = Relaxed::new(self.context.driver());
         let freed = self.context.enter().and_then(|_entered| {
             // SAFETY: allocated in `new`, and freed only here. Queued work that still uses it was excluded by whoever
             // queued it.

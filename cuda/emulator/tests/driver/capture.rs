@@ -12,7 +12,9 @@ fn status(stream: &Stream) -> CUstreamCaptureStatus {
 
 #[test]
 fn captured_commands_do_not_run() {
-    let _here = Here::new();
+    // No other test may allocate meanwhile.
+    let _alone = alone();
+    let _here = Here::beside(0);
     let (stream, memory) = (Stream::new(), Memory::new(4));
     cu!(cuMemsetD32Async(memory.at, 1, 1, stream.0));
     stream.synchronize();
@@ -56,4 +58,38 @@ fn the_default_stream_may_not_wait_for_a_capture() {
     assert_eq!(call!(cuStreamBeginCapture_v2(none, mode)), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     let mut graph = std::ptr::null_mut();
     assert_eq!(call!(cuStreamEndCapture(stream.0, &mut graph)), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+}
+
+/// What another thread's allocation does to a capture, depending on both's modes.
+#[test]
+fn unsafe_calls_end_captures_unless_their_thread_is_relaxed() {
+    let _alone = alone();
+    let here = Here::beside(0);
+    let stream = Stream::new();
+    let context = here.context as usize;
+    for (began, caller, ends) in [
+        (CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_GLOBAL, true),
+        (CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, false),
+        (CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED, false),
+        (CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_GLOBAL, false),
+        (CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_GLOBAL, false),
+    ] {
+        cu!(cuStreamBeginCapture_v2(stream.0, began));
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                cu!(cuCtxSetCurrent(context as sys::CUcontext));
+                let mut mode = caller;
+                cu!(cuThreadExchangeStreamCaptureMode(&mut mode));
+                assert_eq!(mode, CU_STREAM_CAPTURE_MODE_GLOBAL, "what threads begin with");
+                let mut at = 0;
+                let expected = if ends { CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED } else { CUDA_SUCCESS };
+                assert_eq!(call!(cuMemAlloc_v2(&mut at, 64)), expected, "{began:?} {caller:?}");
+                assert_eq!(call!(cuMemFree_v2(at)), CUDA_SUCCESS);
+            });
+        });
+        let expected = if ends { CU_STREAM_CAPTURE_STATUS_INVALIDATED } else { CU_STREAM_CAPTURE_STATUS_ACTIVE };
+        assert_eq!(status(&stream), expected, "{began:?} {caller:?}");
+        let mut graph = std::ptr::null_mut();
+        assert_eq!(call!(cuStreamEndCapture(stream.0, &mut graph)) == CUDA_SUCCESS, !ends);
+    }
 }
