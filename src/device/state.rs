@@ -117,7 +117,7 @@ impl Device {
             trouble: post(words.trouble(me)),
             released: post(words.released()),
             found: found(words.clone(), me),
-            ailment: Box::new(move || probe.is_done().err().filter(CudaError::is_sticky).map(|e| e.to_string())),
+            ailment: Box::new(move || probe.check().err().filter(CudaError::is_sticky).map(|e| e.to_string())),
         };
         let courier =
             routes.map(|routes| Courier::start(routes, court.clone(), post(words.trouble(me)))).transpose()?;

@@ -22,6 +22,7 @@
 //! The thread naps while operations are outstanding and for a while after, so that queueing one costs a lock and no
 //! system call; then it sleeps until it is woken.
 
+mod health;
 mod patrol;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use std::collections::VecDeque;
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_transports::wait::{Idle, Next, Patience};
@@ -95,7 +96,8 @@ pub(crate) struct Posts {
     pub released: Flag,
     /// What the kernel that set `trouble` expected (its operation's digest) and what it found, where that is known.
     pub found: Box<dyn Fn() -> Option<(u32, Fingerprint)> + Send + Sync>,
-    /// The error that has broken the CUDA context, if one has. Asked ten times a second.
+    /// The error that has broken the CUDA context, if one has. Asked ten times a second at most, on a thread of its own,
+    /// since it may block.
     pub ailment: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
@@ -120,6 +122,8 @@ struct Shared {
     state: Mutex<State>,
     /// For the thread: there is work. Nobody else sleeps on it.
     wanted: Condvar,
+    /// What [`Posts::ailment`] said, once it said something.
+    ailment: OnceLock<String>,
 }
 
 struct State {
@@ -176,7 +180,8 @@ impl Sentry {
             asleep: false,
             stop: false,
         };
-        let shared = Arc::new(Shared { posts, size, state: Mutex::new(state), wanted: Condvar::new() });
+        let (wanted, ailment) = (Condvar::new(), OnceLock::new());
+        let shared = Arc::new(Shared { posts, size, state: Mutex::new(state), wanted, ailment });
         // Weak: the watch lives as long as the court, which is in what it would hold. A wake-up that comes between the
         // thread's look and its sleep is lost, but with operations outstanding it only naps.
         let sleeper: Weak<Shared> = Arc::downgrade(&shared);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
+use super::health::Health;
 use super::{Awaited, Posts, Shared, State, has_come};
 use crate::engine::wait::{Court, Questions};
 use crate::error::Verdict;
@@ -28,6 +29,7 @@ const AHEAD: u32 = 1 << 30;
 struct Vigil {
     number: u32,
     questions: Questions,
+    looks: usize,
     asked: usize,
     nap: Duration,
 }
@@ -36,7 +38,8 @@ impl Shared {
     pub(super) fn patrol(self: Arc<Self>) {
         let mut state = self.state.lock();
         let mut vigil: Option<Vigil> = None;
-        let (mut busy, mut health) = (Instant::now(), Instant::now());
+        let (mut busy, mut asked) = (Instant::now(), Instant::now());
+        let mut health = Health::default();
         loop {
             state.settle(&self.posts);
             let Some(front) = state.outstanding.front() else {
@@ -62,17 +65,18 @@ impl Shared {
             }
             let number = front.number;
             if vigil.as_ref().is_none_or(|vigil| vigil.number != number) {
-                vigil = Some(Vigil { number, questions: Questions::new(), asked: 0, nap: LOOK });
+                vigil = Some(Vigil { number, questions: Questions::new(), looks: 0, asked: 0, nap: LOOK });
             } else if !self.look_for_trouble(&mut state)
                 && let Some(vigil) = &mut vigil
                 && has_come(self.posts.started.load(Ordering::Acquire), number)
             {
                 self.question(&mut state, vigil);
             }
-            if health.elapsed() >= HEALTH {
-                health = Instant::now();
-                self.look_after_device(&mut state);
+            if asked.elapsed() >= HEALTH {
+                asked = Instant::now();
+                health.ask(&self);
             }
+            self.look_after_device(&mut state);
             if let Some(vigil) = vigil.as_mut().filter(|_| !state.court.watch.raised()) {
                 self.wanted.wait_for(&mut state, vigil.nap);
                 vigil.nap = (vigil.nap * 5 / 4).min(LOOK_AT_LEAST);
@@ -110,29 +114,32 @@ impl Shared {
         let Some(front) = state.outstanding.front() else { return };
         let blocked: Vec<&Awaited> =
             front.awaited.iter().filter(|a| !has_come(a.word.load(Ordering::Acquire), a.value)).collect();
-        let (operation, peer) = match blocked.len() {
-            // Its other side; of a collective all others in turn.
-            0 => {
-                let next = (court.me + 1 + vigil.asked % (self.size - 1).max(1)) % self.size;
-                (front.operation, front.operation.other_side(court.me).unwrap_or(next))
-            }
-            n => (blocked[vigil.asked % n].operation, blocked[vigil.asked % n].peer),
+        let pick = |turn: usize| match blocked.len() {
+            // All others in turn.
+            0 => (front.operation, (court.me + 1 + turn % (self.size - 1).max(1)) % self.size),
+            n => (blocked[turn % n].operation, blocked[turn % n].peer),
         };
-        vigil.asked += 1;
-        let departed = !blocked.is_empty() && operation.is_point_to_point() && court.watch.has_departed(peer);
-        drop(blocked);
+        // One of them at each look, and another one at each question, which most looks do not put.
+        let ((passing, passed), (operation, peer)) = (pick(vigil.looks), pick(vigil.asked));
+        vigil.looks += 1;
+        let departed = !blocked.is_empty() && passing.is_point_to_point() && court.watch.has_departed(passed);
         MutexGuard::unlocked(state, || {
-            if departed && vigil.questions.has_departed(peer) {
+            if departed && vigil.questions.has_departed(passed) {
                 // Seen before the last look as well, so what it sent before it left would have been found there.
-                return drop(court.convict(left(&court, peer, &operation)));
+                return drop(court.convict(left(&court, passed, &passing)));
             }
-            let _ = vigil.questions.next(&court, &operation, peer, || None);
+            let mut asked = false;
+            let _ = vigil.questions.next(&court, &operation, peer, || {
+                asked = true;
+                None
+            });
+            vigil.asked += usize::from(asked);
         });
     }
 
     /// Give up if CUDA reports an error that nothing on the device survives.
     fn look_after_device(&self, state: &mut MutexGuard<'_, State>) {
-        let Some(what) = (self.posts.ailment)() else { return };
+        let Some(what) = self.ailment.get() else { return };
         let (court, operation) = (state.court.clone(), state.outstanding.front().map(|task| task.operation));
         let during = operation.map_or_else(String::new, |operation| format!(", in or before {operation}"));
         let why = format!("its CUDA device reports an error{during}: {what}");

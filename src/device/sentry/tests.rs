@@ -42,6 +42,8 @@ struct Words {
     filled: [AtomicU32; 2],
     found: Mutex<Option<(u32, Fingerprint)>>,
     ailment: Mutex<Option<String>>,
+    /// How often it was asked for.
+    asked_how: AtomicU32,
 }
 
 impl Words {
@@ -81,7 +83,10 @@ fn post(timeout: Duration) -> (Sentry, Arc<Words>, Arc<Bench>) {
         trouble: words.flag(|w| &w.trouble),
         released: words.flag(|w| &w.released),
         found: Box::new(move || *found.found.lock()),
-        ailment: Box::new(move || ailment.ailment.lock().clone()),
+        ailment: Box::new(move || {
+            ailment.asked_how.fetch_add(1, Ordering::Relaxed);
+            ailment.ailment.lock().clone()
+        }),
     };
     let sentry = Sentry::new(court, 3, posts);
     sentry.guard(words.flag(|w| &w.filled[0]));
@@ -275,4 +280,30 @@ fn a_broken_device_and_a_torn_operation_do_not_hang() {
     // What of it is in the queue has been let go.
     assert!(has_come(words.filled[0].load(Ordering::Relaxed), 1 << 20));
     assert!(sentry.drain());
+}
+
+#[test]
+fn a_driver_that_does_not_answer_holds_nobody_up() {
+    for aborted in [false, true] {
+        let timeout = if aborted { PATIENCE } else { Duration::from_millis(400) };
+        let (sentry, words, bench) = post(timeout);
+        // The question of how the device is has no answer.
+        let inside = words.ailment.lock();
+        sentry.begin(call(1, 4), 7).unwrap().queued(Vec::new());
+        std::thread::scope(|s| {
+            s.spawn(|| words.play(1, Some(1)));
+            until("a question", || words.asked_how.load(Ordering::Relaxed) > 0);
+            let start = Instant::now();
+            if aborted {
+                bench.mine.declare(Verdict::Aborted { rank: 2, why: "enough".into() });
+            }
+            let said = verdict(sentry.synchronize(7));
+            assert_eq!(matches!(said, Verdict::Stalled { .. }), !aborted, "{said}");
+            assert_eq!(matches!(said, Verdict::Aborted { rank: 2, .. }), aborted, "{said}");
+            assert!(start.elapsed() < PATIENCE / 3);
+        });
+        assert!(sentry.drain());
+        assert_eq!(words.asked_how.load(Ordering::Relaxed), 1, "one question at a time");
+        drop(inside);
+    }
 }
