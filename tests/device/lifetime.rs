@@ -43,13 +43,25 @@ impl Held {
     /// Fail if more is held than `before`. A driver that is not ours keeps a few things as it likes.
     fn compare(&self, before: &Held) {
         match driver() {
-            Driver::Emulator => assert_eq!(self, before, "held after 50 more"),
+            Driver::Emulator => {
+                let grown = self.things.iter().zip(&before.things).any(|(now, before)| now > before);
+                let grown = grown || self.descriptors > before.descriptors || self.mappings > before.mappings;
+                assert!(!grown, "held after 50 more: {self:?}, before: {before:?}");
+            }
             Driver::Device => {
                 let grown = |now: usize, before: usize| now > before + 10;
                 let grown = grown(self.descriptors, before.descriptors) || grown(self.mappings, before.mappings);
                 assert!(!grown, "held after 50 more: {self:?}, before: {before:?}");
             }
         }
+    }
+
+    /// The less of each: what one look finds may be about to be given back.
+    fn least(mut self, other: Held) -> Held {
+        self.things.iter_mut().zip(&other.things).for_each(|(mine, other)| *mine = (*mine).min(*other));
+        self.descriptors = self.descriptors.min(other.descriptors);
+        self.mappings = self.mappings.min(other.mappings);
+        self
     }
 
     /// What is held when threads that are ending have ended.
@@ -126,16 +138,18 @@ fn children() {
         };
         (0..3).for_each(|_| once());
         let settled = || {
-            // What a child leaves is given back when nobody is busy and somebody next allocates.
-            for _ in 0..2 {
+            let look = |_| {
+                // What a child leaves, and the buffers made here, are given back when nobody is busy and somebody next
+                // allocates. So there may be a few at one look; what leaks is there at all of them.
                 rank.settle();
                 DeviceBuffer::<u8>::new(&rank.context, 1).unwrap();
-            }
-            rank.settle();
-            // Looking takes a descriptor, so only one does.
-            let held = (rank.comm.rank() == 0).then(Held::settled);
-            rank.settle();
-            held
+                rank.settle();
+                // Looking takes a descriptor, so only one does.
+                let held = (rank.comm.rank() == 0).then(Held::settled);
+                rank.settle();
+                held
+            };
+            (0..6).filter_map(look).reduce(Held::least)
         };
         let before = settled();
         (0..50).for_each(|_| once());
