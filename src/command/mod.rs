@@ -7,6 +7,7 @@ mod info;
 pub(crate) mod run;
 mod verify;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -33,7 +34,24 @@ enum Command {
 
 /// The `main` of the `maypole` command.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    run_command(Cli::parse().command)
+}
+
+/// The command within a process of Python's (`python -m maypole`): `arguments` begin with what the command is called,
+/// and a program that ends in `.py` is run by the interpreter `python`. Returns the exit status, except for a command
+/// line that makes no sense: that ends the process.
+pub fn within_python(arguments: Vec<OsString>, python: OsString) -> u8 {
+    let mut command = Cli::parse_from(arguments).command;
+    if let Command::Run(args) = &mut command {
+        args.interpret(python);
+    }
+    let code = run_command(command);
+    // The number in an `ExitCode` cannot be asked for.
+    (0..=u8::MAX).find(|status| ExitCode::from(*status) == code).unwrap_or(1)
+}
+
+fn run_command(command: Command) -> ExitCode {
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Perf(args) => crate::perf::run(*args),
         Command::Verify(args) => verify::run(&args),

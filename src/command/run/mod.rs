@@ -10,6 +10,7 @@ mod output;
 mod ranks;
 
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -60,6 +61,15 @@ pub struct Args {
     /// The program and its arguments; write -- before it
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
     program: Vec<std::ffi::OsString>,
+}
+
+impl Args {
+    /// Have a script of Python's run by `python`.
+    pub(super) fn interpret(&mut self, python: std::ffi::OsString) {
+        if Path::new(&self.program[0]).extension().is_some_and(|extension| extension == "py") {
+            self.program.insert(0, python);
+        }
+    }
 }
 
 fn seconds(text: &str) -> std::result::Result<Duration, String> {
@@ -129,7 +139,7 @@ struct Job {
 }
 
 impl Job {
-    fn start(args: &Args, program: &std::path::Path) -> Result<Job> {
+    fn start(args: &Args, program: &Path) -> Result<Job> {
         let mut watched = SigSet::empty();
         for signal in PASSED_ON.into_iter().chain([Signal::SIGCHLD, Signal::SIGTSTP, Signal::SIGCONT]) {
             watched.add(signal);
