@@ -26,4 +26,4 @@ pub mod verify;
 pub use dtype::DataType;
 pub use element::{Element, F8E4M3, F8E5M2};
 pub use hosts::Hosts;
-pub use op::{Operator, Order, ReduceOp, UserOp};
+pub use op::{Operator, Order, ReduceOp, UserFn, UserFnWith, UserOp};

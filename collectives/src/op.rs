@@ -10,6 +10,18 @@ use crate::{DataType, Element};
 /// for.
 pub type UserFn = unsafe fn(dst: *mut u8, a: *const u8, b: *const u8, count: usize);
 
+/// A [`UserFn`] that is also given what it was made with, for languages whose functions have no state of their own.
+///
+/// # Safety
+/// As for [`UserFn`], and `context` is what [`UserOp::with_context`] was given.
+pub type UserFnWith = unsafe fn(context: *const (), dst: *mut u8, a: *const u8, b: *const u8, count: usize);
+
+#[derive(Clone, Copy, Debug)]
+enum Function {
+    Plain(UserFn),
+    With(UserFnWith, *const ()),
+}
+
 /// An operation of the user's own on one element type. It must be associative and commutative as far as the user cares:
 /// the order in which ranks are combined is the algorithm's, though the same on every rank.
 ///
@@ -31,8 +43,13 @@ pub type UserFn = unsafe fn(dst: *mut u8, a: *const u8, b: *const u8, count: usi
 pub struct UserOp {
     id: u32,
     dtype: DataType,
-    function: UserFn,
+    function: Function,
 }
+
+// SAFETY: a context is only handed to its function, and whoever makes the operation promises that any thread may do so.
+unsafe impl Send for UserOp {}
+// SAFETY: as above.
+unsafe impl Sync for UserOp {}
 
 /// What [`UserOp::of`] makes an operation from.
 pub trait Operator {
@@ -59,15 +76,29 @@ impl UserOp {
                 }
             }
         }
-        UserOp { id: O::ID, dtype: <O::Element as Element>::DTYPE, function: each::<O> }
+        UserOp { id: O::ID, dtype: <O::Element as Element>::DTYPE, function: Function::Plain(each::<O>) }
     }
 
     /// An operation given as a plain function, for other languages.
     ///
     /// # Safety
-    /// `function` must do what [`UserFn`] says, for elements of `dtype`, and not unwind.
+    /// `function` must do what [`UserFn`] says, for elements of `dtype`. A panic of it ends the communicator.
     pub const unsafe fn from_raw(id: u32, dtype: DataType, function: UserFn) -> UserOp {
-        UserOp { id, dtype, function }
+        UserOp { id, dtype, function: Function::Plain(function) }
+    }
+
+    /// [`UserOp::from_raw`] for a function that is given `context` at every call.
+    ///
+    /// # Safety
+    /// As for [`UserOp::from_raw`]; and the function may be called with `context` from any thread, as long as an
+    /// operation runs that was called with this or a copy.
+    pub const unsafe fn with_context(
+        id: u32,
+        dtype: DataType,
+        function: UserFnWith,
+        context: *const (),
+    ) -> UserOp {
+        UserOp { id, dtype, function: Function::With(function, context) }
     }
 
     /// What ranks compare.
@@ -80,8 +111,18 @@ impl UserOp {
         self.dtype
     }
 
-    pub(crate) const fn function(self) -> UserFn {
-        self.function
+    /// Combine `count` elements.
+    ///
+    /// # Safety
+    /// As for [`UserFn`].
+    pub(crate) unsafe fn apply(self, dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
+        // SAFETY: the caller's promise, and that of whoever made the operation.
+        unsafe {
+            match self.function {
+                Function::Plain(function) => function(dst, a, b, count),
+                Function::With(function, context) => function(context, dst, a, b, count),
+            }
+        }
     }
 }
 

@@ -50,6 +50,22 @@ impl<'a> Blocks<'a> {
         self.displacements
     }
 
+    /// How many elements a buffer has that ends with its last block. The error says which block ends beyond what can be
+    /// counted.
+    pub(super) fn end(&self) -> Result<usize, String> {
+        let mut extents = Vec::new();
+        self.extents(&mut extents)?;
+        Ok(extents.iter().map(Extent::end).max().unwrap_or(0))
+    }
+
+    /// Where a block starts, if there is such a block.
+    pub(super) fn start(&self, block: usize) -> Option<usize> {
+        match self.displacements {
+            Some(displacements) => displacements.get(block).copied(),
+            None => self.counts.get(..block).map(|before| before.iter().sum()),
+        }
+    }
+
     /// Write the blocks out.
     fn extents(&self, into: &mut Vec<Extent>) -> Result<(), String> {
         into.clear();
@@ -249,6 +265,15 @@ pub(super) enum OwnedSides {
 }
 
 impl OwnedSides {
+    pub fn new(sides: Sides<'_>) -> OwnedSides {
+        match sides {
+            Sides::Apart { input, output } => {
+                OwnedSides::Apart { input: OwnedBlocks::new(input), output: OwnedBlocks::new(output) }
+            }
+            Sides::InPlace(blocks) => OwnedSides::InPlace(OwnedBlocks::new(blocks)),
+        }
+    }
+
     pub fn sides(&self) -> Sides<'_> {
         match self {
             OwnedSides::Apart { input, output } => Sides::Apart { input: input.blocks(), output: output.blocks() },

@@ -37,6 +37,8 @@ pub(super) struct Item {
 pub(super) enum Task {
     Message(Message),
     Collective(Collected),
+    /// A collective whose addresses are wrong, and how.
+    Wrong(String),
 }
 
 /// A collective with its buffers.

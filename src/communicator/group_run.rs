@@ -9,6 +9,9 @@
 //! as the shorter ones would have; [`Work::order`] knows. Ranks decide alike, because they decide from what their
 //! fingerprints compare: type, operation and counts.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use maypole_collectives::ReduceOp;
 use maypole_collectives::algorithms::Algorithm;
 use maypole_collectives::schedule::Collective;
@@ -16,6 +19,9 @@ use maypole_collectives::schedule::Collective;
 use super::blocks::Spread;
 use super::call::{Buffers, Lengths};
 use super::group::{Collected, Item, Task};
+use super::outcome::{Outcome, Posted};
+use super::stream::Stream;
+use super::turn::Turns;
 use super::{Call, Inner, Work};
 use crate::engine::messages::{Count, Message};
 use crate::error::{Error, Result};
@@ -39,61 +45,174 @@ impl UnderWay<'_> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            // An operation of the user's panicked. The others may wait for this rank, and it for them.
-            self.0.panicked();
-        }
         let _ = self.wait();
     }
+}
+
+/// The tickets of a group's collectives that have not been used yet. They are used up when it goes.
+struct Tickets<'a> {
+    turns: &'a Turns,
+    numbers: Range<u64>,
+}
+
+impl Tickets<'_> {
+    fn next(&mut self) -> u64 {
+        self.numbers.next().expect("a ticket for each collective")
+    }
+}
+
+impl Drop for Tickets<'_> {
+    fn drop(&mut self) {
+        while let Some(number) = self.numbers.next() {
+            drop(self.turns.enter(number));
+        }
+    }
+}
+
+/// The messages of a group. What is received is expected before anything is sent: it need not be stashed.
+fn messages_of(items: &[Item]) -> Vec<Message> {
+    let of = |item: &Item| match &item.task {
+        Task::Message(message) => Some(*message),
+        Task::Collective(_) | Task::Wrong(_) => None,
+    };
+    let received = items.iter().filter_map(of).filter(|m| !m.is_sent());
+    received.chain(items.iter().filter_map(of).filter(|m| m.is_sent())).collect()
+}
+
+fn collectives_of(items: &[Item]) -> Vec<Named<'_>> {
+    let mut collectives = Vec::new();
+    for item in items {
+        if let Task::Collective(collected) = &item.task {
+            collectives.push((collected, item.call));
+        }
+    }
+    collectives
+}
+
+/// How many tickets a group takes: one for each collective, refused ones included.
+fn tickets_of(items: &[Item]) -> usize {
+    items.iter().filter(|item| !matches!(item.task, Task::Message(_))).count()
 }
 
 impl Inner {
     /// # Safety
     /// The buffers of the calls are valid, and nobody else writes them or reads the outputs, until this returns.
     pub(super) unsafe fn run_group(&self, items: &[Item]) -> Result<()> {
-        let of = |item: &Item| match &item.task {
-            Task::Message(message) => Some(*message),
-            Task::Collective(_) => None,
-        };
-        // What is received is expected before anything is sent: it need not be stashed.
-        let received = items.iter().filter_map(of).filter(|m| !m.is_sent());
-        let messages: Vec<Message> = received.chain(items.iter().filter_map(of).filter(|m| m.is_sent())).collect();
-        let collectives: Vec<Named<'_>> = items
-            .iter()
-            .filter_map(|item| match &item.task {
-                Task::Collective(collected) => Some((collected, item.call)),
-                Task::Message(_) => None,
-            })
-            .collect();
+        let (messages, collectives) = (messages_of(items), collectives_of(items));
+        let tickets = Tickets { turns: &self.turns, numbers: self.turns.take_several(tickets_of(items)) };
         if let Err(what) = self.check_group(items, &messages) {
-            let what = format!("{what}; nothing of the group was run");
-            self.refuse(collectives.len(), &what);
+            self.refuse(tickets, &what);
             return Err(Error::Argument { rank: self.rank, what });
         }
         let count = Count::of(messages.len());
         // SAFETY: the caller's promise; `UnderWay` waits for the count before anything is let go of.
         unsafe { self.messages.post(&messages, &count) };
         let under_way = UnderWay(self, &count);
-        let mut rest = &collectives[..];
+        // SAFETY: the caller's promise.
+        unsafe { self.run_collectives(&collectives, tickets) }?;
+        under_way.wait()
+    }
+
+    /// [`Inner::run_group`], but its collectives are queued on `stream` (or the communicator's own) and its messages,
+    /// unless there is a stream, posted at the call.
+    ///
+    /// # Safety
+    /// As for [`Inner::run_group`], until the outcome has ended.
+    pub(super) unsafe fn start_group(self: &Arc<Self>, items: Vec<Item>, stream: Option<&Stream>) -> Result<Outcome> {
+        let messages = messages_of(&items);
+        let collectives = tickets_of(&items);
+        if let Err(what) = self.check_group(&items, &messages) {
+            self.start(stream, collectives, {
+                let what = what.clone();
+                move |inner: &Inner, numbers| {
+                    inner.refuse(Tickets { turns: &inner.turns, numbers }, &what);
+                    Ok(())
+                }
+            })?;
+            return Err(Error::Argument { rank: self.rank, what });
+        }
+        if stream.is_some() {
+            return self.start(stream, collectives, move |inner: &Inner, numbers| {
+                let tickets = Tickets { turns: &inner.turns, numbers };
+                let count = Count::of(messages.len());
+                // SAFETY: the caller's promise; `UnderWay` waits for the count before anything is let go of.
+                unsafe { inner.messages.post(&messages, &count) };
+                let under_way = UnderWay(inner, &count);
+                // SAFETY: the caller's promise.
+                unsafe { inner.run_collectives(&collectives_of(&items), tickets) }?;
+                under_way.wait()
+            });
+        }
+        let posted = Posted::new(self, messages.len());
+        // The collectives first: where their stream gets no thread, nothing has been started.
+        let outcome = match collectives {
+            0 => Outcome::Posted(posted.clone()),
+            _ => {
+                let queued = self.start(None, collectives, move |inner: &Inner, numbers| {
+                    let tickets = Tickets { turns: &inner.turns, numbers };
+                    // SAFETY: the caller's promise.
+                    unsafe { inner.run_collectives(&collectives_of(&items), tickets) }
+                })?;
+                match queued {
+                    Outcome::Queued(completion) => Outcome::Both(completion, posted.clone()),
+                    other => other,
+                }
+            }
+        };
+        // SAFETY: the caller's promise; the outcome keeps the count.
+        unsafe { self.messages.post(&messages, &posted.count) };
+        Ok(outcome)
+    }
+
+    /// Run the collectives of a group, each with its ticket.
+    ///
+    /// # Safety
+    /// As for [`Inner::run_group`].
+    unsafe fn run_collectives(&self, collectives: &[Named<'_>], tickets: Tickets<'_>) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        let run = || unsafe { self.run_in_order(collectives, tickets) };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|payload| {
+            // An operation of the user's panicked. The others may wait for this rank, and its messages for them.
+            self.panicked(&*payload);
+            std::panic::resume_unwind(payload)
+        })
+    }
+
+    /// # Safety
+    /// As for [`Inner::run_group`].
+    unsafe fn run_in_order(&self, collectives: &[Named<'_>], mut tickets: Tickets<'_>) -> Result<()> {
+        let mut rest = collectives;
         while let [(first, named_call), ..] = rest {
-            let together = self.fusible(rest);
+            let number = tickets.next();
+            let together = self.fusible(number, rest);
             let (call, buffers, lengths) = (first.call, first.buffers, first.lengths);
             let done = match (together, &first.sides) {
                 // SAFETY: the caller's promise.
-                (1, None) => unsafe { self.run(self.turns.take(), call, buffers, lengths) },
+                (1, None) => unsafe { self.run(number, call, buffers, lengths) },
                 // SAFETY: the caller's promise.
-                (1, Some(sides)) => unsafe { self.run_v(self.turns.take(), call, buffers, lengths, sides.sides()) },
-                // SAFETY: the caller's promise.
-                _ => unsafe { self.run_fused(&rest[..together]) },
+                (1, Some(sides)) => unsafe { self.run_v(number, call, buffers, lengths, sides.sides()) },
+                _ => {
+                    // Those that go with it need no turn of their own: what it passes on is passed on by them.
+                    for _ in 1..together {
+                        let later = tickets.next();
+                        drop(self.turns.enter(later - 1));
+                    }
+                    // SAFETY: the caller's promise.
+                    unsafe { self.run_fused(number + together as u64 - 1, &rest[..together]) }
+                }
             };
             done.map_err(|error| named(error, *named_call))?;
             rest = &rest[together..];
         }
-        under_way.wait()
+        Ok(())
     }
 
     /// What is wrong with the calls of a group, if anything.
     fn check_group(&self, items: &[Item], messages: &[Message]) -> std::result::Result<(), String> {
+        self.check_items(items, messages).map_err(|what| format!("{what}; nothing of the group was run"))
+    }
+
+    fn check_items(&self, items: &[Item], messages: &[Message]) -> std::result::Result<(), String> {
         let what = |error| match error {
             Error::Argument { what, .. } => what,
             other => other.to_string(),
@@ -101,6 +220,7 @@ impl Inner {
         for item in items {
             let checked = match &item.task {
                 Task::Message(message) => self.check_peers(&[*message]).map_err(what),
+                Task::Wrong(what) => Err(what.clone()),
                 Task::Collective(Collected { call, lengths, sides: Some(sides), .. }) => {
                     self.spread(call, sides.sides(), *lengths, &mut Spread::default())
                 }
@@ -113,9 +233,9 @@ impl Inner {
 
     /// Use up the numbers of `collectives` collectives, so that ranks that make the same mistake stay in step and those
     /// that do not learn of it.
-    fn refuse(&self, collectives: usize, what: &str) {
-        for _ in 0..collectives {
-            let _ticket = self.turns.enter(self.turns.take());
+    fn refuse(&self, mut tickets: Tickets<'_>, what: &str) {
+        while !tickets.numbers.is_empty() {
+            let _ticket = self.turns.enter(tickets.next());
             // SAFETY: this thread holds the ticket as long as it uses the work.
             let work = unsafe { self.work() };
             work.sequence += 1;
@@ -123,8 +243,9 @@ impl Inner {
         }
     }
 
-    /// How many of these collectives, from the first, are done as one all-reduce.
-    fn fusible(&self, collectives: &[Named<'_>]) -> usize {
+    /// How many of these collectives, from the first, are done as one all-reduce. `number`: the ticket of the first, which
+    /// stays to be used.
+    fn fusible(&self, number: u64, collectives: &[Named<'_>]) -> usize {
         let [(Collected { call: first, .. }, _), (Collected { call: second, .. }, _), ..] = collectives else {
             return 1;
         };
@@ -139,8 +260,8 @@ impl Inner {
         if kind(first).is_none() || kind(first) != kind(second) {
             return 1;
         }
-        let _ticket = self.turns.enter(self.turns.take());
-        // SAFETY: this thread holds the ticket to the end of the function.
+        let ticket = self.turns.enter(number);
+        // SAFETY: this thread holds the ticket as long as it uses the work.
         let work = unsafe { self.work() };
         let order = work.order(first, bytes(first));
         let mut total = 0;
@@ -151,14 +272,16 @@ impl Inner {
             let same_result = is_exact(call) || same_order(bytes(call)) && same_order(total);
             kind(call) == kind(first) && total <= TOGETHER && same_result
         };
-        collectives.iter().take_while(fits).count().max(1)
+        let together = collectives.iter().take_while(fits).count().max(1);
+        ticket.keep();
+        together
     }
 
     /// Run all-reduces of one type and operation as one.
     ///
     /// # Safety
     /// As for [`Inner::run_group`].
-    unsafe fn run_fused(&self, collectives: &[Named<'_>]) -> Result<()> {
+    unsafe fn run_fused(&self, number: u64, collectives: &[Named<'_>]) -> Result<()> {
         let count: usize = collectives.iter().map(|(collected, _)| collected.call.count).sum();
         let call = Call { count, ..collectives[0].0.call };
         let bytes = count * call.dtype.size();
@@ -178,7 +301,7 @@ impl Inner {
         }
         let buffers = Buffers { input: at, output: at };
         // SAFETY: `packed` is this function's own.
-        unsafe { self.run(self.turns.take(), call, buffers, Lengths::InPlace { buffer: bytes }) }?;
+        unsafe { self.run(number, call, buffers, Lengths::InPlace { buffer: bytes }) }?;
         for (buffers, start, bytes) in each() {
             // SAFETY: as above, for the output.
             unsafe { std::ptr::copy_nonoverlapping(at.add(start), buffers.output, bytes) };

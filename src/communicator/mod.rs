@@ -8,6 +8,7 @@
 //! * [`stream`], [`request`], `outcome`: asynchronous calls.
 //! * [`persistent`]: calls planned once and started many times; [`planner`] makes them, `prepared` runs them.
 //! * [`registered`]: buffers that the ranks of a host read where they lie.
+//! * [`raw`]: all of it on memory by address, for other languages.
 //! * `on_stream`: operations on device buffers, queued on a CUDA stream.
 //! * `turn`: the order of operations. `local`: the jury of ranks that are threads.
 
@@ -27,6 +28,7 @@ pub mod planner;
 mod planner_v;
 mod point_to_point;
 mod prepared;
+pub mod raw;
 pub mod registered;
 pub mod request;
 mod request_v;
@@ -234,10 +236,14 @@ impl Communicator {
 }
 
 impl Inner {
-    /// An operation panicked on this rank: nobody can go on.
+    /// An operation panicked on this rank, or a callback said that it failed: nobody can go on.
     #[cold]
-    fn panicked(&self) -> crate::Error {
-        let verdict = Verdict::Aborted { rank: self.rank, why: "an operation panicked".into() };
+    fn panicked(&self, payload: &(dyn std::any::Any + Send)) -> crate::Error {
+        let why = match payload.downcast_ref::<raw::CallbackFailed>() {
+            Some(raw::CallbackFailed(why)) => why.clone(),
+            None => "an operation panicked".into(),
+        };
+        let verdict = Verdict::Aborted { rank: self.rank, why };
         self.jury.report(self.context, verdict.clone());
         // Not declared here at once: as in `abort`.
         wait::for_verdict(&self.watch, verdict.clone());

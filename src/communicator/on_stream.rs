@@ -370,14 +370,19 @@ impl Inner {
     }
 
     /// Refuse operation `sequence`.
-    fn refused<T>(&self, sequence: u64, what: String) -> Result<T> {
+    pub(super) fn refused<T>(&self, sequence: u64, what: String) -> Result<T> {
         self.watch.refuse(sequence, what.clone());
         Err(Error::Argument { rank: self.rank, what })
     }
 
     /// Refuse the operation that this would be.
-    fn refuse_next<T>(&self, what: String) -> Result<T> {
-        let _ticket = self.turns.enter(self.turns.take());
+    pub(super) fn refuse_next<T>(&self, what: String) -> Result<T> {
+        self.refuse_as(self.turns.take(), what)
+    }
+
+    /// Refuse the operation that has ticket `number`.
+    pub(super) fn refuse_as<T>(&self, number: u64, what: String) -> Result<T> {
+        let _ticket = self.turns.enter(number);
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.work() };
         work.sequence += 1;

@@ -1,17 +1,17 @@
 //! How an asynchronous operation ends, for those who started it and wait for it.
 //!
 //! There are two kinds: operations queued on a stream, which some other thread runs from beginning to end, and messages
-//! posted at the call, which progress whenever somebody is in the engine for messages.
+//! posted at the call, which progress whenever somebody is in the engine for messages. A group may be both.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Inner;
 use crate::engine::alarm::Alarm;
-use crate::engine::messages::Count;
+use crate::engine::messages::{Count, Messages};
 use crate::engine::wait::Questions;
 use crate::error::Result;
 
@@ -22,7 +22,12 @@ pub enum Outcome {
     Queued(Arc<Completion>),
     /// Of posted messages.
     Posted(Arc<Posted>),
+    /// Of a group that has both.
+    Both(Arc<Completion>, Arc<Posted>),
 }
+
+/// What is done with an outcome when it is there.
+type Then = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// The outcome of an operation on a stream, shared between who runs it and who waits.
 #[derive(Default)]
@@ -36,21 +41,44 @@ pub struct Completion {
 struct State {
     result: Option<Result<()>>,
     onlookers: Vec<Arc<Alarm>>,
+    then: Vec<Then>,
 }
 
 /// Messages under way, and the communicator that they need.
 pub struct Posted {
     pub(super) inner: Arc<Inner>,
-    pub(super) count: Count,
+    /// Shared with what is to be done when it is there, which may outlive this.
+    pub(super) count: Arc<Count>,
+}
+
+impl Posted {
+    /// Of `messages` messages that are about to be posted.
+    pub(super) fn new(inner: &Arc<Inner>, messages: usize) -> Arc<Posted> {
+        Arc::new(Posted { inner: inner.clone(), count: Arc::new(Count::of(messages)) })
+    }
 }
 
 impl Completion {
     pub(super) fn set(&self, result: Result<()>) {
         let mut state = self.state.lock();
-        state.result = Some(result);
+        state.result = Some(result.clone());
         self.done.store(true, Ordering::Release);
         self.changed.notify_all();
         state.onlookers.iter().for_each(|alarm| alarm.ring());
+        let then = std::mem::take(&mut state.then);
+        drop(state);
+        then.into_iter().for_each(|then| then(result.clone()));
+    }
+
+    fn when_done(&self, then: Then) {
+        let mut state = self.state.lock();
+        match state.result.clone() {
+            None => state.then.push(then),
+            Some(result) => {
+                drop(state);
+                then(result);
+            }
+        }
     }
 
     fn wait(&self) -> Result<()> {
@@ -70,39 +98,82 @@ impl Outcome {
         match self {
             Outcome::Queued(completion) => completion.wait(),
             Outcome::Posted(posted) => posted.inner.messages.wait(&posted.count),
+            Outcome::Both(completion, posted) => {
+                let messages = posted.inner.messages.wait(&posted.count);
+                completion.wait().and(messages)
+            }
+        }
+    }
+
+    /// [`Outcome::wait`], but only for so long; `None` if it has not ended then.
+    pub(super) fn wait_for(&self, at_most: Duration) -> Option<Result<()>> {
+        // A time that no clock reaches is none.
+        let until = Instant::now().checked_add(at_most);
+        wait_any_until(&[self], until).map(|_| self.wait())
+    }
+
+    /// Have `then` called with the result: at once if it has ended, otherwise on the thread that ends it.
+    pub(super) fn when_done(&self, then: Then) {
+        let posted_done = |messages: &Arc<Messages>, count: &Arc<Count>, then| messages.when_done(count, then);
+        match self {
+            Outcome::Queued(completion) => completion.when_done(then),
+            Outcome::Posted(posted) => posted_done(&posted.inner.messages, &posted.count, then),
+            Outcome::Both(completion, posted) => {
+                // Not the communicator: whoever ends the first half must not be the one to leave the job.
+                let (messages, count) = (posted.inner.messages.clone(), posted.count.clone());
+                completion.when_done(Box::new(move |first: Result<()>| {
+                    posted_done(&messages, &count, Box::new(move |second| then(first.and(second))));
+                }));
+            }
+        }
+    }
+
+    /// The messages that somebody must see to, if it has any.
+    fn posted(&self) -> Option<&Arc<Posted>> {
+        match self {
+            Outcome::Queued(_) => None,
+            Outcome::Posted(posted) | Outcome::Both(_, posted) => Some(posted),
+        }
+    }
+
+    fn completion(&self) -> Option<&Arc<Completion>> {
+        match self {
+            Outcome::Posted(_) => None,
+            Outcome::Queued(completion) | Outcome::Both(completion, _) => Some(completion),
         }
     }
 
     /// Whether it has ended; moves messages on.
     pub(super) fn test(&self) -> bool {
-        match self {
-            Outcome::Queued(completion) => completion.done.load(Ordering::Acquire),
-            Outcome::Posted(posted) => posted.inner.messages.test(&posted.count),
-        }
+        let messages = self.posted().is_none_or(|posted| posted.inner.messages.test(&posted.count));
+        messages && self.is_complete()
     }
 
     /// Whether it has ended; only looks.
     pub(super) fn has_ended(&self) -> bool {
-        match self {
-            Outcome::Queued(_) => self.test(),
-            Outcome::Posted(posted) => posted.count.is_done(),
-        }
+        self.posted().is_none_or(|posted| posted.count.is_done()) && self.is_complete()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.completion().is_none_or(|completion| completion.done.load(Ordering::Acquire))
     }
 
     /// Have `alarm` rung when it ends, or with other news, until [`Outcome::forget`].
     fn watch(&self, alarm: &Arc<Alarm>) {
-        match self {
-            Outcome::Queued(completion) => completion.state.lock().onlookers.push(alarm.clone()),
-            Outcome::Posted(posted) => posted.inner.messages.watch(alarm.clone()),
+        if let Some(completion) = self.completion() {
+            completion.state.lock().onlookers.push(alarm.clone());
+        }
+        if let Some(posted) = self.posted() {
+            posted.inner.messages.watch(alarm.clone());
         }
     }
 
     fn forget(&self, alarm: &Arc<Alarm>) {
-        match self {
-            Outcome::Queued(completion) => {
-                completion.state.lock().onlookers.retain(|other| !Arc::ptr_eq(other, alarm));
-            }
-            Outcome::Posted(posted) => posted.inner.messages.forget(alarm),
+        if let Some(completion) = self.completion() {
+            completion.state.lock().onlookers.retain(|other| !Arc::ptr_eq(other, alarm));
+        }
+        if let Some(posted) = self.posted() {
+            posted.inner.messages.forget(alarm);
         }
     }
 }
@@ -114,6 +185,12 @@ const TESTS: usize = 200;
 
 /// Wait until one of them has ended: its index; the first, if several have. `None` if there are none.
 pub(super) fn wait_any(outcomes: &[&Outcome]) -> Option<usize> {
+    wait_any_until(outcomes, None)
+}
+
+/// [`wait_any`], but only until then; `None` also if the time has come.
+fn wait_any_until(outcomes: &[&Outcome], until: Option<Instant>) -> Option<usize> {
+    let left = || until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
     let ended = || outcomes.iter().position(|outcome| outcome.test());
     if outcomes.is_empty() {
         return None;
@@ -122,6 +199,9 @@ pub(super) fn wait_any(outcomes: &[&Outcome]) -> Option<usize> {
         if let Some(index) = ended() {
             return Some(index);
         }
+        if left().is_zero() {
+            return None;
+        }
         std::thread::yield_now();
     }
     let alarm: Arc<Alarm> = Arc::default();
@@ -129,17 +209,15 @@ pub(super) fn wait_any(outcomes: &[&Outcome]) -> Option<usize> {
     let mut questions = Questions::new();
     // Rung from before the first look on, so nothing that ends after a look is missed.
     let index = loop {
-        if let Some(index) = ended() {
+        let index = ended();
+        if index.is_some() || left().is_zero() {
             break index;
         }
         // Operations on streams watch their own deadlines; messages have none but that of whoever waits.
-        let message = outcomes.iter().find_map(|outcome| match outcome {
-            Outcome::Posted(posted) => Some(posted),
-            Outcome::Queued(_) => None,
-        });
+        let message = outcomes.iter().find_map(|outcome| outcome.posted().filter(|posted| !posted.count.is_done()));
         let nap = message.map_or(NAP, |posted| posted.inner.messages.insist(&posted.count, &mut questions));
-        alarm.wait(nap);
+        alarm.wait(nap.min(left()));
     };
     outcomes.iter().for_each(|outcome| outcome.forget(&alarm));
-    Some(index)
+    index
 }

@@ -21,18 +21,17 @@
 //! (`std::mem::forget`) ends no borrow in time. Memory that it owns is at worst leaked with it.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use maypole_collectives::Element;
-use parking_lot::{Condvar, Mutex};
 
 use super::Inner;
 use super::call::Buffers;
 use super::prepared::Prepared;
+use super::raw::RawPersistent;
 use super::registered::Registered;
-use super::stream::{Again, Stream};
-use crate::error::{Error, Result};
+use super::stream::Stream;
+use crate::error::Result;
 
 /// The buffer of a persistent operation: a `Vec`, a boxed slice or a [`Registered`] buffer. Made by `into`.
 pub struct Memory<T> {
@@ -84,64 +83,6 @@ impl<T> Drop for Memory<T> {
     }
 }
 
-/// What the thread that runs the operation needs of it.
-struct Run {
-    /// Weak, so that a stream that has just run it never is the last to hold the communicator: leaving the job is for
-    /// the thread that drops the operation.
-    inner: Weak<Inner>,
-    prepared: Prepared,
-    buffers: Buffers,
-    running: AtomicBool,
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-/// The present or latest run.
-struct State {
-    /// Its ticket.
-    number: u64,
-    outcome: Result<()>,
-}
-
-// SAFETY: `buffers` are addresses of memory that the `Persistent` owns. They are used by the thread that runs the
-// operation while `running` is set, and by nobody else then.
-unsafe impl Sync for Run {}
-
-impl Again for Run {
-    fn run(&self) {
-        let number = self.state.lock().number;
-        let Some(inner) = self.inner.upgrade() else { unreachable!("the operation waits for its run before it goes") };
-        // A user's operation may panic. The panic ends the communicator, not the stream's thread.
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            // SAFETY: the buffers belong to the `Persistent`, which hands out no reference to them while this runs and
-            // waits for it before it is dropped.
-            unsafe { inner.run_prepared(number, &self.prepared, self.buffers) }
-        }));
-        let outcome = outcome.unwrap_or_else(|_| Err(inner.panicked()));
-        drop(inner);
-        let mut state = self.state.lock();
-        state.outcome = outcome;
-        self.running.store(false, Ordering::Release);
-        self.changed.notify_all();
-    }
-}
-
-impl Run {
-    fn is_running(&self) -> bool {
-        self.running.load(Ordering::Acquire)
-    }
-
-    /// Wait until it is not running.
-    fn settle(&self) {
-        if self.is_running() {
-            let mut state = self.state.lock();
-            while self.is_running() {
-                self.changed.wait(&mut state);
-            }
-        }
-    }
-}
-
 /// A collective that was planned once and can be started any number of times; see the [module](self). Made by
 /// [`Communicator::persistent`](crate::Communicator::persistent).
 ///
@@ -149,13 +90,11 @@ impl Run {
 /// communicator. It keeps the communicator, which leaves its group when both are dropped. Dropping it while it runs
 /// waits for the run.
 pub struct Persistent<T> {
-    run: Arc<Run>,
-    inner: Arc<Inner>,
+    /// First, as it waits for the run before the memory goes.
+    raw: RawPersistent,
     /// `None` where input and output are the same buffer.
     input: Option<Memory<T>>,
     output: Memory<T>,
-    /// It was started and not waited for since.
-    pending: bool,
 }
 
 impl<T: Element> Persistent<T> {
@@ -166,30 +105,26 @@ impl<T: Element> Persistent<T> {
         buffers: Buffers,
         (input, output): (Option<Memory<T>>, Memory<T>),
     ) -> Persistent<T> {
-        let run = Run {
-            inner: Arc::downgrade(&inner),
-            prepared,
-            buffers,
-            running: AtomicBool::new(false),
-            state: Mutex::new(State { number: 0, outcome: Ok(()) }),
-            changed: Condvar::new(),
-        };
-        Persistent { run: Arc::new(run), inner, input, output, pending: false }
+        // SAFETY: the buffers belong to this value, which hands out no reference to them while the operation runs and
+        // drops it before them.
+        let raw = unsafe { RawPersistent::new(inner, prepared, buffers) };
+        Persistent { raw, input, output }
     }
 
     /// Start it: queue it on the communicator's own stream, behind what was called before, and return at once.
     /// Allocates nothing, but for the stream's thread if this is the communicator's first asynchronous call.
     ///
     /// # Errors
-    /// [`Error::Argument`] if it was started before and not waited for since, whether that run has ended or not:
-    /// nothing was started, the run under way goes on. [`Error::System`] when the stream gets no thread.
+    /// [`Error::Argument`](crate::Error::Argument) if it was started before and not waited for since, whether that run
+    /// has ended or not: nothing was started, the run under way goes on. [`Error::System`](crate::Error::System) when
+    /// the stream gets no thread.
     pub fn start(&mut self) -> Result<()> {
-        self.queue(None)
+        self.raw.start()
     }
 
     /// [`Persistent::start`] on a stream of the caller's: it also waits for everything queued there before.
     pub fn start_on(&mut self, stream: &Stream) -> Result<()> {
-        self.queue(Some(stream))
+        self.raw.start_on(stream)
     }
 
     /// Start it and wait for it, on this thread. What costs least where nothing is to be done meanwhile.
@@ -197,41 +132,13 @@ impl<T: Element> Persistent<T> {
     /// # Errors
     /// As [`Persistent::start`] and [`Persistent::wait`].
     pub fn run(&mut self) -> Result<&mut [T]> {
-        self.check_idle()?;
-        self.begin(self.inner.turns.take());
-        Again::run(&*self.run);
-        self.wait()
-    }
-
-    fn queue(&mut self, stream: Option<&Stream>) -> Result<()> {
-        self.check_idle()?;
-        self.inner.queue(stream, |stream, number| {
-            self.begin(number);
-            stream.push_again(self.run.clone());
-        })?;
-        self.pending = true;
-        Ok(())
-    }
-
-    fn check_idle(&self) -> Result<()> {
-        if !self.pending {
-            return Ok(());
-        }
-        let name = self.run.prepared.call.collective.name();
-        let what = format!(
-            "a persistent {name} was started twice without a wait in between; wait() for one run before the next"
-        );
-        Err(Error::Argument { rank: self.inner.rank, what })
-    }
-
-    fn begin(&self, number: u64) {
-        self.run.state.lock().number = number;
-        self.run.running.store(true, Ordering::Release);
+        self.raw.run()?;
+        Ok(self.output_mut())
     }
 
     /// Whether [`Persistent::wait`] will not block: it is not running.
     pub fn test(&self) -> bool {
-        !self.run.is_running()
+        self.raw.test()
     }
 
     /// Wait for the run that was started; gives access to the output (the whole buffer, in place). Returns at once if
@@ -240,17 +147,14 @@ impl<T: Element> Persistent<T> {
     /// # Errors
     /// Those of the blocking call. It may be started again, but the communicator has failed for good.
     pub fn wait(&mut self) -> Result<&mut [T]> {
-        self.run.settle();
-        if std::mem::take(&mut self.pending) {
-            std::mem::replace(&mut self.run.state.lock().outcome, Ok(()))?;
-        }
+        self.raw.wait()?;
         Ok(self.output_mut())
     }
 
     /// The input, to be filled for the next start. Waits while it runs; an error of that run is still
     /// [`Persistent::wait`]'s.
     pub fn input_mut(&mut self) -> &mut [T] {
-        self.run.settle();
+        self.raw.settle();
         let memory = self.input.as_mut().unwrap_or(&mut self.output);
         // SAFETY: the memory is this value's, and nothing runs.
         unsafe { memory.at.as_mut() }
@@ -258,29 +162,22 @@ impl<T: Element> Persistent<T> {
 
     /// The input (the whole buffer, in place). Waits while it runs.
     pub fn input(&self) -> &[T] {
-        self.run.settle();
+        self.raw.settle();
         // SAFETY: as in `input_mut`.
         unsafe { self.input.as_ref().unwrap_or(&self.output).at.as_ref() }
     }
 
     /// The output, as the latest run left it. Waits while it runs.
     pub fn output(&self) -> &[T] {
-        self.run.settle();
+        self.raw.settle();
         // SAFETY: as in `input_mut`.
         unsafe { self.output.at.as_ref() }
     }
 
     /// [`Persistent::output`], to be changed.
     pub fn output_mut(&mut self) -> &mut [T] {
-        self.run.settle();
+        self.raw.settle();
         // SAFETY: as in `input_mut`.
         unsafe { self.output.at.as_mut() }
-    }
-}
-
-impl<T> Drop for Persistent<T> {
-    fn drop(&mut self) {
-        // The buffers go next. A run ends: at the latest at its deadline.
-        self.run.settle();
     }
 }

@@ -125,17 +125,29 @@ impl Tagged<'_> {
 }
 
 impl Inner {
-    /// Refuse messages to or from ranks that there are not.
+    /// Refuse messages to or from ranks that there are not, and addresses that are none.
     #[inline]
     pub(super) fn check_peers(&self, messages: &[Message]) -> Result<()> {
-        match messages.iter().find(|message| message.peer >= self.size) {
+        let bytes = |message: &Message| message.count.checked_mul(message.dtype.size());
+        let right = |message: &Message| {
+            let possible = bytes(message).is_some_and(|bytes| isize::try_from(bytes).is_ok());
+            message.peer < self.size && possible && (message.count == 0 || !message.address().is_null())
+        };
+        match messages.iter().find(|message| !right(message)) {
             None => Ok(()),
-            Some(message) => {
-                let name = if message.is_sent() { "send" } else { "recv" };
-                let last = self.size - 1;
-                let what = format!("{name}: the peer is {}, but the ranks are 0 to {last}", message.peer);
-                Err(Error::Argument { rank: self.rank, what })
-            }
+            Some(message) => Err(self.wrong_message(message)),
         }
+    }
+
+    #[cold]
+    fn wrong_message(&self, message: &Message) -> Error {
+        let name = if message.is_sent() { "send" } else { "recv" };
+        let Message { peer, count, dtype, .. } = *message;
+        let what = match peer < self.size {
+            false => format!("{name}: the peer is {peer}, but the ranks are 0 to {}", self.size - 1),
+            true if message.address().is_null() => format!("{name}: the data is NULL, but {count} elements were named"),
+            true => format!("{name}: {count} elements of {dtype} are more bytes than there are"),
+        };
+        Error::Argument { rank: self.rank, what }
     }
 }

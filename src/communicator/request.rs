@@ -18,6 +18,7 @@
 //! ```
 
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ use super::call::{Buffers, Lengths};
 use super::outcome::{self, Completion, Outcome, Posted};
 use super::stream::Stream;
 use super::{Call, Communicator, Inner};
-use crate::engine::messages::{Count, Message};
+use crate::engine::messages::Message;
 use crate::error::Result;
 
 /// What outlives the asynchronous calls made in it. Made by [`scope`]; `'env` is what their buffers are borrowed for.
@@ -357,24 +358,8 @@ impl<'env> Start<'_, 'env> {
     fn message<T: Element>(&self, message: Message, output: &'env mut [T]) -> Result<Request<'env, T>> {
         let inner = &self.comm.inner;
         inner.check_peers(&[message])?;
-        // The scope knows of it before it is posted: what the scope knows of, it waits for.
-        let outcome = match self.stream {
-            None => {
-                let posted = Arc::new(Posted { inner: inner.clone(), count: Count::of(1) });
-                let outcome = self.scope.started(Outcome::Posted(posted.clone()));
-                // SAFETY: the buffer is borrowed for 'env, which lasts until the scope has waited for the count, and
-                // the scope keeps that where it is.
-                unsafe { inner.messages.post(&[message], &posted.count) };
-                outcome
-            }
-            Some(stream) => {
-                let completion: Arc<Completion> = Arc::default();
-                // SAFETY: as above.
-                let run = move |inner: &Inner| unsafe { inner.messages.run(&[message]) };
-                stream.push(Box::new(completing(inner, &completion, run)));
-                self.scope.started(Outcome::Queued(completion))
-            }
-        };
+        // SAFETY: the buffer is borrowed for 'env, which lasts until the scope has waited for the outcome.
+        let outcome = unsafe { inner.start_message(message, self.stream, |outcome| drop(self.scope.started(outcome))) };
         Ok(Request { outcome, output: NonNull::from(output), _env: PhantomData })
     }
 
@@ -413,13 +398,54 @@ impl<'env> Start<'_, 'env> {
         output: &'env mut [T],
         run: impl FnOnce(&Inner, u64) -> Result<()> + Send + 'static,
     ) -> Result<Request<'env, T>> {
-        let completion: Arc<Completion> = Arc::default();
-        let inner = &self.comm.inner;
-        inner.queue(self.stream, |stream, number| {
-            stream.push(Box::new(completing(inner, &completion, move |inner: &Inner| run(inner, number))));
-        })?;
-        let outcome = self.scope.started(Outcome::Queued(completion));
+        let run = move |inner: &Inner, numbers: Range<u64>| run(inner, numbers.start);
+        let outcome = self.scope.started(self.comm.inner.start(self.stream, 1, run)?);
         Ok(Request { outcome, output: NonNull::from(output), _env: PhantomData })
+    }
+}
+
+impl Inner {
+    /// Queue `run` on `stream` (or the communicator's own), with `tickets` tickets in a row, which it must use. What it
+    /// works on must stay until the outcome has ended.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        stream: Option<&Stream>,
+        tickets: usize,
+        run: impl FnOnce(&Inner, Range<u64>) -> Result<()> + Send + 'static,
+    ) -> Result<Outcome> {
+        let completion: Arc<Completion> = Arc::default();
+        self.queue_several(stream, tickets, |stream, numbers| {
+            stream.push(Box::new(completing(self, &completion, move |inner: &Inner| run(inner, numbers))));
+        })?;
+        Ok(Outcome::Queued(completion))
+    }
+
+    /// Post a message whose peer was checked; on a stream, queue it there. `known` is told of the outcome first: whoever
+    /// knows of it can wait for it.
+    ///
+    /// # Safety
+    /// The buffer is valid, and unshared if it is received into, until the outcome has ended.
+    pub(super) unsafe fn start_message(
+        self: &Arc<Self>,
+        message: Message,
+        stream: Option<&Stream>,
+        known: impl FnOnce(Outcome),
+    ) -> Outcome {
+        let Some(stream) = stream else {
+            let posted = Posted::new(self, 1);
+            let outcome = Outcome::Posted(posted.clone());
+            known(outcome.clone());
+            // SAFETY: the caller's promise; the outcome keeps the count.
+            unsafe { self.messages.post(&[message], &posted.count) };
+            return outcome;
+        };
+        let completion: Arc<Completion> = Arc::default();
+        let outcome = Outcome::Queued(completion.clone());
+        known(outcome.clone());
+        // SAFETY: the caller's promise.
+        let run = move |inner: &Inner| unsafe { inner.messages.run(&[message]) };
+        stream.push(Box::new(completing(self, &completion, run)));
+        outcome
     }
 }
 
@@ -433,7 +459,7 @@ fn completing(
     move || {
         // A user's operation may panic. The panic ends the communicator, not the stream's thread.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&inner)));
-        let result = result.unwrap_or_else(|_| Err(inner.panicked()));
+        let result = result.unwrap_or_else(|payload| Err(inner.panicked(&*payload)));
         // First, so that whoever has waited for everything and dropped the communicator has left: not a thread that may
         // end with the process before it has said goodbye.
         drop(inner);

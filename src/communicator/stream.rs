@@ -5,6 +5,7 @@
 //! streams: each communicator still runs its own in the order of the calls.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -106,13 +107,23 @@ impl Inner {
     /// # Errors
     /// [`Error::System`] when the communicator's own stream gets no thread; nothing was queued.
     pub(super) fn queue(&self, stream: Option<&Stream>, push: impl FnOnce(&Stream, u64)) -> Result<()> {
+        self.queue_several(stream, 1, |stream, numbers| push(stream, numbers.start))
+    }
+
+    /// [`Inner::queue`] with several tickets in a row.
+    pub(super) fn queue_several(
+        &self,
+        stream: Option<&Stream>,
+        tickets: usize,
+        push: impl FnOnce(&Stream, Range<u64>),
+    ) -> Result<()> {
         let mut own = self.own_stream.lock();
         let stream = match (stream, &mut *own) {
             (Some(stream), _) => stream,
             (None, Some(stream)) => stream,
             (None, none) => none.insert(Stream::new()?),
         };
-        push(stream, self.turns.take());
+        push(stream, self.turns.take_several(tickets));
         Ok(())
     }
 }

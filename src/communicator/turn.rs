@@ -3,6 +3,7 @@
 //! A ticket lock. Calling takes a ticket; running waits for its number. A blocking call whose ticket is next runs at
 //! once on the caller's thread; an asynchronous one is carried to a stream's thread, which waits for the number there.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
@@ -30,6 +31,12 @@ impl Turns {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// The next `count` numbers.
+    pub fn take_several(&self, count: usize) -> Range<u64> {
+        let first = self.next.fetch_add(count as u64, Ordering::Relaxed);
+        first..first + count as u64
+    }
+
     /// Wait until `number` is served.
     #[inline]
     pub fn enter(&self, number: u64) -> Ticket<'_> {
@@ -50,6 +57,13 @@ impl Turns {
             self.changed.wait(&mut guard);
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Ticket<'_> {
+    /// Leave the number being served: whoever entered with it enters once more.
+    pub fn keep(self) {
+        std::mem::forget(self);
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) unsafe fn pairs<I: Isa>(
             ReduceOp::And => pair::<I, And, u8>(dst, a, b, count * dtype.size()),
             ReduceOp::Or => pair::<I, Or, u8>(dst, a, b, count * dtype.size()),
             ReduceOp::Xor => pair::<I, Xor, u8>(dst, a, b, count * dtype.size()),
-            ReduceOp::User(op) => (op.function())(dst, a, b, count),
+            ReduceOp::User(op) => op.apply(dst, a, b, count),
         }
     }
 }

@@ -8,7 +8,7 @@ use parking_lot::MutexGuard;
 
 use super::peer::Failure;
 use super::tally::Tally;
-use super::{Count, Message, Messages, NOBODY, State};
+use super::{Count, Ending, Message, Messages, NOBODY, State};
 use crate::engine::wait::Questions;
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
@@ -39,6 +39,7 @@ impl Drop for Held<'_> {
         if std::thread::panicking() && !self.panicking {
             self.abandon();
         }
+        self.run_ended();
     }
 }
 
@@ -113,7 +114,7 @@ impl<'a> Held<'a> {
 
     /// Something may be finished: wake those who may wait for it.
     #[inline]
-    pub fn tell(&self) {
+    pub fn tell(&mut self) {
         if self.followers > 0 {
             self.messages.changed.notify_all();
         }
@@ -121,6 +122,30 @@ impl<'a> Held<'a> {
             self.messages.rest.wake();
         }
         self.onlookers.iter().for_each(|alarm| alarm.ring());
+        if !self.endings.is_empty() {
+            self.collect_ended();
+        }
+    }
+
+    /// Find what is to be done now that some counts are done. It is done when the lock is given back next.
+    #[cold]
+    pub fn collect_ended(&mut self) {
+        let state = &mut *self.state;
+        state.ended.extend(state.endings.extract_if(.., |ending| ending.count.is_done()));
+    }
+
+    /// Do what is to be done, with the lock given back meanwhile.
+    #[inline]
+    pub fn run_ended(&mut self) {
+        while !self.ended.is_empty() {
+            let ended = std::mem::take(&mut self.ended);
+            let failed = ended.iter().any(|ending| ending.count.has_failed()).then(|| self.court.failed());
+            MutexGuard::unlocked(&mut self.state, || {
+                for Ending { count, then } in ended {
+                    then(failed.clone().filter(|_| count.has_failed()).map_or(Ok(()), Err));
+                }
+            });
+        }
     }
 
     /// The wait for `count` has become long. `None`: something has changed.

@@ -102,6 +102,7 @@ impl Messages {
                     None => {}
                 }
             }
+            held.run_ended();
             MutexGuard::bump(&mut held.state);
             // Only a caller takes the lead away, and only from the attendant; what was armed is then the caller's.
             if self.lead.load(Ordering::Relaxed) != who {
@@ -118,6 +119,7 @@ impl Messages {
         if held.followers > 0 {
             self.changed.notify_all();
         }
+        held.run_ended();
         held
     }
 }

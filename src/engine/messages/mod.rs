@@ -108,9 +108,18 @@ struct State {
     followers: usize,
     /// Those who wait for any of several operations.
     onlookers: Vec<Arc<Alarm>>,
+    /// What is to be done when a count is done, which may be just now: with the lock given back.
+    endings: Vec<Ending>,
+    ended: Vec<Ending>,
     /// How often a caller has been here.
     visits: u64,
     attendant: Attendant,
+}
+
+/// What is to be done when a count is done.
+struct Ending {
+    count: Arc<Count>,
+    then: Box<dyn FnOnce(Result<()>) + Send>,
 }
 
 impl Messages {
@@ -123,6 +132,8 @@ impl Messages {
             asleep: false,
             followers: 0,
             onlookers: Vec::new(),
+            endings: Vec::new(),
+            ended: Vec::new(),
             visits: 0,
             attendant: Attendant::default(),
         };
@@ -221,6 +232,14 @@ impl Messages {
     /// [`Error::Argument`](crate::Error::Argument).
     pub fn check(&self, messages: &[Message]) -> Result<()> {
         self.hold().check_other_sides(messages)
+    }
+
+    /// Have `then` called when `count` is done: at once if it is, otherwise by whoever ends it, without the lock. It must
+    /// not block.
+    pub fn when_done(&self, count: &Arc<Count>, then: Box<dyn FnOnce(Result<()>) + Send>) {
+        let mut held = self.hold();
+        held.endings.push(Ending { count: count.clone(), then });
+        held.collect_ended();
     }
 
     fn hold(&self) -> Held<'_> {

@@ -37,12 +37,30 @@ unsafe impl Sync for Message {}
 impl Message {
     /// `buffer` to rank `to`.
     pub fn to<T: Element>(buffer: &[T], to: usize, tag: u32) -> Message {
-        Message { way: Way::To(buffer.as_ptr().cast()), peer: to, tag, dtype: T::DTYPE, count: buffer.len() }
+        Message::sent((T::DTYPE, buffer.len()), buffer.as_ptr().cast(), to, tag)
     }
 
     /// Into `buffer`, from rank `from`.
     pub fn from<T: Element>(buffer: &mut [T], from: usize, tag: u32) -> Message {
-        Message { way: Way::From(buffer.as_mut_ptr().cast()), peer: from, tag, dtype: T::DTYPE, count: buffer.len() }
+        Message::received((T::DTYPE, buffer.len()), buffer.as_mut_ptr().cast(), from, tag)
+    }
+
+    /// So many elements at `data` to rank `to`.
+    pub fn sent((dtype, count): (DataType, usize), data: *const u8, to: usize, tag: u32) -> Message {
+        Message { way: Way::To(data), peer: to, tag, dtype, count }
+    }
+
+    /// So many elements to `data`, from rank `from`.
+    pub fn received((dtype, count): (DataType, usize), data: *mut u8, from: usize, tag: u32) -> Message {
+        Message { way: Way::From(data), peer: from, tag, dtype, count }
+    }
+
+    /// Where its bytes are.
+    pub fn address(&self) -> *const u8 {
+        match self.way {
+            Way::To(from) => from,
+            Way::From(into) => into.cast_const(),
+        }
     }
 
     pub fn is_sent(&self) -> bool {
