@@ -65,6 +65,7 @@ pub mod cuda {
 
 pub use communicator::blocks::Blocks;
 pub use communicator::persistent::Persistent;
+pub use communicator::raw::{RawGroup, RawPersistent, RawRequest};
 pub use communicator::registered::Registered;
 pub use communicator::request::{Pending, Request, Scope, scope, wait_all, wait_any};
 pub use communicator::stream::Stream;
@@ -74,5 +75,7 @@ pub use error::{Error, Result, Verdict};
 pub use fingerprint::Fingerprint;
 pub use maypole_collectives::algorithms::Algorithm;
 pub use maypole_collectives::schedule::Collective;
-pub use maypole_collectives::{DataType, Element, F8E4M3, F8E5M2, Hosts, Operator, Order, ReduceOp, UserOp};
+pub use maypole_collectives::{
+    DataType, Element, F8E4M3, F8E5M2, Hosts, Operator, Order, ReduceOp, UserFn, UserFnWith, UserOp,
+};
 pub use node::UniqueId;

@@ -92,12 +92,7 @@ impl UserOp {
     /// # Safety
     /// As for [`UserOp::from_raw`]; and the function may be called with `context` from any thread, as long as an
     /// operation runs that was called with this or a copy.
-    pub const unsafe fn with_context(
-        id: u32,
-        dtype: DataType,
-        function: UserFnWith,
-        context: *const (),
-    ) -> UserOp {
+    pub const unsafe fn with_context(id: u32, dtype: DataType, function: UserFnWith, context: *const ()) -> UserOp {
         UserOp { id, dtype, function: Function::With(function, context) }
     }
 

@@ -134,9 +134,8 @@ impl Communicator {
             Ok((buffers, lengths, sides)) => {
                 let sides = OwnedSides::new(sides);
                 // SAFETY: the lengths are those that the caller promised.
-                let run = move |inner: &Inner, number| unsafe {
-                    inner.run_v(number, call, buffers, lengths, sides.sides())
-                };
+                let run =
+                    move |inner: &Inner, number| unsafe { inner.run_v(number, call, buffers, lengths, sides.sides()) };
                 inner.start(stream, 1, move |inner, numbers| run(inner, numbers.start)).map(RawRequest::new)
             }
             Err(what) => inner.refuse_in_turn(stream, what),
@@ -280,7 +279,9 @@ impl Inner {
         let length = |side: &str, blocks: Blocks<'_>| {
             let end = blocks.end().map_err(|what| format!("{name}_v: {side}: {what}"))?;
             let bytes = end.checked_mul(size).filter(|bytes| isize::try_from(*bytes).is_ok());
-            bytes.ok_or_else(|| format!("{name}_v: {side}: {end} elements of {} are more bytes than there are", call.dtype))
+            bytes.ok_or_else(|| {
+                format!("{name}_v: {side}: {end} elements of {} are more bytes than there are", call.dtype)
+            })
         };
         let (inputs, outputs) = (length("input", sent)?, length("output", received)?);
         let same = input == output.cast_const() && inputs > 0 && outputs > 0;
