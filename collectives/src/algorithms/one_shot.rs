@@ -73,13 +73,24 @@ impl OneShot {
         }
     }
 
+    /// Whether this rank collects everybody's blocks, its own among them.
+    fn copies_own(&self) -> bool {
+        match self.collective {
+            Collective::AllGather | Collective::AllToAll => true,
+            Collective::Gather => self.place.rank == self.place.root,
+            _ => false,
+        }
+    }
+
     /// The `i`-th step after publishing.
     fn use_step(&self, i: usize) -> Step {
         let Place { rank, size, root } = self.place;
         let at = self.mine();
+        // Where the own block is copied, that comes first: it needs nobody, and so covers the wait for the peers.
+        let copies_own = self.copies_own();
+        let copy_own = copies_own && i == 0;
         // Where order does not matter each rank starts with the next one, so that they do not all read from the same.
-        let peer = after(rank, 1 + i, size);
-        let copy_own = i == size - 1;
+        let peer = after(rank, i + !copies_own as usize, size);
         match self.collective {
             Collective::AllReduce => fold_in_rank_order(rank, i),
             Collective::Reduce if rank != root => credit(self.other_publisher(i)),

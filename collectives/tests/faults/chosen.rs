@@ -247,8 +247,8 @@ fn inputs_are_not_written() {
 fn publications_fetched_twice_or_never() {
     let world = World::of(OneShot, Collective::AllGather, 3, 0);
     let twice = world.with(|w| {
-        let step = w.steps(1)[1];
-        w.steps(1).insert(2, step);
+        let step = w.steps(1)[2];
+        w.steps(1).insert(3, step);
     });
     assert!(matches!(twice.fault(), Fault::FetchedTwice { at, from: 2, nth: 0 } if at.rank == 1), "{}", twice.fault());
     // Gather: a rank that is not the root and forgets to let the others' publications go.
@@ -262,10 +262,10 @@ fn publications_fetched_twice_or_never() {
 #[test]
 fn fetching_what_is_not_there() {
     let world = World::of(OneShot, Collective::AllToAll, 3, 0);
-    let wrong = |at| world.with(|w| w.steps(0)[1] = Step::Fetch { from: 1, nth: 0, at, dst: Region::output(1, 1) });
+    let wrong = |at| world.with(|w| w.steps(0)[2] = Step::Fetch { from: 1, nth: 0, at, dst: Region::output(1, 1) });
     assert!(matches!(wrong(3).fault(), Fault::FetchesBeyond { end: 4, have: 3, .. }));
     assert!(matches!(wrong(2).fault(), Fault::Wrong { rank: 0, chunk: 1, .. }));
-    let late = world.with(|w| w.steps(0)[1] = Step::Fetch { from: 1, nth: 1, at: 0, dst: Region::output(1, 1) });
+    let late = world.with(|w| w.steps(0)[2] = Step::Fetch { from: 1, nth: 1, at: 0, dst: Region::output(1, 1) });
     assert!(late.fault().to_string().contains("rank 0 "), "{}", late.fault());
     let pieces = World::of(TwoShot, Collective::AllReduce, 3, 0).with(|w| {
         let Step::FetchReduce { at, .. } = &mut w.steps(0)[1] else { panic!() };
