@@ -29,11 +29,16 @@ template <int Digits> INLINE float round_to(float value, float limited) {
 // 2^-14, the smallest normal number of binary16.
 constexpr float SMALLEST = 1.0f / 16384.0f;
 
+// The same for values that are not bounded: infinity and what is near the end of f32's range become NaN.
+template <int Digits> INLINE float round_to(float value) {
+    return round_to<Digits>(value, greater(fabsf(value), SMALLEST));
+}
+
 // ---- the formats ----
 
 // E4M3: 4 exponent and 3 mantissa bits, at 2^-8 of its value.
 struct E4M3 {
-    static constexpr int BITS = 8;
+    static constexpr int BITS = 8, DIGITS = 4;
     // Added to a magnitude, sets the top bit if that is NaN.
     static constexpr u32 ABOVE_LARGEST = 0x01010101;
     static constexpr u32 NAN_CODE = 0x7f7f7f7f;
@@ -101,13 +106,13 @@ struct E4M3 {
     INLINE float round(float value) {
         constexpr float limit = 480.0f / 256.0f;
         value = greater(lesser(value, limit), -limit);
-        return round_to<4>(value, greater(fabsf(value), SMALLEST));
+        return round_to<DIGITS>(value, greater(fabsf(value), SMALLEST));
     }
 };
 
 // E5M2: 5 exponent and 2 mantissa bits, the upper byte of binary16.
 struct E5M2 {
-    static constexpr int BITS = 8;
+    static constexpr int BITS = 8, DIGITS = 3;
     static constexpr u32 ABOVE_LARGEST = 0x03030303;
     static constexpr u32 NAN_CODE = 0x7e7e7e7e;
     static constexpr float SCALE = 1.0f;
@@ -144,7 +149,7 @@ struct E5M2 {
   private:
     // From 2^17 on everything is infinity, and stays beyond the largest however it is rounded.
     INLINE float round(float value) {
-        return round_to<3>(value, lesser(greater(fabsf(value), SMALLEST), 131072.0f));
+        return round_to<DIGITS>(value, lesser(greater(fabsf(value), SMALLEST), 131072.0f));
     }
 };
 

@@ -40,6 +40,25 @@ template <class Float> struct Bytes {
             v.word[i] = Float::narrow(lane[4 * i], lane[4 * i + 1], lane[4 * i + 2], lane[4 * i + 3]);
         return v;
     }
+    // As binary16, rounded to the format, whose largest number does not matter here. False if it does for one of them, or
+    // one is NaN: then `narrow` it is.
+    INLINE bool round(const float (&lane)[16], u32 (&halves)[8]) {
+        u32 beyond = 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float low = round_to<Float::DIGITS>(lane[2 * i]), high = round_to<Float::DIGITS>(lane[2 * i + 1]);
+            halves[i] = narrow_f16(low, high);
+            beyond |= Float::beyond(halves[i]);
+        }
+        return !beyond;
+    }
+    // The codes of what is rounded so.
+    INLINE Vector pack(const u32 (&halves)[8]) {
+        Vector v;
+#pragma unroll
+        for (int i = 0; i < 4; i++) v.word[i] = Float::pack(halves[2 * i], halves[2 * i + 1]);
+        return v;
+    }
 };
 
 template <class Float> struct Widened;
@@ -50,7 +69,29 @@ template <> struct Widened<E5M2> : Bytes<E5M2> {};
 
 // ---- sums and products ----
 
-typedef FloatDivisor<float> Divisor;
+// The largest divisor by which 8-bit floats are divided in binary16, powers of two aside. A quotient by n that is no code
+// lies at least 1 / 31n of itself off the middle between two, and the product with the reciprocal is off by 2^-10 at most,
+// mostly less: so the bound is not reckoned. The tests try all up to it; the first that is wrong for some code is 111.
+constexpr float MOST_BY_HALVES = 100;
+// The same for products in f32, whose error is 2^-23.
+constexpr float MOST_BY_PRODUCT = 65536;
+
+struct Divisor : FloatDivisor<float> {
+    // The reciprocal in binary16, twice, if the product of an 8-bit float and it is rounded to what the quotient is rounded
+    // to; 0 if not. Products with powers of two are exact as long as binary16 has the reciprocal as a normal number.
+    u32 halves;
+
+    static __device__ __forceinline__ Divisor of(const Job &job) {
+        FloatDivisor<float> by = FloatDivisor<float>::of(job);
+        bool serves = by.exact ? by.reciprocal >= SMALLEST : by.divisor <= MOST_BY_HALVES;
+        return {by, by.wanted && serves ? narrow_f16(by.reciprocal, by.reciprocal) : 0};
+    }
+};
+
+// Two 8-bit floats divided, as binary16 whose upper bits are the result.
+template <class Float> INLINE u32 divide_halves(u32 halves, const Divisor &by) {
+    return Float::round_halves(multiply_f16(halves, by.halves));
+}
 
 // An average: of the sum that has been rounded, as on the host. Not inlined, so that sums are not the larger for it.
 template <class Float> static __device__ __noinline__ Vector divide(Vector v, Divisor by) {
@@ -58,7 +99,7 @@ template <class Float> static __device__ __noinline__ Vector divide(Vector v, Di
     float lane[Wide::LANES];
     Wide::widen(v, lane);
     // A loop each: one test per vector, not per element.
-    if (by.exact) {
+    if (by.exact || (Wide::SIZE == 1 && by.divisor <= MOST_BY_PRODUCT)) {
 #pragma unroll
         for (u32 i = 0; i < Wide::LANES; i++) lane[i] *= by.reciprocal;
     } else {
@@ -93,6 +134,15 @@ template <class Float, bool Product> struct WideFold {
         }
     }
     INLINE Vector finish(const State &state, const Setup &by) {
+        if constexpr (SIZE == 1 && !Product) {
+            // What the sum is rounded to is there as binary16 before it is a code.
+            u32 halves[8];
+            if (by.halves != 0 && Wide::round(state.lane, halves)) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) halves[i] = divide_halves<Float>(halves[i], by);
+                return Wide::pack(halves);
+            }
+        }
         Vector v = Wide::narrow(state.lane);
         if (!Product && by.wanted) v = divide<Float>(v, by);
         return v;
@@ -109,15 +159,9 @@ template <class Float, bool Product> struct PairFold {
     struct State {
         u32 halves[8];
     };
-    struct Setup {
-        Divisor by;
-        // The divisor's reciprocal, twice, in binary16, if that is exact; else 0.
-        u32 reciprocal;
-    };
+    typedef Divisor Setup;
     INLINE Setup setup(const Job &job) {
-        Divisor by = Divisor::of(job);
-        bool exact = !Product && by.wanted && by.exact && by.reciprocal >= SMALLEST;
-        return {by, exact ? narrow_f16(by.reciprocal, by.reciprocal) : 0};
+        return Divisor::of(job);
     }
     INLINE void first(State &state, const Vector &v, const Setup &) {
         Float::widen_halves(v, state.halves);
@@ -132,24 +176,19 @@ template <class Float, bool Product> struct PairFold {
                 Product ? multiply_f16(state.halves[i], halves[i]) : add_f16(state.halves[i], halves[i]);
         }
     }
-    INLINE Vector finish(const State &state, const Setup &setup) {
+    INLINE Vector finish(const State &state, const Setup &by) {
         u32 beyond = 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) beyond |= Float::beyond(state.halves[i]);
-        bool divide = !Product && setup.by.wanted;
-        if (beyond || (divide && setup.reciprocal == 0)) return finish_any(state, setup.by);
+        bool divide = !Product && by.wanted;
+        if (beyond || (divide && by.halves == 0)) return finish_any(state, by);
         u32 rounded[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             rounded[i] = Float::round_halves(state.halves[i]);
-            // The quotient has no more digits than what is divided.
-            if (divide)
-                rounded[i] = Float::round_halves(multiply_f16(rounded[i] & Float::KEPT, setup.reciprocal));
+            if (divide) rounded[i] = divide_halves<Float>(rounded[i] & Float::KEPT, by);
         }
-        Vector v;
-#pragma unroll
-        for (int i = 0; i < 4; i++) v.word[i] = Float::pack(rounded[2 * i], rounded[2 * i + 1]);
-        return v;
+        return Bytes<Float>::pack(rounded);
     }
 
   private:

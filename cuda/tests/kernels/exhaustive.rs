@@ -55,6 +55,24 @@ fn every_pair_of_8_bit_floats() {
     each::<F8E5M2>(rig);
 }
 
+/// By each of the ways in which an average is divided: which one is a matter of the divisor.
+#[test]
+fn every_8_bit_float_by_every_divisor() {
+    fn each<T: Element>(rig: &Rig) {
+        let codes: Vec<T> = (0..=u8::MAX).map(|code| *bytemuck::from_bytes(&[code])).collect();
+        // In vectors without infinity and NaN as well, which go another way.
+        let zeros = vec![T::from_f64(-0.0); codes.len()];
+        let near = [65_535, 65_536, 65_537, 65_538, 65_539, 131_071, 131_072, 1 << 20, (1 << 20) + 1];
+        for divide in (2..2100).chain((2100..65_536).step_by(37)).chain(near) {
+            check(rig, ReduceOp::Avg, std::slice::from_ref(&codes), divide);
+            check(rig, ReduceOp::Avg, &[codes.clone(), zeros.clone(), zeros.clone()], divide);
+        }
+    }
+    let rig = &Rig::new();
+    each::<F8E4M3>(rig);
+    each::<F8E5M2>(rig);
+}
+
 #[test]
 fn every_8_bit_float_by_every_factor() {
     fn each<T: Element>(rig: &Rig) {
