@@ -123,7 +123,7 @@ impl Device {
             routes.map(|routes| Courier::start(routes, court.clone(), post(words.trouble(me)))).transpose()?;
         let (watch, patience) = (court.watch.clone(), court.timeout);
         let sentry = Sentry::new(court, size, posts);
-        words.waited_by(me).for_each(|word| sentry.guard(post(word)));
+        words.waited_by(me).for_each(|[word, mark]| sentry.guard(post(word), post(mark)));
         let state = State {
             executor,
             planner,
@@ -298,7 +298,7 @@ impl State {
             }
             None => {
                 let far = self.far(device, End::to(to, channel))?;
-                device.sentry.guard(far.freed_flag());
+                device.sentry.guard(far.flag(&far.freed), far.flag(&far.freed_mark));
                 Outgoing::new(far.slots, far.filled, far.freed)
             }
         };
@@ -323,7 +323,7 @@ impl State {
             }
             None => {
                 let far = self.far(device, End::from(from, channel))?;
-                device.sentry.guard(far.filled_flag());
+                device.sentry.guard(far.flag(&far.filled), far.flag(&far.filled_mark));
                 Incoming::new(far.slots, far.filled, far.freed)
             }
         };
@@ -385,13 +385,14 @@ impl State {
         let stride = HEADER + bytes.next_multiple_of(HEADER);
         // Two lines for the words, then the slots.
         let memory = Arc::new(Pinned::new(&device.context, 2 * HEADER + count * stride)?);
-        let word = |line: usize| {
-            let at = std::ptr::NonNull::new(memory.as_ptr().wrapping_add(line * HEADER).cast()).expect("allocated");
-            // SAFETY: both name the line's first bytes, in memory that the courier and the sentry keep; the executor's
-            // ends go before them.
-            unsafe { Word::new(at, memory.address() + (line * HEADER) as u64) }
+        let word = |offset: usize| {
+            let at = std::ptr::NonNull::new(memory.as_ptr().wrapping_add(offset).cast()).expect("allocated");
+            // SAFETY: both name the same bytes, in memory that the courier and the sentry keep; the executor's ends go
+            // before them.
+            unsafe { Word::new(at, memory.address() + offset as u64) }
         };
-        let (filled, freed) = (word(0), word(1));
+        let (filled, freed) = (word(0), word(HEADER));
+        let (filled_mark, freed_mark) = (word(size_of::<u32>()), word(HEADER + size_of::<u32>()));
         let first = 2 * HEADER;
         let slots = Slots { first: memory.address() + first as u64, stride, bytes, count: count as u32 };
         // SAFETY: the slots lie behind the words in the same memory, at multiples of 64; only the device and this courier
@@ -402,7 +403,7 @@ impl State {
         };
         self.courier.as_ref().expect("there is one where ranks are on other hosts").open(end, ring);
         self.far.push((end, memory.clone()));
-        Ok(Far { slots, filled, freed, memory })
+        Ok(Far { slots, filled, freed, filled_mark, freed_mark, memory })
     }
 }
 
@@ -410,16 +411,16 @@ struct Far {
     slots: Slots,
     filled: Word,
     freed: Word,
+    /// For the sentry, beside the words.
+    filled_mark: Word,
+    freed_mark: Word,
     memory: Arc<Pinned>,
 }
 
 impl Far {
-    fn filled_flag(&self) -> Flag {
-        flag(&self.filled, self.memory.clone())
-    }
-
-    fn freed_flag(&self) -> Flag {
-        flag(&self.freed, self.memory.clone())
+    /// One of the words, as the sentry sees it.
+    fn flag(&self, word: &Word) -> Flag {
+        flag(word, self.memory.clone())
     }
 }
 

@@ -1,7 +1,8 @@
 //! The counters that members share.
 //!
 //! Each word has one writer, and a line of its own, since streams of different devices and hosts poll them. All are 0
-//! in the beginning and count up, modulo 2^32.
+//! in the beginning and count up, modulo 2^32. Beside each that streams wait for lies its *mark*, for hosts only: where
+//! the word is set when streams are let go under a verdict, 0 before.
 //!
 //! | word | written by | counts |
 //! | --- | --- | --- |
@@ -131,6 +132,13 @@ impl Words {
         unsafe { Word::new(self.atomic(offset), self.registration.address() + offset as u64) }
     }
 
+    /// The mark in line `line`.
+    fn mark(&self, line: usize) -> Word {
+        let offset = line * LINE + size_of::<u32>();
+        // SAFETY: as in `line`, of the four bytes behind the word.
+        unsafe { Word::new(self.atomic(offset), self.registration.address() + offset as u64) }
+    }
+
     /// How many publications of `publisher` can be read.
     pub fn published(&self, publisher: usize) -> Word {
         self.line(self.layout.published(publisher))
@@ -210,15 +218,17 @@ impl Words {
         self.allocation(allocation, 1)
     }
 
-    /// Every word that streams of member `me` may wait for, all written by other members: what a verdict has to
-    /// release.
-    pub fn waited_by(&self, me: usize) -> impl Iterator<Item = Word> + '_ {
-        let others = (0..self.layout.members).filter(move |other| *other != me);
-        others.flat_map(move |other| {
-            let links = (0..self.layout.channels)
-                .flat_map(move |channel| [self.filled(other, me, channel), self.freed(me, other, channel)]);
-            [self.published(other), self.done(me, other)].into_iter().chain(links)
-        })
+    /// Every word that streams of member `me` may wait for, all written by other members, and its mark: what a verdict
+    /// has to release. Several members may wait for one word.
+    pub fn waited_by(&self, me: usize) -> impl Iterator<Item = [Word; 2]> + '_ {
+        let layout = self.layout;
+        let others = (0..layout.members).filter(move |other| *other != me);
+        let lines = others.flat_map(move |other| {
+            let links = (0..layout.channels)
+                .flat_map(move |channel| [layout.filled(other, me, channel), layout.freed(me, other, channel)]);
+            [layout.published(other), layout.done(me, other)].into_iter().chain(links)
+        });
+        lines.map(|line| [self.line(line), self.mark(line)])
     }
 
     /// The registered memory in which they lie.

@@ -144,8 +144,8 @@ impl Rank {
         let until = Instant::now() + PATIENCE;
         while !self.stream.is_idle().expect("the stream has failed") {
             if Instant::now() >= until {
-                let standing: Vec<u32> = self.words.waited_by(self.me).map(|word| word.load()).collect();
-                self.words.waited_by(self.me).for_each(|word| word.store(word.load().wrapping_add(1 << 30)));
+                let standing: Vec<u32> = self.words.waited_by(self.me).map(|[word, _]| word.load()).collect();
+                self.words.waited_by(self.me).for_each(|[word, _]| word.store(word.load().wrapping_add(1 << 30)));
                 panic!("rank {}'s stream does not end; the words it may wait for: {standing:?}", self.me);
             }
             std::thread::sleep(Duration::from_micros(200));

@@ -11,7 +11,9 @@
 //!
 //! A stream waits for words in memory that the host can write. Under a verdict the sentry *releases* them: it stores a
 //! value far ahead of any that is waited for, again and again, since peers may still be writing, until every operation
-//! has ended. Kernels that run then find headers of other operations and touch nothing, or data of a peer that has not
+//! has ended. Several ranks may wait for one word, and all store the same, which whoever comes first writes down beside it:
+//! if each went ahead of what it found, two that come later would be half the circle of 2^32 ahead, which is behind.
+//! Kernels that run then find headers of other operations and touch nothing, or data of a peer that has not
 //! given up yet; either way the operation's result is void. A released word may be one that other ranks of the host
 //! wait for too, and the verdict may reach them a moment later. So the word `released`, which they share, is set
 //! first, and whoever waits for the end of an operation looks at it, and at `trouble`, after the operation has ended:
@@ -134,8 +136,8 @@ struct State {
     recent: VecDeque<Fingerprint>,
     /// The latest number given.
     number: u32,
-    /// Words to be released, with the value once that has begun.
-    guarded: Vec<(Flag, Option<u32>)>,
+    /// Words to be released, each with its mark.
+    guarded: Vec<(Flag, Flag)>,
     /// When releasing began.
     releasing: Option<Instant>,
     /// Nothing runs on the device any more.
@@ -193,9 +195,10 @@ impl Sentry {
         Sentry { shared }
     }
 
-    /// Release `word` under a verdict: it is one that this rank's streams wait for.
-    pub fn guard(&self, word: Flag) {
-        self.shared.state.lock().guarded.push((word, None));
+    /// Release `word` under a verdict: it is one that this rank's streams wait for. `mark`: 0, and shared by all that may
+    /// release the word; what they release it with, once the first has.
+    pub fn guard(&self, word: Flag, mark: Flag) {
+        self.shared.state.lock().guarded.push((word, mark));
     }
 
     /// For errors of the communicator.

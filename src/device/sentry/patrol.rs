@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use super::health::Health;
-use super::{Awaited, Posts, Shared, State, has_come};
+use super::{Awaited, Flag, Posts, Shared, State, has_come};
 use crate::engine::wait::{Court, Questions};
 use crate::error::Verdict;
 use crate::fingerprint::Fingerprint;
@@ -154,6 +154,18 @@ fn left(court: &Court, peer: usize, operation: &Fingerprint) -> Verdict {
     Verdict::Died { rank: peer, host: court.hosts[peer].clone(), how }
 }
 
+/// What all who wait for `word` release it with: far ahead of where it was before the first of them did.
+fn agreed(word: &Flag, mark: &Flag) -> u32 {
+    match mark.load(Ordering::Acquire) {
+        0 => {
+            // If somebody has released it since, that one's mark is there, and what was found here counts for nothing.
+            let ahead = word.load(Ordering::Acquire).wrapping_add(AHEAD).max(1);
+            mark.compare_exchange(0, ahead, Ordering::AcqRel, Ordering::Acquire).map_or_else(|theirs| theirs, |_| ahead)
+        }
+        ahead => ahead,
+    }
+}
+
 impl State {
     /// The operation of this rank with that digest.
     fn called(&self, digest: u32) -> Option<Fingerprint> {
@@ -165,9 +177,8 @@ impl State {
     /// Let the streams go on. Returns since when that is done.
     fn release(&mut self, posts: &Posts) -> Instant {
         posts.released.store(1, Ordering::SeqCst);
-        for (word, target) in &mut self.guarded {
-            let target = *target.get_or_insert_with(|| word.load(Ordering::Acquire).wrapping_add(AHEAD));
-            word.store(target, Ordering::Release);
+        for (word, mark) in &self.guarded {
+            word.store(agreed(word, mark), Ordering::Release);
         }
         *self.releasing.get_or_insert_with(Instant::now)
     }

@@ -40,6 +40,7 @@ struct Words {
     trouble: AtomicU32,
     released: AtomicU32,
     filled: [AtomicU32; 2],
+    mark: AtomicU32,
     found: Mutex<Option<(u32, Fingerprint)>>,
     ailment: Mutex<Option<String>>,
     /// How often it was asked for.
@@ -64,6 +65,11 @@ impl Words {
 }
 
 fn post(timeout: Duration) -> (Sentry, Arc<Words>, Arc<Bench>) {
+    post_beside(None, timeout)
+}
+
+/// [`post`] of a rank whose streams wait for the word in `shared`, for which others may wait too.
+fn post_beside(shared: Option<Arc<Words>>, timeout: Duration) -> (Sentry, Arc<Words>, Arc<Bench>) {
     let watch = Arc::new(Watch::default());
     let bench = Arc::new(Bench { mine: watch.clone(), others: Watch::default(), asked: Mutex::default() });
     let court = Court {
@@ -89,7 +95,8 @@ fn post(timeout: Duration) -> (Sentry, Arc<Words>, Arc<Bench>) {
         }),
     };
     let sentry = Sentry::new(court, 3, posts);
-    sentry.guard(words.flag(|w| &w.filled[0]));
+    let shared = shared.unwrap_or_else(|| words.clone());
+    sentry.guard(shared.flag(|w| &w.filled[0]), shared.flag(|w| &w.mark));
     (sentry, words, bench)
 }
 
@@ -186,6 +193,28 @@ fn a_verdict_lets_the_stream_go_though_a_peer_still_writes() {
         over.store(true, Ordering::Relaxed);
     });
     assert_eq!(words.ended.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn several_ranks_let_streams_go_that_wait_for_one_word() {
+    // As many as may share a host, one after the other: what the last one stores is ahead of what any waits for.
+    for standing in [0, 5, u32::MAX - 2, 3 << 30] {
+        let shared = Arc::new(Words::default());
+        shared.filled[0].store(standing, Ordering::Release);
+        for rank in 0..8 {
+            let (sentry, words, bench) = post_beside(Some(shared.clone()), PATIENCE);
+            sentry.begin(call(1, 4), 7).unwrap().queued(Vec::new());
+            bench.mine.declare(Verdict::Aborted { rank: 2, why: "enough".into() });
+            until("the release", || words.released.load(Ordering::Relaxed) == 1);
+            // After the word `released` the others are set, with the lock held.
+            drop(sentry.shared.state.lock());
+            let now = shared.filled[0].load(Ordering::Acquire);
+            let behind = [0, 1, 1000].into_iter().find(|more| !has_come(now, standing.wrapping_add(*more)));
+            assert_eq!(behind, None, "rank {rank}: {standing} became {now}");
+            words.play(1, None);
+            assert!(sentry.drain());
+        }
+    }
 }
 
 #[test]
