@@ -34,6 +34,7 @@ mod device;
 mod engine;
 pub mod error;
 pub mod fingerprint;
+pub mod interrupt;
 pub mod launch;
 mod log;
 pub mod node;
@@ -65,7 +66,7 @@ pub mod cuda {
 
 pub use communicator::blocks::Blocks;
 pub use communicator::persistent::Persistent;
-pub use communicator::raw::{RawGroup, RawPersistent, RawRequest};
+pub use communicator::raw::{CallbackFailed, RawGroup, RawPersistent, RawRequest};
 pub use communicator::registered::Registered;
 pub use communicator::request::{Pending, Request, Scope, scope, wait_all, wait_any};
 pub use communicator::stream::Stream;

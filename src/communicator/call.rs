@@ -68,6 +68,16 @@ impl Communicator {
 }
 
 impl Communicator {
+    /// Refuse the operation that would come next, as [`Communicator::call`] does with arguments that make no sense: for
+    /// callers that find fault with something before they can make a call of it. Ranks that wait for this one in that
+    /// operation are told `what`; this rank's buffers are untouched. Returns the error. Waits for the operations before.
+    pub fn refuse(&self, what: String) -> Error {
+        match self.inner.refuse_next::<()>(what) {
+            Err(error) => error,
+            Ok(()) => unreachable!("a refusal is an error"),
+        }
+    }
+
     /// How `call` would be run, in words: the algorithm, the links, the longest slice. `variable`: elements of all
     /// blocks, where they have counts of their own.
     ///

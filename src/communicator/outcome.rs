@@ -217,6 +217,9 @@ fn wait_any_until(outcomes: &[&Outcome], until: Option<Instant>) -> Option<usize
         let message = outcomes.iter().find_map(|outcome| outcome.posted().filter(|posted| !posted.count.is_done()));
         let nap = message.map_or(NAP, |posted| posted.inner.messages.insist(&posted.count, &mut questions));
         alarm.wait(nap.min(left()));
+        if crate::interrupt::look() {
+            break None;
+        }
     };
     outcomes.iter().for_each(|outcome| outcome.forget(&alarm));
     index

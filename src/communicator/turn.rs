@@ -5,8 +5,12 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+/// The longest sleep without a look around.
+const NAP: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub(super) struct Turns {
@@ -54,7 +58,9 @@ impl Turns {
         let mut guard = self.lock.lock();
         self.waiting.fetch_add(1, Ordering::SeqCst);
         while self.serving.load(Ordering::SeqCst) != number {
-            self.changed.wait(&mut guard);
+            if self.changed.wait_for(&mut guard, NAP).timed_out() {
+                MutexGuard::unlocked(&mut guard, crate::interrupt::look);
+            }
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
     }

@@ -257,6 +257,7 @@ impl<'a> Wait<'a> {
         }
         links.routes.rest().sleep(nap);
         self.disarm(links);
+        crate::interrupt::look();
         if self.court.watch.raised() {
             return Err(self.court.failed());
         }

@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::communicator::blocks::Blocks;
 use crate::communicator::call::Buffers;
@@ -11,6 +12,9 @@ use crate::communicator::prepared::Prepared;
 use crate::communicator::stream::{Again, Stream};
 use crate::communicator::{Call, Communicator, Inner};
 use crate::error::{Error, Result};
+
+/// The longest sleep without a look around.
+const NAP: Duration = Duration::from_millis(100);
 
 /// What the thread that runs the operation needs of it.
 struct Run {
@@ -31,6 +35,16 @@ struct State {
     outcome: Result<()>,
     /// It was started and not waited for since.
     pending: bool,
+}
+
+impl State {
+    /// The outcome, for whoever waits for the run. Of none, if none was started.
+    fn collect(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.pending) {
+            true => std::mem::replace(&mut self.outcome, Ok(())),
+            false => Ok(()),
+        }
+    }
 }
 
 // SAFETY: `buffers` are addresses of memory that whoever made the operation keeps for it. They are used by the thread
@@ -161,11 +175,26 @@ impl RawPersistent {
     /// # Errors
     /// Those of the blocking call. It may be started again, but the communicator has failed for good.
     pub fn wait(&self) -> Result<()> {
-        let mut state = self.settled();
-        match std::mem::take(&mut state.pending) {
-            true => std::mem::replace(&mut state.outcome, Ok(())),
-            false => Ok(()),
+        self.settled().collect()
+    }
+
+    /// [`RawPersistent::wait`], at most for so long: `None` if the run has not ended, as the time is up or
+    /// [`interrupt`](crate::interrupt) says so. It goes on then.
+    pub fn wait_for(&self, at_most: Duration) -> Option<Result<()>> {
+        // A time that no clock reaches is none.
+        let until = Instant::now().checked_add(at_most);
+        let mut state = self.run.state.lock();
+        while !self.test() {
+            let nap = until.map_or(NAP, |until| until.saturating_duration_since(Instant::now()).min(NAP));
+            if nap.is_zero() {
+                return None;
+            }
+            let timed_out = self.run.changed.wait_for(&mut state, nap).timed_out();
+            if timed_out && MutexGuard::unlocked(&mut state, crate::interrupt::look) {
+                return None;
+            }
         }
+        Some(state.collect())
     }
 
     /// Wait until it is not running.
@@ -175,7 +204,7 @@ impl RawPersistent {
         }
     }
 
-    fn settled(&self) -> parking_lot::MutexGuard<'_, State> {
+    fn settled(&self) -> MutexGuard<'_, State> {
         let mut state = self.run.state.lock();
         while !self.test() {
             self.run.changed.wait(&mut state);
@@ -192,7 +221,7 @@ impl RawPersistent {
     }
 
     /// Its state, if it may be started.
-    fn idle(&self) -> Result<parking_lot::MutexGuard<'_, State>> {
+    fn idle(&self) -> Result<MutexGuard<'_, State>> {
         let state = self.run.state.lock();
         if !state.pending {
             return Ok(state);

@@ -25,7 +25,8 @@ impl RawRequest {
         self.outcome.wait()
     }
 
-    /// Wait until it is done, at most for so long: its result, or `None` if it is not done. It goes on then.
+    /// Wait until it is done, at most for so long: its result, or `None` if it is not done, as the time is up or
+    /// [`interrupt`](crate::interrupt) says so. It goes on then.
     pub fn wait_for(&self, at_most: Duration) -> Option<Result<()>> {
         self.outcome.wait_for(at_most)
     }
@@ -48,7 +49,7 @@ impl RawRequest {
     }
 
     /// Wait until one of `requests` is done (with or without an error): its place among them, the first if there are
-    /// several. `None` if there are no requests.
+    /// several. `None` if there are no requests, or [`interrupt`](crate::interrupt) ends the wait.
     pub fn wait_any<'r>(requests: impl IntoIterator<Item = &'r RawRequest>) -> Option<usize> {
         let outcomes: Vec<&Outcome> = requests.into_iter().map(|request| &request.outcome).collect();
         outcome::wait_any(&outcomes)

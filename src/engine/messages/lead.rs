@@ -53,6 +53,7 @@ impl Messages {
         while !count.is_done() && self.lead.load(Ordering::Relaxed) == CALLER {
             if let Some(nap) = held.question(count, questions) {
                 self.changed.wait_for(&mut held.state, nap);
+                MutexGuard::unlocked(&mut held.state, crate::interrupt::look);
             }
         }
         held.followers -= 1;
@@ -96,7 +97,12 @@ impl Messages {
                     Some(_) if !std::mem::replace(&mut armed, true) => self.rest.arm(),
                     Some(nap) => {
                         held.asleep = true;
-                        MutexGuard::unlocked(&mut held.state, || self.rest.sleep(nap));
+                        MutexGuard::unlocked(&mut held.state, || {
+                            self.rest.sleep(nap);
+                            if who == CALLER {
+                                crate::interrupt::look();
+                            }
+                        });
                         (held.asleep, slept) = (false, true);
                     }
                     None => {}
