@@ -8,5 +8,10 @@
 Start it with ``python -m maypole run -n 4 script.py``, torchrun, mpirun, mpiexec or srun.
 """
 
+import atexit as _atexit
+
+from . import _maypole
 from ._maypole import *  # noqa: F403
 from ._maypole import __version__ as __version__
+
+_atexit.register(_maypole._leave)

@@ -1,125 +1,274 @@
-//! The class `Communicator`.
+//! The class `Communicator`: its blocking calls, its children and its end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use maypole::{Call, Collective, Config, ReduceOp};
+use maypole::{Collective, Order};
 use parking_lot::RwLock;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
-use crate::buffer::Array;
-use crate::error;
+use crate::calls::{self, Form, Maybe, Object, Prepared, What};
+use crate::group::Group;
+use crate::persistent::PersistentCalls;
+use crate::registered::Registered;
+use crate::stream::Stream;
+use crate::variable::{self, Arguments};
+use crate::ways::{OnStream, Start};
+use crate::{array, error, messages, process, waiting};
 
-/// One rank's handle to a group of ranks that exchange data by collective operations.
-#[pyclass(module = "maypole", frozen)]
-pub struct Communicator {
+/// What a `Communicator` of Python's holds, and gives up when it is closed.
+pub struct Slot {
     comm: RwLock<Option<Arc<maypole::Communicator>>>,
+    generation: u64,
 }
 
-impl Communicator {
-    fn new(comm: maypole::Communicator) -> Communicator {
-        Communicator { comm: RwLock::new(Some(Arc::new(comm))) }
-    }
-
-    /// The communicator, unless it was closed.
+impl Slot {
+    /// The communicator.
+    ///
+    /// # Errors
+    /// It was closed, or belongs to the process from which this one was forked off.
     pub fn open(&self, py: Python<'_>) -> PyResult<Arc<maypole::Communicator>> {
+        if self.generation != process::generation() {
+            let what = "this process was forked off after the communicator was made, and is no rank; make communicators \
+                        after forking, or start processes by spawn";
+            return Err(error::argument(py, what));
+        }
         self.comm.read().clone().ok_or_else(|| error::argument(py, "the communicator was closed"))
     }
+
+    /// Leave. Not while the interpreter's lock is held: what still runs may need it.
+    pub fn close(&self) {
+        let comm = self.comm.write().take();
+        if self.generation != process::generation() {
+            // The parent's: leaving it would speak for the parent.
+            std::mem::forget(comm);
+        }
+    }
 }
 
-#[pymethods]
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if self.comm.get_mut().is_some() {
+            Python::attach(|py| waiting::detached(py, || self.close()));
+        }
+    }
+}
+
+/// One rank's handle to a group of ranks that exchange data by collective operations.
+///
+/// Every rank of the group makes the same calls in the same order. Arrays are anything with the buffer protocol or DLPack,
+/// contiguous; nothing is copied. ``op`` is "sum", "prod", "min", "max", "avg", "and", "or", "xor", ``maypole.premulsum(f)``
+/// or a ``maypole.Op``. A call waits until this rank's part is done and returns the array that has the result; other
+/// threads of Python run meanwhile. ``comm.start`` has the same calls without the waiting.
+///
+/// After any error but an ArgumentError the communicator has failed, on every rank. Ctrl-C in a blocking call aborts it,
+/// since no rank can leave an operation that the others are in; Ctrl-C while a request is waited for leaves it be.
+#[pyclass(module = "maypole", frozen, weakref)]
+pub struct Communicator {
+    slot: Arc<Slot>,
+}
+
 impl Communicator {
+    /// As an object for Python.
+    pub fn new(comm: maypole::Communicator) -> Communicator {
+        let slot = Arc::new(Slot { comm: RwLock::new(Some(Arc::new(comm))), generation: process::generation() });
+        process::remember(&slot);
+        Communicator { slot }
+    }
+}
+
+impl Form for Communicator {
+    const REFUSES: bool = true;
+
+    fn communicator(&self, py: Python<'_>) -> PyResult<Arc<maypole::Communicator>> {
+        self.slot.open(py)
+    }
+
+    fn take<'py>(
+        &self,
+        py: Python<'py>,
+        comm: Arc<maypole::Communicator>,
+        call: Prepared<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let Prepared { what, held, result } = call;
+        // SAFETY: `held` lives until the call is done.
+        let outcome = waiting::blocking(py, &comm, || Ok(unsafe { what.run(&comm) }))?;
+        outcome.map_err(|e| held.explain(py, e))?;
+        Ok(result)
+    }
+}
+
+crate::forms::forms!(Communicator {
     /// This rank's number, from 0.
     #[getter]
     fn rank(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.open(py)?.rank())
+        Ok(self.slot.open(py)?.rank())
     }
 
     /// How many ranks there are.
     #[getter]
     fn size(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.open(py)?.size())
+        Ok(self.slot.open(py)?.size())
     }
 
-    /// Every rank's `x` (or `out`) becomes the reduction of all ranks' `x`.
-    #[pyo3(signature = (x, op="sum", out=None))]
-    fn all_reduce<'py>(
-        &self,
-        x: Bound<'py, PyAny>,
-        op: &str,
-        out: Option<Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let py = x.py();
-        let comm = self.open(py)?;
-        let op = operation(py, op)?;
-        let input = Array::of(&x, "x", out.is_none())?;
-        let output = out.as_ref().map(|out| Array::of(out, "out", true)).transpose()?;
-        let call = Call { collective: Collective::AllReduce, dtype: input.dtype, count: input.count, op, root: 0 };
-        py.detach(|| match &output {
-            None => {
-                // SAFETY: the array holds its memory; that nobody else touches it meanwhile is its caller's affair, as
-                // everywhere in Python.
-                let bytes = unsafe { std::slice::from_raw_parts_mut(input.address, input.bytes()) };
-                comm.call_in_place(call, bytes)
-            }
-            Some(output) => {
-                // SAFETY: as above.
-                let from = unsafe { std::slice::from_raw_parts(input.address, input.bytes()) };
-                // SAFETY: as above.
-                let to = unsafe { std::slice::from_raw_parts_mut(output.address, output.bytes()) };
-                comm.call(call, from, to)
-            }
+    /// The host of each rank.
+    #[getter]
+    fn hosts(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        Ok(self.slot.open(py)?.topology().hosts())
+    }
+
+    /// Why the communicator has failed, if it has.
+    #[getter]
+    fn verdict(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let comm = self.slot.open(py)?;
+        Ok(waiting::detached(py, || comm.verdict()).map(|verdict| verdict.to_string()))
+    }
+
+    /// Whether it was closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.slot.comm.read().is_none()
+    }
+
+    /// The asynchronous calls: ``comm.start.all_reduce(x)`` returns a Request at once. They run in the order of the
+    /// calls, blocking ones included.
+    #[getter]
+    fn start(&self) -> Start {
+        Start::new(self.slot.clone(), None)
+    }
+
+    /// The asynchronous calls, on a stream of yours: they also wait for what was queued there before.
+    fn start_on(&self, stream: Py<Stream>) -> Start {
+        Start::new(self.slot.clone(), Some(stream))
+    }
+
+    /// The calls on device memory, queued on a CUDA stream: its handle as a number, or an object that has it as
+    /// ``cuda_stream`` (torch's) or ``__cuda_stream__``.
+    fn on(&self, stream: &Bound<'_, PyAny>) -> PyResult<OnStream> {
+        OnStream::new(self.slot.clone(), stream)
+    }
+
+    /// Many calls at once, run when the ``with`` block ends::
+    ///
+    ///     with comm.group() as group:
+    ///         group.send(x, to=1)
+    ///         group.recv(y, source=1)
+    fn group(&self) -> Group {
+        Group::new(self.slot.clone())
+    }
+
+    /// Calls that are planned once and started many times: ``step = comm.persistent.all_reduce(x)``, then ``step.run()``
+    /// or ``step.start()`` and ``step.wait()``.
+    #[getter]
+    fn persistent(&self) -> PersistentCalls {
+        PersistentCalls::new(self.slot.clone())
+    }
+
+    /// Divide the communicator: ranks with the same `color` form a new one, ordered by `key` and then by rank. Ranks whose
+    /// color is None take part and get None.
+    #[pyo3(signature = (color, key=0))]
+    fn split(&self, py: Python<'_>, color: Option<i64>, key: i64) -> PyResult<Option<Communicator>> {
+        let comm = self.slot.open(py)?;
+        let color = color.map(|color| {
+            u32::try_from(color).map_err(|_| error::argument(py, format!("color: is {color}, but colors are 0 to {}", u32::MAX)))
+        });
+        let color = color.transpose()?;
+        let child = waiting::blocking(py, &comm, || comm.split(color, key))?;
+        Ok(child.map(Communicator::new))
+    }
+
+    /// Another communicator of the same ranks, with an order of operations of its own.
+    fn duplicate(&self, py: Python<'_>) -> PyResult<Communicator> {
+        let comm = self.slot.open(py)?;
+        waiting::blocking(py, &comm, || comm.duplicate()).map(Communicator::new)
+    }
+
+    /// A communicator of some ranks, in this order, which alone call it. This one may have failed: the ranks that are
+    /// left go on so.
+    fn subset(&self, py: Python<'_>, ranks: Vec<i64>) -> PyResult<Communicator> {
+        let comm = self.slot.open(py)?;
+        let ranks = ranks.into_iter().map(|rank| calls::rank_of("ranks", rank, comm.size()));
+        let ranks: Vec<usize> = ranks.collect::<Result<_, _>>().map_err(|what| error::argument(py, what))?;
+        waiting::apart(py, move || comm.subset(&ranks)).map(Communicator::new)
+    }
+
+    /// Memory for `count` elements, all zero, that the ranks of this host read where it lies: operations on it save a
+    /// copy. Every rank must call it; counts may differ. `dtype` is a name (float32, bfloat16, ...) or a dtype of NumPy's
+    /// or torch's.
+    #[pyo3(signature = (count, dtype=None), text_signature = "($self, count, dtype='float32')")]
+    fn alloc(&self, py: Python<'_>, count: usize, dtype: Maybe<'_>) -> PyResult<Registered> {
+        let comm = self.slot.open(py)?;
+        let dtype = array::dtype_argument(dtype.as_ref()).map_err(|what| error::argument(py, what))?;
+        let bytes = count.checked_mul(dtype.size()).unwrap_or(usize::MAX);
+        let memory = waiting::blocking(py, &comm, || comm.alloc::<u8>(bytes))?;
+        Ok(Registered::new(memory, count, dtype))
+    }
+
+    /// Set the deadline of this rank's operations, in seconds: one that takes longer fails the communicator.
+    fn set_timeout(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
+        let comm = self.slot.open(py)?;
+        let timeout = Duration::try_from_secs_f64(seconds).ok().filter(|timeout| !timeout.is_zero());
+        let timeout = timeout.ok_or_else(|| error::argument(py, format!("seconds: {seconds} is no length of time")))?;
+        waiting::blocking(py, &comm, || {
+            comm.set_timeout(timeout);
+            Ok(())
         })
-        .map_err(|e| error::to_py(py, e))?;
-        Ok(out.unwrap_or(x))
     }
 
-    /// Returns once every rank has called it.
-    fn barrier(&self, py: Python<'_>) -> PyResult<()> {
-        let comm = self.open(py)?;
-        py.detach(|| comm.barrier()).map_err(|e| error::to_py(py, e))
+    /// Set in which order reductions combine ranks' elements: "free" (the fastest) or "canonical" (rank order: the same
+    /// bits always). Every rank must set the same.
+    fn set_order(&self, py: Python<'_>, order: &str) -> PyResult<()> {
+        let comm = self.slot.open(py)?;
+        let order = match order {
+            "free" => Order::Free,
+            "canonical" => Order::Canonical,
+            other => return Err(error::argument(py, format!("order: {other:?} is neither free nor canonical"))),
+        };
+        waiting::blocking(py, &comm, || {
+            comm.set_order(order);
+            Ok(())
+        })
     }
-}
 
-fn operation(py: Python<'_>, name: &str) -> PyResult<ReduceOp> {
-    Ok(match name {
-        "sum" => ReduceOp::Sum,
-        "prod" => ReduceOp::Prod,
-        "min" => ReduceOp::Min,
-        "max" => ReduceOp::Max,
-        "avg" => ReduceOp::Avg,
-        "and" => ReduceOp::And,
-        "or" => ReduceOp::Or,
-        "xor" => ReduceOp::Xor,
-        _ => {
-            return Err(error::argument(py, format!("op: {name:?} is none of sum, prod, min, max, avg, and, or, xor")));
+    /// Give up: every rank's present and future calls raise an AbortedError that names this rank and `why`.
+    #[pyo3(signature = (why="no reason given"))]
+    fn abort(&self, py: Python<'_>, why: &str) -> PyResult<()> {
+        let comm = self.slot.open(py)?;
+        waiting::detached(py, || comm.abort(why));
+        Ok(())
+    }
+
+    /// Leave the group. Every later call raises an ArgumentError; requests under way go on. Closing twice is fine, and so
+    /// is ``with maypole.init() as comm: ...``.
+    fn close(&self, py: Python<'_>) {
+        waiting::detached(py, || self.slot.close());
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __exit__(&self, py: Python<'_>, _class: Maybe<'_>, _error: Maybe<'_>, _trace: Maybe<'_>) {
+        self.close(py);
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(PyTypeError::new_err(
+            "a maypole.Communicator cannot be pickled or copied: it is one process's place in a group of ranks; have each \
+             process make its own by maypole.init()",
+        ))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        match self.slot.open(py) {
+            Ok(comm) => format!("<maypole.Communicator: rank {} of {}>", comm.rank(), comm.size()),
+            Err(_) => "<maypole.Communicator: closed>".into(),
         }
-    })
-}
-
-/// The world that this process was launched into.
-#[pyfunction]
-#[pyo3(signature = (**settings))]
-fn init(py: Python<'_>, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Communicator> {
-    let mut config = Config::from_env().map_err(|e| error::to_py(py, e))?;
-    for (name, value) in settings.into_iter().flatten() {
-        let name = format!("MAYPOLE_{}", name.str()?.to_string().to_uppercase());
-        config.set(&name, &value.str()?.to_string()).map_err(|e| error::to_py(py, e))?;
     }
-    let comm = py.detach(|| maypole::Communicator::from_env_with(config)).map_err(|e| error::to_py(py, e))?;
-    Ok(Communicator::new(comm))
-}
+});
 
-/// A world of `n` ranks within this process, one for each thread that is handed one.
-#[pyfunction]
-fn threads(py: Python<'_>, n: usize) -> PyResult<Vec<Communicator>> {
-    let world = py.detach(|| maypole::Communicator::threads(n)).map_err(|e| error::to_py(py, e))?;
-    Ok(world.into_iter().map(Communicator::new).collect())
-}
-
-/// Put the class and the functions that make one into the module.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Communicator>()?;
-    module.add_function(wrap_pyfunction!(init, module)?)?;
-    module.add_function(wrap_pyfunction!(threads, module)?)
+/// Whether a call can be made on host memory by this form.
+pub fn is_on_device(what: &What) -> bool {
+    matches!(what, What::Plain { on_device: true, .. })
 }

@@ -99,6 +99,11 @@ pub fn argument(py: Python<'_>, text: impl Into<String>) -> PyErr {
     make(py, |c| &c.argument, text.into())
 }
 
+/// A setting that makes no sense.
+pub fn setting(py: Python<'_>, text: String) -> PyErr {
+    make(py, |c| &c.setting, text)
+}
+
 /// The exception for an error of the library.
 pub fn to_py(py: Python<'_>, error: Error) -> PyErr {
     let text = error.to_string();

@@ -1,8 +1,33 @@
 //! The extension module `maypole._maypole`: what the Python package `maypole` stands on.
+//!
+//! * [`communicator`], [`making`]: the class `Communicator`, and where one comes from. [`forms`]: the collectives as methods
+//!   of every class that makes calls: it, [`ways`] (asynchronous ones and those on CUDA streams), [`group`],
+//!   [`persistent`].
+//! * [`calls`], [`variable`], [`messages`]: arguments, checked and made into what the library takes. [`array`], [`view`],
+//!   [`dlpack`]: arrays as addresses. [`operation`]: `op`.
+//! * [`request`], [`stream`], [`registered`]: what else there are objects for.
+//! * [`waiting`]: the interpreter's lock and Ctrl-C. [`process`]: forks and the interpreter's exit. [`error`]: exceptions.
 
-mod buffer;
+mod array;
+mod calls;
 mod communicator;
+mod dlpack;
 mod error;
+mod forms;
+mod group;
+mod making;
+mod messages;
+mod operation;
+mod persistent;
+mod process;
+mod registered;
+mod request;
+mod settings;
+mod stream;
+mod variable;
+mod view;
+mod waiting;
+mod ways;
 
 use std::ffi::OsString;
 
@@ -11,11 +36,23 @@ use pyo3::prelude::*;
 /// Collective communication; see the package `maypole`.
 #[pymodule]
 fn _maypole(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    process::watch_forks();
+    waiting::register();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
-    communicator::register(module)?;
-    module.add_function(wrap_pyfunction!(command, module)?)?;
-    Ok(())
+    making::register(module)?;
+    request::register(module)?;
+    operation::register(module)?;
+    module.add_class::<communicator::Communicator>()?;
+    module.add_class::<ways::Start>()?;
+    module.add_class::<ways::OnStream>()?;
+    module.add_class::<group::Group>()?;
+    module.add_class::<persistent::PersistentCalls>()?;
+    module.add_class::<persistent::Persistent>()?;
+    module.add_class::<registered::Registered>()?;
+    module.add_class::<stream::Stream>()?;
+    module.add_function(wrap_pyfunction!(process::_leave, module)?)?;
+    module.add_function(wrap_pyfunction!(command, module)?)
 }
 
 /// The `maypole` command with these arguments, the first being its own name; returns the exit status.

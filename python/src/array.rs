@@ -1,0 +1,238 @@
+//! Array arguments: anything with the buffer protocol or DLPack, as an address, a count and a type.
+//!
+//! Nothing is copied. What cannot be worked on where it lies is refused, by the argument's name.
+
+use maypole::{DataType, ReduceOp};
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::dlpack;
+use crate::registered::Registered;
+use crate::view::View;
+
+/// What the elements of an array are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// A type that reductions know.
+    Number(DataType),
+    /// A byte that is 0 or 1.
+    Bool,
+    /// Two of these.
+    Complex(DataType),
+    /// So many bytes, which can be moved but not combined; and what it is called.
+    Other(usize, String),
+}
+
+impl Kind {
+    /// Bytes of an element.
+    pub fn size(&self) -> usize {
+        match self {
+            Kind::Number(dtype) => dtype.size(),
+            Kind::Bool => 1,
+            Kind::Complex(dtype) => 2 * dtype.size(),
+            Kind::Other(size, _) => *size,
+        }
+    }
+
+    /// As what such elements are carried, how many of these make one, and whether `op` is possible on them.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn carried(&self, op: Option<ReduceOp>) -> Result<(DataType, usize), String> {
+        use ReduceOp::*;
+        match (self, op) {
+            (Kind::Number(dtype), _) => Ok((*dtype, 1)),
+            (Kind::Bool, None | Some(And | Or | Xor | Min | Max)) => Ok((DataType::U8, 1)),
+            (Kind::Complex(dtype), None | Some(Sum | Avg | PreMulSum(_))) => Ok((*dtype, 2)),
+            (Kind::Other(size, _), None) => Ok((DataType::U8, *size)),
+            (_, Some(op)) => Err(format!("{} is not defined on elements of {self}", op.name())),
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Kind::Number(dtype) => dtype.fmt(f),
+            Kind::Bool => f.write_str("bool"),
+            Kind::Complex(dtype) => write!(f, "complex {dtype}"),
+            Kind::Other(_, name) => f.write_str(name),
+        }
+    }
+}
+
+/// What keeps an array's memory where it is.
+#[expect(dead_code, reason = "held to be dropped")]
+enum Hold {
+    View(View),
+    Object(Py<PyAny>),
+}
+
+/// An array argument: memory that stays where it is for as long as this lives.
+pub struct Array {
+    /// Its first byte.
+    pub address: *mut u8,
+    /// How many elements it has.
+    pub count: usize,
+    /// What they are.
+    pub kind: Kind,
+    /// The CUDA device in whose memory it lies; `None`: host memory.
+    pub device: Option<usize>,
+    /// Whether it must not be written.
+    pub read_only: bool,
+    _hold: Hold,
+}
+
+// SAFETY: an address, and what keeps it, which may be dropped on any thread.
+unsafe impl Send for Array {}
+// SAFETY: as above.
+unsafe impl Sync for Array {}
+
+impl Array {
+    /// The memory of `object`. `stream`: the CUDA stream on which it will be used, if on any.
+    ///
+    /// # Errors
+    /// What is wrong with it, to be put behind the argument's name.
+    pub fn of(object: &Bound<'_, PyAny>, stream: Option<usize>) -> Result<Array, String> {
+        if let Ok(registered) = object.cast::<Registered>() {
+            return Ok(registered.get().array(object));
+        }
+        match View::of(object) {
+            Ok(Some(view)) => return Array::of_view(view),
+            // NumPy has no format for the small floats of ml_dtypes; as plain bytes they have one.
+            Err(error) => return Array::of_small_floats(object).unwrap_or_else(|| Err(error.to_string())),
+            Ok(None) => {}
+        }
+        let lent = match dlpack::borrow(object, stream) {
+            Ok(Some(lent)) => lent?,
+            Ok(None) => {
+                return Err(format!(
+                    "a {} is no array; pass anything with the buffer protocol or DLPack (NumPy, torch, JAX, ...)",
+                    type_name(object)
+                ));
+            }
+            Err(error) => return Err(format!("its {} does not lend its memory: {error}", type_name(object))),
+        };
+        if !lent.contiguous {
+            return Err(NOT_CONTIGUOUS.into());
+        }
+        let dlpack::Lent { capsule, address, count, kind, device, read_only, .. } = lent;
+        Ok(Array { address, count, kind, device, read_only, _hold: Hold::Object(capsule) })
+    }
+
+    fn of_view(view: View) -> Result<Array, String> {
+        if !view.is_contiguous() {
+            return Err(NOT_CONTIGUOUS.into());
+        }
+        let kind = of_format(view.format().to_bytes(), view.itemsize());
+        Ok(Array {
+            address: view.address(),
+            count: view.bytes() / view.itemsize(),
+            kind,
+            device: None,
+            read_only: view.is_read_only(),
+            _hold: Hold::View(view),
+        })
+    }
+
+    /// `None` if it is something else.
+    fn of_small_floats(object: &Bound<'_, PyAny>) -> Option<Result<Array, String>> {
+        let py = object.py();
+        let dtype = object.getattr(intern!(py, "dtype")).ok()?;
+        let name: String = dtype.getattr(intern!(py, "name")).ok()?.extract().ok()?;
+        let number = of_name(&name);
+        let plain = match number.map_or_else(|| dtype.getattr("itemsize").ok()?.extract().ok(), |d| Some(d.size()))? {
+            1 => "u1",
+            2 => "u2",
+            _ => return None,
+        };
+        let bytes = object.call_method1(intern!(py, "view"), (plain,)).ok()?;
+        let array = Array::of_view(View::of(&bytes).ok()??);
+        let size = plain.as_bytes()[1] - b'0';
+        let kind = number.map_or_else(|| Kind::Other(size.into(), name), Kind::Number);
+        Some(array.map(|array| Array { kind, ..array }))
+    }
+
+    /// Memory of Maypole's own, which `owner` keeps.
+    pub fn registered(owner: &Bound<'_, PyAny>, address: *mut u8, count: usize, dtype: DataType) -> Array {
+        let hold = Hold::Object(owner.clone().unbind());
+        Array { address, count, kind: Kind::Number(dtype), device: None, read_only: false, _hold: hold }
+    }
+
+    /// How many bytes it has.
+    pub fn bytes(&self) -> usize {
+        self.count * self.kind.size()
+    }
+
+    /// Whether the two share memory without being the same.
+    pub fn overlaps(&self, other: &Array) -> bool {
+        let (a, b) = (self.address.addr(), other.address.addr());
+        a < b + other.bytes() && b < a + self.bytes()
+    }
+}
+
+const NOT_CONTIGUOUS: &str = "its elements do not lie one after the other in C's order; pass a contiguous array \
+                              (numpy.ascontiguousarray, tensor.contiguous())";
+
+/// The name of an object's class.
+pub fn type_name(object: &Bound<'_, PyAny>) -> String {
+    object.get_type().name().map_or_else(|_| "object".into(), |name| name.to_string())
+}
+
+/// The element type of a format of Python's `struct`.
+fn of_format(format: &[u8], size: usize) -> Kind {
+    use DataType::*;
+    let letters = match format {
+        [b'@' | b'=' | b'<', rest @ ..] => rest,
+        other => other,
+    };
+    match (letters, size) {
+        (b"b", 1) => Kind::Number(I8),
+        (b"B", 1) => Kind::Number(U8),
+        (b"i" | b"l" | b"q" | b"n", 4) => Kind::Number(I32),
+        (b"I" | b"L" | b"Q" | b"N", 4) => Kind::Number(U32),
+        (b"i" | b"l" | b"q" | b"n", 8) => Kind::Number(I64),
+        (b"I" | b"L" | b"Q" | b"N", 8) => Kind::Number(U64),
+        (b"e", 2) => Kind::Number(F16),
+        (b"f", 4) => Kind::Number(F32),
+        (b"d", 8) => Kind::Number(F64),
+        (b"?", 1) => Kind::Bool,
+        (b"Zf", 8) => Kind::Complex(F32),
+        (b"Zd", 16) => Kind::Complex(F64),
+        _ => Kind::Other(size, format!("format {:?}", String::from_utf8_lossy(format))),
+    }
+}
+
+/// The argument `dtype`: a name, or anything that has one.
+///
+/// # Errors
+/// It names no type that there is.
+pub fn dtype_argument(dtype: Option<&Bound<'_, PyAny>>) -> Result<DataType, String> {
+    let Some(dtype) = dtype else { return Ok(DataType::F32) };
+    let of = |name: PyResult<String>| name.ok().and_then(|name| of_name(&name));
+    of(dtype.extract())
+        .or_else(|| of(dtype.getattr("name").and_then(|name| name.extract())))
+        .or_else(|| of(dtype.getattr("__name__").and_then(|name| name.extract())))
+        .or_else(|| of(dtype.str().map(|text| text.to_string())))
+        .ok_or_else(|| format!("dtype: {dtype} is none of {}", DataType::ALL.map(DataType::name).join(", ")))
+}
+
+/// The element type of a name: Maypole's, or that of NumPy, ml_dtypes, torch or JAX.
+pub fn of_name(name: &str) -> Option<DataType> {
+    use DataType::*;
+    Some(match name.trim_start_matches("torch.") {
+        "i8" | "int8" => I8,
+        "u8" | "uint8" => U8,
+        "i32" | "int32" => I32,
+        "u32" | "uint32" => U32,
+        "i64" | "int64" => I64,
+        "u64" | "uint64" => U64,
+        "f16" | "float16" => F16,
+        "bf16" | "bfloat16" => Bf16,
+        "f32" | "float32" => F32,
+        "f64" | "float64" => F64,
+        "f8e4m3" | "float8_e4m3fn" => F8E4M3,
+        "f8e5m2" | "float8_e5m2" => F8E5M2,
+        _ => return None,
+    })
+}

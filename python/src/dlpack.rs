@@ -1,0 +1,259 @@
+//! DLPack: how array libraries hand each other tensors, on any device. The structures are those of `dlpack.h` 1.1.
+
+use std::ffi::{CStr, c_void};
+
+use maypole::DataType;
+use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::array::Kind;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Device {
+    kind: i32,
+    number: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Element {
+    code: u8,
+    bits: u8,
+    lanes: u16,
+}
+
+#[repr(C)]
+struct Tensor {
+    data: *mut c_void,
+    device: Device,
+    dimensions: i32,
+    element: Element,
+    shape: *mut i64,
+    strides: *mut i64,
+    byte_offset: u64,
+}
+
+#[repr(C)]
+struct Managed {
+    tensor: Tensor,
+    context: *mut c_void,
+    deleter: Option<unsafe extern "C" fn(*mut Managed)>,
+}
+
+#[repr(C)]
+struct Versioned {
+    major: u32,
+    minor: u32,
+    context: *mut c_void,
+    deleter: Option<unsafe extern "C" fn(*mut Versioned)>,
+    flags: u64,
+    tensor: Tensor,
+}
+
+const VERSIONED: &CStr = c"dltensor_versioned";
+const UNVERSIONED: &CStr = c"dltensor";
+const READ_ONLY: u64 = 1;
+
+/// Memory of the host, or host memory that a GPU can reach as well: CPU, CUDA's and ROCm's pinned memory, CUDA's managed.
+const HOST: [i32; 4] = [1, 3, 11, 13];
+const CUDA: i32 = 2;
+
+/// A tensor that somebody lends.
+pub struct Lent {
+    /// Keeps it: its destructor gives the tensor back, since nobody renames it.
+    pub capsule: Py<PyAny>,
+    /// Its first byte.
+    pub address: *mut u8,
+    /// How many elements it has.
+    pub count: usize,
+    /// What they are.
+    pub kind: Kind,
+    /// The CUDA device in whose memory it lies; `None`: host memory.
+    pub device: Option<usize>,
+    pub read_only: bool,
+    pub contiguous: bool,
+}
+
+/// What the object lends by DLPack; `None` if it does not speak it. `stream`: the CUDA stream on which it is to be used.
+///
+/// # Errors
+/// The object's exception, or text that says what is not supported.
+pub fn borrow(object: &Bound<'_, PyAny>, stream: Option<usize>) -> PyResult<Option<Result<Lent, String>>> {
+    let py = object.py();
+    let Some(lend) = object.getattr_opt(intern!(py, "__dlpack__"))? else { return Ok(None) };
+    let keywords = PyDict::new(py);
+    if let Some(stream) = stream {
+        // CUDA's legacy default stream is 0 there and 1 here.
+        keywords.set_item(intern!(py, "stream"), stream.max(1))?;
+    }
+    let plain = keywords.copy()?;
+    keywords.set_item(intern!(py, "max_version"), (1, 0))?;
+    let capsule = match lend.call((), Some(&keywords)) {
+        // From before version 1 of the protocol.
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => lend.call((), Some(&plain))?,
+        other => other?,
+    };
+    let (tensor, flags) = match (pointer(&capsule, VERSIONED), pointer(&capsule, UNVERSIONED)) {
+        (Some(at), _) => {
+            let versioned = at.cast::<Versioned>();
+            // SAFETY: a capsule of this name holds such a structure, and this thread is attached.
+            let (major, flags) = unsafe { ((*versioned).major, (*versioned).flags) };
+            if major != 1 {
+                return Ok(Some(Err(format!("speaks version {major} of DLPack, which is not known here"))));
+            }
+            // SAFETY: as above.
+            (unsafe { &raw const (*versioned).tensor }, flags)
+        }
+        // SAFETY: as above.
+        (None, Some(at)) => (unsafe { &raw const (*at.cast::<Managed>()).tensor }, 0),
+        (None, None) => return Ok(Some(Err("gave something that is no DLPack capsule".into()))),
+    };
+    // SAFETY: it lives as long as the capsule.
+    let tensor = unsafe { &*tensor };
+    let device = match tensor.device.kind {
+        kind if HOST.contains(&kind) => None,
+        CUDA => Some(tensor.device.number as usize),
+        kind => {
+            return Ok(Some(Err(format!(
+                "lies on a device of DLPack type {kind}; host memory and CUDA are supported"
+            ))));
+        }
+    };
+    let lanes = usize::from(tensor.element.lanes.max(1));
+    let (shape, strides) = layout(tensor);
+    let count = shape.iter().product::<i64>() as usize * lanes;
+    Ok(Some(Ok(Lent {
+        address: tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize),
+        count,
+        kind: kind(tensor.element),
+        device,
+        read_only: flags & READ_ONLY != 0,
+        contiguous: strides.is_none_or(|strides| is_contiguous(shape, strides)),
+        capsule: capsule.unbind(),
+    })))
+}
+
+fn pointer(capsule: &Bound<'_, PyAny>, name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: the object is alive and this thread attached; the first call says whether the second may be made.
+    unsafe {
+        if ffi::PyCapsule_IsValid(capsule.as_ptr(), name.as_ptr()) == 0 {
+            return None;
+        }
+        Some(ffi::PyCapsule_GetPointer(capsule.as_ptr(), name.as_ptr()))
+    }
+}
+
+/// Shape and strides, in elements.
+fn layout(tensor: &Tensor) -> (&[i64], Option<&[i64]>) {
+    let dimensions = tensor.dimensions.max(0) as usize;
+    if dimensions == 0 {
+        return (&[], None);
+    }
+    // SAFETY: as many numbers as there are dimensions, which live as long as the tensor; strides may be NULL.
+    unsafe {
+        let shape = std::slice::from_raw_parts(tensor.shape, dimensions);
+        let strides = (!tensor.strides.is_null()).then(|| std::slice::from_raw_parts(tensor.strides, dimensions));
+        (shape, strides)
+    }
+}
+
+fn is_contiguous(shape: &[i64], strides: &[i64]) -> bool {
+    let mut expected = 1;
+    shape.contains(&0)
+        || shape.iter().zip(strides).rev().all(|(length, stride)| {
+            let fine = *length == 1 || *stride == expected;
+            expected *= length;
+            fine
+        })
+}
+
+fn kind(element: Element) -> Kind {
+    use DataType::*;
+    match (element.code, element.bits) {
+        (0, 8) => Kind::Number(I8),
+        (0, 32) => Kind::Number(I32),
+        (0, 64) => Kind::Number(I64),
+        (1, 8) => Kind::Number(U8),
+        (1, 32) => Kind::Number(U32),
+        (1, 64) => Kind::Number(U64),
+        (2, 16) => Kind::Number(F16),
+        (2, 32) => Kind::Number(F32),
+        (2, 64) => Kind::Number(F64),
+        (4, 16) => Kind::Number(Bf16),
+        (5, 64) => Kind::Complex(F32),
+        (5, 128) => Kind::Complex(F64),
+        (6, 8) => Kind::Bool,
+        (10, 8) => Kind::Number(F8E4M3),
+        (12, 8) => Kind::Number(F8E5M2),
+        (code, bits) => Kind::Other(usize::from(bits.div_ceil(8)), format!("DLPack type {code} of {bits} bits")),
+    }
+}
+
+/// Memory lent to others: a capsule of `count` elements of `dtype` at `address`, which keeps `owner`.
+pub fn lend(py: Python<'_>, owner: Py<PyAny>, address: *mut u8, count: usize, dtype: DataType) -> PyResult<Py<PyAny>> {
+    use DataType::*;
+    let code = match dtype {
+        I8 | I32 | I64 => 0,
+        U8 | U32 | U64 => 1,
+        F16 | F32 | F64 => 2,
+        Bf16 => 4,
+        F8E4M3 => 10,
+        F8E5M2 => 12,
+    };
+    let bits = 8 * dtype.size() as u8;
+    let shape = Box::into_raw(Box::new([count as i64, 1]));
+    let managed = Box::into_raw(Box::new(Managed {
+        tensor: Tensor {
+            data: address.cast(),
+            device: Device { kind: HOST[0], number: 0 },
+            dimensions: 1,
+            element: Element { code, bits, lanes: 1 },
+            shape: shape.cast(),
+            // SAFETY: the second of the two numbers.
+            strides: unsafe { shape.cast::<i64>().add(1) },
+            byte_offset: 0,
+        },
+        context: owner.into_ptr().cast(),
+        deleter: Some(give_back),
+    }));
+    // SAFETY: this thread is attached; the name is static. The result is a new reference, or NULL with an exception.
+    unsafe {
+        let capsule = ffi::PyCapsule_New(managed.cast(), UNVERSIONED.as_ptr(), Some(forgotten));
+        if capsule.is_null() {
+            give_back(managed);
+        }
+        Bound::from_owned_ptr_or_err(py, capsule).map(Bound::unbind)
+    }
+}
+
+/// # Safety
+/// `managed` was made by [`lend`], and is given back once.
+unsafe extern "C" fn give_back(managed: *mut Managed) {
+    // SAFETY: made from boxes in `lend`.
+    let (managed, owner) = unsafe {
+        let managed = Box::from_raw(managed);
+        drop(Box::from_raw(managed.tensor.shape.cast::<[i64; 2]>()));
+        let owner = managed.context.cast::<ffi::PyObject>();
+        (managed, owner)
+    };
+    drop(managed);
+    // SAFETY: the reference that `lend` was given; any thread may call this, so it attaches.
+    Python::try_attach(|py| unsafe { drop(Bound::<PyAny>::from_owned_ptr(py, owner)) });
+}
+
+/// The capsule goes. If nobody took the tensor out of it, which renames it, the tensor goes too.
+///
+/// # Safety
+/// Called by Python for a capsule that [`lend`] made.
+unsafe extern "C" fn forgotten(capsule: *mut ffi::PyObject) {
+    // SAFETY: Python's promise; a capsule of this name still holds what `lend` put there.
+    unsafe {
+        if ffi::PyCapsule_IsValid(capsule, UNVERSIONED.as_ptr()) != 0 {
+            give_back(ffi::PyCapsule_GetPointer(capsule, UNVERSIONED.as_ptr()).cast());
+        }
+    }
+}

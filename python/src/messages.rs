@@ -1,0 +1,48 @@
+//! Messages between two ranks.
+
+use pyo3::prelude::*;
+
+use crate::array::Array;
+use crate::calls::{self, Form, Message, Object, Prepared, What};
+
+/// Make a message to or from a rank in a form.
+pub fn one<'py, F: Form>(form: &F, x: Object<'py>, peer: (&str, i64), tag: i64) -> PyResult<Object<'py>> {
+    let py = x.py();
+    local(form, py, |size| {
+        let array = Array::of(&x, None).map_err(|what| format!("x: {what}"))?;
+        let message = Message::of(&array, "x", peer, tag, size)?;
+        Ok(Prepared { what: What::Message(message), held: calls::held([Some(array), None], None), result: x })
+    })
+}
+
+/// Make a message to a rank and one from a rank together.
+pub fn both<'py, F: Form>(
+    form: &F,
+    (x, to): (Object<'py>, i64),
+    (out, source): (Object<'py>, i64),
+    tag: i64,
+) -> PyResult<Object<'py>> {
+    let py = x.py();
+    local(form, py, |size| {
+        let sent = Array::of(&x, None).map_err(|what| format!("x: {what}"))?;
+        let received = Array::of(&out, None).map_err(|what| format!("out: {what}"))?;
+        let what = What::Both(
+            Message::of(&received, "out", ("source", source), tag, size)?,
+            Message::of(&sent, "x", ("to", to), tag, size)?,
+        );
+        Ok(Prepared { what, held: calls::held([Some(sent), Some(received)], None), result: out })
+    })
+}
+
+/// Messages have no turn among the collectives, so nobody is told of one that was refused here.
+fn local<'py, F: Form>(
+    form: &F,
+    py: Python<'py>,
+    prepare: impl FnOnce(usize) -> Result<Prepared<'py>, String>,
+) -> PyResult<Object<'py>> {
+    let comm = form.communicator(py)?;
+    match prepare(comm.size()) {
+        Ok(prepared) => form.take(py, comm, prepared),
+        Err(what) => Err(crate::error::to_py(py, maypole::Error::Argument { rank: comm.rank(), what })),
+    }
+}

@@ -1,0 +1,247 @@
+//! Operations of reductions: by name, scaled sums, and the user's own.
+
+use std::collections::HashMap;
+
+use maypole::{CallbackFailed, DataType, ReduceOp, UserOp};
+use parking_lot::Mutex;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes};
+
+use crate::error;
+use crate::process;
+
+/// An operation for reductions that is more than a name: ``maypole.Op(function)`` or ``maypole.premulsum(factor)``.
+///
+/// ``Op(function, name=None)`` makes an operation of ``function(a, b)``, which gets two NumPy arrays of equal length and
+/// returns an array with the combination of each pair of elements. It must be associative and commutative. It is called
+/// with parts of the arrays, in any order, on any thread. ``name`` (by default the function's) tells ranks that use
+/// different operations apart; it must be the same on all of them.
+///
+/// If it raises, the communicator fails on every rank, with an AbortedError that names the operation and what it raised;
+/// on the rank where it happened the exception is the error's ``__cause__``.
+#[pyclass(module = "maypole", frozen, name = "Op")]
+pub struct Op {
+    what: Kind,
+}
+
+enum Kind {
+    Scaled(f64),
+    Own {
+        function: Py<PyAny>,
+        name: String,
+        /// For each type that it was used on. Boxed, since operations under way point there.
+        made: Mutex<HashMap<DataType, Box<Combine>>>,
+    },
+}
+
+/// A function for one type.
+struct Combine {
+    function: Py<PyAny>,
+    name: String,
+    frombuffer: Py<PyAny>,
+    asarray: Py<PyAny>,
+    dtype: Py<PyAny>,
+    size: usize,
+    raised: Mutex<Option<PyErr>>,
+}
+
+#[pymethods]
+impl Op {
+    #[new]
+    #[pyo3(signature = (function, name=None))]
+    fn new(function: Bound<'_, PyAny>, name: Option<String>) -> PyResult<Op> {
+        if !function.is_callable() {
+            return Err(error::argument(function.py(), "function: is not callable"));
+        }
+        let own = || function.getattr("__qualname__").ok()?.extract().ok();
+        let name = name.or_else(own).unwrap_or_else(|| "user".into());
+        Ok(Op { what: Kind::Own { function: function.unbind(), name, made: Mutex::default() } })
+    }
+
+    /// What it is called.
+    #[getter]
+    fn name(&self) -> String {
+        match &self.what {
+            Kind::Scaled(_) => "premulsum".into(),
+            Kind::Own { name, .. } => name.clone(),
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        match &self.what {
+            Kind::Scaled(factor) => format!("maypole.premulsum({factor})"),
+            Kind::Own { name, .. } => format!("<maypole.Op {name}>"),
+        }
+    }
+}
+
+/// The sum of all ranks' elements, each multiplied by this rank's `factor` first.
+#[pyfunction]
+fn premulsum(factor: f64) -> Op {
+    Op { what: Kind::Scaled(factor) }
+}
+
+/// The operation that an argument names: what the library does, and what must be kept for it.
+pub enum Chosen {
+    Known(ReduceOp),
+    Own(Py<Op>),
+}
+
+/// Read the argument `op`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn choose(op: Option<&Bound<'_, PyAny>>) -> Result<Chosen, String> {
+    use ReduceOp::*;
+    let Some(op) = op else { return Ok(Chosen::Known(Sum)) };
+    if let Ok(own) = op.cast::<Op>() {
+        return Ok(match own.get().what {
+            Kind::Scaled(factor) => Chosen::Known(PreMulSum(factor)),
+            Kind::Own { .. } => Chosen::Own(own.clone().unbind()),
+        });
+    }
+    let name = op.extract::<std::borrow::Cow<'_, str>>();
+    Ok(Chosen::Known(match name.as_deref() {
+        Ok("sum") => Sum,
+        Ok("prod") => Prod,
+        Ok("min") => Min,
+        Ok("max") => Max,
+        Ok("avg") => Avg,
+        Ok("and") => And,
+        Ok("or") => Or,
+        Ok("xor") => Xor,
+        _ => {
+            let shown = op.repr().map_or_else(|_| "it".into(), |text| text.to_string());
+            return Err(format!(
+                "op: {shown} is none of sum, prod, min, max, avg, and, or, xor, nor a maypole.Op or maypole.premulsum(..)"
+            ));
+        }
+    }))
+}
+
+impl Op {
+    /// What it is called, for messages.
+    pub fn label(&self) -> String {
+        self.name()
+    }
+
+    /// The operation on elements of `dtype`. It may be used for as long as this lives.
+    ///
+    /// # Errors
+    /// What is missing for it.
+    pub fn on(&self, py: Python<'_>, dtype: DataType) -> Result<ReduceOp, String> {
+        let Kind::Own { function, name, made } = &self.what else { unreachable!("scaled sums are known operations") };
+        let found = made.lock().get(&dtype).map(|combine| &raw const **combine);
+        let context = match found {
+            Some(context) => context,
+            None => {
+                // Not under the lock: imports run Python.
+                let combine = Combine::new(py, function, name, dtype).map_err(|e| {
+                    format!("op: an operation of one's own on {dtype} needs NumPy (and ml_dtypes): {e}")
+                })?;
+                &raw const **made.lock().entry(dtype).or_insert_with(|| Box::new(combine))
+            }
+        };
+        // SAFETY: `combine` does what such a function does; the context stays until this is dropped, and is Sync.
+        Ok(ReduceOp::User(unsafe { UserOp::with_context(id(name), dtype, combine, context.cast()) }))
+    }
+
+    /// What it has raised since it was asked last.
+    pub fn take_raised(&self) -> Option<PyErr> {
+        match &self.what {
+            Kind::Scaled(_) => None,
+            Kind::Own { made, .. } => made.lock().values().find_map(|combine| combine.raised.lock().take()),
+        }
+    }
+}
+
+/// What tells operations apart: FNV-1a of the name.
+fn id(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// What the library calls.
+///
+/// # Safety
+/// As for [`maypole::UserFnWith`], with a context that is a `Combine`.
+unsafe fn combine(context: *const (), dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
+    // SAFETY: what `Op::on` gave.
+    let this = unsafe { &*context.cast::<Combine>() };
+    let bytes = count * this.size;
+    // SAFETY: the library's promise: `count` elements at each address. `dst` may be one of them, so no reference to it.
+    let operands = unsafe { [std::slice::from_raw_parts(a, bytes), std::slice::from_raw_parts(b, bytes)] };
+    let done = process::attached(|py| {
+        let combined = this.apply(py, operands).map_err(|error| {
+            let what = format!("operation {:?} raised {error}", this.name);
+            *this.raised.lock() = Some(error);
+            what
+        })?;
+        // SAFETY: as above; as many bytes, in memory of Python's.
+        unsafe { std::ptr::copy_nonoverlapping(combined.as_bytes(py).as_ptr(), dst, bytes) };
+        Ok(())
+    });
+    let done = done.unwrap_or_else(|| Err("the interpreter shuts down, and an operation needs it".to_string()));
+    if let Err(why) = done {
+        // Not `panic!`, which would print.
+        std::panic::resume_unwind(Box::new(CallbackFailed(why)));
+    }
+}
+
+impl Combine {
+    fn new(py: Python<'_>, function: &Py<PyAny>, name: &str, dtype: DataType) -> PyResult<Combine> {
+        let numpy = py.import("numpy")?;
+        let dtype_object = numpy_dtype(py, dtype)?;
+        Ok(Combine {
+            function: function.clone_ref(py),
+            name: name.to_string(),
+            frombuffer: numpy.getattr("frombuffer")?.unbind(),
+            asarray: numpy.getattr("asarray")?.unbind(),
+            dtype: dtype_object.unbind(),
+            size: dtype.size(),
+            raised: Mutex::new(None),
+        })
+    }
+
+    /// Operands are copied, so that a function that keeps them keeps memory of Python's.
+    fn apply(&self, py: Python<'_>, operands: [&[u8]; 2]) -> PyResult<Py<PyBytes>> {
+        let array = |bytes| self.frombuffer.call1(py, (PyByteArray::new(py, bytes), &self.dtype));
+        let (a, b) = (array(operands[0])?, array(operands[1])?);
+        let result = self.function.call1(py, (a, b))?;
+        let result = self.asarray.call1(py, (result, &self.dtype))?.into_bound(py);
+        let bytes = result.call_method0("tobytes")?.cast_into::<PyBytes>()?;
+        if bytes.as_bytes().len() != operands[0].len() {
+            let shape = result.getattr("shape")?;
+            let count = operands[0].len() / self.size;
+            return Err(PyTypeError::new_err(format!(
+                "it returned an array of shape {shape} for operands of shape ({count},)"
+            )));
+        }
+        Ok(bytes.unbind())
+    }
+}
+
+/// NumPy's type for elements of `dtype`; of ml_dtypes, where NumPy has none.
+pub fn numpy_dtype<'py>(py: Python<'py>, dtype: DataType) -> PyResult<Bound<'py, PyAny>> {
+    let (module, name) = match dtype {
+        DataType::Bf16 => ("ml_dtypes", "bfloat16"),
+        DataType::F8E4M3 => ("ml_dtypes", "float8_e4m3fn"),
+        DataType::F8E5M2 => ("ml_dtypes", "float8_e5m2"),
+        DataType::I8 => ("numpy", "int8"),
+        DataType::U8 => ("numpy", "uint8"),
+        DataType::I32 => ("numpy", "int32"),
+        DataType::U32 => ("numpy", "uint32"),
+        DataType::I64 => ("numpy", "int64"),
+        DataType::U64 => ("numpy", "uint64"),
+        DataType::F16 => ("numpy", "float16"),
+        DataType::F32 => ("numpy", "float32"),
+        DataType::F64 => ("numpy", "float64"),
+    };
+    py.import("numpy")?.call_method1("dtype", (py.import(module)?.getattr(name)?,))
+}
+
+/// Put the class and the function into the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Op>()?;
+    module.add_function(wrap_pyfunction!(premulsum, module)?)
+}

@@ -1,0 +1,107 @@
+//! Registered memory as an array.
+
+use maypole::DataType;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::array::Array;
+use crate::{dlpack, operation, process};
+
+/// Memory that the ranks of the host read where it lies; made by ``Communicator.alloc``.
+///
+/// It goes wherever an array goes. ``numpy.asarray(memory)`` and ``torch.from_dlpack(memory)`` are arrays on it, which
+/// keep it; ``memory.array()`` is the same for NumPy with the types of ml_dtypes.
+#[pyclass(module = "maypole", frozen)]
+pub struct Registered {
+    /// Bytes; `None` only while it is dropped.
+    memory: Option<maypole::Registered<u8>>,
+    address: usize,
+    count: usize,
+    dtype: DataType,
+    generation: u64,
+}
+
+impl Registered {
+    /// Memory as `count` elements of `dtype`.
+    pub fn new(mut memory: maypole::Registered<u8>, count: usize, dtype: DataType) -> Registered {
+        let address = memory.as_mut_ptr().addr();
+        Registered { memory: Some(memory), address, count, dtype, generation: process::generation() }
+    }
+
+    fn at(&self) -> *mut u8 {
+        std::ptr::with_exposed_provenance_mut(self.address)
+    }
+
+    /// It as an argument.
+    pub fn array(&self, own: &Bound<'_, PyAny>) -> Array {
+        Array::registered(own, self.at(), self.count, self.dtype)
+    }
+}
+
+#[pymethods]
+impl Registered {
+    /// How its elements are called: f32, bf16, ...
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.dtype.name()
+    }
+
+    /// Whether other ranks read it where it lies. Otherwise it is ordinary memory: its world has one rank, or ranks that
+    /// share no memory.
+    #[getter]
+    fn is_shared(&self) -> bool {
+        self.memory.as_ref().is_some_and(maypole::Registered::is_shared)
+    }
+
+    /// It as a NumPy array, which keeps it.
+    #[pyo3(name = "array")]
+    fn as_array<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let plain = py.import("numpy")?.call_method1("asarray", (slf,))?;
+        plain.call_method1("view", (operation::numpy_dtype(py, slf.get().dtype)?,))
+    }
+
+    fn __len__(&self) -> usize {
+        self.count
+    }
+
+    #[getter]
+    fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        use DataType::*;
+        let letter = match self.dtype {
+            I8 | I32 | I64 => 'i',
+            F16 | F32 | F64 => 'f',
+            // NumPy has no letters for the small floats.
+            U8 | U32 | U64 | Bf16 | F8E4M3 | F8E5M2 => 'u',
+        };
+        let dict = PyDict::new(py);
+        dict.set_item("version", 3)?;
+        dict.set_item("shape", (self.count,))?;
+        dict.set_item("typestr", format!("<{letter}{}", self.dtype.size()))?;
+        dict.set_item("data", (self.address, false))?;
+        Ok(dict)
+    }
+
+    #[pyo3(signature = (**_options))]
+    fn __dlpack__(slf: &Bound<'_, Self>, _options: Option<&Bound<'_, PyDict>>) -> PyResult<Py<PyAny>> {
+        let this = slf.get();
+        dlpack::lend(slf.py(), slf.clone().into_any().unbind(), this.at(), this.count, this.dtype)
+    }
+
+    fn __dlpack_device__(&self) -> (i32, i32) {
+        (1, 0)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<maypole.Registered: {} x {}>", self.count, self.dtype)
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if self.generation != process::generation() {
+            // The parent's, which still uses it.
+            std::mem::forget(self.memory.take());
+        }
+    }
+}

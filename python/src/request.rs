@@ -1,0 +1,196 @@
+//! The class `Request`: an asynchronous call, waited for or awaited.
+
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use maypole::RawRequest;
+use parking_lot::Mutex;
+use pyo3::exceptions::PyTimeoutError;
+use pyo3::prelude::*;
+
+use crate::calls::Held;
+use crate::{error, process, waiting};
+
+/// An asynchronous call. ``wait()`` gives what the blocking call returns; so does ``await request``, in asyncio.
+///
+/// Its arrays must be left alone until it is done. A request that nobody keeps goes on by itself, with its arrays.
+#[pyclass(module = "maypole", frozen)]
+pub struct Request {
+    /// `None` only while it is dropped.
+    raw: Option<RawRequest>,
+    /// What it needs until it is done.
+    held: Mutex<Vec<Held>>,
+    result: Py<PyAny>,
+    generation: u64,
+}
+
+/// Requests under way that nobody keeps.
+static ORPHANS: Mutex<Vec<(RawRequest, Vec<Held>)>> = Mutex::new(Vec::new());
+
+impl Request {
+    /// Of a call that was started, and needs `held`.
+    pub fn new(raw: RawRequest, held: Vec<Held>, result: Py<PyAny>) -> Request {
+        Request { raw: Some(raw), held: Mutex::new(held), result, generation: process::generation() }
+    }
+
+    /// As an object of Python's. Orphans that have ended meanwhile are let go of.
+    pub fn into_object(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+        let ended = waiting::detached(py, || {
+            let mut orphans = ORPHANS.lock();
+            let (ended, rest) = std::mem::take(&mut *orphans).into_iter().partition(|(raw, _)| raw.test());
+            *orphans = rest;
+            ended
+        });
+        let _: Vec<(RawRequest, Vec<Held>)> = ended;
+        Ok(Bound::new(py, self)?.into_any())
+    }
+
+    fn raw(&self, py: Python<'_>) -> PyResult<&RawRequest> {
+        match &self.raw {
+            Some(raw) if self.generation == process::generation() => Ok(raw),
+            _ => Err(error::argument(
+                py,
+                "this process was forked off while the request ran; only its parent can wait for it",
+            )),
+        }
+    }
+}
+
+#[pymethods]
+impl Request {
+    /// Wait until it is done, and return what the blocking call does. With `timeout`, in seconds, a TimeoutError after
+    /// that; the request goes on, and may be waited for again. So it does when Ctrl-C ends the wait.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let raw = self.raw(py)?;
+        let at_most = match timeout {
+            None => Duration::MAX,
+            Some(seconds) => Duration::try_from_secs_f64(seconds.max(0.0))
+                .map_err(|_| error::argument(py, format!("timeout: {seconds} is no length of time")))?,
+        };
+        let outcome = waiting::request(py, || raw.wait_for(at_most))?;
+        let Some(outcome) = outcome else {
+            return Err(PyTimeoutError::new_err(format!("the request is not done after {} s", timeout.unwrap_or(0.0))));
+        };
+        let held = std::mem::take(&mut *self.held.lock());
+        outcome.map_err(|e| match held.first() {
+            Some(held) => held.explain(py, e),
+            None => error::to_py(py, e),
+        })?;
+        Ok(self.result.clone_ref(py))
+    }
+
+    /// Whether it is done: ``wait`` will not block.
+    #[getter]
+    fn done(&self, py: Python<'_>) -> PyResult<bool> {
+        let raw = self.raw(py)?;
+        Ok(waiting::detached(py, || raw.test()))
+    }
+
+    /// Have `function()` called when it is done, on a thread of Maypole's own.
+    fn when_done(&self, py: Python<'_>, function: Py<PyAny>) -> PyResult<()> {
+        let raw = self.raw(py)?;
+        let bell = bell();
+        waiting::detached(py, || {
+            raw.when_done(move |_| {
+                // Not called here: this thread must not be kept waiting for the interpreter.
+                let _ = bell.send(function);
+            });
+        });
+        Ok(())
+    }
+
+    fn __await__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("maypole._awaiting")?.call_method1("wait", (slf,))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let state = match self.done(py) {
+            Ok(true) => "done",
+            Ok(false) => "running",
+            Err(_) => "of another process",
+        };
+        format!("<maypole.Request: {state}>")
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let Some(raw) = self.raw.take() else { return };
+        let held = std::mem::take(&mut *self.held.lock());
+        if self.generation != process::generation() {
+            std::mem::forget((raw, held));
+            return;
+        }
+        Python::attach(|py| {
+            let rest = waiting::detached(py, || match raw.test() {
+                true => None,
+                // Waiting for it here could take as long as its deadline.
+                false => Some(raw),
+            });
+            if let Some(raw) = rest {
+                waiting::detached(py, || ORPHANS.lock().push((raw, held)));
+            }
+        });
+    }
+}
+
+/// Where functions go that are to be called: to a thread that does nothing else.
+fn bell() -> Sender<Py<PyAny>> {
+    static BELL: OnceLock<Mutex<Sender<Py<PyAny>>>> = OnceLock::new();
+    let bell = BELL.get_or_init(|| {
+        let (send, receive) = channel::<Py<PyAny>>();
+        let thread = std::thread::Builder::new().name("maypole-bell".into());
+        // Without it nobody is called, and the channel says so to nobody: a process that gets no thread has other worries.
+        let _ = thread.spawn(move || {
+            for function in receive {
+                let called = process::attached(|py| {
+                    if let Err(error) = function.call0(py) {
+                        error.write_unraisable(py, Some(function.bind(py)));
+                    }
+                });
+                if called.is_none() {
+                    std::mem::forget(function);
+                }
+            }
+        });
+        Mutex::new(send)
+    });
+    bell.lock().clone()
+}
+
+/// Wait until all requests are done; a list of what each gives. The first error, in their order, is raised when all are.
+#[pyfunction]
+fn wait_all(py: Python<'_>, requests: Vec<Py<Request>>) -> PyResult<Vec<Py<PyAny>>> {
+    let results: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let result = request.get().wait(py, None);
+            // A signal's handler that raised must not wait for the rest.
+            match &result {
+                Err(error) if !error.is_instance_of::<error::MaypoleError>(py) => Err(error.clone_ref(py)),
+                _ => Ok(result),
+            }
+        })
+        .collect::<PyResult<_>>()?;
+    results.into_iter().collect()
+}
+
+/// Wait until one of the requests is done: its index, the first if there are several.
+#[pyfunction]
+fn wait_any(py: Python<'_>, requests: Vec<Py<Request>>) -> PyResult<usize> {
+    if requests.is_empty() {
+        return Err(error::argument(py, "requests: there are none to wait for"));
+    }
+    let raw: Vec<&RawRequest> = requests.iter().map(|request| request.get().raw(py)).collect::<PyResult<_>>()?;
+    let first = waiting::request(py, || RawRequest::wait_any(raw.iter().copied()))?;
+    first.ok_or_else(|| error::argument(py, "requests: the wait was ended"))
+}
+
+/// Put the class and the functions into the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Request>()?;
+    module.add_function(wrap_pyfunction!(wait_all, module)?)?;
+    module.add_function(wrap_pyfunction!(wait_any, module)?)
+}

@@ -1,0 +1,165 @@
+//! Waiting without the interpreter's lock, and Ctrl-C meanwhile.
+//!
+//! Every call that may wait lets other threads of Python run (`detach`), with one exception to the silence that follows:
+//! the library has the waiting thread look around ([`look`]) about ten times a second, and if that is Python's main
+//! thread it runs the handlers of signals that have come. A handler that raises (the one of SIGINT does) ends the wait:
+//! of a request, which goes on without being waited for, or of a blocking call, which nobody can leave half done, so the
+//! communicator is aborted on all ranks and says why.
+//!
+//! No lock of the library's is ever asked for while the interpreter's is held, since whoever looks around may hold locks
+//! of the library's that are not known here.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use maypole::{Communicator, Error, Result};
+use pyo3::prelude::*;
+
+use crate::error;
+
+/// A wait of this thread.
+struct Frame {
+    /// The communicator that is in a blocking call; null for a request.
+    comm: *const Communicator,
+    /// What a signal's handler raised.
+    raised: RefCell<Option<PyErr>>,
+    outer: *const Frame,
+}
+
+thread_local! {
+    static CURRENT: Cell<*const Frame> = const { Cell::new(std::ptr::null()) };
+    /// Whether this is the process's first thread, on which Python runs handlers.
+    // SAFETY: two calls that ask for numbers.
+    static IS_MAIN: bool = unsafe { libc::syscall(libc::SYS_gettid) == libc::c_long::from(libc::getpid()) };
+}
+
+/// A value that goes where the waiting thread goes: which is nowhere, it stays on its thread.
+struct Here<T>(T);
+
+// SAFETY: `detach` runs its closure on this thread; it asks for `Send` to keep out what needs the interpreter, and what is
+// moved in here are addresses of arrays.
+unsafe impl<T> Send for Here<T> {}
+
+impl<T> Here<T> {
+    fn get(self) -> T {
+        self.0
+    }
+}
+
+/// Run `f` without the interpreter's lock.
+pub fn detached<R>(py: Python<'_>, f: impl FnOnce() -> R) -> R {
+    let f = Here(f);
+    py.detach(move || Here(f.get()())).get()
+}
+
+/// Make a blocking call of `comm`.
+///
+/// # Errors
+/// The call's, or what a signal's handler raised; then `comm` was aborted.
+pub fn blocking<R>(py: Python<'_>, comm: &Communicator, call: impl FnOnce() -> Result<R>) -> PyResult<R> {
+    if is_busy(comm) {
+        let what = "a signal handler called the communicator whose call it has interrupted; nothing but abort is possible \
+                    there: have the handler raise, or set a flag";
+        return Err(error::argument(py, what));
+    }
+    match in_frame(py, comm, call) {
+        (outcome, None) => outcome.map_err(|e| error::to_py(py, e)),
+        (_, Some(raised)) => Err(raised),
+    }
+}
+
+/// Wait for something that goes on if the wait ends early. `None`: it was not there in time.
+///
+/// # Errors
+/// What a signal's handler raised.
+pub fn request<R>(py: Python<'_>, wait: impl FnOnce() -> R) -> PyResult<R> {
+    match in_frame(py, std::ptr::null(), wait) {
+        (outcome, None) => Ok(outcome),
+        (_, Some(raised)) => Err(raised),
+    }
+}
+
+fn in_frame<R>(py: Python<'_>, comm: *const Communicator, f: impl FnOnce() -> R) -> (R, Option<PyErr>) {
+    let frame = Frame { comm, raised: RefCell::new(None), outer: CURRENT.get() };
+    CURRENT.set(&frame);
+    let outcome = detached(py, || catch_unwind(AssertUnwindSafe(f)));
+    CURRENT.set(frame.outer);
+    match outcome {
+        Ok(outcome) => (outcome, frame.raised.into_inner()),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Whether this thread is in a blocking call of `comm` already: then it is in a signal's handler, or in an operation of
+/// the user's.
+fn is_busy(comm: &Communicator) -> bool {
+    let mut frame = CURRENT.get();
+    while !frame.is_null() {
+        // SAFETY: frames are on this thread's stack, below, and outer ones outlive inner ones.
+        let at = unsafe { &*frame };
+        if std::ptr::eq(at.comm, comm) {
+            return true;
+        }
+        frame = at.outer;
+    }
+    false
+}
+
+/// Have this thread, which waits without the interpreter's lock, run the handlers of signals that have come. Whether to
+/// stop waiting.
+fn look() -> bool {
+    let frame = CURRENT.get();
+    if frame.is_null() || !IS_MAIN.with(|main| *main) {
+        return false;
+    }
+    // SAFETY: as in `is_busy`.
+    let frame = unsafe { &*frame };
+    if frame.raised.borrow().is_some() {
+        return true;
+    }
+    let what = Python::try_attach(|py| {
+        let error = py.check_signals().err()?;
+        let what = error.get_type(py).name().map_or_else(|_| "an exception".into(), |name| name.to_string());
+        *frame.raised.borrow_mut() = Some(error);
+        Some(what)
+    });
+    let Some(Some(what)) = what else { return false };
+    if !frame.comm.is_null() {
+        // SAFETY: borrowed by `blocking`, which has this frame.
+        let comm = unsafe { &*frame.comm };
+        comm.abort(&format!("{what} in a blocking call"));
+    }
+    true
+}
+
+/// Have waiting threads look around.
+pub fn register() {
+    maypole::interrupt::look_with(look);
+}
+
+/// Run `make`, which may wait for other ranks for long and cannot be ended, on a thread of its own; a signal's handler
+/// that raises ends only the wait for it.
+///
+/// # Errors
+/// Those of `make`, or what a signal's handler raised.
+pub fn apart<R: Send + 'static>(py: Python<'_>, make: impl FnOnce() -> Result<R> + Send + 'static) -> PyResult<R> {
+    let (give, take) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name("maypole-joining".into());
+    // Nobody may be there any more to take it.
+    let spawned = thread.spawn(move || drop(give.send(make())));
+    spawned.map_err(|e| {
+        let error = Error::System { doing: "starting a thread".into(), what: e.to_string() };
+        error::to_py(py, error)
+    })?;
+    loop {
+        let slice = std::time::Duration::from_millis(50);
+        match detached(py, || take.recv_timeout(slice)) {
+            Ok(made) => return made.map_err(|e| error::to_py(py, e)),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => py.check_signals()?,
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+                let error = Error::System { doing: "joining".into(), what: "its thread panicked".into() };
+                return Err(error::to_py(py, error));
+            }
+        }
+    }
+}
