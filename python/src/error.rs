@@ -2,7 +2,7 @@
 
 use maypole::{Error, Verdict};
 use pyo3::create_exception;
-use pyo3::exceptions::{PyException, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
@@ -10,7 +10,7 @@ use pyo3::types::{PyDict, PyTuple, PyType};
 create_exception!(
     maypole,
     MaypoleError,
-    PyException,
+    PyRuntimeError,
     "Every error of Maypole; `rank` is this rank, where it is known."
 );
 

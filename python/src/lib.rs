@@ -6,6 +6,7 @@
 //! * [`calls`], [`variable`], [`messages`]: arguments, checked and made into what the library takes. [`array`], [`view`],
 //!   [`dlpack`]: arrays as addresses. [`operation`]: `op`.
 //! * [`request`], [`stream`], [`registered`]: what else there are objects for.
+//! * [`torch`]: what `maypole.torch` stands on.
 //! * [`waiting`]: the interpreter's lock and Ctrl-C. [`process`]: forks and the interpreter's exit. [`error`]: exceptions.
 
 mod array;
@@ -24,6 +25,7 @@ mod registered;
 mod request;
 mod settings;
 mod stream;
+mod torch;
 mod variable;
 mod view;
 mod waiting;
@@ -51,6 +53,7 @@ fn _maypole(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<persistent::Persistent>()?;
     module.add_class::<registered::Registered>()?;
     module.add_class::<stream::Stream>()?;
+    torch::register(module)?;
     module.add_function(wrap_pyfunction!(process::_leave, module)?)?;
     module.add_function(wrap_pyfunction!(command, module)?)
 }

@@ -51,6 +51,16 @@ impl Communicator {
         self.tag(0).send_recv(send, to, recv, from)
     }
 
+    /// A rank from which a message with tag `tag` has come that nobody receives yet, if there is one. Does not wait. A
+    /// receive from anyone is this, asked until it says who, and a [`recv`](Tagged::recv) from that rank; the ranks
+    /// take turns. Messages with other tags that came before it are kept in memory until somebody wants them.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] as everywhere.
+    pub fn sender(&self, tag: u32) -> Result<Option<usize>> {
+        self.inner.messages.look_for(tag)
+    }
+
     /// Messages with a tag. A receiver gets the messages of one tag from one rank in the order in which they were sent,
     /// and may take those of different tags in any order: `comm.tag(7).recv(..)` waits for a message with that tag. If
     /// others arrive from that rank before it, they are kept in memory until somebody wants them.

@@ -112,6 +112,22 @@ impl<'a> Held<'a> {
         }
     }
 
+    /// See [`Messages::look_for`].
+    pub fn look_for(&mut self, tag: u32) -> Result<Option<usize>> {
+        if !self.court.watch.raised() {
+            match self.traffic.look_for(tag) {
+                Ok(found) => {
+                    // Messages that others wait for may have come in front of it.
+                    self.tell();
+                    return Ok(found);
+                }
+                Err(failure) => self.convict(*failure),
+            }
+        }
+        self.fail();
+        Err(self.court.failed())
+    }
+
     /// Something may be finished: wake those who may wait for it.
     #[inline]
     pub fn tell(&mut self) {

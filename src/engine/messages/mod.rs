@@ -217,6 +217,16 @@ impl Messages {
         held.question(count, questions).unwrap_or_default()
     }
 
+    /// A rank from which a message with this tag has come that nobody expects. Does not wait.
+    ///
+    /// # Errors
+    /// [`Error::Failed`](crate::Error::Failed).
+    pub fn look_for(&self, tag: u32) -> Result<Option<usize>> {
+        let mut held = self.hold();
+        held.visits += 1;
+        held.look_for(tag)
+    }
+
     /// Have `alarm` rung whenever something may be finished, until [`Messages::forget`].
     pub fn watch(&self, alarm: Arc<Alarm>) {
         self.hold().onlookers.push(alarm);

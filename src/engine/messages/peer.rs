@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 
+use maypole_collectives::DataType;
 use maypole_transports::{LinkError, Receiver, Sender};
 
 use super::tally::Tally;
@@ -266,6 +267,37 @@ impl Peer {
             }
         }
         Ok(moved)
+    }
+
+    /// Whether a message with this tag has come, or begun to, that nobody expects. Those in front of it are stashed.
+    pub fn look_for(&mut self, tag: u32, routes: &Routes) -> Result<bool, Box<Failure>> {
+        loop {
+            self.advance_incoming(routes)?;
+            let begun = match &self.arriving {
+                Some(Arriving { into: Into::Stash(stashed), .. }) => stashed.operation.tag() == tag,
+                _ => false,
+            };
+            if begun || self.stash.iter().any(|stashed| stashed.operation.tag() == tag) {
+                return Ok(true);
+            }
+            if self.arriving.is_some() || !self.expected.is_empty() {
+                return Ok(false);
+            }
+            // Nothing is expected, so what comes next is still in the link.
+            let operation = Fingerprint::point_to_point(0, DataType::U8, 0, (self.rank, routes.me), tag);
+            let fail = |trouble| Failure::of(trouble, operation);
+            if self.inward.is_none() {
+                self.inward = routes.inward(self.rank, POINT_TO_POINT).map_err(fail)?;
+            }
+            let Some(link) = &mut self.inward else { return Ok(false) };
+            let theirs = match fingerprint(&mut *link.receiver) {
+                Ok(Some(theirs)) => theirs,
+                // A rank that is gone is reported when it is needed.
+                Ok(None) | Err(LinkError::Gone { .. }) => return Ok(false),
+                Err(error) => return Err(fail(Trouble::Link(self.rank, error))),
+            };
+            self.arriving = Some(matched(&mut self.expected, self.rank, theirs)?);
+        }
     }
 
     /// Messages to this rank itself: those sent are matched with those expected, in order.

@@ -78,6 +78,8 @@ pub(super) struct Traffic {
     listed: Vec<usize>,
     /// Ranks with which there are messages or have been.
     known: Vec<usize>,
+    /// Where the latest message from anyone came from.
+    found: usize,
 }
 
 // SAFETY: the messages point to buffers and counts of their callers, which wait elsewhere until they are done and do
@@ -87,7 +89,7 @@ unsafe impl Send for Traffic {}
 impl Traffic {
     pub fn new(routes: Routes, stream_from: usize) -> Traffic {
         let peers = std::iter::repeat_with(|| None).take(routes.size()).collect();
-        Traffic { routes, stream_from, peers, listed: Vec::new(), known: Vec::new() }
+        Traffic { routes, stream_from, peers, listed: Vec::new(), known: Vec::new(), found: 0 }
     }
 
     /// See [`Routes::unheard`].
@@ -98,6 +100,34 @@ impl Traffic {
     /// See [`Peer::unwanted_tags`].
     pub fn unwanted_tags(&self, rank: usize) -> Vec<u32> {
         self.peers[rank].as_ref().map_or_else(Vec::new, |peer| peer.unwanted_tags())
+    }
+
+    /// A rank from which a message with this tag has come that nobody expects. Asks the ranks in turn, beginning behind
+    /// the one that was found last.
+    pub fn look_for(&mut self, tag: u32) -> Result<Option<usize>, Box<Failure>> {
+        let (me, size) = (self.routes.me, self.peers.len());
+        for rank in (self.found + 1..size).chain(0..=self.found) {
+            let peer = match &mut self.peers[rank] {
+                Some(peer) => peer,
+                none => {
+                    self.known.push(rank);
+                    none.insert(Box::new(Peer::new(rank)))
+                }
+            };
+            let come = match rank == me {
+                true => peer.waiting_for(false, tag) > 0,
+                false => peer.look_for(tag, &self.routes)?,
+            };
+            if !peer.listed && !peer.is_idle() {
+                peer.listed = true;
+                self.listed.push(rank);
+            }
+            if come {
+                self.found = rank;
+                return Ok(Some(rank));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether no message is under way.

@@ -1,0 +1,32 @@
+"""PyTorch's collectives on Maypole: importing this registers the backend ``maypole``, for CPU and CUDA tensors.
+
+    import torch.distributed as dist
+    import maypole.torch
+
+    dist.init_process_group("maypole")            # or "cpu:maypole,cuda:nccl"
+    dist.all_reduce(tensor)                       # and all the rest: DDP, FSDP, DTensor, ...
+
+Start it with torchrun or ``python -m maypole run``. The ranks meet through the store that PyTorch has made.
+
+* `kinds`: which of Maypole's types and operations stand for PyTorch's. `calls`: what all collectives go through.
+* `collectives`, `sparse`, `messages`: what c10d can ask for. `cuda`: CUDA tensors. `work`: asynchronous calls.
+* `group`: the process group itself. `meeting`: how its ranks find each other.
+"""
+
+import torch.distributed as _dist
+
+from .group import MaypoleBackend, MaypoleGroup, create as _create
+from .messages import monitored_barrier as _monitored_barrier
+
+__all__ = ["MaypoleBackend", "MaypoleGroup", "monitored_barrier"]
+
+
+def monitored_barrier(group=None, timeout=None, wait_all_ranks=False):
+    """`torch.distributed.monitored_barrier`, for releases whose own refuses backends other than gloo."""
+    group = group or _dist.group.WORLD
+    if isinstance(group, MaypoleGroup):
+        _monitored_barrier(group, timeout or group._timeout, wait_all_ranks)
+
+
+if not hasattr(_dist.Backend, "MAYPOLE"):
+    _dist.Backend.register_backend("maypole", _create, extended_api=True, devices=["cpu", "cuda"])

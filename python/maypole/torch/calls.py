@@ -1,0 +1,198 @@
+"""What every collective goes through: its tensors checked and made contiguous, its call made now or queued.
+
+A collective is a *body*, a function without arguments that makes the calls to the extension and copies what must be
+copied before and after. Where nothing is queued and nobody asked for an asynchronous call, the body runs on the caller's
+thread, without a change of threads. Otherwise it goes to the group's `Lane`. On CUDA tensors it runs at once in any
+case: all it does is to queue work on the current stream.
+"""
+
+import contextlib
+import datetime
+
+import torch
+
+from .._maypole import ArgumentError
+from . import kinds
+from .cuda import CudaWork, queue
+from .work import Done, Together, Work
+
+DONE = Done()
+# What torch passes where the caller gave no timeout.
+UNSET = datetime.timedelta(milliseconds=-1)
+
+
+def check(name, argument, tensor):
+    """Refuse what is no dense tensor in host memory or on a CUDA device."""
+    if not isinstance(tensor, torch.Tensor):
+        raise ArgumentError(f"{name}: {argument}: a tensor was expected, not {type(tensor).__name__}")
+    if tensor.layout is not torch.strided:
+        raise ArgumentError(f"{name}: {argument}: it is {tensor.layout}, but only dense tensors are supported here")
+    if not (tensor.is_cpu or tensor.is_cuda):
+        raise ArgumentError(f"{name}: {argument}: it is on {tensor.device}, but it must be on a CPU or CUDA device")
+    if tensor.is_quantized:
+        raise ArgumentError(f"{name}: {argument}: quantized tensors ({tensor.dtype}) are not supported")
+
+
+def one(name, argument, tensors):
+    """The only tensor of a list."""
+    tensor = tensors
+    if not isinstance(tensors, torch.Tensor):
+        if len(tensors) != 1:
+            raise ArgumentError(f"{name}: {argument}: one tensor was expected, not {len(tensors)}")
+        tensor = tensors[0]
+    check(name, argument, tensor)
+    return tensor
+
+
+def several(name, argument, tensors, count, like):
+    """A list of `count` tensors of the type and device of `like`."""
+    if len(tensors) != count:
+        raise ArgumentError(f"{name}: {argument}: {count} tensors were expected, one for each rank, not {len(tensors)}")
+    for place, tensor in enumerate(tensors):
+        check(name, f"{argument}[{place}]", tensor)
+        same(name, f"{argument}[{place}]", tensor, like)
+
+
+def same(name, argument, tensor, like):
+    """Refuse a tensor of another type or on another device than `like`."""
+    if tensor.dtype != like.dtype:
+        raise ArgumentError(f"{name}: {argument}: it is of {tensor.dtype}, but {like.dtype} was expected")
+    if tensor.device != like.device:
+        raise ArgumentError(f"{name}: {argument}: it is on {tensor.device}, but {like.device} was expected")
+
+
+def contiguous(tensor):
+    """The tensor itself, or a copy of it that is contiguous and has nothing left to be negated or conjugated."""
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.contiguous()
+
+
+def flatten(tensors):
+    """Tensors one after the other in one new one-dimensional tensor."""
+    return torch.cat([contiguous(tensor).reshape(-1) for tensor in tensors])
+
+
+def unflatten(flat, tensors):
+    """Copy consecutive pieces of a one-dimensional tensor into tensors."""
+    at = 0
+    for tensor in tensors:
+        count = tensor.numel()
+        tensor.copy_(flat[at : at + count].view(tensor.shape))
+        at += count
+
+
+def adjacent(tensors):
+    """Whether tensors are contiguous and follow each other in memory, so that the first's address is that of all."""
+    at = tensors[0].data_ptr()
+    for tensor in tensors:
+        if tensor.data_ptr() != at or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+            return False
+        at += tensor.numel() * tensor.element_size()
+    return True
+
+
+def overlap(one, other):
+    """Whether two contiguous tensors share memory."""
+    start, begin = one.data_ptr(), other.data_ptr()
+    end, stop = start + one.numel() * one.element_size(), begin + other.numel() * other.element_size()
+    return start < stop and begin < end
+
+
+class Calls:
+    """The part of a group that all its collectives use. `_link`, `_lane`, `_rank`, `_size`, `_timeout`: see `group`."""
+
+    # Works since `start_coalescing`, while there is one open.
+    _coalesced = None
+
+    def _call(self, what, root, count, input, output, factor=1.0):
+        """One call. Contiguous tensors, or None where this rank has none on that side."""
+        tensor = output if output is not None else input
+        if tensor is not None and not tensor.is_cpu:
+            queue(self._link, what, root, count, input, output, factor)
+            return
+        read = 0 if input is None else input.data_ptr()
+        written = 0 if output is None else output.data_ptr()
+        self._link.run(what, root, count, read, written, factor)
+
+    def _call_v(self, what, root, input, sent, output, received):
+        """One call on blocks with counts of their own, in elements of what is called."""
+        tensor = output if output is not None else input
+        if tensor is not None and not tensor.is_cpu:
+            # There is no such call on streams. By way of host memory, which waits for the stream.
+            from_host = None if input is None else input.cpu()
+            to_host = None if output is None else torch.empty_like(output, device="cpu")
+            self._call_v(what, root, from_host, sent, to_host, received)
+            if output is not None:
+                output.copy_(to_host)
+            return
+        read = 0 if input is None else input.data_ptr()
+        written = 0 if output is None else output.data_ptr()
+        self._link.run_v(what, root, read, sent, written, received)
+
+    def _issue(self, name, opts, body, result, device=None):
+        """Run the body of a collective, or queue it. `result`: the tensors that it fills."""
+        body = self._dressed(body, opts)
+        if device is not None and device.type == "cuda":
+            body()
+            work = CudaWork(name, result, device)
+            if self._coalesced is not None:
+                self._coalesced.append(work)
+            return work
+        if self._coalesced is None and not getattr(opts, "asyncOp", True):
+            if self._lane.is_idle():
+                body()
+                return DONE
+            work = Work(self._lane, name, body, result)
+            self._lane.submit(work)
+            work.wait()
+            return DONE
+        work = Work(self._lane, name, body, result)
+        self._lane.submit(work)
+        if self._coalesced is not None:
+            self._coalesced.append(work)
+        return work
+
+    def _dressed(self, body, opts):
+        timeout = getattr(opts, "timeout", UNSET)
+        timeout = None if timeout is None or timeout <= datetime.timedelta(0) or timeout == self._timeout else timeout
+
+        def dressed():
+            with torch.no_grad(), self._deadline(timeout):
+                body()
+
+        return dressed
+
+    @contextlib.contextmanager
+    def _deadline(self, timeout):
+        """A deadline of their own for the calls made meanwhile."""
+        if timeout is None:
+            yield
+            return
+        link = self._link
+        link.set_timeout(timeout.total_seconds())
+        try:
+            yield
+        finally:
+            link.set_timeout(self._timeout.total_seconds())
+
+    def _start_coalescing(self, device=None):
+        """Take what is called until `_end_coalescing` as one."""
+        self._coalesced = []
+
+    def _end_coalescing(self, device=None):
+        """The work of all calls since `_start_coalescing`."""
+        works, self._coalesced = self._coalesced or [], None
+        return works[0] if len(works) == 1 else Together(works)
+
+    # By these names C++ asks for them.
+    def start_coalescing(self, device=None):
+        self._start_coalescing(device)
+
+    def end_coalescing(self, device=None):
+        return self._end_coalescing(device)
+
+    def _move(self, collective, dtype):
+        """What to call to move elements of a type, and how many of its elements one is."""
+        kind, width = kinds.moved(dtype)
+        return collective | kind, width

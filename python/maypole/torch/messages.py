@@ -1,0 +1,232 @@
+"""Messages between two ranks.
+
+They are posted when they are called and move on by themselves, past the collectives and past each other but for those of
+one pair of ranks and one tag. So any number may be under way in both directions without a thread for each.
+"""
+
+import threading
+import time
+
+import torch
+from torch._C import _distributed_c10d as c10d
+
+from .._maypole import ArgumentError, StalledError
+from . import kinds
+from .calls import contiguous, one
+
+# The longest pause between two looks at what has come, in seconds.
+_LONGEST_PAUSE = 0.001
+
+
+class Message(c10d.Work):
+    """A message under way. `staged`: what is sent or filled instead of the tensor, if that is not contiguous."""
+
+    def __init__(self, name, posted, tensor, staged, source=-1):
+        super().__init__()
+        self._name, self._posted, self._tensor, self._source = name, posted, tensor, source
+        self._staged = staged
+        self._lock = threading.Lock()
+
+    def wait(self, timeout=None):
+        seconds = timeout.total_seconds() if timeout else 0.0
+        if not self._posted.wait(seconds if seconds > 0 else None):
+            raise StalledError(f"{self._name}: not done after {seconds:g} s; it goes on, and may be waited for again")
+        self._unstage()
+        return True
+
+    def _unstage(self):
+        if self._staged is not None:
+            with self._lock, torch.no_grad():
+                staged, self._staged = self._staged, None
+                if staged is not None and self._name == "recv":
+                    self._tensor.copy_(staged.view(self._tensor.shape))
+
+    def is_completed(self):
+        if not self._posted.test():
+            return False
+        try:
+            self.wait()
+        except Exception:  # noqa: BLE001: whoever waits for it is told
+            pass
+        return True
+
+    def is_success(self):
+        return self.is_completed() and self.exception() is None
+
+    def exception(self):
+        if not self._posted.test():
+            return None
+        try:
+            self.wait()
+        except Exception as error:  # noqa: BLE001: it is what was asked for
+            return error
+        return None
+
+    def result(self):
+        return [self._tensor]
+
+    def synchronize(self):
+        self.wait()
+
+    def source_rank(self):
+        """The rank that sent it."""
+        return self._source
+
+    _source_rank = source_rank
+
+    def get_future(self):
+        future = torch.futures.Future()
+
+        def complete():
+            try:
+                self.wait()
+            except Exception as error:  # noqa: BLE001: it is the future's
+                future.set_exception(error)
+            else:
+                future.set_result([self._tensor])
+
+        if self._posted.test():
+            complete()
+        else:
+            threading.Thread(target=complete, name="maypole-future", daemon=True).start()
+        return future
+
+
+class FromAnyone(Message):
+    """A message that any rank may send: expected from the first rank that has sent one."""
+
+    def __init__(self, group, tensor, tag):
+        c10d.Work.__init__(self)
+        self._name, self._group, self._tensor, self._tag = "recv", group, tensor, tag
+        self._posted, self._staged, self._source = None, None, -1
+        self._lock = threading.Lock()
+
+    def _find(self):
+        """Whether somebody has sent it."""
+        with self._group._finding:
+            if self._posted is None:
+                source = self._group._link.sender(self._tag)
+                if source is not None:
+                    message = self._group._expect(self._tensor, source, self._tag)
+                    self._staged, self._source, self._posted = message._staged, source, message._posted
+        return self._posted is not None
+
+    def wait(self, timeout=None):
+        limit = timeout if timeout else self._group._timeout
+        end, pause = time.monotonic() + limit.total_seconds(), 0.0
+        while not self._find():
+            if time.monotonic() > end:
+                raise StalledError(
+                    f"recv: no rank has sent a message with tag {self._tag} within {limit.total_seconds():g} s"
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5 + 1e-5, _LONGEST_PAUSE)
+        return super().wait(timeout)
+
+    def is_completed(self):
+        return self._find() and super().is_completed()
+
+    def exception(self):
+        return super().exception() if self._find() else None
+
+    def get_future(self):
+        future = torch.futures.Future()
+
+        def complete():
+            try:
+                self.wait()
+            except Exception as error:  # noqa: BLE001: it is the future's
+                future.set_exception(error)
+            else:
+                future.set_result([self._tensor])
+
+        threading.Thread(target=complete, name="maypole-future", daemon=True).start()
+        return future
+
+
+class Messages:
+    """The point-to-point calls of a group."""
+
+    def send(self, tensors, destination, tag=0):
+        tensor = one("send", "tensor", tensors)
+        self._peer("send", destination, tag)
+        with torch.no_grad():
+            staged = contiguous(tensor if tensor.is_cpu else tensor.cpu())
+        kind, width = kinds.moved(tensor.dtype)
+        posted = self._link.send(kind >> 8, staged.numel() * width, staged.data_ptr(), destination, tag)
+        return self._noted(Message("send", posted, tensor, None if staged is tensor else staged))
+
+    def recv(self, tensors, source, tag=0):
+        tensor = one("recv", "tensor", tensors)
+        self._peer("recv", source, tag)
+        return self._noted(self._expect(tensor, source, tag))
+
+    def recv_anysource(self, tensors, tag=0):
+        tensor = one("recv", "tensor", tensors)
+        self._peer("recv", 0, tag)
+        return self._noted(FromAnyone(self, tensor, tag))
+
+    def _expect(self, tensor, source, tag):
+        staged = None
+        if not (tensor.is_cpu and tensor.is_contiguous()) or tensor.is_conj() or tensor.is_neg():
+            staged = torch.empty(tensor.shape, dtype=tensor.dtype)
+        kind, width = kinds.moved(tensor.dtype)
+        into = tensor if staged is None else staged
+        posted = self._link.recv(kind >> 8, into.numel() * width, into.data_ptr(), source, tag)
+        return Message("recv", posted, tensor, staged, source)
+
+    def _noted(self, work):
+        if self._coalesced is not None:
+            self._coalesced.append(work)
+        return work
+
+    def _peer(self, name, peer, tag):
+        if not 0 <= peer < self._size:
+            raise ArgumentError(f"{name}: peer: it is {peer}, but the ranks are 0 to {self._size - 1}")
+        if not 0 <= tag < 1 << 32:
+            raise ArgumentError(f"{name}: tag: it is {tag}, but tags are 0 to {(1 << 32) - 1}")
+
+
+def monitored_barrier(group, timeout, wait_all_ranks):
+    """Barrier that says who has not come, by way of the store, so that the group stays usable.
+
+    Rank 0 waits for the others' keys, and tells all what it has found.
+    """
+    number = group._barriers
+    group._barriers += 1
+    store, rank, size = group._store, group._rank, group._size
+    seconds = timeout.total_seconds()
+    end = time.monotonic() + seconds
+    here = f"maypole/barrier/{number}/"
+    if rank != 0:
+        store.set(f"{here}{rank}", "here")
+        # Rank 0 may use up the whole time before it answers.
+        if not _appears(store, f"{here}end", end + min(seconds, 5.0) + 0.5):
+            raise StalledError(f"monitored barrier: rank 0 has not come, or did not answer, within {seconds:g} s")
+        missing = store.get(f"{here}end").decode()
+    else:
+        missing = []
+        for other in range(1, size):
+            # Once somebody is missing, the others have to be there already.
+            if not _appears(store, f"{here}{other}", end if wait_all_ranks or not missing else 0):
+                missing.append(other)
+                if not wait_all_ranks:
+                    break
+        missing = ", ".join(map(str, missing))
+        store.set(f"{here}end", missing)
+    if missing:
+        ranks = f"ranks {missing} have" if "," in missing else f"rank {missing} has"
+        raise StalledError(f"monitored barrier: {ranks} not come within {seconds:g} s")
+
+
+def _appears(store, key, end):
+    """Whether the key is in the store, at the latest at `end`."""
+    pause = 0.0
+    while not store.check([key]):
+        if time.monotonic() > end:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 1.5 + 1e-5, 0.02)
+    return True
+
+

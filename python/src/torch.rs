@@ -1,0 +1,281 @@
+//! What the c10d backend in `maypole/torch` stands on: calls on memory by address.
+//!
+//! A tensor's address, element type and length are known in Python, so nothing is looked up here: each function
+//! releases the GIL, makes one call and returns. Which bytes an address has is the promise of the Python code in
+//! `maypole/torch`, its only caller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use maypole::cuda::Stream;
+use maypole::{Blocks, Call, Collective, Communicator, Config, DataType, RawRequest, ReduceOp, UniqueId};
+use parking_lot::RwLock;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::{error, waiting};
+
+/// The collectives by their numbers in `maypole/torch/kinds.py`.
+const COLLECTIVES: [Collective; 9] = [
+    Collective::AllReduce,
+    Collective::Reduce,
+    Collective::Broadcast,
+    Collective::AllGather,
+    Collective::ReduceScatter,
+    Collective::AllToAll,
+    Collective::Gather,
+    Collective::Scatter,
+    Collective::Barrier,
+];
+
+/// The operations by their numbers there. The last takes its factor from the call.
+const OPERATIONS: [ReduceOp; 9] = [
+    ReduceOp::Sum,
+    ReduceOp::Prod,
+    ReduceOp::Min,
+    ReduceOp::Max,
+    ReduceOp::Avg,
+    ReduceOp::And,
+    ReduceOp::Or,
+    ReduceOp::Xor,
+    ReduceOp::PreMulSum(1.0),
+];
+
+/// What a call is, in one number: `collective | type << 8 | operation << 16`.
+fn decode(py: Python<'_>, what: u32, factor: f64, count: usize, root: usize) -> PyResult<Call> {
+    let [collective, dtype, op, _] = what.to_le_bytes().map(usize::from);
+    match (COLLECTIVES.get(collective), DataType::ALL.get(dtype), OPERATIONS.get(op)) {
+        (Some(&collective), Some(&dtype), Some(&op)) => {
+            let op = if matches!(op, ReduceOp::PreMulSum(_)) { ReduceOp::PreMulSum(factor) } else { op };
+            Ok(Call { collective, dtype, count, op, root })
+        }
+        _ => Err(error::argument(py, format!("{what:#x} is no call"))),
+    }
+}
+
+/// A tensor's memory that is read.
+fn source(address: usize) -> *const u8 {
+    std::ptr::with_exposed_provenance(address)
+}
+
+/// A tensor's memory that is written.
+fn target(address: usize) -> *mut u8 {
+    std::ptr::with_exposed_provenance_mut(address)
+}
+
+/// A process group's communicator.
+#[pyclass(module = "maypole._maypole", name = "TorchLink", frozen)]
+pub struct Link {
+    comm: RwLock<Option<Arc<Communicator>>>,
+    /// The process that made it. A child made by fork has its memory, but is no rank.
+    process: u32,
+}
+
+impl Link {
+    fn open(&self, py: Python<'_>) -> PyResult<Arc<Communicator>> {
+        self.comm.read().clone().ok_or_else(|| error::argument(py, "the process group was destroyed"))
+    }
+
+    fn new(comm: Communicator) -> Link {
+        Link { comm: RwLock::new(Some(Arc::new(comm))), process: std::process::id() }
+    }
+}
+
+#[pymethods]
+impl Link {
+    /// Bytes that name a world which is about to meet; rank 0 makes them and hands them to the others.
+    #[staticmethod]
+    fn id(py: Python<'_>, timeout: f64) -> PyResult<Bound<'_, PyBytes>> {
+        let config = settings(py, timeout)?;
+        let id = py.detach(|| UniqueId::create(&config)).map_err(|e| error::to_py(py, e))?;
+        Ok(PyBytes::new(py, id.as_bytes()))
+    }
+
+    /// Join the world that `id` names; without one, a world of one rank. `timeout`: seconds, for meeting and from then
+    /// on for each operation.
+    #[staticmethod]
+    fn join(py: Python<'_>, id: Option<&[u8]>, rank: usize, size: usize, timeout: f64) -> PyResult<Link> {
+        let config = settings(py, timeout)?;
+        let id = id.map(UniqueId::from_bytes).transpose().map_err(|e| error::to_py(py, e))?;
+        let comm = py.detach(|| match id {
+            Some(id) => Communicator::from_id(&id, rank, size, config),
+            None => Communicator::threads_with(1, config).map(|mut world| world.remove(0)),
+        });
+        Ok(Link::new(comm.map_err(|e| error::to_py(py, e))?))
+    }
+
+    /// A link among some ranks of this one, which alone call it.
+    fn subset(&self, py: Python<'_>, ranks: Vec<usize>, timeout: f64) -> PyResult<Link> {
+        let comm = self.open(py)?;
+        let child = py.detach(|| comm.subset(&ranks)).map_err(|e| error::to_py(py, e))?;
+        child.set_timeout(seconds(py, timeout)?);
+        Ok(Link::new(child))
+    }
+
+    /// One collective on host memory, blocking. `what`: see `decode`; `count`: elements per block.
+    fn run(
+        &self,
+        py: Python<'_>,
+        what: u32,
+        root: usize,
+        count: usize,
+        input: usize,
+        output: usize,
+        factor: f64,
+    ) -> PyResult<()> {
+        let comm = self.open(py)?;
+        let call = decode(py, what, factor, count, root)?;
+        // SAFETY: the Python caller holds both tensors, whose lengths it has checked, until this returns.
+        waiting::blocking(py, &comm, || unsafe { comm.run_at(call, source(input), target(output)) })
+    }
+
+    /// One collective whose blocks have counts of their own and follow each other.
+    #[expect(clippy::too_many_arguments, reason = "a call is made of so many numbers")]
+    fn run_v(
+        &self,
+        py: Python<'_>,
+        what: u32,
+        root: usize,
+        input: usize,
+        sent: Vec<usize>,
+        output: usize,
+        received: Vec<usize>,
+    ) -> PyResult<()> {
+        let comm = self.open(py)?;
+        let call = decode(py, what, 1.0, 0, root)?;
+        waiting::blocking(py, &comm, || {
+            let (input, output) = ((source(input), Blocks::packed(&sent)), (target(output), Blocks::packed(&received)));
+            // SAFETY: as in `run`.
+            unsafe { comm.run_v_at(call, input, output) }
+        })
+    }
+
+    /// One collective on device memory, queued on the CUDA stream with this handle, whose device is the current one.
+    #[expect(clippy::too_many_arguments, reason = "a call is made of so many numbers")]
+    fn queue(
+        &self,
+        py: Python<'_>,
+        what: u32,
+        root: usize,
+        count: usize,
+        input: usize,
+        output: usize,
+        factor: f64,
+        stream: usize,
+    ) -> PyResult<()> {
+        let comm = self.open(py)?;
+        let call = decode(py, what, factor, count, root)?;
+        waiting::blocking(py, &comm, || {
+            let refused = |source| maypole::Error::Device { rank: comm.rank(), source };
+            // SAFETY: PyTorch's streams live as long as the process.
+            let stream = unsafe { Stream::adopt(std::ptr::with_exposed_provenance_mut(stream)) }.map_err(refused)?;
+            // SAFETY: the Python caller has told the allocator that this stream uses both tensors.
+            unsafe { comm.call_at(call, source(input), target(output), &stream) }
+        })
+    }
+
+    /// Post a message of `bytes` elements of type number `dtype` to rank `to`.
+    fn send(&self, py: Python<'_>, dtype: usize, count: usize, data: usize, to: usize, tag: u32) -> PyResult<Posted> {
+        let (comm, dtype) = (self.open(py)?, element(py, dtype)?);
+        // SAFETY: the Python caller holds the tensor until the message is done.
+        let posted = py.detach(|| unsafe { comm.start_send_at(dtype, count, source(data), to, tag, None) });
+        Ok(Posted(posted.map_err(|e| error::to_py(py, e))?))
+    }
+
+    /// Expect a message of `count` elements of type number `dtype` from rank `from`.
+    fn recv(&self, py: Python<'_>, dtype: usize, count: usize, data: usize, from: usize, tag: u32) -> PyResult<Posted> {
+        let (comm, dtype) = (self.open(py)?, element(py, dtype)?);
+        // SAFETY: as in `send`.
+        let posted = py.detach(|| unsafe { comm.start_recv_at(dtype, count, target(data), from, tag, None) });
+        Ok(Posted(posted.map_err(|e| error::to_py(py, e))?))
+    }
+
+    /// A rank that has sent a message with this tag which nobody receives yet, if there is one.
+    fn sender(&self, py: Python<'_>, tag: u32) -> PyResult<Option<usize>> {
+        let comm = self.open(py)?;
+        py.detach(|| comm.sender(tag)).map_err(|e| error::to_py(py, e))
+    }
+
+    /// The deadline, in seconds, of operations from the next on.
+    fn set_timeout(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        let (comm, timeout) = (self.open(py)?, seconds(py, timeout)?);
+        py.detach(|| comm.set_timeout(timeout));
+        Ok(())
+    }
+
+    /// Fail every operation of the group, on every rank.
+    fn abort(&self, py: Python<'_>, why: &str) -> PyResult<()> {
+        let comm = self.open(py)?;
+        py.detach(|| comm.abort(why));
+        Ok(())
+    }
+
+    /// Why the group has failed, if it has.
+    fn verdict(&self) -> Option<String> {
+        let comm = self.comm.read().clone()?;
+        comm.verdict().map(|verdict| verdict.to_string())
+    }
+
+    /// Leave the group. Waits for the others where this process holds the job together.
+    fn close(&self, py: Python<'_>) {
+        let comm = self.comm.write().take();
+        py.detach(|| drop(comm));
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let Some(comm) = self.comm.get_mut().take() else { return };
+        if std::process::id() != self.process {
+            // A child made by fork: the connections are the parent's, and its threads are not here.
+            std::mem::forget(comm);
+        } else {
+            // Leaving may wait for other ranks, which must not happen with the GIL held.
+            let _ = std::thread::Builder::new().name("maypole-leave".into()).spawn(move || drop(comm));
+        }
+    }
+}
+
+/// A message that was posted.
+#[pyclass(module = "maypole._maypole", name = "TorchPosted", frozen)]
+pub struct Posted(RawRequest);
+
+#[pymethods]
+impl Posted {
+    /// Wait at most so many seconds, or without a limit of its own: whether it is done.
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let at_most = timeout.map(|timeout| seconds(py, timeout)).transpose()?;
+        let done = waiting::request(py, || match at_most {
+            None => Some(self.0.wait()),
+            Some(at_most) => self.0.wait_for(at_most),
+        })?;
+        done.transpose().map(|done| done.is_some()).map_err(|e| error::to_py(py, e))
+    }
+
+    /// Whether it is done.
+    fn test(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.0.test())
+    }
+}
+
+fn element(py: Python<'_>, dtype: usize) -> PyResult<DataType> {
+    DataType::ALL.get(dtype).copied().ok_or_else(|| error::argument(py, format!("{dtype} is no element type")))
+}
+
+fn seconds(py: Python<'_>, timeout: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(timeout)
+        .map_err(|_| error::argument(py, format!("timeout: {timeout} is no number of seconds")))
+}
+
+fn settings(py: Python<'_>, timeout: f64) -> PyResult<Config> {
+    let mut config = Config::from_env().map_err(|e| error::to_py(py, e))?;
+    config.timeout = seconds(py, timeout)?;
+    config.connect_timeout = config.timeout;
+    Ok(config)
+}
+
+/// Put the classes into the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Link>()?;
+    module.add_class::<Posted>()
+}
