@@ -3,13 +3,12 @@
 mod ranks;
 mod streams;
 
-use std::sync::Barrier;
 use std::time::Duration;
 
 use maypole::config::TransportChoice;
 use maypole::cuda::{DeviceBuffer, Stream};
 use maypole::{Communicator, Config, Error, F8E4M3, Result, Verdict};
-use ranks::{Job, common_verdict, config, role, say};
+use ranks::{Job, Meeting, common_verdict, config, role, say};
 use streams::{Rank, threads};
 
 /// Links of four slots of 4 KiB, so that little memory takes many laps.
@@ -220,10 +219,12 @@ fn messages_that_do_not_fit_name_both_sides_and_change_nothing() {
         ("size", 60_000, |r| receive(r, F8E4M3::from_bits(7), 9), &["60000 x u32", "9 x f8e4m3"]),
     ];
     for (what, count, receive, parts) in cases {
-        let meeting = Barrier::new(3);
+        let meeting = Meeting::new(3);
         let seen = threads(3, &small_links(), |rank| {
             rank.comm.attach(&rank.context).unwrap();
             along(rank, 3000).unwrap();
+            // The last to come along must be there before the first has a verdict for all.
+            meeting.wait();
             let (error, untouched) = match rank.comm.rank() {
                 0 => {
                     let buffer = rank.full(1u32, count);
@@ -255,11 +256,12 @@ fn messages_that_do_not_fit_name_both_sides_and_change_nothing() {
 
 #[test]
 fn a_group_waits_for_the_one_that_does_not_come() {
-    let meeting = Barrier::new(3);
+    let meeting = Meeting::new(3);
     let errors = threads(3, &small_links(), |rank| {
         rank.comm.attach(&rank.context).unwrap();
-        rank.comm.set_timeout(Duration::from_millis(400));
         along(rank, 3000).unwrap();
+        meeting.wait();
+        rank.comm.set_timeout(Duration::from_millis(400));
         let me = rank.comm.rank();
         // What goes between 0 and 1 fits into one slot, so it does not wait for what comes behind it.
         let (out, mut from_1, mut from_2) = (rank.full(1u32, 1000), rank.full(0u32, 1000), rank.full(0u32, 9000));

@@ -10,7 +10,7 @@ use maypole::config::TransportChoice;
 use maypole::cuda::{Context, DeviceBuffer, DeviceSlice, DeviceSliceMut, Stream};
 use maypole::{Communicator, Error, ReduceOp, Result, Verdict};
 use maypole_cuda_emulator::testing;
-use ranks::{Job, PATIENCE, config, role, say};
+use ranks::{Job, Meeting, PATIENCE, config, role, say};
 use streams::{Rank, alone, threads};
 
 /// An error that refuses a call, and says all of `parts`.
@@ -183,7 +183,7 @@ fn with_staging_in_host_memory_ipc_is_not_needed() {
 /// A world of two that attaches, sums twice and says how each rank fared; with the nth call of the driver's failing.
 fn a_world_in_which_a_call_fails(nth: Option<u64>, first: bool) -> (Vec<Result<()>>, u64) {
     let emulator = testing::load();
-    let meeting = std::sync::Barrier::new(2);
+    let meeting = Meeting::new(2);
     let calls = std::sync::atomic::AtomicU64::new(0);
     let results = threads(2, &config(TransportChoice::Auto), |rank| {
         let count = 50_000;
@@ -191,7 +191,7 @@ fn a_world_in_which_a_call_fails(nth: Option<u64>, first: bool) -> (Vec<Result<(
         if !first {
             rank.sum(count).unwrap();
         }
-        if meeting.wait().is_leader() {
+        if meeting.wait() {
             let before = emulator.calls("*");
             calls.store(before, std::sync::atomic::Ordering::Relaxed);
             if let Some(nth) = nth {
@@ -203,7 +203,7 @@ fn a_world_in_which_a_call_fails(nth: Option<u64>, first: bool) -> (Vec<Result<(
         let on = rank.comm.on(&rank.stream);
         let mut done = on.all_reduce(&input, &mut output, ReduceOp::Sum).and_then(|()| on.synchronize());
         assert!(start.elapsed() < PATIENCE / 4, "call {nth:?} failed, and rank {} hung", rank.comm.rank());
-        if meeting.wait().is_leader() {
+        if meeting.wait() {
             calls
                 .fetch_update(std::sync::atomic::Ordering::Relaxed, std::sync::atomic::Ordering::Relaxed, |before| {
                     Some(emulator.calls("*") - before)

@@ -10,7 +10,7 @@ use maypole::config::TransportChoice;
 use maypole::cuda::{Context, DeviceBuffer};
 use maypole::{Communicator, ReduceOp};
 use maypole_cuda_emulator::testing;
-use ranks::{Job, config, role, say};
+use ranks::{Job, Meeting, config, role, say};
 use streams::{Rank, alone, threads, until};
 
 /// Resident KiB, open files, threads with one of our names, shared mappings.
@@ -56,7 +56,7 @@ fn many(rank: &Rank, count: usize) {
 #[test]
 fn ten_thousand_operations_do_not_grow_anything() {
     let _alone = alone();
-    let meeting = std::sync::Barrier::new(2);
+    let meeting = Meeting::new(2);
     threads(2, &config(TransportChoice::Auto), |rank| {
         rank.comm.attach(&rank.context).unwrap();
         many(rank, 1000);
@@ -142,15 +142,27 @@ fn processes_leave_nothing_behind() {
     role(|_| {
         let rank = Rank::of(Communicator::from_env().unwrap());
         let make_one = || {
+            let mut times = [Duration::ZERO; 4];
+            let mut start = Instant::now();
+            let mut lap = |which: usize| times[which] = std::mem::replace(&mut start, Instant::now()).elapsed();
             let child = rank.comm.split(Some(0), 0).unwrap().unwrap();
+            lap(0);
+            child.attach(&rank.context).unwrap();
+            lap(1);
             let mut buffer = rank.full(1.0f32, 3000);
             child.on(&rank.stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum).unwrap();
             child.on(&rank.stream).synchronize().unwrap();
+            lap(2);
+            drop(child);
+            lap(3);
+            times
         };
-        (0..3).for_each(|_| make_one());
+        (0..3).for_each(|_| {
+            make_one();
+        });
         rank.comm.barrier().unwrap();
         let before = (kept(), holdings());
-        (0..20).for_each(|_| make_one());
+        let times: Vec<_> = (0..20).map(|_| make_one()).collect();
         rank.comm.barrier().unwrap();
         until("the end of what was dropped", || {
             drop(rank.full(0u8, 1));
@@ -161,9 +173,19 @@ fn processes_leave_nothing_behind() {
         assert!(holds[3] <= before.1[3], "{} shared mappings, then {}", before.1[3], holds[3]);
         let counters = testing::load().counters();
         assert_eq!((counters.overruns, counters.freed_while_open), (0, 0));
-        say("fine");
+        let median = |which: usize| {
+            let mut all: Vec<Duration> = times.iter().map(|times| times[which]).collect();
+            all.sort();
+            all[all.len() / 2]
+        };
+        let names = ["split", "attach", "use", "close"];
+        let medians = [0, 1, 2, 3].map(median);
+        let slow = medians.iter().any(|median| *median > Duration::from_millis(250));
+        say(format!("{} {names:?} {medians:.1?}", if slow { "slow:" } else { "fine:" }));
     });
     let mut job = Job::start("processes_leave_nothing_behind", "", 3, &streams::environment());
-    assert!(job.hear(&[0, 1, 2]).iter().all(|(_, line)| line == "fine"));
+    let said = job.hear(&[0, 1, 2]);
+    println!("{said:#?}");
+    assert!(said.iter().all(|(_, line)| line.starts_with("fine")), "{said:#?}");
     job.end(&[0, 1, 2]);
 }

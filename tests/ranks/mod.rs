@@ -6,9 +6,11 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use maypole::config::TransportChoice;
@@ -51,11 +53,78 @@ pub fn paths() -> Vec<Path> {
 /// Run `body` once for each rank of a world of threads; results by rank.
 pub fn threads<T: Send>(size: usize, config: &Config, body: impl Fn(Communicator) -> T + Sync) -> Vec<T> {
     let world = Communicator::threads_with(size, config.clone()).expect("a world of threads");
+    let fall = Fall::default();
     std::thread::scope(|scope| {
         let body = &body;
-        let ranks: Vec<_> = world.into_iter().map(|comm| scope.spawn(move || body(comm))).collect();
+        let play = |comm| {
+            let fall = fall.clone();
+            scope.spawn(move || {
+                FALL.set(Some(fall.clone()));
+                let _watched = fall;
+                body(comm)
+            })
+        };
+        let ranks: Vec<_> = world.into_iter().map(play).collect();
         ranks.into_iter().map(|rank| rank.join().expect("a rank panicked")).collect()
     })
+}
+
+/// Whether a rank of a world of threads has panicked. Each of them has one, and says so by dropping it.
+#[derive(Clone, Default)]
+struct Fall(Arc<AtomicBool>);
+
+impl Drop for Fall {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+thread_local! {
+    /// That of this thread's world.
+    static FALL: RefCell<Option<Fall>> = const { RefCell::new(None) };
+}
+
+/// Panics if another rank of this thread's world has: what this one waits for will not come.
+pub fn all_stand() {
+    let fallen = FALL.with_borrow(|fall| fall.as_ref().is_some_and(|fall| fall.0.load(Ordering::Relaxed)));
+    assert!(!fallen, "another rank has panicked");
+}
+
+/// Where ranks that are threads wait for each other, as at a barrier; but when one has panicked the others do so too,
+/// in place of waiting for ever.
+pub struct Meeting {
+    size: usize,
+    /// Who has come, and how often all have.
+    come: Mutex<(usize, u64)>,
+    all: Condvar,
+}
+
+impl Meeting {
+    /// For `size` ranks.
+    pub fn new(size: usize) -> Meeting {
+        Meeting { size, come: Mutex::new((0, 0)), all: Condvar::new() }
+    }
+
+    /// Returns whether this rank was the last to come.
+    pub fn wait(&self) -> bool {
+        let start = Instant::now();
+        let mut come = self.come.lock().unwrap();
+        let (place, turn) = (come.0 + 1, come.1);
+        *come = if place == self.size { (0, turn + 1) } else { (place, turn) };
+        self.all.notify_all();
+        while come.1 == turn {
+            come = self.all.wait_timeout(come, Duration::from_millis(20)).unwrap().0;
+            if come.1 == turn {
+                drop(come);
+                all_stand();
+                assert!(start.elapsed() < 2 * PATIENCE, "only {place} of {} ranks have come", self.size);
+                come = self.come.lock().unwrap();
+            }
+        }
+        place == self.size
+    }
 }
 
 /// The verdict in an error, which must be one.

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use maypole::config::TransportChoice;
 use maypole::cuda::{Context, DeviceBuffer, Stream};
 use maypole::{Communicator, Config, Element, ReduceOp, Result};
 use maypole_cuda_emulator::testing;
@@ -51,6 +52,14 @@ impl Rank {
     }
 }
 
+/// Settings of a world that is used once: little staging memory, which takes time to make. Messages of some hundred
+/// kilobytes take several rounds.
+pub fn small() -> Config {
+    let mut config = ranks::config(TransportChoice::Auto);
+    (config.device_window, config.device_fifo) = (128 << 10, 64 << 10);
+    config
+}
+
 /// Run `body` once for each rank of a world of threads; results by rank.
 pub fn threads<T: Send>(size: usize, config: &Config, body: impl Fn(&Rank) -> T + Sync) -> Vec<T> {
     testing::load();
@@ -74,6 +83,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
+        ranks::all_stand();
         assert!(start.elapsed() < ranks::PATIENCE, "{what} does not happen");
         std::thread::sleep(Duration::from_micros(500));
     }

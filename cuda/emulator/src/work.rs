@@ -4,6 +4,7 @@ use crate::abi::*;
 use crate::call::IN_HOST_FUNCTION;
 use crate::context::Context;
 use crate::event::Recording;
+use crate::mapping::PAGE;
 use crate::memory::{self, Use};
 use crate::switches::SWITCHES;
 use crate::twins::Twin;
@@ -121,10 +122,33 @@ fn copy(to: u64, from: Source, bytes: usize) -> Outcome {
 }
 
 fn fill(to: u64, pattern: [u8; 4], width: usize, count: usize) -> Outcome {
-    let _to = memory::still_there(to, width * count)?;
-    for index in 0..count {
-        // SAFETY: the place lies inside the range, which lies inside an allocation that is held here.
-        unsafe { std::ptr::copy_nonoverlapping(pattern.as_ptr(), (to as *mut u8).add(index * width), width) };
+    /// As much as a copy takes at a time from what is filled already.
+    const PIECE: usize = 64 << 10;
+    /// From here on pages are given back to the kernel in place of being written.
+    const LONG: usize = 1 << 20;
+    let bytes = width * count;
+    let _to = memory::still_there(to, bytes)?;
+    if bytes >= LONG && pattern == [0; 4] {
+        // Most of fresh staging memory is never touched: zeros that the kernel owes take no time.
+        let pages = to.next_multiple_of(PAGE as u64)..(to + bytes as u64) & !(PAGE as u64 - 1);
+        let length = (pages.end - pages.start) as usize;
+        // SAFETY: the pages lie inside the range, which is this fill's to overwrite with just these zeros.
+        if unsafe { libc::madvise(pages.start as *mut c_void, length, libc::MADV_REMOVE) } == 0 {
+            let behind = (to + bytes as u64 - pages.end) as usize;
+            fill(to, pattern, 1, (pages.start - to) as usize)?;
+            return fill(pages.end, pattern, 1, behind);
+        }
+    }
+    let to = to as *mut u8;
+    let mut filled = width.min(bytes);
+    // SAFETY: the place begins the range, which lies inside an allocation that is held here.
+    unsafe { std::ptr::copy_nonoverlapping(pattern.as_ptr(), to, filled) };
+    while filled < bytes {
+        // Whole patterns, since all before it were.
+        let more = filled.min(PIECE).min(bytes - filled);
+        // SAFETY: both lie inside the range, and one ends where the other begins at the latest.
+        unsafe { std::ptr::copy_nonoverlapping(to, to.add(filled), more) };
+        filled += more;
     }
     Ok(())
 }
