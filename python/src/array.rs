@@ -53,10 +53,10 @@ impl Kind {
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Kind::Number(dtype) => dtype.fmt(f),
+            Kind::Number(dtype) => f.write_str(name(*dtype)),
             Kind::Bool => f.write_str("bool"),
-            Kind::Complex(dtype) => write!(f, "complex {dtype}"),
-            Kind::Other(_, name) => f.write_str(name),
+            Kind::Complex(dtype) => write!(f, "complex {}", name(*dtype)),
+            Kind::Other(_, what) => f.write_str(what),
         }
     }
 }
@@ -139,8 +139,8 @@ impl Array {
     fn of_small_floats(object: &Bound<'_, PyAny>) -> Option<Result<Array, String>> {
         let py = object.py();
         let dtype = object.getattr(intern!(py, "dtype")).ok()?;
-        let name: String = dtype.getattr(intern!(py, "name")).ok()?.extract().ok()?;
-        let number = of_name(&name);
+        let called: String = dtype.getattr(intern!(py, "name")).ok()?.extract().ok()?;
+        let number = of_name(&called);
         let plain = match number.map_or_else(|| dtype.getattr("itemsize").ok()?.extract().ok(), |d| Some(d.size()))? {
             1 => "u1",
             2 => "u2",
@@ -149,7 +149,7 @@ impl Array {
         let bytes = object.call_method1(intern!(py, "view"), (plain,)).ok()?;
         let array = Array::of_view(View::of(&bytes).ok()??);
         let size = plain.as_bytes()[1] - b'0';
-        let kind = number.map_or_else(|| Kind::Other(size.into(), name), Kind::Number);
+        let kind = number.map_or_else(|| Kind::Other(size.into(), called), Kind::Number);
         Some(array.map(|array| Array { kind, ..array }))
     }
 
@@ -203,6 +203,30 @@ fn of_format(format: &[u8], size: usize) -> Kind {
     }
 }
 
+/// What NumPy, ml_dtypes, torch and JAX call an element type. (Maypole's own names are not for Python: `i8` is NumPy's for
+/// eight bytes.)
+pub const fn name(dtype: DataType) -> &'static str {
+    match dtype {
+        DataType::I8 => "int8",
+        DataType::U8 => "uint8",
+        DataType::I32 => "int32",
+        DataType::U32 => "uint32",
+        DataType::I64 => "int64",
+        DataType::U64 => "uint64",
+        DataType::F16 => "float16",
+        DataType::Bf16 => "bfloat16",
+        DataType::F32 => "float32",
+        DataType::F64 => "float64",
+        DataType::F8E4M3 => "float8_e4m3fn",
+        DataType::F8E5M2 => "float8_e5m2",
+    }
+}
+
+/// The element type of a name, as [`name`] gives it.
+fn of_name(text: &str) -> Option<DataType> {
+    DataType::ALL.into_iter().find(|dtype| name(*dtype) == text.trim_start_matches("torch."))
+}
+
 /// The argument `dtype`: a name, or anything that has one.
 ///
 /// # Errors
@@ -214,25 +238,5 @@ pub fn dtype_argument(dtype: Option<&Bound<'_, PyAny>>) -> Result<DataType, Stri
         .or_else(|| of(dtype.getattr("name").and_then(|name| name.extract())))
         .or_else(|| of(dtype.getattr("__name__").and_then(|name| name.extract())))
         .or_else(|| of(dtype.str().map(|text| text.to_string())))
-        .ok_or_else(|| format!("dtype: {dtype} is none of {}", DataType::ALL.map(DataType::name).join(", ")))
-}
-
-/// The element type of a name: Maypole's, or that of NumPy, ml_dtypes, torch or JAX.
-pub fn of_name(name: &str) -> Option<DataType> {
-    use DataType::*;
-    Some(match name.trim_start_matches("torch.") {
-        "i8" | "int8" => I8,
-        "u8" | "uint8" => U8,
-        "i32" | "int32" => I32,
-        "u32" | "uint32" => U32,
-        "i64" | "int64" => I64,
-        "u64" | "uint64" => U64,
-        "f16" | "float16" => F16,
-        "bf16" | "bfloat16" => Bf16,
-        "f32" | "float32" => F32,
-        "f64" | "float64" => F64,
-        "f8e4m3" | "float8_e4m3fn" => F8E4M3,
-        "f8e5m2" | "float8_e5m2" => F8E5M2,
-        _ => return None,
-    })
+        .ok_or_else(|| format!("dtype: {dtype} is none of {}", DataType::ALL.map(name).join(", ")))
 }

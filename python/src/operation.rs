@@ -8,8 +8,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
 
-use crate::error;
-use crate::process;
+use crate::{array, error, process};
 
 /// An operation for reductions that is more than a name: ``maypole.Op(function)`` or ``maypole.premulsum(factor)``.
 ///
@@ -138,7 +137,7 @@ impl Op {
             None => {
                 // Not under the lock: imports run Python.
                 let combine = Combine::new(py, function, name, dtype).map_err(|e| {
-                    format!("op: an operation of one's own on {dtype} needs NumPy (and ml_dtypes): {e}")
+                    format!("op: an operation of one's own needs NumPy (bfloat16 and float8 ml_dtypes, too): {e}")
                 })?;
                 &raw const **made.lock().entry(dtype).or_insert_with(|| Box::new(combine))
             }
@@ -223,21 +222,12 @@ impl Combine {
 
 /// NumPy's type for elements of `dtype`; of ml_dtypes, where NumPy has none.
 pub fn numpy_dtype<'py>(py: Python<'py>, dtype: DataType) -> PyResult<Bound<'py, PyAny>> {
-    let (module, name) = match dtype {
-        DataType::Bf16 => ("ml_dtypes", "bfloat16"),
-        DataType::F8E4M3 => ("ml_dtypes", "float8_e4m3fn"),
-        DataType::F8E5M2 => ("ml_dtypes", "float8_e5m2"),
-        DataType::I8 => ("numpy", "int8"),
-        DataType::U8 => ("numpy", "uint8"),
-        DataType::I32 => ("numpy", "int32"),
-        DataType::U32 => ("numpy", "uint32"),
-        DataType::I64 => ("numpy", "int64"),
-        DataType::U64 => ("numpy", "uint64"),
-        DataType::F16 => ("numpy", "float16"),
-        DataType::F32 => ("numpy", "float32"),
-        DataType::F64 => ("numpy", "float64"),
+    let module = match dtype {
+        DataType::Bf16 | DataType::F8E4M3 | DataType::F8E5M2 => "ml_dtypes",
+        _ => "numpy",
     };
-    py.import("numpy")?.call_method1("dtype", (py.import(module)?.getattr(name)?,))
+    let scalar = py.import(module)?.getattr(array::name(dtype))?;
+    py.import("numpy")?.call_method1("dtype", (scalar,))
 }
 
 /// Put the class and the function into the module.

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::array::Array;
-use crate::{dlpack, operation, process};
+use crate::{array, dlpack, operation, process};
 
 /// Memory that the ranks of the host read where it lies; made by ``Communicator.alloc``.
 ///
@@ -40,10 +40,10 @@ impl Registered {
 
 #[pymethods]
 impl Registered {
-    /// How its elements are called: f32, bf16, ...
+    /// What its elements are called: float32, bfloat16, ...
     #[getter]
     fn dtype(&self) -> &'static str {
-        self.dtype.name()
+        array::name(self.dtype)
     }
 
     /// Whether other ranks read it where it lies. Otherwise it is ordinary memory: its world has one rank, or ranks that
@@ -93,7 +93,7 @@ impl Registered {
     }
 
     fn __repr__(&self) -> String {
-        format!("<maypole.Registered: {} x {}>", self.count, self.dtype)
+        format!("<maypole.Registered: {} x {}>", self.count, array::name(self.dtype))
     }
 }
 
