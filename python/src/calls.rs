@@ -406,12 +406,15 @@ impl Place {
     }
 }
 
+/// See [`element`].
+type Carried = (DataType, usize, ReduceOp, Option<Py<Op>>);
+
 /// What is carried: the type, how many of it make an element of the array, the operation, and what keeps that.
 pub fn element(
     py: Python<'_>,
     array: Option<&Array>,
     op: Option<Chosen>,
-) -> std::result::Result<(DataType, usize, ReduceOp, Option<Py<Op>>), String> {
+) -> std::result::Result<Carried, String> {
     let kind = array.map_or(&Kind::Number(DataType::U8), |array| &array.kind);
     let name = |what: String| format!("x: {what}");
     match op {

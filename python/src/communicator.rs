@@ -200,7 +200,7 @@ crate::forms::forms!(Communicator {
     fn alloc(&self, py: Python<'_>, count: usize, dtype: Maybe<'_>) -> PyResult<Registered> {
         let comm = self.slot.open(py)?;
         let dtype = array::dtype_argument(dtype.as_ref()).map_err(|what| error::argument(py, what))?;
-        let bytes = count.checked_mul(dtype.size()).unwrap_or(usize::MAX);
+        let bytes = count.saturating_mul(dtype.size());
         let memory = waiting::blocking(py, &comm, || comm.alloc::<u8>(bytes))?;
         Ok(Registered::new(memory, count, dtype))
     }
