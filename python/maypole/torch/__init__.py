@@ -10,11 +10,12 @@ Start it with torchrun or ``python -m maypole run``. The ranks meet through the 
 
 * `kinds`: which of Maypole's types and operations stand for PyTorch's. `calls`: what all collectives go through.
 * `collectives`, `sparse`, `messages`: what c10d can ask for. `cuda`: CUDA tensors. `work`: asynchronous calls.
-* `group`: the process group itself. `meeting`: how its ranks find each other.
+* `group`: the process group itself. `meeting`: how its ranks find each other. `tracing`: keeps torch.compile out of all this.
 """
 
 import torch.distributed as _dist
 
+from . import calls, collectives, cuda, group, kinds, meeting, messages, sparse, tracing, work
 from .group import MaypoleBackend, MaypoleGroup, create as _create
 from .messages import monitored_barrier as _monitored_barrier
 
@@ -28,5 +29,6 @@ def monitored_barrier(group=None, timeout=None, wait_all_ranks=False):
         _monitored_barrier(group, timeout or group._timeout, wait_all_ranks)
 
 
+tracing.leave_uncompiled(calls, collectives, cuda, group, kinds, meeting, messages, sparse, work)
 if not hasattr(_dist.Backend, "MAYPOLE"):
     _dist.Backend.register_backend("maypole", _create, extended_api=True, devices=["cpu", "cuda"])
