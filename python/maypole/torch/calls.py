@@ -158,17 +158,18 @@ class Calls:
         timeout = None if timeout is None or timeout <= datetime.timedelta(0) or timeout == self._timeout else timeout
 
         def dressed():
-            with torch.no_grad(), self._deadline(timeout):
-                body()
+            with torch.no_grad():
+                if timeout is None:
+                    body()
+                else:
+                    with self._deadline(timeout):
+                        body()
 
         return dressed
 
     @contextlib.contextmanager
     def _deadline(self, timeout):
         """A deadline of their own for the calls made meanwhile."""
-        if timeout is None:
-            yield
-            return
         link = self._link
         link.set_timeout(timeout.total_seconds())
         try:

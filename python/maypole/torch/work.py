@@ -24,6 +24,8 @@ class Work(c10d.Work):
         super().__init__()
         self._lane, self._name, self._body, self._result = lane, name, body, result
         self._error = None
+        self._ended = False
+        # Held until then.
         self._done = threading.Lock()
         self._done.acquire()
         # Futures that nobody has completed yet. Whoever takes one completes it.
@@ -36,9 +38,7 @@ class Work(c10d.Work):
             body()
         except BaseException as error:  # noqa: BLE001: it is raised again where it is waited for
             self._error = error
-        self._finish()
-
-    def _finish(self):
+        self._ended = True
         self._done.release()
         self._complete()
 
@@ -55,7 +55,7 @@ class Work(c10d.Work):
 
     def wait(self, timeout=None):
         """Wait until it is done. `timeout`: at most so long (a timedelta; 0 or none: as long as the group's timeout)."""
-        if self._done.locked():
+        if not self._ended:
             seconds = timeout.total_seconds() if timeout else 0.0
             if seconds > 0:
                 if not self._done.acquire(timeout=seconds):
@@ -69,11 +69,11 @@ class Work(c10d.Work):
 
     def is_completed(self):
         """Whether it is done, with or without an error."""
-        return not self._done.locked()
+        return self._ended
 
     def is_success(self):
         """Whether it is done without an error."""
-        return self.is_completed() and self._error is None
+        return self._ended and self._error is None
 
     def exception(self):
         """Its error, if there is one."""
@@ -91,7 +91,7 @@ class Work(c10d.Work):
         """A future of the tensors, completed when the call is."""
         future = torch.futures.Future()
         self._futures.append(future)
-        if not self._done.locked():
+        if self._ended:
             self._complete()
         return future
 
@@ -206,12 +206,12 @@ class Lane:
             finally:
                 self._runner = None
                 self._turn.release()
-        if work._done.locked():
+        if not work._ended:
             with work._done:
                 pass
 
     def _run_works(self, last):
-        while last._done.locked():
+        while not last._ended:
             try:
                 work = self._works.popleft()
             except IndexError:

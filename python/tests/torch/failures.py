@@ -1,0 +1,100 @@
+"""What happens when something goes wrong: one rank of a world in which it does. Run by `test_backend.py`.
+
+The argument is the name of what goes wrong. A rank that was told what it should be told ends with status 0.
+"""
+
+import os
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+import maypole
+import maypole.torch
+
+
+def told(call, *words):
+    """Whether `call` raises an error of Maypole's with these words."""
+    try:
+        call()
+    except maypole.Error as error:
+        assert isinstance(error, RuntimeError)
+        for word in words:
+            assert word in str(error), f"{word!r} is not in: {error}"
+        return
+    raise AssertionError("nothing was raised")
+
+
+def shapes(rank, size):
+    told(lambda: dist.all_reduce(torch.ones(100 + rank)), "rank 0", "rank 1", "100")
+
+
+def types(rank, size):
+    tensor = torch.ones(4, dtype=torch.float32 if rank == 0 else torch.float64)
+    told(lambda: dist.all_reduce(tensor, async_op=True).wait(), "f32", "f64")
+
+
+def collectives(rank, size):
+    told(lambda: dist.barrier() if rank == 0 else dist.broadcast(torch.ones(3), 0), "barrier", "broadcast")
+
+
+def deadline(rank, size):
+    # Rank 1 does not come; the others are told who is missing within the group's timeout.
+    dist.group.WORLD.set_timeout(timedelta(seconds=2))
+    if rank != 1:
+        begin = time.monotonic()
+        told(lambda: dist.all_reduce(torch.ones(3)), "rank 1")
+        assert 1.5 < time.monotonic() - begin < 15
+    else:
+        time.sleep(4)
+
+
+def death(rank, size):
+    if rank == 1:
+        os._exit(0)
+    told(lambda: [dist.all_reduce(torch.ones(3)) for _ in range(2)], "rank 1")
+
+
+def raised(rank, size):
+    # A rank that ends by an exception of its own leaves; nobody waits for the deadline.
+    begin = time.monotonic()
+    if rank == 1:
+        sys.exit(0)
+    told(lambda: [dist.all_reduce(torch.ones(3)) for _ in range(2)], "rank 1")
+    assert time.monotonic() - begin < 30
+
+
+def aborted(rank, size):
+    if rank == 1:
+        dist.group.WORLD.abort()
+    told(lambda: [dist.all_reduce(torch.ones(3)) for _ in range(2)], "rank 1")
+    told(lambda: dist.barrier(), "rank 1")
+
+
+def future(rank, size):
+    # The error of an asynchronous call comes by its future, too.
+    future = dist.all_reduce(torch.ones(100 + rank), async_op=True).get_future()
+    try:
+        future.wait()
+    except RuntimeError as error:
+        assert "100" in str(error)
+    else:
+        raise AssertionError("nothing was raised")
+
+
+def main():
+    torch.set_num_threads(1)
+    name = sys.argv[1]
+    if name == "absent":
+        # One rank fewer than the world has comes.
+        os.environ["WORLD_SIZE"] = str(int(os.environ["WORLD_SIZE"]) + 1)
+        told(lambda: dist.init_process_group("maypole", timeout=timedelta(seconds=3)), "rank 2")
+        return
+    dist.init_process_group("maypole", timeout=timedelta(seconds=60))
+    globals()[name](dist.get_rank(), dist.get_world_size())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
