@@ -3,69 +3,21 @@
 //!
 //! One test in a file of its own, since it counts what the whole process allocates.
 
+mod counting;
 mod ranks;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use maypole::{Communicator, Persistent, ReduceOp};
 use ranks::{paths, threads};
 
-/// Counts allocations by thread while [`COUNTING`].
-struct Counting;
-
-static COUNTING: AtomicBool = AtomicBool::new(false);
-const THREADS: usize = 64;
-/// Threads that have allocated, and how often.
-static COUNTS: [(AtomicU64, AtomicU64); THREADS] = [const { (AtomicU64::new(0), AtomicU64::new(0)) }; THREADS];
-
-fn count() {
-    if COUNTING.load(Ordering::Relaxed) {
-        let me = nix::unistd::gettid().as_raw() as u64;
-        for (thread, allocations) in &COUNTS {
-            let owner =
-                thread.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed).unwrap_or_else(|other| other);
-            if owner == 0 || owner == me {
-                allocations.fetch_add(1, Ordering::Relaxed);
-                return;
-            }
-        }
-    }
-}
-
-// SAFETY: everything is passed on to the system's allocator; counting does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 /// Allocations since the last call, by threads other than those that hold the job together.
 fn counted() -> u64 {
-    let mut total = 0;
-    for (thread, allocations) in &COUNTS {
-        let (thread, allocations) = (thread.swap(0, Ordering::Relaxed), allocations.swap(0, Ordering::Relaxed));
+    let held_together = |thread: u64| {
         let name = std::fs::read_to_string(format!("/proc/self/task/{thread}/comm")).unwrap_or_default();
-        if !["maypole-node", "maypole-hub"].contains(&name.trim()) {
-            total += allocations;
-        }
-    }
-    total
+        ["maypole-node", "maypole-hub"].contains(&name.trim())
+    };
+    counting::counted().into_iter().filter(|(thread, _)| !held_together(*thread)).map(|(_, times)| times).sum()
 }
 
 /// One persistent operation of every kind, in place and not.
@@ -136,13 +88,13 @@ fn persistent_operations_and_messages_allocate_nothing() {
                 meet.wait();
                 if comm.rank() == 0 {
                     counted();
-                    COUNTING.store(true, Ordering::Relaxed);
+                    counting::start();
                 }
                 meet.wait();
                 batch();
                 meet.wait();
                 if comm.rank() == 0 {
-                    COUNTING.store(false, Ordering::Relaxed);
+                    counting::stop();
                     least = least.min(counted());
                 }
                 let mut stop = [u8::from(least == 0)];
@@ -156,9 +108,5 @@ fn persistent_operations_and_messages_allocate_nothing() {
         assert_eq!(least[0], 0, "{}: allocations in the quietest batch of starts", path.name);
     }
 
-    // The counter does count.
-    COUNTING.store(true, Ordering::Relaxed);
-    drop(std::hint::black_box(vec![1u8; 100]));
-    COUNTING.store(false, Ordering::Relaxed);
-    assert!(counted() >= 1);
+    counting::check();
 }

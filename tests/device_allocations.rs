@@ -3,44 +3,12 @@
 //!
 //! One test in a file of its own, since it counts what the whole process allocates.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
+
 use std::sync::Barrier;
 
 use maypole::cuda::{Context, DeviceBuffer, Stream};
 use maypole::{Communicator, ReduceOp};
-
-thread_local! {
-    /// Whether this thread's allocations count, and how many there were.
-    static COUNTED: (Cell<bool>, Cell<u64>) = const { (Cell::new(false), Cell::new(0)) };
-}
-
-struct Counting;
-
-fn count() {
-    COUNTED.with(|(counts, count)| count.set(count.get() + counts.get() as u64));
-}
-
-// SAFETY: everything is passed on to the system's allocator; counting does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn queueing_allocates_nothing() {
@@ -48,8 +16,9 @@ fn queueing_allocates_nothing() {
     const RANKS: usize = 3;
     let together = &Barrier::new(RANKS);
     std::thread::scope(|s| {
+        let mut ranks = Vec::new();
         for comm in Communicator::threads(RANKS).unwrap() {
-            s.spawn(move || {
+            ranks.push(s.spawn(move || {
                 let context = Context::primary(0).unwrap();
                 let stream = Stream::new(&context).unwrap();
                 let from = DeviceBuffer::from_slice(&context, &[1.0f32; 256]).unwrap();
@@ -71,15 +40,20 @@ fn queueing_allocates_nothing() {
                 queue(100);
                 comm.on(&stream).synchronize().unwrap();
                 together.wait();
-                COUNTED.with(|(counts, _)| counts.set(true));
+                counting::start();
                 queue(20);
-                let count = COUNTED.with(|(counts, count)| {
-                    counts.set(false);
-                    count.get()
-                });
+                if together.wait().is_leader() {
+                    counting::stop();
+                }
+                together.wait();
                 comm.on(&stream).synchronize().unwrap();
-                assert_eq!(count, 0, "allocations on rank {}", comm.rank());
-            });
+                counting::this_thread()
+            }));
         }
+        let queued: Vec<u64> = ranks.into_iter().map(|rank| rank.join().expect("a rank panicked")).collect();
+        let counted = counting::counted();
+        let by_ranks: Vec<_> = counted.iter().filter(|(thread, _)| queued.contains(thread)).collect();
+        assert!(by_ranks.is_empty(), "threads {queued:?} queue, and allocated: {by_ranks:?}");
     });
+    counting::check();
 }

@@ -4,6 +4,7 @@
 mod programs;
 
 use std::path::PathBuf;
+use std::process::Output;
 
 use maypole_cuda_emulator::testing;
 use programs::{report, run};
@@ -15,17 +16,23 @@ const OVERLAP_PERF: &str = env!("CARGO_BIN_EXE_overlap_perf");
 const NCCL_PERF: &str = env!("CARGO_BIN_EXE_nccl_perf");
 const GPU_SUMMARY: &str = env!("CARGO_BIN_EXE_gpu_summary");
 
-/// The emulated driver, and the switches beside it, for a child process.
-fn emulated(switches: &[(&'static str, &'static str)]) -> Vec<(String, String)> {
+/// Calls `run` with the variables by which a child process finds the emulated driver, and its switches beside them.
+fn with_emulator<T>(switches: &[(&str, &str)], run: impl FnOnce(&[(&str, &str)]) -> T) -> T {
     let text = |s: std::ffi::OsString| s.into_string().expect("paths here are text");
-    let driver = testing::environment().into_iter().map(|(name, value)| (text(name), text(value)));
-    driver.chain(switches.iter().map(|(name, value)| (name.to_string(), value.to_string()))).collect()
+    let driver: Vec<_> = testing::environment().into_iter().map(|(name, value)| (text(name), text(value))).collect();
+    let mut all: Vec<(&str, &str)> = driver.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+    all.extend(switches);
+    run(&all)
 }
 
-fn on_devices(program: &str, arguments: &str, switches: &[(&'static str, &'static str)]) -> Value {
-    let environment = emulated(switches);
-    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&name[..], &value[..])).collect();
-    report(program, arguments, &borrowed)
+/// Run on the emulated driver, and return the report.
+fn on_devices(program: &str, arguments: &str, switches: &[(&str, &str)]) -> Value {
+    with_emulator(switches, |environment| report(program, arguments, environment))
+}
+
+/// Run on the emulated driver, and return what was said and how it ended.
+fn say_on_devices(program: &str, arguments: &str, switches: &[(&str, &str)]) -> Output {
+    with_emulator(switches, |environment| run(program, arguments, environment))
 }
 
 /// Demand that every row was checked and right, and has what only devices have.
@@ -95,6 +102,17 @@ fn ranks_are_spread_over_devices() {
 }
 
 #[test]
+fn rows_say_how_they_are_run() {
+    let arguments = "perf all_gather --device cuda --ranks 2 -b 8 -e 8 -n 2 -w 1";
+    for (staging, expected) in [("auto", "staging in device memory"), ("host", "staging in pinned host memory")] {
+        let output = say_on_devices(MAYPOLE, arguments, &[("MAYPOLE_DEVICE_STAGING", staging)]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let how = said.lines().find(|line| line.starts_with("# ") && line.contains("slices of up to"));
+        assert!(how.is_some_and(|how| how.contains(expected) && how.contains(" over shared memory")), "{said}");
+    }
+}
+
+#[test]
 fn a_barrier_has_a_row_too() {
     let report = on_devices(MAYPOLE, "perf barrier --device cuda --ranks 2 -n 5", &[]);
     assert_eq!(report["results"].as_array().map(Vec::len), Some(1));
@@ -159,9 +177,7 @@ fn without_a_driver_programs_say_so() {
 
 #[test]
 fn a_page_of_information_lists_devices() {
-    let environment = emulated(&[("MAYPOLE_EMULATOR_DEVICES", "2")]);
-    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&name[..], &value[..])).collect();
-    let output = run(MAYPOLE, "info", &borrowed);
+    let output = say_on_devices(MAYPOLE, "info", &[("MAYPOLE_EMULATOR_DEVICES", "2")]);
     let page = String::from_utf8_lossy(&output.stdout).into_owned();
     let devices: Vec<&str> = page.lines().filter(|line| line.contains(", capability ")).collect();
     assert_eq!(devices.len(), 2, "{page}");
@@ -170,14 +186,12 @@ fn a_page_of_information_lists_devices() {
 
 #[test]
 fn nccl_is_not_needed_and_its_absence_is_named() {
-    let environment = emulated(&[]);
-    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&name[..], &value[..])).collect();
-    let output = run(NCCL_PERF, "all_reduce --ranks 2 --library /no/such/libnccl.so.2 -b 8 -e 8", &borrowed);
+    let output = say_on_devices(NCCL_PERF, "all_reduce --ranks 2 --library /no/such/libnccl.so.2 -b 8 -e 8", &[]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && said.contains("/no/such/libnccl.so.2"), "{said}");
-    let output = run(NCCL_PERF, "scan --ranks 2", &borrowed);
+    let output = say_on_devices(NCCL_PERF, "scan --ranks 2", &[]);
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
-    let output = run(NCCL_PERF, "all_reduce -o xor -d i32 --ranks 2", &borrowed);
+    let output = say_on_devices(NCCL_PERF, "all_reduce -o xor -d i32 --ranks 2", &[]);
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -220,10 +234,8 @@ fn nccl_is_called_as_its_header_says() {
     let overlap = format!("--ranks 1 --nccl {} --bytes 4K --matrix 64 --milliseconds 1 --rounds 1", library.display());
     assert_eq!(on_devices(OVERLAP_PERF, &overlap, &[])["right"], true);
 
-    let environment = emulated(&[("NCCL_STAND_IN_WRONG", "1")]);
-    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&name[..], &value[..])).collect();
     let arguments = format!("all_reduce --library {} --ranks 1 -b 1000 -e 1000 -n 1", library.display());
-    let output = run(NCCL_PERF, &arguments, &borrowed);
+    let output = say_on_devices(NCCL_PERF, &arguments, &[("NCCL_STAND_IN_WRONG", "1")]);
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
     std::fs::remove_file(&library).expect("the library is ours");
 }

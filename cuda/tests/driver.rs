@@ -12,7 +12,7 @@ use maypole_cuda::{
     Commands, Context, CudaError, DeviceMemory, Event, HostRegion, HostRegistration, ImportedMemory, Pinned, Stream,
     Where, Word, expect_device, locate, probe,
 };
-use maypole_cuda_emulator::testing;
+use maypole_cuda_emulator::testing::{self, Segments};
 
 /// The emulator's switches hold for the whole process: one test at a time.
 static TURN: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
@@ -210,6 +210,34 @@ fn addresses_are_told_apart() {
     let elsewhere = DeviceMemory::new(&Context::primary(1).unwrap(), 100).unwrap();
     let error = expect_device(&context, elsewhere.address(), 100).unwrap_err();
     assert_eq!(error, CudaError::WrongDevice { address: elsewhere.address(), found: 1, expected: 0 });
+}
+
+/// As PyTorch has it with `expandable_segments`: a tensor lies in several mappings.
+#[test]
+fn memory_goes_on_in_the_next_mapping() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(1).unwrap();
+    let _entered = context.enter().unwrap();
+    let segments = emulator.segments(1, 4);
+    let (at, piece, all) = (segments.address(), Segments::PIECE as u64, segments.bytes() as u64);
+    for (from, bytes, size) in [(0, 1, piece), (100, piece, 2 * piece), (piece, piece, piece), (5, all - 5, all)] {
+        let expected = Where::Device { ordinal: 1, context: 0, base: at + from / piece * piece, size };
+        assert_eq!(locate(at + from, bytes).unwrap(), expected, "{bytes} bytes from {from}");
+    }
+    expect_device(&context, at, all).unwrap();
+    let error = expect_device(&context, at + 8, all).unwrap_err();
+    assert_eq!(error, CudaError::OutOfBounds { address: at + 8, bytes: all, base: at, allocated: all });
+    assert!(matches!(locate(at, u64::MAX), Err(CudaError::OutOfBounds { .. })));
+    let other = Context::primary(0).unwrap();
+    assert_eq!(expect_device(&other, at, all), Err(CudaError::WrongDevice { address: at, found: 1, expected: 0 }));
+    // Ordinary allocations end where they end, whatever lies behind them.
+    let allocated = [0; 8].map(|_| DeviceMemory::new(&context, Segments::PIECE).unwrap());
+    for memory in &allocated {
+        let error = locate(memory.address(), piece + 1).unwrap_err();
+        assert!(matches!(error, CudaError::OutOfBounds { allocated, .. } if allocated == piece), "{error}");
+    }
+    drop(segments);
+    assert_eq!(locate(at, 1).unwrap(), Where::Host, "it is gone");
 }
 
 #[test]

@@ -261,9 +261,11 @@ impl Communicator {
             Some(elements) => state.planner.tuner.plan_v(call.collective, root, elements * call.dtype.size())?,
             None => state.planner.tuner.plan(call.collective, root, call.count * call.dtype.size())?,
         };
-        let far = if state.courier.is_some() { " and pinned memory" } else { "" };
-        let staging = if state.lends() { "device memory" } else { "staging memory" };
-        Ok(format!("{} over {staging}{far}, slices of up to {} bytes", plan.algorithm.name(), plan.slice))
+        let links = state.planner.tuner.links();
+        let staging = if state.is_staged_on_device() { "device" } else { "pinned host" };
+        let between = if state.courier.is_some() { ", between hosts in pinned host memory" } else { "" };
+        let (algorithm, slice) = (plan.algorithm.name(), plan.slice);
+        Ok(format!("{algorithm} over {links}, staging in {staging} memory{between}, slices of up to {slice} bytes"))
     }
 
     /// Wait for what was queued on `stream`.

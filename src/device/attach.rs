@@ -60,7 +60,7 @@ impl Report {
 #[repr(C)]
 struct Hello {
     report: Report,
-    member: [u8; size_of::<Member>()],
+    member: Member,
     devices_reach: u64,
 }
 
@@ -134,6 +134,58 @@ impl Communicator {
         })
     }
 
+    /// Staging in the memory of the members' devices; `beyond`: some members are other processes. `None`, on all ranks
+    /// alike, where a device reaches as many others already as it can.
+    fn device_staging(
+        &self,
+        context: &Arc<Context>,
+        (near, me): (&[usize], usize),
+        shape: Shape,
+        beyond: bool,
+    ) -> Result<Option<Staging>> {
+        let rank = self.rank();
+        let offer = || {
+            let memory = match beyond {
+                true => DeviceMemory::exportable(context, shape.bytes())?,
+                false => DeviceMemory::new(context, shape.bytes())?,
+            };
+            // Headers of nothing: no digest is 0.
+            memory.fill(0, memory.bytes(), 0)?;
+            let memory = Arc::new(memory);
+            let offer = Offer::new(&memory, beyond)?;
+            Ok((memory, offer))
+        };
+        let (memory, offer) = self.unanimous(DOING, asked(rank, offer()))?;
+        let offers = self.told(&offer)?;
+        let offers: Vec<Offer> = near.iter().map(|r| offers[*r]).collect();
+        let joined = Mapped::join(memory.clone(), me, &offers);
+        let too_many = joined.as_ref().is_err_and(CudaError::is_too_many_peers);
+        let mut elsewhere = [u8::from(too_many && self.config().device_staging == DeviceStaging::Auto)];
+        self.all_reduce_in_place(&mut elsewhere, ReduceOp::Max)?;
+        let elsewhere = elsewhere == [1];
+        let fared = match &joined {
+            _ if elsewhere && self.config().device_staging == DeviceStaging::Auto => Ok(()),
+            Err(error) => Err(error.clone()),
+            Ok(_) if elsewhere => Err(CudaError::PeerRefused { from: context.ordinal(), to: "some rank's".into() }),
+            Ok(_) => Ok(()),
+        };
+        let fared = self.unanimous(DOING, asked(rank, fared));
+        if fared.is_ok() && !elsewhere {
+            return Ok(Some(Staging::in_device(asked(rank, joined)?, shape)));
+        }
+        // Nobody gives memory back before all have closed their mappings of it.
+        drop(joined);
+        self.told(&0u8)?;
+        fared?;
+        tracing::warn!(
+            rank,
+            "{} device has access to as many others as it can have: what ranks exchange goes through host memory, which is \
+             slower",
+            if too_many { "this rank's" } else { "another rank's" }
+        );
+        Ok(None)
+    }
+
     /// Bring this rank's device together with the others'; or tell them why it has none.
     pub(crate) fn bring_together(&self, context: std::result::Result<&Arc<Context>, CudaError>) -> Result<Arc<Device>> {
         limbo::sweep();
@@ -150,23 +202,22 @@ impl Communicator {
         let mut hello =
             Hello { report: Report::of(prepared.as_ref().map(|_| ()).map_err(Error::to_string)), ..Zeroable::zeroed() };
         if let Ok((.., member)) = &prepared {
-            hello.member.copy_from_slice(bytemuck::bytes_of(member));
+            hello.member = *member;
         }
         let hellos = self.told(&hello)?;
         let (context, kernels, own) = prepared?;
         if let Some(other) = hellos.iter().find(|hello| hello.report.failed != 0) {
             return Err(Error::system(DOING, other.report.text()));
         }
-        let in_process =
-            |hello: &&Hello| bytemuck::pod_read_unaligned::<Member>(&hello.member).shares_process_with(&own);
-        let crowded = hellos.iter().filter(in_process).count() > 1;
-        let members: Vec<Member> = near.iter().map(|r| bytemuck::pod_read_unaligned(&hellos[*r].member)).collect();
+        let crowded = hellos.iter().filter(|hello| hello.member.shares_process_with(&own)).count() > 1;
+        let members: Vec<Member> = near.iter().map(|r| hellos[*r].member).collect();
         let others_beyond = members.iter().any(|member| !member.shares_process_with(&members[me]));
 
         warn_of_shared_queues(rank, me, &members);
 
         // Whether all devices of each host reach each other.
         let reach = || -> std::result::Result<Option<usize>, CudaError> {
+            Member::check_contexts(context, me, &members)?;
             Member::check_waiting(context, me, &members)?;
             let mut unreached = None;
             for (other, member) in members.iter().enumerate() {
@@ -199,30 +250,18 @@ impl Communicator {
         let region = self.shared_region(&near, Words::bytes(near.len(), CHANNELS))?;
         let shape = Shape::new(near.len(), CHANNELS, config.device_window, config.device_fifo);
         let staging = match on_device {
-            true => {
-                let offer = || {
-                    let memory = match others_beyond {
-                        true => DeviceMemory::exportable(context, shape.bytes())?,
-                        false => DeviceMemory::new(context, shape.bytes())?,
-                    };
-                    // Headers of nothing: no digest is 0.
-                    memory.fill(0, memory.bytes(), 0)?;
-                    let memory = Arc::new(memory);
-                    let offer = Offer::new(&memory, others_beyond)?;
-                    Ok((memory, offer))
-                };
-                let (memory, offer) = self.unanimous(DOING, asked(rank, offer()))?;
-                let offers = self.told(&offer)?;
-                let offers: Vec<Offer> = near.iter().map(|r| offers[*r]).collect();
-                let mapped = self.unanimous(DOING, asked(rank, Mapped::join(memory, me, &offers)))?;
-                Staging::in_device(mapped, shape)
-            }
-            false => {
+            true => self.device_staging(context, (&near, me), shape, others_beyond)?,
+            false => None,
+        };
+        let staging = match staging {
+            Some(staging) => staging,
+            None => {
                 let region = self.shared_region(&near, near.len() * shape.bytes())?;
                 let registration = asked(rank, HostRegistration::new(context, &region));
                 Staging::in_host(self.unanimous(DOING, registration)?, shape)
             }
         };
+        let staged = if staging.is_on_device() { "device" } else { "host" };
         let made = || {
             let words = Words::new(HostRegistration::new(context, &region)?, near.len(), CHANNELS);
             let poison = DeviceMemory::new(context, size_of::<u32>())?;
@@ -256,7 +295,7 @@ impl Communicator {
             rank,
             size,
             device = context.name(),
-            staging = if on_device { "device" } else { "host" },
+            staging = staged,
             bytes = shape.bytes(),
             header = HEADER,
             "device attached"

@@ -331,9 +331,14 @@ impl State {
         Ok(())
     }
 
+    /// Whether what ranks of this host exchange lies in device memory.
+    pub fn is_staged_on_device(&self) -> bool {
+        self.staging().is_on_device()
+    }
+
     /// Whether publications can be lent: all ranks are on this host and reach each other's devices.
     pub fn lends(&self) -> bool {
-        self.executor.window.is_some() && self.staging().is_on_device()
+        self.executor.window.is_some() && self.is_staged_on_device()
     }
 
     /// From now on this rank lends what lies in its part of allocation `number`, and finds what others lend.

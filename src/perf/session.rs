@@ -132,9 +132,13 @@ impl<'a> Session<'a> {
         let count = operation.count(size, dtype, ranks);
         let row = Row { operation, dtype, op, root, count, rank, ranks };
         let size = operation.shown_size(count, dtype, ranks);
-        if let (Some(collective), None) = (operation.collective(), &self.gpu) {
+        if let (Some(collective), None) = (operation.collective(), &self.nccl) {
             let variable = matches!(operation, Operation::Variable(_)).then(|| size / dtype.size());
-            let how = self.comm.describe(&row.call(collective), variable)?;
+            let call = row.call(collective);
+            let how = match &self.gpu {
+                Some(gpu) => self.comm.on(&gpu.stream).describe(&call, variable)?,
+                None => self.comm.describe(&call, variable)?,
+            };
             if how != self.how {
                 self.print(&format!("# {how}\n"))?;
                 self.how = how;

@@ -110,6 +110,30 @@ pub fn end_capture(stream: &Stream) {
     assert_eq!(code, 0);
 }
 
+/// A context beside the primary one of device 0, as `cuCtxCreate` makes it. Not current.
+pub fn create_context() -> *mut std::ffi::c_void {
+    type Create = unsafe extern "C" fn(*mut *mut std::ffi::c_void, u32, i32) -> u32;
+    type Pop = unsafe extern "C" fn(*mut *mut std::ffi::c_void) -> u32;
+    let mut context = std::ptr::null_mut();
+    // SAFETY: the type is that of the driver's function, and the place is valid.
+    let code =
+        unsafe { std::mem::transmute::<*mut std::ffi::c_void, Create>(symbol(c"cuCtxCreate_v2"))(&mut context, 0, 0) };
+    assert_eq!(code, 0);
+    // SAFETY: as above.
+    let code =
+        unsafe { std::mem::transmute::<*mut std::ffi::c_void, Pop>(symbol(c"cuCtxPopCurrent_v2"))(&mut context) };
+    assert_eq!(code, 0);
+    context
+}
+
+/// The end of it: nothing of it is used any more.
+pub fn destroy_context(context: *mut std::ffi::c_void) {
+    type Destroy = unsafe extern "C" fn(*mut std::ffi::c_void) -> u32;
+    // SAFETY: the type is that of the driver's function.
+    let code = unsafe { std::mem::transmute::<*mut std::ffi::c_void, Destroy>(symbol(c"cuCtxDestroy_v2"))(context) };
+    assert_eq!(code, 0);
+}
+
 /// A function of the driver that is loaded.
 fn symbol(name: &std::ffi::CStr) -> *mut std::ffi::c_void {
     // SAFETY: the name is a C string.

@@ -30,7 +30,8 @@ enum Side {
 
 fn side(address: u64, bytes: usize, wanted: Side) -> Outcome<Option<Arc<Allocation>>> {
     let allocation = range(address, bytes)?;
-    let is_device = allocation.as_ref().is_some_and(|one| matches!(one.kind, Kind::Device | Kind::Imported));
+    let is_device =
+        allocation.as_ref().is_some_and(|one| matches!(one.kind, Kind::Device | Kind::Imported | Kind::Mapped));
     match wanted {
         Side::Device if allocation.is_none() => Err(CUDA_ERROR_INVALID_VALUE),
         Side::Host if is_device => Err(CUDA_ERROR_INVALID_VALUE),
@@ -46,7 +47,7 @@ fn copy(stream: &Arc<Stream>, to: (u64, Side), from: (u64, Side), bytes: usize, 
     let target = side(to.0, bytes, to.1)?;
     let source = side(from.0, bytes, from.1)?;
     let inside = |one: &Option<Arc<Allocation>>| {
-        one.as_ref().is_some_and(|one| matches!(one.kind, Kind::Device | Kind::Imported))
+        one.as_ref().is_some_and(|one| matches!(one.kind, Kind::Device | Kind::Imported | Kind::Mapped))
     };
     let pageable = target.is_none() || (source.is_none() && !inside(&target));
     let work = if source.is_none() && target.is_some() && inside(&target) {

@@ -68,7 +68,7 @@
 //! * **Not a memory system.** All memory is the host's. Device memory can be dereferenced on the host, by mistake too.
 //!   Of a kernel's pointers only those in its parameters are checked beforehand; where it follows a pointer out of
 //!   memory, the check is the host's page table, in which other contexts' memory is mapped.
-//! * **Not complete.** No graphs are run, no pools, no virtual memory management, no cooperative launches, no binaries
+//! * **Not complete.** No graphs are run, no pools, no cooperative launches, no binaries
 //!   (only PTX, of which names and parameters are read), no events between processes, no flush of remote writes. What
 //!   is missing is missing as a symbol, or returns `CUDA_ERROR_NOT_SUPPORTED`. Handles of a thread's default stream
 //!   outlive the thread. Priorities and most flags are accepted and change nothing.
@@ -105,4 +105,5 @@ mod streams;
 mod switches;
 pub mod testing;
 mod twins;
+mod virtual_memory;
 mod work;

@@ -77,6 +77,19 @@ impl Mapping {
         Ok(())
     }
 
+    /// Puts a file's pages at an offset of the data, or takes away what is there.
+    pub fn place(&self, offset: usize, bytes: usize, file: Option<&File>) -> Outcome {
+        let place = (self.start as usize + offset) as *mut c_void;
+        let (protection, kind, descriptor) = match file {
+            Some(file) => (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd()),
+            None => (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1),
+        };
+        debug_assert!(offset + bytes <= self.data);
+        // SAFETY: replaces pages of this reservation, in which no live allocation has any now.
+        let put = unsafe { libc::mmap(place, bytes, protection, kind | libc::MAP_FIXED, descriptor, 0) };
+        if put == libc::MAP_FAILED { Err(CUDA_ERROR_MAP_FAILED) } else { Ok(()) }
+    }
+
     /// Where the data begins.
     pub fn start(&self) -> u64 {
         self.start

@@ -26,6 +26,8 @@ pub enum Kind {
     Device,
     /// Device memory of another process.
     Imported,
+    /// Device memory that was mapped into a reserved range, one mapping of it.
+    Mapped,
     /// Memory that moves between host and device by itself.
     Managed,
     /// Pinned host memory that the driver allocated.
@@ -46,6 +48,8 @@ pub struct Allocation {
     pub id: u64,
     /// Flags that host memory was allocated or registered with.
     pub flags: u32,
+    /// Devices that may use a mapping, a bit each.
+    allowed: AtomicU64,
     pub mapping: Option<Mapping>,
 }
 
@@ -92,7 +96,8 @@ impl Allocation {
         mapping: Option<Mapping>,
     ) -> u64 {
         let id = IDS.fetch_add(1, Relaxed);
-        let allocation = Allocation { base, bytes, kind, context: context.clone(), device, id, flags, mapping };
+        let (context, allowed) = (context.clone(), AtomicU64::new(0));
+        let allocation = Allocation { base, bytes, kind, context, device, id, flags, allowed, mapping };
         LIVE.write().insert(base, Arc::new(allocation));
         base
     }
@@ -104,7 +109,13 @@ impl Allocation {
             Kind::Pinned | Kind::Managed => true,
             Kind::Registered => self.flags & PORTABLE != 0 || self.context.handle == context.handle,
             Kind::Device | Kind::Imported => context.reaches(&self.context),
+            Kind::Mapped => self.allowed.load(SeqCst) & (1 << context.device) != 0,
         }
+    }
+
+    /// From now on that device may use this mapping.
+    pub fn let_use(&self, device: usize) {
+        self.allowed.fetch_or(1 << device, SeqCst);
     }
 }
 
@@ -140,6 +151,16 @@ pub fn overlaps(start: u64, bytes: usize) -> bool {
 pub fn range(address: u64, bytes: usize) -> Outcome<Option<Arc<Allocation>>> {
     match find(address) {
         Some(allocation) if (address - allocation.base) as usize + bytes <= allocation.bytes => Ok(Some(allocation)),
+        // The rest may be mapped behind it.
+        Some(allocation) if allocation.kind == Kind::Mapped => {
+            let end = allocation.base + allocation.bytes as u64;
+            let rest = range(end, bytes - (end - address) as usize)?;
+            if rest.is_some_and(|rest| rest.kind == Kind::Mapped) {
+                Ok(Some(allocation))
+            } else {
+                Err(CUDA_ERROR_INVALID_VALUE)
+            }
+        }
         Some(_) => Err(CUDA_ERROR_INVALID_VALUE),
         None if address == 0 || was_freed(address) || overlaps(address, bytes) => Err(CUDA_ERROR_INVALID_VALUE),
         None => Ok(None),
@@ -178,7 +199,9 @@ pub fn is_mapped(address: u64, bytes: usize) -> bool {
 /// Bytes allocated on a device by this process.
 pub fn bytes_in_use(device: usize) -> usize {
     let live = LIVE.read();
-    let here = live.values().filter(|one| one.device == device && matches!(one.kind, Kind::Device | Kind::Managed));
+    let here = live
+        .values()
+        .filter(|one| one.device == device && matches!(one.kind, Kind::Device | Kind::Managed | Kind::Mapped));
     here.map(|allocation| allocation.bytes).sum()
 }
 

@@ -18,6 +18,7 @@ const RANGE_START: u32 = 11;
 const RANGE_SIZE: u32 = 12;
 const MAPPED: u32 = 13;
 const ALLOWED_HANDLE_TYPES: u32 = 14;
+const POOL: u32 = 17;
 
 /// Stores one attribute.
 ///
@@ -28,7 +29,7 @@ unsafe fn attribute(to: *mut c_void, attribute: u32, address: u64, one: &Allocat
     // SAFETY: in every arm: the room is promised by this function's contract.
     unsafe {
         match attribute {
-            CONTEXT => give(to.cast::<usize>(), one.context.handle),
+            CONTEXT => give(to.cast::<usize>(), if one.kind == Kind::Mapped { 0 } else { one.context.handle }),
             MEMORY_TYPE => give(to.cast::<u32>(), if on_host { 1 } else { 2 }),
             DEVICE_POINTER => give(to.cast::<u64>(), address),
             HOST_POINTER if on_host || one.kind == Kind::Managed => give(to.cast::<u64>(), address),
@@ -41,7 +42,7 @@ unsafe fn attribute(to: *mut c_void, attribute: u32, address: u64, one: &Allocat
             RANGE_START => give(to.cast::<u64>(), one.base),
             RANGE_SIZE => give(to.cast::<usize>(), one.bytes),
             MAPPED => give(to.cast::<u8>(), 1),
-            ALLOWED_HANDLE_TYPES => give(to.cast::<u64>(), 0),
+            ALLOWED_HANDLE_TYPES | POOL => give(to.cast::<u64>(), 0),
             _ => Err(CUDA_ERROR_NOT_SUPPORTED),
         }
     }

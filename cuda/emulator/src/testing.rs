@@ -11,6 +11,10 @@
 //!
 //! A test binary that links this crate contains a second copy of the emulator's code, which nothing calls.
 
+mod segments;
+
+pub use segments::Segments;
+
 use crate::control::Counters;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::ffi::{CStr, CString, OsString, c_char};

@@ -131,6 +131,15 @@ pub enum CudaError {
         /// The other device.
         to: String,
     },
+    /// Two ranks of one process use two contexts of one device, which cannot use each other's memory.
+    #[error(
+        "ranks that are threads of this process use different CUDA contexts of device {ordinal}; attach all of them with \
+         its primary context (Context::primary), the one that frameworks use"
+    )]
+    TwoContexts {
+        /// The device.
+        ordinal: usize,
+    },
     /// The stream is being captured into a graph.
     #[error(
         "the stream is being captured into a CUDA graph; a collective counts what it does in memory that ranks share, \
@@ -165,6 +174,11 @@ impl CudaError {
     /// failed assertion in a kernel, a device that fell off the bus). The driver reports it at whatever call comes next.
     pub fn is_sticky(&self) -> bool {
         matches!(self.code(), Some(214 | 220 | 700 | 702 | 709 | 710 | 714..=719))
+    }
+
+    /// Whether a device has access to as many others as it can have (8, where no switch connects them).
+    pub fn is_too_many_peers(&self) -> bool {
+        self.code() == Some(code::TOO_MANY_PEERS)
     }
 
     /// The driver's code, where a call of its failed.
@@ -221,5 +235,6 @@ pub(crate) mod code {
     pub(crate) const NO_DEVICE: u32 = 100;
     pub(crate) const NOT_READY: u32 = 600;
     pub(crate) const PEER_ACCESS_ALREADY_ENABLED: u32 = 704;
+    pub(crate) const TOO_MANY_PEERS: u32 = 711;
     pub(crate) const STREAM_CAPTURE_IMPLICIT: u32 = 906;
 }

@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 
 use cudarc::driver::sys::CUpointer_attribute as Attribute;
 
-use super::{Context, CudaError, Result, probe};
+use super::{Context, CudaError, Functions, Result, probe};
 
 const HOST: u32 = 1;
 const DEVICE: u32 = 2;
@@ -16,11 +16,12 @@ pub enum Where {
     Device {
         /// The device's number in this process.
         ordinal: usize,
-        /// The context in which it was allocated, a `CUcontext`; 0 for memory of a pool, which belongs to none.
+        /// The context in which it was allocated, a `CUcontext`; 0 for memory of a pool and for mapped memory, which
+        /// belong to none.
         context: usize,
         /// Where the allocation begins.
         base: u64,
-        /// The allocation's length in bytes.
+        /// The allocation's length in bytes; of mapped memory, that of the mappings that were asked for.
         size: u64,
     },
     /// Host memory that the driver knows: allocated by it or registered with it.
@@ -34,49 +35,98 @@ pub enum Where {
     Host,
 }
 
+/// What the driver knows about one address.
+#[derive(Default)]
+struct Known {
+    kind: u32,
+    ordinal: c_int,
+    managed: u32,
+    context: usize,
+    device: u64,
+    base: u64,
+    size: usize,
+}
+
+impl Known {
+    fn of(driver: &Functions, address: u64) -> Result<Known> {
+        let mut known = Known::default();
+        let asked = [
+            (Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (&raw mut known.kind).cast()),
+            (Attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, (&raw mut known.ordinal).cast()),
+            (Attribute::CU_POINTER_ATTRIBUTE_IS_MANAGED, (&raw mut known.managed).cast()),
+            (Attribute::CU_POINTER_ATTRIBUTE_CONTEXT, (&raw mut known.context).cast()),
+            (Attribute::CU_POINTER_ATTRIBUTE_DEVICE_POINTER, (&raw mut known.device).cast()),
+            (Attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, (&raw mut known.base).cast()),
+            (Attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE, (&raw mut known.size).cast()),
+        ];
+        // SAFETY: each place has the size of its attribute, or is larger and was zero.
+        unsafe { ask(driver, asked, address) }?;
+        Ok(known)
+    }
+
+    /// Where it ends.
+    fn end(&self) -> u64 {
+        self.base.saturating_add(self.size as u64)
+    }
+}
+
+/// Asks for attributes of an address. For one that the driver does not know it writes zeros and is content.
+///
+/// # Safety
+/// Each place is valid for a write of its attribute.
+unsafe fn ask<const N: usize>(driver: &Functions, asked: [(Attribute, *mut c_void); N], address: u64) -> Result<()> {
+    let mut attributes = asked.map(|(attribute, _)| attribute as u32);
+    let mut places = asked.map(|(_, place)| place);
+    // SAFETY: as many attributes as places, and the caller promises the places.
+    Ok(unsafe { driver.cuPointerGetAttributes(N as u32, attributes.as_mut_ptr(), places.as_mut_ptr(), address) }?)
+}
+
+/// Whether an address lies in memory that was mapped there (`cuMemMap`): memory that neither `cuMemAlloc` nor a pool has
+/// allocated.
+fn is_mapped(driver: &Functions, address: u64) -> Result<bool> {
+    let (mut allocated, mut pool) = (0u32, 0usize);
+    let asked = [
+        (Attribute::CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE, (&raw mut allocated).cast()),
+        (Attribute::CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE, (&raw mut pool).cast()),
+    ];
+    // SAFETY: a truth value, for which there is room, and a handle.
+    unsafe { ask(driver, asked, address) }?;
+    Ok(allocated & 0xff == 0 && pool == 0)
+}
+
 /// What the `bytes` bytes at `address` are. Costs some hundred nanoseconds, and allocates nothing.
+///
+/// Memory that was mapped piece by piece into one range of addresses, as PyTorch's `expandable_segments` does, may go on
+/// in the next piece. To the driver each is an allocation of its own, so it is asked about each, which takes about as long as
+/// its 2 MiB (of large tensors 20) take to be read.
 ///
 /// # Errors
 /// [`CudaError::OutOfBounds`] where they begin in an allocation of the device's and end beyond it; those of [`probe`];
 /// the driver's.
 pub fn locate(address: u64, bytes: u64) -> Result<Where> {
     let driver = probe()?.functions();
-    let (mut kind, mut ordinal, mut managed): (u32, c_int, u32) = (0, 0, 0);
-    let (mut context, mut device): (*mut c_void, u64) = (std::ptr::null_mut(), 0);
-    let (mut base, mut size): (u64, usize) = (0, 0);
-    let mut attributes = [
-        Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE as u32,
-        Attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL as u32,
-        Attribute::CU_POINTER_ATTRIBUTE_IS_MANAGED as u32,
-        Attribute::CU_POINTER_ATTRIBUTE_CONTEXT as u32,
-        Attribute::CU_POINTER_ATTRIBUTE_DEVICE_POINTER as u32,
-        Attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR as u32,
-        Attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE as u32,
-    ];
-    let mut values: [*mut c_void; 7] = [
-        (&raw mut kind).cast(),
-        (&raw mut ordinal).cast(),
-        (&raw mut managed).cast(),
-        (&raw mut context).cast(),
-        (&raw mut device).cast(),
-        (&raw mut base).cast(),
-        (&raw mut size).cast(),
-    ];
-    // SAFETY: as many attributes as values, each value of the type that its attribute has. For an address that the
-    // driver does not know, it writes zeros and is content.
-    unsafe {
-        let count = attributes.len() as u32;
-        driver.cuPointerGetAttributes(count, attributes.as_mut_ptr(), values.as_mut_ptr(), address)
-    }?;
-    match kind {
-        _ if managed & 1 != 0 => Ok(Where::Managed),
-        HOST => Ok(Where::Pinned { device }),
+    let known = Known::of(driver, address)?;
+    match known.kind {
+        _ if known.managed & 0xff != 0 => Ok(Where::Managed),
+        HOST => Ok(Where::Pinned { device: known.device }),
         DEVICE => {
-            let (size, end) = (size as u64, address.checked_add(bytes));
-            if end.is_none_or(|end| end > base + size) {
-                return Err(CudaError::OutOfBounds { address, bytes, base, allocated: size });
+            let (base, mut reached) = (known.base, known.end());
+            let end = address.saturating_add(bytes);
+            if end > reached && is_mapped(driver, address)? {
+                while end > reached {
+                    let next = Known::of(driver, reached)?;
+                    let goes_on = next.kind == DEVICE && next.ordinal == known.ordinal && next.end() > reached;
+                    if !goes_on || !is_mapped(driver, reached)? {
+                        break;
+                    }
+                    reached = next.end();
+                }
             }
-            Ok(Where::Device { ordinal: ordinal.max(0) as usize, context: context as usize, base, size })
+            if end > reached {
+                return Err(CudaError::OutOfBounds { address, bytes, base, allocated: reached - base });
+            }
+            let ordinal = known.ordinal.max(0) as usize;
+            Ok(Where::Device { ordinal, context: known.context, base, size: reached - base })
         }
         _ => Ok(Where::Host),
     }

@@ -26,6 +26,8 @@ static PROCESS: LazyLock<u64> = LazyLock::new(|| {
 pub struct Member {
     process: u64,
     uuid: [u8; 16],
+    /// A `CUcontext`, which means something only to members of the same process.
+    context: u64,
     memory_operations: u32,
     reserved: u32,
 }
@@ -33,8 +35,13 @@ pub struct Member {
 impl Member {
     /// The member whose device is that of `context`.
     pub fn new(context: &Context) -> Member {
-        let memory_operations = context.supports_memory_operations() as u32;
-        Member { process: *PROCESS, uuid: context.uuid(), memory_operations, reserved: 0 }
+        Member {
+            process: *PROCESS,
+            uuid: context.uuid(),
+            context: context.raw() as u64,
+            memory_operations: context.supports_memory_operations() as u32,
+            reserved: 0,
+        }
     }
 
     /// Whether both are threads of one process.
@@ -58,6 +65,20 @@ impl Member {
     /// The driver's.
     pub fn is_reached_by(&self, context: &Context) -> Result<bool> {
         context.reaches(self.uuid)
+    }
+
+    /// Checks that no other member of this process uses another context of the same device.
+    ///
+    /// # Errors
+    /// [`CudaError::TwoContexts`], on all members concerned.
+    pub fn check_contexts(context: &Context, me: usize, members: &[Member]) -> Result<()> {
+        let own = &members[me];
+        let strange =
+            |other: &Member| other.process == own.process && other.uuid == own.uuid && other.context != own.context;
+        match members.iter().any(strange) {
+            true => Err(CudaError::TwoContexts { ordinal: context.ordinal() }),
+            false => Ok(()),
+        }
     }
 
     /// Checks that the members' streams can wait for each other: each has stream memory operations, or a process to

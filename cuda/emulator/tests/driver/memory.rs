@@ -50,6 +50,21 @@ fn what_was_freed_is_known_to_be() {
 }
 
 #[test]
+fn copies_run_across_mappings_and_not_beyond_them() {
+    let _here = Here::new();
+    let (segments, stream) = (emulator().segments(0, 3), Stream::new());
+    let (at, bytes) = (segments.address(), segments.bytes());
+    cu!(cuMemsetD8Async(at, 7, bytes, stream.0));
+    let mut data = vec![0u8; bytes - 20];
+    cu!(cuMemcpyDtoHAsync_v2(data.as_mut_ptr().cast(), at + 10, bytes - 20, stream.0));
+    assert!(data.iter().all(|byte| *byte == 7));
+    assert_eq!(call!(cuMemsetD8Async(at + 1, 7, bytes, stream.0)), CUDA_ERROR_INVALID_VALUE);
+    assert_eq!(call!(cuMemFree_v2(at)), CUDA_ERROR_INVALID_VALUE, "it was not allocated");
+    drop(segments);
+    assert_eq!(call!(cuMemsetD8Async(at, 7, 1, stream.0)), CUDA_ERROR_INVALID_VALUE, "it is gone");
+}
+
+#[test]
 fn freeing_waits_for_every_stream_of_the_context() {
     let here = Here::new();
     let (memory, stream, word) = (Memory::new(4), Stream::new(), Word::new(0));
