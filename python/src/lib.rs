@@ -5,6 +5,7 @@
 //!   [`persistent`].
 //! * [`calls`], [`variable`], [`messages`]: arguments, checked and made into what the library takes. [`array`], [`view`],
 //!   [`dlpack`]: arrays as addresses. [`operation`]: `op`.
+//! * [`jax`]: the handlers that XLA calls.
 //! * [`request`], [`stream`], [`registered`]: what else there are objects for.
 //! * [`torch`]: what `maypole.torch` stands on.
 //! * [`waiting`]: the interpreter's lock and Ctrl-C. [`process`]: forks and the interpreter's exit. [`error`]: exceptions.
@@ -16,6 +17,7 @@ mod dlpack;
 mod error;
 mod forms;
 mod group;
+mod jax;
 mod making;
 mod messages;
 mod operation;
@@ -54,6 +56,7 @@ fn _maypole(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<registered::Registered>()?;
     module.add_class::<stream::Stream>()?;
     torch::register(module)?;
+    jax::register(module)?;
     module.add_function(wrap_pyfunction!(process::_leave, module)?)?;
     module.add_function(wrap_pyfunction!(command, module)?)
 }

@@ -1,0 +1,31 @@
+"""Errors of compiled programs as Maypole's own exceptions."""
+
+import contextlib
+
+import jax
+
+from .. import _maypole
+from ._internals import forget_failed_calls
+
+
+@contextlib.contextmanager
+def checked():
+    """Wait for the block's calls to end, and raise what went wrong in them as the exception that it is.
+
+        with maypole.jax.checked():
+            loss = step(weights)              # a jitted function that calls Maypole
+        # here all ranks' calls are done, or maypole.DiedError, StalledError, ... was raised
+
+    Otherwise an error comes from JAX, as ``jax.errors.JaxRuntimeError`` with the same text but without attributes, and
+    comes when a result is looked at.
+    """
+    try:
+        yield
+        jax.effects_barrier()
+    except jax.errors.JaxRuntimeError as error:
+        forget_failed_calls()
+        try:
+            _maypole.jax_raise()
+        except _maypole.Error as own:
+            raise own from error
+        raise

@@ -1,0 +1,69 @@
+//! Collectives inside programs that XLA compiled: what the Python package `maypole.jax` stands on.
+//!
+//! * [`layout`]: XLA's C structures, declared by hand. [`frame`]: a call of XLA's, checked.
+//! * [`calls`]: the two handlers that XLA calls, for collectives and for messages.
+//! * [`registry`]: which communicator a compiled program means by a number.
+//!
+//! A handler runs on a thread of XLA's, which it keeps until the collective is done, and never needs the interpreter. In
+//! which order XLA calls them is settled in Python (`maypole/jax/_internals.py`).
+
+mod calls;
+mod frame;
+mod layout;
+mod registry;
+
+use std::ffi::{CStr, c_void};
+use std::ptr::NonNull;
+
+use pyo3::prelude::*;
+use pyo3::types::PyCapsule;
+
+use crate::communicator::Communicator;
+use crate::error;
+
+/// What XLA calls a handler's capsule; it looks at the pointer only.
+const CAPSULE: &CStr = c"xla._CUSTOM_CALL_TARGET";
+
+/// The handlers, by the names under which `maypole.jax` registers them, as capsules.
+#[pyfunction]
+fn jax_targets(py: Python<'_>) -> PyResult<Vec<(&'static str, Bound<'_, PyCapsule>)>> {
+    let targets: [(&str, calls::Handler); 2] =
+        [("maypole_collective", calls::collective), ("maypole_message", calls::message)];
+    targets
+        .into_iter()
+        .map(|(name, handler)| {
+            let pointer = NonNull::new(handler as *mut c_void).expect("a function has an address");
+            // SAFETY: a function lives as long as the process, and there is nothing to drop.
+            Ok((name, unsafe { PyCapsule::new_with_pointer(py, pointer, CAPSULE) }?))
+        })
+        .collect()
+}
+
+/// The number by which compiled programs know `comm`: the same for every call with it.
+#[pyfunction]
+fn jax_handle(py: Python<'_>, comm: &Communicator) -> PyResult<i64> {
+    Ok(registry::number(&comm.open(py)?))
+}
+
+/// Raise the error with which a call of a compiled program failed since this was last called, if any.
+#[pyfunction]
+fn jax_raise(py: Python<'_>) -> PyResult<()> {
+    registry::take_failure().map_or(Ok(()), |failure| Err(error::to_py(py, failure)))
+}
+
+/// The layout that the handlers were compiled with, as expressions of C over XLA's header and their values: offsets of
+/// fields, and constants. For the tests.
+#[pyfunction]
+fn jax_layout() -> Vec<(String, i64)> {
+    let offsets = layout::OFFSETS.map(|(of, field, offset)| (format!("offsetof({of}, {field})"), offset as i64));
+    let constants = layout::CONSTANTS.map(|(name, value)| (name.to_string(), i64::from(value)));
+    offsets.into_iter().chain(constants).collect()
+}
+
+/// Put the functions into the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(jax_targets, module)?)?;
+    module.add_function(wrap_pyfunction!(jax_handle, module)?)?;
+    module.add_function(wrap_pyfunction!(jax_raise, module)?)?;
+    module.add_function(wrap_pyfunction!(jax_layout, module)?)
+}

@@ -1,0 +1,43 @@
+//! Communicators by number. A compiled program cannot hold a reference, but it can hold an integer.
+//!
+//! The numbers count from 1 in the order in which communicators were first used here, so ranks that do the same get the
+//! same ones, and their programs are the same to the bit. Nothing here keeps a communicator open: the compiled program
+//! does, through the Python object. A number whose communicator was closed gives an error.
+
+use std::sync::{Arc, Weak};
+
+use maypole::{Communicator, Error};
+use parking_lot::{Mutex, RwLock};
+
+/// Entry `n` is number `n + 1`. It grows by one word for each communicator that was ever used under JAX.
+static COMMUNICATORS: RwLock<Vec<Weak<Communicator>>> = RwLock::new(Vec::new());
+
+/// The first error since it was last taken: later ones are mostly its consequences.
+static FAILURE: Mutex<Option<Error>> = Mutex::new(None);
+
+/// The number of `comm`.
+pub fn number(comm: &Arc<Communicator>) -> i64 {
+    let mut all = COMMUNICATORS.write();
+    let found = all.iter().position(|other| std::ptr::eq(other.as_ptr(), Arc::as_ptr(comm)));
+    let index = found.unwrap_or_else(|| {
+        all.push(Arc::downgrade(comm));
+        all.len() - 1
+    });
+    index as i64 + 1
+}
+
+/// The communicator with this number, if it is still open.
+pub fn find(number: i64) -> Option<Arc<Communicator>> {
+    let index = usize::try_from(number).ok()?.checked_sub(1)?;
+    COMMUNICATORS.read().get(index)?.upgrade()
+}
+
+/// Keep an error that a handler returns to XLA, which only takes its text.
+pub fn note_failure(error: Error) {
+    FAILURE.lock().get_or_insert(error);
+}
+
+/// Take the error that was kept.
+pub fn take_failure() -> Option<Error> {
+    FAILURE.lock().take()
+}

@@ -1,0 +1,141 @@
+"""Derivatives and vmap, held against the same collectives as one function of all ranks' data in this process.
+
+The model: a world is one array whose first dimension is the ranks, a collective a function from such an array to
+another. Then JAX's own derivatives of the model are what every rank must find at its place.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import maypole
+import maypole.jax as mj
+import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+comm = maypole.init()
+rank, size = comm.rank, comm.size
+root = size - 1
+AT_ROOT = (np.arange(size) == root)[:, None, None] * 1.0
+
+# name: (shape of a rank's operand, the call, its model)
+LINEAR = {
+    "all_reduce sum": ((2, 3), lambda x: mj.all_reduce(x, comm), lambda w: jnp.broadcast_to(w.sum(0), w.shape)),
+    "all_reduce avg": ((2, 3), lambda x: mj.all_reduce(x, comm, "avg"), lambda w: jnp.broadcast_to(w.mean(0), w.shape)),
+    "reduce sum": ((2, 3), lambda x: mj.reduce(x, comm, root), lambda w: w.sum(0) * AT_ROOT),
+    "reduce avg": ((2, 3), lambda x: mj.reduce(x, comm, root, "avg"), lambda w: w.mean(0) * AT_ROOT),
+    "broadcast": ((2, 3), lambda x: mj.broadcast(x, comm, root), lambda w: jnp.broadcast_to(w[root], w.shape)),
+    "all_gather": ((2, 3), lambda x: mj.all_gather(x, comm), lambda w: jnp.broadcast_to(w, (size, *w.shape))),
+    "reduce_scatter sum": ((size, 3), lambda x: mj.reduce_scatter(x, comm), lambda w: w.sum(0)),
+    "reduce_scatter avg": ((size, 3), lambda x: mj.reduce_scatter(x, comm, "avg"), lambda w: w.mean(0)),
+    "all_to_all": ((size, 3), lambda x: mj.all_to_all(x, comm), lambda w: jnp.swapaxes(w, 0, 1)),
+    "shift": ((2, 3), lambda x: mj.shift(x, comm), lambda w: jnp.roll(w, 1, axis=0)),
+}
+
+
+def worlds(shape, seed):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(size, *shape)))
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def check_derivatives():
+    for shape, call, model in LINEAR.values():
+        x, dx = worlds(shape, 1), worlds(shape, 2)
+
+        def loss(x, call=call):  # not linear, so that cotangents depend on what was received
+            return jnp.sum(jnp.sin(call(x * x)))
+
+        def whole(w, model=model):
+            return jnp.sum(jnp.sin(model(w * w)))
+
+        expected = jax.grad(whole)(x)[rank]
+        close(jax.grad(loss)(x[rank]), expected)
+        close(jax.jit(jax.grad(loss))(x[rank]), expected)
+        close(jax.jit(jax.grad(jax.checkpoint(loss)))(x[rank]), expected)
+        value, tangent = jax.jit(lambda a, da, call=call: jax.jvp(call, (a,), (da,)))(x[rank], dx[rank])
+        close(value, model(x)[rank])
+        close(tangent, model(dx)[rank])
+        second = jax.jit(lambda a, da, loss=loss: jax.jvp(jax.grad(loss), (a,), (da,))[1])(x[rank], dx[rank])
+        close(second, jax.jvp(jax.grad(whole), (x,), (dx,))[1][rank])
+
+
+def check_loops():
+    """Through scan, and an unrolled chain of different calls: backward, every rank makes them in the reverse order."""
+
+    def net(x, reduce, rotate):
+        x, _ = jax.lax.scan(lambda a, _: (jnp.sin(reduce(a)) + rotate(a), None), x, None, length=3)
+        return jnp.sum(jnp.cos(rotate(x) * reduce(x)))
+
+    x = worlds((4,), 3)
+    calls = functools.partial(mj.all_reduce, comm=comm), functools.partial(mj.shift, comm=comm)
+    models = (lambda w: jnp.broadcast_to(w.sum(0), w.shape)), (lambda w: jnp.roll(w, 1, axis=0))
+    close(jax.jit(jax.grad(lambda a: net(a, *calls)))(x[rank]), jax.grad(lambda w: net(w, *models))(x)[rank])
+
+
+def check_own_derivative():
+    """The usual data-parallel step as a function with a derivative of its own: nothing forward, a mean backward."""
+
+    @jax.custom_vjp
+    def shared(weights):
+        return weights
+
+    shared.defvjp(lambda w: (w, None), lambda _, g: (mj.all_reduce(g, comm, "avg"),))
+    weights, x = jnp.arange(3.0), worlds((3,), 4)
+    gradient = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(shared(w) * x[rank]))))(weights)
+    close(gradient, jax.grad(lambda w: jnp.mean(jnp.sum(jnp.sin(w * x), axis=1)))(weights))
+
+
+def check_none():
+    """What has no derivative says so, and what does not need one is left alone."""
+    x = jnp.ones(3)
+    for call in (lambda a: mj.all_reduce(a, comm, "max").sum(), lambda a: mj.reduce_scatter(a, comm, "prod", True).sum()):
+        try:
+            jax.grad(call)(jnp.ones(size))
+        except NotImplementedError as error:
+            assert "has no derivative" in str(error), error
+        else:
+            raise AssertionError("a derivative of max or prod")
+    top = jax.grad(lambda a: jnp.sum(a * mj.all_reduce(jax.lax.stop_gradient(a), comm, "max")))(x * rank)
+    close(top, x * (size - 1))
+    counted = jax.grad(lambda a: jnp.sum(a * mj.all_reduce(jnp.int32(1), comm)))(x)
+    close(counted, x * size)
+    if size > 1:
+        try:
+            jax.grad(lambda a: (mj.send(a, comm, to=(rank + 1) % size), a.sum())[1])(x)
+        except NotImplementedError as error:
+            assert "send_recv" in str(error), error
+        else:
+            raise AssertionError("a derivative of send")
+
+
+def check_vmap():
+    for shape, call, model in LINEAR.values():
+        x = worlds((*shape, 5), 5)
+        expected = jax.vmap(model, in_axes=3)(x)[:, rank]
+        close(jax.jit(jax.vmap(call, in_axes=2))(x[rank]), expected)
+        close(jax.vmap(call, in_axes=2, out_axes=1)(x[rank]), jnp.moveaxis(expected, 0, 1))
+        twice = worlds((5, 2, *shape), 6)
+        nested = jax.jit(jax.vmap(jax.vmap(call)))(twice[rank])
+        for i in range(5):
+            for j in range(2):
+                close(nested[i, j], model(twice[:, i, j])[rank])
+        per_sample = jax.jit(jax.vmap(jax.grad(lambda a, call=call: jnp.sum(jnp.sin(call(a)))), in_axes=2))(x[rank])
+        model_grad = jax.grad(lambda w, model=model: jnp.sum(jnp.sin(model(w))))
+        close(per_sample, jnp.stack([model_grad(x[..., i])[rank] for i in range(5)]))
+    if size > 1:
+        x = worlds((5, 2), 7)
+        if rank == 0:
+            jax.vmap(lambda a: mj.send(a, comm, to=1))(x[0])
+        elif rank == 1:
+            close(jax.jit(jax.vmap(lambda a: mj.recv(a, comm, source=0)))(x[1]), x[0])
+
+
+if __name__ == "__main__":
+    for name, check in list(globals().items()):
+        if name.startswith("check_"):
+            check()
+            mj.barrier(comm)
+            print(f"passed {name} on rank {rank}", flush=True)
