@@ -44,7 +44,7 @@ if tuple(int(part) for part in _jaxlib.__version__.split(".")[:2]) < (0, 5):
     # Earlier ones end the process when a call has a token.
     raise ImportError(f"maypole.jax needs jaxlib 0.5.0 or later, found {_jaxlib.__version__}")
 
-for _name, _capsule in _maypole.jax_targets():
+for _name, _capsule in _maypole._jax_targets():
     _jax.ffi.register_ffi_target(_name, _capsule, platform="cpu")
 
 from ._calls import (

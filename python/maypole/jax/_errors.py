@@ -1,6 +1,8 @@
 """Errors of compiled programs as Maypole's own exceptions."""
 
+import atexit
 import contextlib
+import sys
 
 import jax
 
@@ -25,7 +27,17 @@ def checked():
     except jax.errors.JaxRuntimeError as error:
         forget_failed_calls()
         try:
-            _maypole.jax_raise()
+            _maypole._jax_raise()
         except _maypole.Error as own:
             raise own from error
         raise
+
+
+@atexit.register
+def _finish():
+    """Calls that are under way end before the communicators are left, which is the next thing to happen at exit."""
+    try:
+        jax.effects_barrier()
+    except jax.errors.JaxRuntimeError as error:
+        forget_failed_calls()
+        print(f"maypole.jax: at exit, after a call that nobody waited for: {error}", file=sys.stderr, flush=True)

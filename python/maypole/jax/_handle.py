@@ -15,7 +15,7 @@ class Handle:
     def __init__(self, comm):
         if not isinstance(comm, _maypole.Communicator):
             raise TypeError(f"comm: expected a maypole.Communicator, got {type(comm).__name__}")
-        self.number = _maypole.jax_handle(comm)
+        self.number = _maypole._jax_handle(comm)
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
 
     @property

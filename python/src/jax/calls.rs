@@ -124,7 +124,9 @@ fn run_message(frame: &Frame<'_>) -> Result<(), Refusal> {
 fn communicator(frame: &Frame<'_>) -> Result<Arc<Communicator>, Refusal> {
     let (number, size) = (frame.integer("comm")?, frame.integer("size")?);
     let Some(comm) = registry::find(number) else {
-        let message = format!("comm: the communicator of this program (number {number}) was closed");
+        let message = format!(
+            "comm: the communicator of this program (number {number}) was closed, or belongs to the process that forked this one"
+        );
         return Err(Refusal { code: code::FAILED_PRECONDITION, message });
     };
     if usize::try_from(size) != Ok(comm.size()) {

@@ -18,6 +18,7 @@ use std::ptr::NonNull;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
+use crate::calls::Form;
 use crate::communicator::Communicator;
 use crate::error;
 
@@ -26,7 +27,8 @@ const CAPSULE: &CStr = c"xla._CUSTOM_CALL_TARGET";
 
 /// The handlers, by the names under which `maypole.jax` registers them, as capsules.
 #[pyfunction]
-fn jax_targets(py: Python<'_>) -> PyResult<Vec<(&'static str, Bound<'_, PyCapsule>)>> {
+#[pyo3(name = "_jax_targets")]
+fn targets(py: Python<'_>) -> PyResult<Vec<(&'static str, Bound<'_, PyCapsule>)>> {
     let targets: [(&str, calls::Handler); 2] =
         [("maypole_collective", calls::collective), ("maypole_message", calls::message)];
     targets
@@ -41,20 +43,23 @@ fn jax_targets(py: Python<'_>) -> PyResult<Vec<(&'static str, Bound<'_, PyCapsul
 
 /// The number by which compiled programs know `comm`: the same for every call with it.
 #[pyfunction]
-fn jax_handle(py: Python<'_>, comm: &Communicator) -> PyResult<i64> {
-    Ok(registry::number(&comm.open(py)?))
+#[pyo3(name = "_jax_handle")]
+fn handle(py: Python<'_>, comm: &Communicator) -> PyResult<i64> {
+    Ok(registry::number(&comm.communicator(py)?))
 }
 
 /// Raise the error with which a call of a compiled program failed since this was last called, if any.
 #[pyfunction]
-fn jax_raise(py: Python<'_>) -> PyResult<()> {
+#[pyo3(name = "_jax_raise")]
+fn raise_failure(py: Python<'_>) -> PyResult<()> {
     registry::take_failure().map_or(Ok(()), |failure| Err(error::to_py(py, failure)))
 }
 
 /// The layout that the handlers were compiled with, as expressions of C over XLA's header and their values: offsets of
 /// fields, and constants. For the tests.
 #[pyfunction]
-fn jax_layout() -> Vec<(String, i64)> {
+#[pyo3(name = "_jax_layout")]
+fn layout_in_c() -> Vec<(String, i64)> {
     let offsets = layout::OFFSETS.map(|(of, field, offset)| (format!("offsetof({of}, {field})"), offset as i64));
     let constants = layout::CONSTANTS.map(|(name, value)| (name.to_string(), i64::from(value)));
     offsets.into_iter().chain(constants).collect()
@@ -62,8 +67,8 @@ fn jax_layout() -> Vec<(String, i64)> {
 
 /// Put the functions into the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(jax_targets, module)?)?;
-    module.add_function(wrap_pyfunction!(jax_handle, module)?)?;
-    module.add_function(wrap_pyfunction!(jax_raise, module)?)?;
-    module.add_function(wrap_pyfunction!(jax_layout, module)?)
+    module.add_function(wrap_pyfunction!(targets, module)?)?;
+    module.add_function(wrap_pyfunction!(handle, module)?)?;
+    module.add_function(wrap_pyfunction!(raise_failure, module)?)?;
+    module.add_function(wrap_pyfunction!(layout_in_c, module)?)
 }

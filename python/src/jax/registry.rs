@@ -9,8 +9,16 @@ use std::sync::{Arc, Weak};
 use maypole::{Communicator, Error};
 use parking_lot::{Mutex, RwLock};
 
-/// Entry `n` is number `n + 1`. It grows by one word for each communicator that was ever used under JAX.
-static COMMUNICATORS: RwLock<Vec<Weak<Communicator>>> = RwLock::new(Vec::new());
+use crate::process;
+
+/// A communicator and the process that has it: a fork's copy of it is no rank.
+struct Entry {
+    comm: Weak<Communicator>,
+    generation: u64,
+}
+
+/// Entry `n` is number `n + 1`. It grows by an entry for each communicator that was ever used under JAX.
+static COMMUNICATORS: RwLock<Vec<Entry>> = RwLock::new(Vec::new());
 
 /// The first error since it was last taken: later ones are mostly its consequences.
 static FAILURE: Mutex<Option<Error>> = Mutex::new(None);
@@ -18,18 +26,20 @@ static FAILURE: Mutex<Option<Error>> = Mutex::new(None);
 /// The number of `comm`.
 pub fn number(comm: &Arc<Communicator>) -> i64 {
     let mut all = COMMUNICATORS.write();
-    let found = all.iter().position(|other| std::ptr::eq(other.as_ptr(), Arc::as_ptr(comm)));
+    let found = all.iter().position(|entry| std::ptr::eq(entry.comm.as_ptr(), Arc::as_ptr(comm)));
     let index = found.unwrap_or_else(|| {
-        all.push(Arc::downgrade(comm));
+        all.push(Entry { comm: Arc::downgrade(comm), generation: process::generation() });
         all.len() - 1
     });
     index as i64 + 1
 }
 
-/// The communicator with this number, if it is still open.
+/// The communicator with this number, if it is this process's and still open.
 pub fn find(number: i64) -> Option<Arc<Communicator>> {
     let index = usize::try_from(number).ok()?.checked_sub(1)?;
-    COMMUNICATORS.read().get(index)?.upgrade()
+    let all = COMMUNICATORS.read();
+    let entry = all.get(index)?;
+    if entry.generation == process::generation() { entry.comm.upgrade() } else { None }
 }
 
 /// Keep an error that a handler returns to XLA, which only takes its text.

@@ -30,28 +30,28 @@ def checks(program):
     return re.findall(r"^def (check_\w+)", program.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ["collectives", "derivatives", "order"])
+# Few launches: what is compiled is compiled by every rank, and takes longer than what is tested.
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [("collectives", n) for n in (1, 2, 3, 4)]
+    + [("derivatives", 3), ("order", 2), ("order", 4), ("errors", 2), ("errors", 3)],
+)
 def test_program(name, ranks):
     program = HERE / "programs" / f"{name}.py"
-    if ranks == 1 and name in ("order", "errors"):
-        pytest.skip("takes two ranks: one alone disagrees with nobody")
-    if ranks == 4 and name == "derivatives":
-        pytest.skip("nothing that 3 ranks do not have, and slow to compile")
     printed = launch(ranks, program)
     for check in checks(program):
         for rank in range(ranks):
             assert f"passed {check} on rank {rank}" in printed, f"{check} did not end on rank {rank}\n{printed}"
 
 
-@pytest.mark.parametrize("how", ["died"])
+@pytest.mark.parametrize("how", ["died", "stalled", "aborted"])
 def test_failure(how):
     printed = launch(3, HERE / "programs" / "failures.py", how)
     for rank in (0, 1):
         assert f"rank {rank} passed {how}" in printed, printed
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_digits(ranks):
     printed = launch(ranks, ROOT / "examples" / "jax_digits.py")
     assert printed.count("ok: ") == 3, printed
@@ -62,10 +62,10 @@ def test_layout(tmp_path):
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("there is no C compiler")
-    from maypole._maypole import jax_layout
+    from maypole._maypole import _jax_layout
 
     lines = ['#include "xla/ffi/api/c_api.h"']
-    lines += [f'_Static_assert({expression} == {value}, "{expression}");' for expression, value in jax_layout()]
+    lines += [f'_Static_assert({expression} == {value}, "{expression}");' for expression, value in _jax_layout()]
     source = tmp_path / "layout.c"
     source.write_text("\n".join(lines) + "\n")
     command = [compiler, "-std=c11", "-fsyntax-only", "-I", jax.ffi.include_dir(), str(source)]

@@ -41,25 +41,51 @@ def close(got, expected):
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
 
 
+def all_of_them(of):
+    """`of(name, call)` for every call: in one program, since compiling many takes its time."""
+    return {name: of(name, call) for name, (_, call, _) in LINEAR.items()}
+
+
 def check_derivatives():
-    for shape, call, model in LINEAR.values():
-        x, dx = worlds(shape, 1), worlds(shape, 2)
+    x = {name: worlds(shape, 1) for name, (shape, _, _) in LINEAR.items()}
+    dx = {name: worlds(shape, 2) for name, (shape, _, _) in LINEAR.items()}
+    mine, dmine = {name: w[rank] for name, w in x.items()}, {name: w[rank] for name, w in dx.items()}
 
-        def loss(x, call=call):  # not linear, so that cotangents depend on what was received
-            return jnp.sum(jnp.sin(call(x * x)))
+    def loss(call):  # not linear, so that cotangents depend on what was received
+        return lambda a: jnp.sum(jnp.sin(call(a * a)))
 
-        def whole(w, model=model):
-            return jnp.sum(jnp.sin(model(w * w)))
+    @jax.jit
+    def program(a, da):
+        def derivatives(name, call):
+            point, direction = (a[name],), (da[name],)
+            gradient = jax.grad(loss(call))
+            return {
+                "gradient": gradient(*point),
+                "recomputed": jax.grad(jax.checkpoint(loss(call)))(*point),
+                "forward": jax.jvp(call, point, direction),
+                "second": jax.jvp(gradient, point, direction)[1],
+            }
 
-        expected = jax.grad(whole)(x)[rank]
-        close(jax.grad(loss)(x[rank]), expected)
-        close(jax.jit(jax.grad(loss))(x[rank]), expected)
-        close(jax.jit(jax.grad(jax.checkpoint(loss)))(x[rank]), expected)
-        value, tangent = jax.jit(lambda a, da, call=call: jax.jvp(call, (a,), (da,)))(x[rank], dx[rank])
-        close(value, model(x)[rank])
-        close(tangent, model(dx)[rank])
-        second = jax.jit(lambda a, da, loss=loss: jax.jvp(jax.grad(loss), (a,), (da,))[1])(x[rank], dx[rank])
-        close(second, jax.jvp(jax.grad(whole), (x,), (dx,))[1][rank])
+        return all_of_them(derivatives)
+
+    @jax.jit
+    def models(w, dw):
+        def derivatives(name, model):
+            gradient = jax.grad(lambda v: jnp.sum(jnp.sin(model(v * v))))
+            return {
+                "gradient": gradient(w[name]),
+                "recomputed": gradient(w[name]),
+                "forward": (model(w[name]), model(dw[name])),
+                "second": jax.jvp(gradient, (w[name],), (dw[name],))[1],
+            }
+
+        return {name: derivatives(name, model) for name, (_, _, model) in LINEAR.items()}
+
+    expected = jax.tree.map(lambda w: w[rank], models(x, dx))
+    jax.tree.map(close, program(mine, dmine), expected)
+    # Outside jit the same.
+    name, call = "all_reduce avg", LINEAR["all_reduce avg"][1]
+    close(jax.grad(loss(call))(mine[name]), expected[name]["gradient"])
 
 
 def check_loops():
@@ -112,25 +138,47 @@ def check_none():
 
 
 def check_vmap():
-    for shape, call, model in LINEAR.values():
-        x = worlds((*shape, 5), 5)
-        expected = jax.vmap(model, in_axes=3)(x)[:, rank]
-        close(jax.jit(jax.vmap(call, in_axes=2))(x[rank]), expected)
-        close(jax.vmap(call, in_axes=2, out_axes=1)(x[rank]), jnp.moveaxis(expected, 0, 1))
-        twice = worlds((5, 2, *shape), 6)
-        nested = jax.jit(jax.vmap(jax.vmap(call)))(twice[rank])
-        for i in range(5):
-            for j in range(2):
-                close(nested[i, j], model(twice[:, i, j])[rank])
-        per_sample = jax.jit(jax.vmap(jax.grad(lambda a, call=call: jnp.sum(jnp.sin(call(a)))), in_axes=2))(x[rank])
-        model_grad = jax.grad(lambda w, model=model: jnp.sum(jnp.sin(model(w))))
-        close(per_sample, jnp.stack([model_grad(x[..., i])[rank] for i in range(5)]))
-    if size > 1:
-        x = worlds((5, 2), 7)
-        if rank == 0:
-            jax.vmap(lambda a: mj.send(a, comm, to=1))(x[0])
-        elif rank == 1:
-            close(jax.jit(jax.vmap(lambda a: mj.recv(a, comm, source=0)))(x[1]), x[0])
+    x = {name: worlds((*shape, 5), 5) for name, (shape, _, _) in LINEAR.items()}
+    mine = {name: w[rank] for name, w in x.items()}
+
+    @jax.jit
+    def program(a):
+        def mapped(name, call):
+            per_sample = jax.grad(lambda v: jnp.sum(jnp.sin(call(v))))
+            last = a[name].ndim - 1
+            return {
+                "last": jax.vmap(call, in_axes=last)(a[name]),
+                "out": jax.vmap(call, in_axes=last, out_axes=1)(a[name]),
+                "nested": jax.vmap(jax.vmap(call, in_axes=last), in_axes=0)(jnp.stack([a[name], 2 * a[name]])),
+                "per sample": jax.vmap(per_sample, in_axes=last)(a[name]),
+            }
+
+        return all_of_them(mapped)
+
+    @jax.jit
+    def models(w):
+        def mapped(name, model):
+            gradient = jax.grad(lambda v: jnp.sum(jnp.sin(model(v))))
+            every = jnp.stack([model(w[name][..., i]) for i in range(5)])
+            return {
+                "last": every[:, rank],
+                "out": jnp.moveaxis(every[:, rank], 0, 1),
+                "nested": jnp.stack([every[:, rank], 2 * every[:, rank]]),
+                "per sample": jnp.stack([gradient(w[name][..., i])[rank] for i in range(5)]),
+            }
+
+        return {name: mapped(name, model) for name, (_, _, model) in LINEAR.items()}
+
+    jax.tree.map(close, program(mine), models(x))
+
+
+def check_vmap_of_messages():
+    """A mapped message is one message, and its receiver maps alike."""
+    x = worlds((5, 2), 7)
+    if size > 1 and rank == 0:
+        jax.vmap(lambda a: mj.send(a, comm, to=1))(x[0])
+    elif size > 1 and rank == 1:
+        close(jax.jit(jax.vmap(lambda a: mj.recv(a, comm, source=0)))(x[1]), x[0])
 
 
 if __name__ == "__main__":
