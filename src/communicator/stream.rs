@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -128,13 +129,20 @@ impl Inner {
     }
 }
 
+/// Whether this is that thread. Asking `std::thread::current()` would give threads that are not Rust's a handle, which the
+/// main thread of a C program never gives back.
+pub(crate) fn is_this_thread<T>(thread: &JoinHandle<T>) -> bool {
+    // SAFETY: it has no conditions.
+    thread.as_pthread_t() == unsafe { libc::pthread_self() }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
         self.queue.state.lock().closed = true;
         self.queue.changed.notify_one();
         let thread = self.thread.take().expect("taken only here");
         // The last owner of a communicator's own stream may be an operation on that very stream.
-        if thread.thread().id() != std::thread::current().id() {
+        if !is_this_thread(&thread) {
             let _ = thread.join();
         }
     }

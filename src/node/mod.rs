@@ -284,7 +284,7 @@ impl Drop for Node {
         });
         self.shared.leaving.store(true, Ordering::Release);
         self.shared.ring();
-        if let Some(thread) = self.thread.take().filter(|t| t.thread().id() != std::thread::current().id()) {
+        if let Some(thread) = self.thread.take().filter(|t| !crate::communicator::stream::is_this_thread(t)) {
             let _ = thread.join();
         }
     }

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use super::held::Held;
 use super::lead::Leader;
 use super::{CALLER, GRACE, Messages};
+use crate::communicator::stream::is_this_thread;
 
 /// How many naps in a row that found nothing to do the attendant takes before it sleeps until it is called. Calling it
 /// costs the caller a system call, napping costs the host a wake-up.
@@ -55,7 +56,7 @@ impl Messages {
         }
         drop(held);
         // The last owner of a communicator may be what is done on this very thread when a message has ended.
-        if thread.thread().id() != std::thread::current().id() {
+        if !is_this_thread(&thread) {
             // It ends soon: nothing that it waits for now lasts. It panics only where everything has been failed.
             let _ = thread.join();
         }

@@ -1,0 +1,194 @@
+//! Reduction operations: the built-in ones by number, others by handle.
+
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+
+use maypole::communicator::raw::CallbackFailed;
+use maypole::{DataType, ReduceOp, UserOp};
+
+use crate::entry::{check_out, enter, give};
+use crate::status::*;
+use crate::table::{Kind, Table};
+use crate::values::{dtype_of, maypole_dtype};
+
+/// How elements are combined: MAYPOLE_SUM and so on, or what maypole_op_create() and maypole_op_premulsum() made.
+pub type maypole_op = u64;
+
+/// Sum; integers wrap.
+pub const MAYPOLE_SUM: maypole_op = 0;
+/// Product; integers wrap.
+pub const MAYPOLE_PROD: maypole_op = 1;
+/// Minimum; NaN if any operand is NaN.
+pub const MAYPOLE_MIN: maypole_op = 2;
+/// Maximum; NaN if any operand is NaN.
+pub const MAYPOLE_MAX: maypole_op = 3;
+/// Sum, then divided by the number of ranks (integers: truncating).
+pub const MAYPOLE_AVG: maypole_op = 4;
+/// Bitwise and; integers only.
+pub const MAYPOLE_AND: maypole_op = 5;
+/// Bitwise or; integers only.
+pub const MAYPOLE_OR: maypole_op = 6;
+/// Bitwise exclusive or; integers only.
+pub const MAYPOLE_XOR: maypole_op = 7;
+
+/// An operation of the caller's own: result[i] = a[i] combined with b[i], for `count` elements. Pointers are aligned for
+/// the element type, and `result` may be `a` or `b`. It must be associative and commutative as far as the caller cares.
+/// It is called by whichever thread runs the operation, by several at a time if the handle is used so.
+///
+/// Returns 0. Anything else says that it has failed: then the communicator is aborted, and every rank gets
+/// MAYPOLE_ERROR_FAILED with that number in the text.
+pub type maypole_op_callback = Option<
+    unsafe extern "C" fn(
+        context: *mut c_void,
+        result: *mut c_void,
+        a: *const c_void,
+        b: *const c_void,
+        count: usize,
+    ) -> c_int,
+>;
+
+/// What a handle stands for.
+pub(crate) enum Operation {
+    User(Callback),
+    PreMulSum(f64),
+}
+
+/// A C function and what it is called with.
+pub(crate) struct Callback {
+    id: u32,
+    dtype: DataType,
+    function: unsafe extern "C" fn(*mut c_void, *mut c_void, *const c_void, *const c_void, usize) -> c_int,
+    context: *mut c_void,
+}
+
+// SAFETY: the context is only handed to the callback, and the header says from which threads.
+unsafe impl Send for Callback {}
+// SAFETY: as above.
+unsafe impl Sync for Callback {}
+
+static OPERATIONS: Table<Operation> = Table::new(Kind::Operation);
+
+/// An operation, and what must be kept as long as it is used.
+pub(crate) fn op_of(op: maypole_op) -> Outcome<(ReduceOp, Option<Arc<Operation>>)> {
+    let plain = match op {
+        MAYPOLE_SUM => ReduceOp::Sum,
+        MAYPOLE_PROD => ReduceOp::Prod,
+        MAYPOLE_MIN => ReduceOp::Min,
+        MAYPOLE_MAX => ReduceOp::Max,
+        MAYPOLE_AVG => ReduceOp::Avg,
+        MAYPOLE_AND => ReduceOp::And,
+        MAYPOLE_OR => ReduceOp::Or,
+        MAYPOLE_XOR => ReduceOp::Xor,
+        small if small < 1 << 32 => {
+            return Err(Fault::argument(format!(
+                "op is {op}, which is neither MAYPOLE_SUM or another operation nor a handle"
+            )));
+        }
+        handle => {
+            let made = OPERATIONS.get("op", handle)?;
+            let op = match &*made {
+                Operation::PreMulSum(factor) => ReduceOp::PreMulSum(*factor),
+                Operation::User(callback) => {
+                    let context = std::ptr::from_ref(callback).cast();
+                    // SAFETY: `combine` does what it should, and whoever uses the operation keeps `made` meanwhile.
+                    ReduceOp::User(unsafe { UserOp::with_context(callback.id, callback.dtype, combine, context) })
+                }
+            };
+            return Ok((op, Some(made)));
+        }
+    };
+    Ok((plain, None))
+}
+
+/// Call the C function.
+///
+/// # Safety
+/// As for a [`maypole::UserFnWith`] whose context is a [`Callback`].
+unsafe fn combine(context: *const (), dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
+    // SAFETY: the caller's promise.
+    let callback = unsafe { &*context.cast::<Callback>() };
+    let size = callback.dtype.size();
+    let aligned = [dst.addr(), a.addr(), b.addr()].iter().all(|at| at.is_multiple_of(size));
+    if aligned {
+        // SAFETY: the caller's promise.
+        return unsafe { callback.call(dst, a, b, count) };
+    }
+    // Slots of links need not lie as elements do, but C code that casts its pointers expects it.
+    const WORDS: usize = 128;
+    let mut rooms = [[0u64; WORDS]; 2];
+    let each = WORDS * 8 / size;
+    for first in (0..count).step_by(each) {
+        let (at, elements) = (first * size, each.min(count - first));
+        let [left, right] = &mut rooms;
+        let (left, right) = (left.as_mut_ptr().cast::<u8>(), right.as_mut_ptr().cast::<u8>());
+        // SAFETY: `elements` elements fit into a room, and lie within the operands.
+        unsafe {
+            std::ptr::copy_nonoverlapping(a.wrapping_add(at), left, elements * size);
+            std::ptr::copy_nonoverlapping(b.wrapping_add(at), right, elements * size);
+            callback.call(left, left, right, elements);
+            std::ptr::copy_nonoverlapping(left, dst.wrapping_add(at), elements * size);
+        }
+    }
+}
+
+impl Callback {
+    /// # Safety
+    /// The pointers are valid for `count` elements, and aligned.
+    unsafe fn call(&self, dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
+        // SAFETY: the caller's promise; the function does what the header asks of it.
+        let returned = unsafe { (self.function)(self.context, dst.cast(), a.cast(), b.cast(), count) };
+        if returned != 0 {
+            let why = format!("the callback of the reduction operation with id {} returned {returned}", self.id);
+            std::panic::resume_unwind(Box::new(CallbackFailed(why)));
+        }
+    }
+}
+
+fn make(operation: Operation, op: *mut maypole_op) -> Outcome {
+    // SAFETY: the callers' promise.
+    unsafe { give("op", op, OPERATIONS.insert(operation)) }
+}
+
+/// Make an operation of the caller's own.
+///
+/// @param id names it: ranks that use different ids as the same operation are told.
+/// @param dtype the elements that it combines.
+/// @param callback combines them; not NULL.
+/// @param context handed to the callback; must live until no operation uses it any more.
+/// @param op gets the operation, to be given to maypole_op_destroy().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn maypole_op_create(
+    id: u32,
+    dtype: maypole_dtype,
+    callback: maypole_op_callback,
+    context: *mut c_void,
+    op: *mut maypole_op,
+) -> maypole_status {
+    enter("maypole_op_create", || {
+        check_out("op", op)?;
+        let function = callback.ok_or_else(|| Fault::argument("callback is NULL"))?;
+        make(Operation::User(Callback { id, dtype: dtype_of(dtype)?, function, context }), op)
+    })
+}
+
+/// Make the sum in which each rank's input is first multiplied by its own factor, rounded to the element type (integers:
+/// truncated).
+///
+/// @param factor this rank's.
+/// @param op gets the operation, to be given to maypole_op_destroy().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn maypole_op_premulsum(factor: f64, op: *mut maypole_op) -> maypole_status {
+    enter("maypole_op_premulsum", || {
+        check_out("op", op)?;
+        make(Operation::PreMulSum(factor), op)
+    })
+}
+
+/// Give up an operation that was made. What is under way with it goes on.
+#[unsafe(no_mangle)]
+pub extern "C" fn maypole_op_destroy(op: maypole_op) -> maypole_status {
+    enter("maypole_op_destroy", || match op {
+        MAYPOLE_SUM..=MAYPOLE_XOR => Err(Fault::argument("op is a built-in operation, which is not destroyed")),
+        handle => OPERATIONS.remove("op", handle).map(drop),
+    })
+}

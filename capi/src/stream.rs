@@ -1,0 +1,161 @@
+//! Streams: queues of operations that run in order, apart from the thread that queues them; and CUDA's.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use maypole::RawRequest;
+use maypole::cuda;
+use parking_lot::Mutex;
+
+use crate::communicator::{comm_of, maypole_comm};
+use crate::entry::{check_out, enter, give};
+use crate::operation::Operation;
+use crate::status::*;
+use crate::table::{Kind, Table};
+
+/// What maypole_stream points to: nothing that C could look at.
+pub struct maypole_stream_s {
+    _opaque: [u8; 0],
+}
+
+/// A queue of operations, made by maypole_stream_create() or around a CUstream by maypole_stream_from_cuda(). Calls that
+/// take one return as soon as the operation is queued; the buffers must stay until maypole_stream_synchronize() has
+/// returned. What is queued on a stream runs in order, different streams run at the same time, and each communicator runs
+/// its own operations in the order of the calls.
+pub type maypole_stream = *mut maypole_stream_s;
+
+pub(crate) enum Stream {
+    Host(Host),
+    Cuda(cuda::Stream),
+}
+
+pub(crate) struct Host {
+    pub queue: maypole::Stream,
+    /// What was queued without a request of the caller's, and what it needs.
+    queued: Mutex<Queued>,
+}
+
+#[derive(Default)]
+struct Queued {
+    under_way: Vec<(RawRequest, Option<Arc<Operation>>)>,
+    /// The first error of what has ended.
+    error: Option<maypole::Error>,
+}
+
+impl Queued {
+    fn ended(&mut self, result: maypole::Result<()>) {
+        if let (Err(error), None) = (result, &self.error) {
+            self.error = Some(error);
+        }
+    }
+}
+
+impl Host {
+    /// Keep what was queued until it has ended.
+    pub fn keep(&self, request: RawRequest, operation: Option<Arc<Operation>>) {
+        let queued = &mut *self.queued.lock();
+        // A program may queue for long before it synchronizes: what has ended goes before the list grows.
+        if queued.under_way.len() == queued.under_way.capacity() {
+            let ended: Vec<_> = queued.under_way.extract_if(.., |(request, _)| request.test()).collect();
+            ended.into_iter().for_each(|(request, _)| queued.ended(request.wait()));
+        }
+        queued.under_way.push((request, operation));
+    }
+
+    fn synchronize(&self) -> maypole::Result<()> {
+        let mut under_way = std::mem::take(&mut self.queued.lock().under_way);
+        let results: Vec<_> = under_way.drain(..).map(|(request, _)| request.wait()).collect();
+        let queued = &mut *self.queued.lock();
+        results.into_iter().for_each(|result| queued.ended(result));
+        queued.error.take().map_or(Ok(()), Err)
+    }
+}
+
+static STREAMS: Table<Stream> = Table::new(Kind::Stream);
+
+/// A stream; `None` for NULL.
+#[inline]
+pub(crate) fn stream_of(stream: maypole_stream) -> Outcome<Option<Arc<Stream>>> {
+    if stream.is_null() { Ok(None) } else { STREAMS.get("stream", stream.addr() as u64).map(Some) }
+}
+
+/// A stream on which requests and groups can be queued.
+pub(crate) fn host_stream_of(stream: maypole_stream) -> Outcome<Option<Arc<Stream>>> {
+    match stream_of(stream)? {
+        Some(found) if matches!(*found, Stream::Cuda(_)) => Err(Fault::argument(
+            "stream is a CUDA stream, on which a call without a request is queued as it is; wait for it with \
+             maypole_stream_synchronize or with CUDA's events",
+        )),
+        found => Ok(found),
+    }
+}
+
+/// The queue of a stream that [`host_stream_of`] gave.
+pub(crate) fn queue(stream: &Option<Arc<Stream>>) -> Option<&maypole::Stream> {
+    match stream.as_deref() {
+        Some(Stream::Host(host)) => Some(&host.queue),
+        _ => None,
+    }
+}
+
+fn made(stream: Stream, to: *mut maypole_stream) -> Outcome {
+    let handle: maypole_stream = std::ptr::without_provenance_mut(STREAMS.insert(stream) as usize);
+    // SAFETY: the callers' promise.
+    unsafe { give("stream", to, handle) }
+}
+
+/// A new, empty stream with a thread of its own.
+///
+/// @param stream gets it, to be given to maypole_stream_destroy().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn maypole_stream_create(stream: *mut maypole_stream) -> maypole_status {
+    enter("maypole_stream_create", || {
+        check_out("stream", stream)?;
+        crate::entry::watch_forks();
+        made(Stream::Host(Host { queue: maypole::Stream::new()?, queued: Mutex::default() }), stream)
+    })
+}
+
+/// A handle for a CUDA stream, on which collectives on device memory are then queued. Called with a buffer in host memory,
+/// they wait for the stream and block instead. The CUDA stream stays the caller's and must outlive the handle and what was
+/// queued through it.
+///
+/// @param cuda_stream a CUstream or cudaStream_t; NULL, 1 and 2 mean the default streams of the context that is current.
+/// @param stream gets the handle, to be given to maypole_stream_destroy().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn maypole_stream_from_cuda(
+    cuda_stream: *mut c_void,
+    stream: *mut maypole_stream,
+) -> maypole_status {
+    enter("maypole_stream_from_cuda", || {
+        check_out("stream", stream)?;
+        crate::entry::watch_forks();
+        // SAFETY: the caller's promise.
+        let adopted = unsafe { cuda::Stream::adopt(cuda_stream) };
+        made(Stream::Cuda(adopted.map_err(|error| Fault::new(MAYPOLE_ERROR_DEVICE, error.to_string()))?), stream)
+    })
+}
+
+/// Wait until everything that was queued on the stream without a request is done.
+///
+/// @param stream the stream.
+/// @param comm the communicator whose operations were queued, if it is a CUDA stream; otherwise ignored.
+/// @return the first error of what was queued on a host stream since the last call; the failure of `comm` on a CUDA
+/// stream.
+#[unsafe(no_mangle)]
+pub extern "C" fn maypole_stream_synchronize(stream: maypole_stream, comm: maypole_comm) -> maypole_status {
+    enter("maypole_stream_synchronize", || {
+        let stream = STREAMS.get("stream", stream.addr() as u64)?;
+        match &*stream {
+            Stream::Host(host) => Ok(host.synchronize()?),
+            Stream::Cuda(stream) => Ok(comm_of(comm)?.on(stream).synchronize()?),
+        }
+    })
+}
+
+/// Give up a stream. Waits until a host stream is empty, and drops the errors of what was queued there; a CUDA stream is
+/// left alone.
+#[unsafe(no_mangle)]
+pub extern "C" fn maypole_stream_destroy(stream: maypole_stream) -> maypole_status {
+    enter("maypole_stream_destroy", || STREAMS.remove("stream", stream.addr() as u64).map(drop))
+}

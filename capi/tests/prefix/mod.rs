@@ -1,0 +1,112 @@
+//! What a user of the C library has: a prefix with the library and its headers, a compiler, and `maypole run`.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, OnceLock};
+
+/// The crate's folder.
+pub fn crate_directory() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Where Cargo has put the libraries: beside this test's executable.
+pub fn built() -> PathBuf {
+    let executable = std::env::current_exe().expect("the test's own path");
+    executable.parent().expect("a file is in a folder").to_path_buf()
+}
+
+/// A prefix laid out by `capi/install`.
+pub fn prefix() -> &'static Path {
+    static PREFIX: OnceLock<PathBuf> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        // One for each test executable: those of a crate may run at the same time.
+        let name = std::env::current_exe().expect("the test's own path").file_stem().expect("a name").to_os_string();
+        let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).join("prefix");
+        done(Command::new(crate_directory().join("install")).arg(&prefix).arg(built()));
+        prefix
+    })
+}
+
+/// A folder for what a test makes.
+pub fn folder(name: &str) -> PathBuf {
+    let folder = prefix().parent().expect("made above").join(name);
+    std::fs::create_dir_all(&folder).expect("a folder under the target directory");
+    folder
+}
+
+/// Run a command that must succeed; what it printed.
+pub fn done(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Everything that a command printed.
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Whether a tool is there. Where it is not, says that the test is skipped.
+pub fn have(test: &str, tool: &str) -> bool {
+    let there = Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        println!("\nskipped: {test}: there is no {tool}");
+    }
+    there
+}
+
+/// Compile a C or C++ program of the crate's against the prefix, as strictly as it goes. `headers`: where `maypole.h` is, if
+/// not in the prefix.
+pub fn compile(source: &str, headers: Option<&Path>) -> PathBuf {
+    // Tests run at the same time, and none may write a program that another is running.
+    static COMPILED: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
+    let mut compiled = COMPILED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let program = compiled.get_or_insert_default().entry(source.to_string());
+    program.or_insert_with(|| compile_anew(source, headers)).clone()
+}
+
+fn compile_anew(source: &str, headers: Option<&Path>) -> PathBuf {
+    let (prefix, source) = (prefix(), crate_directory().join(source));
+    let stem = source.file_stem().expect("a name").to_owned();
+    let program = folder("programs").join(stem);
+    let (compiler, standard) = match source.extension().and_then(|end| end.to_str()) {
+        Some("c") => ("cc", "-std=c11"),
+        _ => ("c++", "-std=c++11"),
+    };
+    let mut command = Command::new(compiler);
+    command.args([standard, "-g", "-Wall", "-Wextra", "-Werror", "-pedantic", "-pthread"]);
+    command.arg(format!("-I{}", headers.unwrap_or(&prefix.join("include")).display()));
+    command.arg(&source).arg("-o").arg(&program);
+    command.arg(format!("-L{}", prefix.join("lib").display())).arg("-lmaypole");
+    command.arg(format!("-Wl,-rpath,{}", prefix.join("lib").display()));
+    done(&mut command);
+    program
+}
+
+/// The `maypole` command of this repository.
+fn launcher() -> &'static Path {
+    static LAUNCHER: OnceLock<PathBuf> = OnceLock::new();
+    LAUNCHER.get_or_init(|| {
+        let deps = built();
+        let directory = deps.parent().expect("deps is in the profile's folder");
+        // Cargo hands the path of an executable only to tests of its own package.
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "-q", "-p", "maypole", "--bin", "maypole"]);
+        if directory.ends_with("release") {
+            build.arg("--release");
+        }
+        done(build.current_dir(crate_directory()));
+        directory.join("maypole")
+    })
+}
+
+/// Run a command as so many ranks; its lines, which begin with the rank in brackets.
+pub fn ranks(ranks: usize, command: &[&str]) -> Vec<String> {
+    let mut run = Command::new(launcher());
+    run.args(["run", "-n", &ranks.to_string(), "--"]).args(command);
+    run.env("MAYPOLE_TIMEOUT", "100").env("MAYPOLE_CONNECT_TIMEOUT", "100");
+    done(&mut run).lines().map(str::to_string).collect()
+}

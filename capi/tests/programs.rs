@@ -1,0 +1,84 @@
+//! C and C++ programs on the installed library: the examples, every function, every misuse; with 1 to 8 ranks, and under
+//! valgrind.
+
+mod prefix;
+
+use std::path::Path;
+
+use prefix::{compile, have, ranks};
+
+/// A program's path, as an argument.
+fn path(program: &Path) -> &str {
+    program.to_str().expect("UTF-8")
+}
+
+/// Every rank prints its line.
+fn run(program: &str, most: &[usize], line: impl Fn(usize, usize) -> String) {
+    let program = compile(program, None);
+    for size in most.iter().copied() {
+        let lines = ranks(size, &[path(&program)]);
+        for rank in 0..size {
+            let expected = format!("[{rank}] {}", line(rank, size));
+            assert!(
+                lines.contains(&expected),
+                "{}, {size} ranks: no line {expected:?} in {lines:#?}",
+                program.display()
+            );
+        }
+    }
+}
+
+fn sum(size: usize) -> usize {
+    size * (size - 1) / 2
+}
+
+#[test]
+fn the_c_example() {
+    let all: Vec<usize> = (1..=8).collect();
+    run("examples/all_reduce.c", &all, |rank, size| format!("rank {rank} of {size}: sum[0] is {}", sum(size)));
+}
+
+#[test]
+fn the_cpp_example() {
+    let all: Vec<usize> = (1..=8).collect();
+    run("examples/ring.cpp", &all, |rank, size| {
+        let token = if rank == 0 { sum(size) } else { rank * (rank + 1) / 2 };
+        format!("rank {rank} of {size}: token {token}")
+    });
+}
+
+#[test]
+fn every_function_in_every_form() {
+    run("tests/programs/everything.c", &[1, 2, 3, 8], |_, _| "fine".into());
+}
+
+#[test]
+fn every_misuse_is_an_error_that_names_the_argument() {
+    run("tests/programs/misuse.c", &[1, 2, 3], |_, _| "fine".into());
+}
+
+#[test]
+fn no_error_and_no_leak_under_valgrind() {
+    if !have("no_error_and_no_leak_under_valgrind", "valgrind") {
+        return;
+    }
+    for (program, sizes) in [
+        ("examples/all_reduce.c", &[1, 4][..]),
+        ("examples/ring.cpp", &[3]),
+        ("tests/programs/everything.c", &[1, 2]),
+        ("tests/programs/misuse.c", &[2]),
+    ] {
+        let program = compile(program, None);
+        for size in sizes {
+            // Where ranks are processes, the job's hub is a thread of rank 0 that need not have ended when the program
+            // does: what it holds is "possibly lost", since maps and thread handles are pointed to in their middle.
+            let kinds = if *size == 1 { "definite,indirect,possible" } else { "definite,indirect" };
+            let kinds = ["errors-for", "show"].map(|what| format!("--{what}-leak-kinds={kinds}"));
+            // Without --fair-sched a thread that polls can keep the others from running for seconds.
+            let valgrind = ["valgrind", "-q", "--fair-sched=yes", "--error-exitcode=9", "--leak-check=full"];
+            let command = [&valgrind[..], &[kinds[0].as_str(), kinds[1].as_str(), path(&program)]].concat();
+            let lines = ranks(*size, &command);
+            assert!(lines.len() >= *size, "{lines:#?}");
+        }
+    }
+}
