@@ -23,7 +23,8 @@ pub(super) trait Busy: Send + Sync {
 
 /// What is given back in several steps, some of which wait for other ranks.
 pub(super) trait Parting: Send {
-    /// Go as far as it goes now, while no operation of this process is outstanding that waits for this thread. Returns whether that was the end.
+    /// Go as far as it goes now, while no operation of this process is outstanding that waits for this thread. Returns
+    /// whether that was the end.
     fn go_on(&mut self) -> bool;
 }
 
@@ -60,6 +61,13 @@ pub(super) fn give_back(memory: impl Send + 'static) {
     part(Box::new(Whole(Some(memory))));
 }
 
+/// Let go of `shared`. If nobody else has it any more, it goes as with [`give_back`].
+pub(super) fn let_go<T: Send + Sync + 'static>(shared: Arc<T>) {
+    if let Some(last) = Arc::into_inner(shared) {
+        give_back(last);
+    }
+}
+
 /// Give back `parting` as soon as that waits for nobody.
 pub(super) fn part(parting: Box<dyn Parting>) {
     PARTING.lock().push(parting);
@@ -82,4 +90,56 @@ pub(super) fn sweep() {
     let mut parting = std::mem::take(&mut *PARTING.lock());
     parting.retain_mut(|parting| !parting.go_on());
     PARTING.lock().append(&mut parting);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Ranks that are threads of this process, with something outstanding for as long as it says so.
+    struct Threads(AtomicBool);
+
+    impl Busy for Threads {
+        fn is_busy(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        fn is_crowded(&self) -> bool {
+            true
+        }
+    }
+
+    /// Something that must not be given back while they are busy.
+    struct Memory(Arc<Threads>, Arc<AtomicBool>);
+
+    impl Drop for Memory {
+        fn drop(&mut self) {
+            assert!(!self.0.is_busy(), "given back while an operation is outstanding");
+            self.1.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_the_last_of_several_lets_go_of_waits_for_the_end_of_operations() {
+        let threads = Arc::new(Threads(AtomicBool::new(true)));
+        let known: Weak<dyn Busy> = Arc::downgrade(&(threads.clone() as Arc<dyn Busy>));
+        watch(known);
+        let gone = Arc::new(AtomicBool::new(false));
+        let shared = Arc::new(Memory(threads.clone(), gone.clone()));
+        // A registered buffer and a communicator that leaves: whoever of them comes last.
+        let other = shared.clone();
+        let_go(shared);
+        let_go(other);
+        sweep();
+        assert!(!gone.load(Ordering::Relaxed));
+        threads.0.store(false, Ordering::Relaxed);
+        // Another test's communicators may be busy, or queueing, for a moment.
+        let start = std::time::Instant::now();
+        while !gone.load(Ordering::Relaxed) {
+            assert!(start.elapsed().as_secs() < 30, "it is never given back");
+            sweep();
+            std::thread::yield_now();
+        }
+    }
 }

@@ -98,9 +98,7 @@ impl Drop for Registration {
         if let Some(device) = self.device.upgrade() {
             device.state.lock().loans.remove(parting.number);
             // The communicator may have left meanwhile, so that this was the last reference.
-            if let Some(device) = Arc::into_inner(device) {
-                limbo::give_back(device);
-            }
+            limbo::let_go(device);
         }
         parting.words.dropped(parting.number).fetch_add(1, Ordering::AcqRel);
         limbo::part(Box::new(parting));

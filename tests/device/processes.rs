@@ -9,10 +9,11 @@ use crate::case::{Case, calls};
 use crate::lifetime::no_harm;
 use crate::ranks::{Job, role, say};
 use crate::runner::{On, Test, checked};
-use crate::world::{Rank, emulator};
+use crate::world::{Rank, SMALL as ROUNDS, emulator};
 
 pub const TESTS: &[Test] = &[
     Test { name: SOME, on: On::Either, run: some_of_everything },
+    Test { name: ALL, on: On::Either, run: everything },
     Test { name: HOST, on: On::Either, run: staged_on_the_host },
     Test { name: DEVICES, on: On::Emulator, run: several_devices },
     Test { name: REGISTERED, on: On::Either, run: registered },
@@ -23,6 +24,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 const SOME: &str = "processes: every collective over IPC";
+const ALL: &str = "processes: every collective, type and operation, 1 to 8 ranks";
 const HOST: &str = "processes: staging in host memory";
 const DEVICES: &str = "processes: a device each";
 const REGISTERED: &str = "processes: registered buffers come and go";
@@ -86,6 +88,36 @@ fn some_of_everything() {
         job(SOME, size, &SMALL);
     }
     job(SOME, 3, &[SMALL[0], SMALL[1], ("MAYPOLE_ALGORITHM", "ring,chain,pairwise,binomial")]);
+}
+
+/// As the matrix of threads, with every operation.
+fn everything() {
+    role(|_| {
+        let rank = joined();
+        let size = rank.comm.size();
+        let arena = Arena::new(&rank, 512 << 10);
+        let mut checks = 0;
+        for dtype in DataType::ALL {
+            for (number, (collective, op)) in calls(dtype).enumerate() {
+                let root = if collective.is_rooted() { number % size } else { 0 };
+                for count in [37, if op.is_none() { 1501 } else { 601 }] {
+                    let case = Case { root, ..Case::new(collective, dtype, op, count) };
+                    let case = if (number + count) % 2 == 0 { case } else { case.in_place() };
+                    case.check(&rank, &arena);
+                    checks += 1;
+                }
+            }
+        }
+        report(&rank, checks);
+        drop(arena);
+        drop(rank);
+        no_harm();
+    });
+    for size in 1..=8 {
+        let began = std::time::Instant::now();
+        job(ALL, size, &ROUNDS);
+        println!("{size} ranks: {:.1?}", began.elapsed());
+    }
 }
 
 fn staged_on_the_host() {
