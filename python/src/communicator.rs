@@ -8,9 +8,10 @@ use parking_lot::RwLock;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use crate::calls::{self, Form, Maybe, Object, Prepared, What};
+use crate::calls::{self, Form, Maybe, Object};
 use crate::group::Group;
 use crate::persistent::PersistentCalls;
+use crate::prepared::Prepared;
 use crate::registered::Registered;
 use crate::stream::Stream;
 use crate::variable::{self, Arguments};
@@ -267,8 +268,3 @@ crate::forms::forms!(Communicator {
         }
     }
 });
-
-/// Whether a call can be made on host memory by this form.
-pub fn is_on_device(what: &What) -> bool {
-    matches!(what, What::Plain { on_device: true, .. })
-}

@@ -3,7 +3,7 @@
 //! * [`communicator`], [`making`]: the class `Communicator`, and where one comes from. [`forms`]: the collectives as methods
 //!   of every class that makes calls: it, [`ways`] (asynchronous ones and those on CUDA streams), [`group`],
 //!   [`persistent`].
-//! * [`calls`], [`variable`], [`messages`]: arguments, checked and made into what the library takes. [`array`], [`view`],
+//! * [`calls`], [`variable`], [`messages`]: arguments, checked and made into what the library takes, [`prepared`]. [`array`], [`view`],
 //!   [`dlpack`]: arrays as addresses. [`operation`]: `op`.
 //! * [`jax`]: the handlers that XLA calls.
 //! * [`request`], [`stream`], [`registered`]: what else there are objects for.
@@ -22,6 +22,7 @@ mod making;
 mod messages;
 mod operation;
 mod persistent;
+mod prepared;
 mod process;
 mod registered;
 mod request;

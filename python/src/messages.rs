@@ -3,7 +3,8 @@
 use pyo3::prelude::*;
 
 use crate::array::Array;
-use crate::calls::{self, Form, Message, Object, Prepared, What};
+use crate::calls::{Form, Object};
+use crate::prepared::{Held, Message, Prepared, What};
 
 /// Make a message to or from a rank in a form.
 pub fn one<'py, F: Form>(form: &F, x: Object<'py>, peer: (&str, i64), tag: i64) -> PyResult<Object<'py>> {
@@ -11,7 +12,7 @@ pub fn one<'py, F: Form>(form: &F, x: Object<'py>, peer: (&str, i64), tag: i64) 
     local(form, py, |size| {
         let array = Array::of(&x, None).map_err(|what| format!("x: {what}"))?;
         let message = Message::of(&array, "x", peer, tag, size)?;
-        Ok(Prepared { what: What::Message(message), held: calls::held([Some(array), None], None), result: x })
+        Ok(Prepared { what: What::Message(message), held: Held::new([Some(array), None], None), result: x })
     })
 }
 
@@ -30,7 +31,7 @@ pub fn both<'py, F: Form>(
             Message::of(&received, "out", ("source", source), tag, size)?,
             Message::of(&sent, "x", ("to", to), tag, size)?,
         );
-        Ok(Prepared { what, held: calls::held([Some(sent), Some(received)], None), result: out })
+        Ok(Prepared { what, held: Held::new([Some(sent), Some(received)], None), result: out })
     })
 }
 

@@ -7,8 +7,9 @@ use maypole::{Collective, RawPersistent};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 
-use crate::calls::{self, Form, Held, Maybe, Object, Prepared};
+use crate::calls::{self, Form, Maybe, Object};
 use crate::communicator::Slot;
+use crate::prepared::{Held, Prepared};
 use crate::stream::Stream;
 use crate::variable::{self, Arguments};
 use crate::{error, messages, process, waiting};

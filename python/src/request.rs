@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 
-use crate::calls::Held;
+use crate::prepared::Held;
 use crate::{error, process, waiting};
 
 /// An asynchronous call. ``wait()`` gives what the blocking call returns; so does ``await request``, in asyncio.

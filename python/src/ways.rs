@@ -5,8 +5,9 @@ use std::sync::Arc;
 use maypole::Collective;
 use pyo3::prelude::*;
 
-use crate::calls::{self, Form, Maybe, Object, Prepared, What};
+use crate::calls::{self, Form, Maybe, Object};
 use crate::communicator::Slot;
+use crate::prepared::{Prepared, What};
 use crate::request::Request;
 use crate::stream::Stream;
 use crate::variable::{self, Arguments};
@@ -99,7 +100,7 @@ impl Form for OnStream {
         prepared: Prepared<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let Prepared { what, held, result } = prepared;
-        let What::Plain { call, input, output, .. } = what else {
+        let What::Plain { call, input, output } = what else {
             let what = "from Python only collectives with equal blocks can be put on a CUDA stream";
             return Err(error::argument(py, what));
         };

@@ -145,6 +145,17 @@ def test_blocks_with_counts(n):
         scattered = comm.scatter_v(want if r == root else None, counts if r == root else None, root, np.zeros_like(mine))
         assert (scattered == r).all()
 
+        # In place, with this rank's block where it belongs.
+        x = want.copy() if r == root else np.full(counts[r], r, "i4")
+        gathered = comm.gather_v(np.where(x == r, x, -1).astype("i4"), counts, root)
+        assert (gathered == want).all() if r == root else gathered is None
+        x = np.full(2 * total, -1, "i4")
+        x[apart[r] : apart[r] + counts[r]] = r
+        comm.all_gather_v(x, counts, displacements=apart)
+        assert (x == gaps).all()
+        scattered = comm.scatter_v(want.copy() if r == root else np.zeros_like(mine), counts, root)
+        assert ((scattered[want == r] if r == root else scattered) == r).all()
+
         # Rank r sends r + s elements to rank s.
         sent, received = [r + s for s in range(n)], [s + r for s in range(n)]
         x = np.concatenate([np.full(c, 10 * r + s, "i4") for s, c in enumerate(sent)])

@@ -8,7 +8,9 @@ pub(crate) mod run;
 mod verify;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 
@@ -42,12 +44,21 @@ pub fn main() -> ExitCode {
 /// line that makes no sense: that ends the process.
 pub fn within_python(arguments: Vec<OsString>, python: OsString) -> u8 {
     let mut command = Cli::parse_from(arguments).command;
+    let _ = PYTHON.set(python.clone());
     if let Command::Run(args) = &mut command {
         args.interpret(python);
     }
     let code = run_command(command);
     // The number in an `ExitCode` cannot be asked for.
     (0..=u8::MAX).find(|status| ExitCode::from(*status) == code).unwrap_or(1)
+}
+
+/// The interpreter, where the command runs within one. A virtual environment's does not know itself by its own file.
+static PYTHON: OnceLock<OsString> = OnceLock::new();
+
+/// What to start to have this program once more.
+pub(crate) fn this_program() -> std::io::Result<OsString> {
+    PYTHON.get().cloned().map_or_else(|| std::env::current_exe().map(PathBuf::into_os_string), Ok)
 }
 
 fn run_command(command: Command) -> ExitCode {

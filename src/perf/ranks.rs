@@ -64,10 +64,10 @@ fn threads(ranks: usize, config: &Config, rank: &(dyn Fn(&Communicator) -> Resul
 
 /// Ranks as processes, as `maypole run` starts them: this program again, with the same arguments less `--ranks`.
 fn processes(ranks: usize) -> Result<ExitCode> {
-    let program = std::env::current_exe().map_err(|e| Error::system("finding this program's own file", e))?;
+    let program = crate::command::this_program().map_err(|e| Error::system("finding this program's own file", e))?;
     let arguments = without_ranks(std::env::args_os().skip(1));
     let ranks = u32::try_from(ranks).map_err(|e| Error::system("starting ranks", e))?;
-    Ok(ranks_of([vec![program.into_os_string()], arguments].concat(), ranks))
+    Ok(ranks_of([vec![program], arguments].concat(), ranks))
 }
 
 /// The arguments without `--ranks N` and `--ranks=N`.

@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""What a call costs from Python above the same call from Rust: all_reduce of 8 bytes, 2 ranks of one host.
+
+    pip install . numpy
+    benches/python_call.py
+
+Both run from the installed package (``python -m maypole perf`` is the Rust side), in turns, so that whatever else the
+machine does meets both. A figure is the lowest mean of 2000 calls in a round, over the rounds: what a call costs where
+nothing comes between. ``alone`` is a world of one rank, where all that is left of a call is what Python adds.
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+CALLS = 2000
+
+
+def rank():
+    import numpy
+
+    import maypole
+
+    with maypole.init() as comm:
+        x = numpy.zeros(2, "f4")
+        step = comm.persistent.all_reduce(x)
+        for name, call in [("all_reduce", lambda: comm.all_reduce(x)), ("persistent", step.run)]:
+            best = float("inf")
+            for _ in range(10):
+                began = time.perf_counter()
+                for _ in range(CALLS):
+                    call()
+                best = min(best, time.perf_counter() - began)
+            if comm.rank == 0:
+                print(f"{name} {best / CALLS * 1e6:.3f}")
+
+
+def python(ranks):
+    done = run("run", "-n", str(ranks), "--no-prefix", "--", sys.executable, __file__, "--rank")
+    return {name: float(time) for name, time in (line.split() for line in done.splitlines())}
+
+
+def rust():
+    flags = ["-b", "8", "-e", "8", "-n", str(CALLS), "-w", "200", "-c", "0"]
+    rows = [run("perf", "all_reduce", "--ranks", "2", *flags) for _ in range(5)]
+    times = [float(re.search(r"^\s+8\s+2\s+\S+\s+sum\s+\S+\s+(\S+)", row, re.MULTILINE).group(1)) for row in rows]
+    return min(times)
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "maypole", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.rank:
+        return rank()
+    rounds = [(rust(), python(2), python(1)) for _ in range(arguments.rounds)]
+    middle = lambda values: statistics.median(values)
+    base = middle(r for r, _, _ in rounds)
+    print(f"Rust, 2 ranks                      {base:6.2f} us")
+    for name in ("all_reduce", "persistent"):
+        both, alone = middle(p[name] for _, p, _ in rounds), middle(a[name] for _, _, a in rounds)
+        print(f"Python {name:11} 2 ranks         {both:6.2f} us, {both - base:+.2f} above Rust; alone {alone:.2f} us")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
