@@ -15,7 +15,7 @@ import maypole, numpy
 comm = maypole.init()
 x = numpy.full(1000, comm.rank + 1.0)
 comm.all_reduce(x)
-print("rank", comm.rank, "of", comm.size, "sum", x[999])
+print(f"rank {comm.rank} of {comm.size} sum {x[999]}")
 """
 
 
