@@ -85,11 +85,12 @@ class Message(c10d.Work):
             else:
                 future.set_result([self._tensor])
 
-        if self._posted.test():
+        result = future.then(lambda done: done.value())
+        if self.is_completed():
             complete()
         else:
             threading.Thread(target=complete, name="maypole-future", daemon=True).start()
-        return future
+        return result
 
 
 class FromAnyone(Message):
@@ -128,20 +129,6 @@ class FromAnyone(Message):
 
     def exception(self):
         return super().exception() if self._find() else None
-
-    def get_future(self):
-        future = torch.futures.Future()
-
-        def complete():
-            try:
-                self.wait()
-            except Exception as error:  # noqa: BLE001: it is the future's
-                future.set_exception(error)
-            else:
-                future.set_result([self._tensor])
-
-        threading.Thread(target=complete, name="maypole-future", daemon=True).start()
-        return future
 
 
 class Messages:

@@ -17,6 +17,10 @@ from .._maypole import StalledError
 _get_ident = threading.get_ident
 
 
+def _value(future):
+    return future.value()
+
+
 class Work(c10d.Work):
     """One call. Its tensors are kept until it is done."""
 
@@ -90,10 +94,12 @@ class Work(c10d.Work):
     def get_future(self):
         """A future of the tensors, completed when the call is."""
         future = torch.futures.Future()
+        # An error that Python gives to a future is to C++ a value like any other. One that a callback raises is an error.
+        result = future.then(_value)
         self._futures.append(future)
         if self._ended:
             self._complete()
-        return future
+        return result
 
 
 class Done(c10d.Work):
@@ -150,6 +156,7 @@ class Together(Work):
 
     def get_future(self):
         future = torch.futures.Future()
+        result = future.then(_value)
         parts = torch.futures.collect_all([work.get_future() for work in self._works])
 
         def complete(parts):
@@ -161,7 +168,7 @@ class Together(Work):
                 future.set_result(self._result)
 
         parts.add_done_callback(complete)
-        return future
+        return result
 
 
 class Lane:
@@ -184,8 +191,8 @@ class Lane:
 
     def submit(self, work):
         """Queue `work`."""
-        if self._runner == _get_ident():
-            # A callback of the work that is running.
+        if self._closed or self._runner == _get_ident():
+            # There is no group any more to call, as it will find; or a callback of the work that is running called.
             work._run()
             return
         self._works.append(work)
