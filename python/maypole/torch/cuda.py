@@ -25,6 +25,8 @@ def queue(link, what, root, count, input, output, factor):
 class CudaWork(c10d.Work):
     """Calls that have been queued on a stream."""
 
+    was_used = True
+
     def __init__(self, name, result, device):
         super().__init__()
         self._name, self._result, self._device = name, result, device

@@ -8,6 +8,7 @@ device; a `MaypoleGroup` has one for those who ask for it.
 """
 
 import atexit
+import collections
 import datetime
 import functools
 import os
@@ -200,15 +201,23 @@ def _python_caller():
     return sys._getframe(2).f_code.co_filename.endswith("distributed_c10d.py")
 
 
+# Works that C++ has, and of which it would keep only its own part.
+_works = collections.deque()
+# So many that have been waited for stay longer, since who waits may ask again at once.
+_STAY = 32
+
+
 def _kept(method):
-    """Have C++ callers get a Work of C++, in releases that do not keep the Python part of one alive for them."""
+    """Keep the works that C++ callers get, in releases that do not. C++ waits for each, or takes its future, once."""
 
     @functools.wraps(method)
     def call(self, *args, **kwargs):
         work = method(self, *args, **kwargs)
-        if _python_caller():
-            return work
-        return c10d._create_work_from_future(work.get_future())
+        if not _python_caller() and not isinstance(work, Done):
+            while len(_works) > _STAY and _works[0].was_used:
+                _works.popleft()
+            _works.append(work)
+        return work
 
     return call
 
@@ -327,8 +336,6 @@ if not _keeps_works():
         "reduce_scatter_tensor_coalesced",
         "alltoall_base",
         "barrier",
-        "send",
-        "recv",
     ):
         setattr(MaypoleGroup, _name, _kept(getattr(MaypoleGroup, _name)))
 

@@ -28,6 +28,8 @@ class Work(c10d.Work):
         super().__init__()
         self._lane, self._name, self._body, self._result = lane, name, body, result
         self._error = None
+        # Whether somebody has waited for it, or taken a future.
+        self.was_used = False
         self._ended = False
         # Held until then.
         self._done = threading.Lock()
@@ -67,6 +69,7 @@ class Work(c10d.Work):
                 self._done.release()
             else:
                 self._lane.run_until(self)
+        self.was_used = True
         if self._error is not None:
             raise self._error
         return True
@@ -96,6 +99,7 @@ class Work(c10d.Work):
         future = torch.futures.Future()
         # An error that Python gives to a future is to C++ a value like any other. One that a callback raises is an error.
         result = future.then(_value)
+        self.was_used = True
         self._futures.append(future)
         if self._ended:
             self._complete()
