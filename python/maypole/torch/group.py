@@ -89,7 +89,7 @@ class _Group(Collectives, Messages):
     def monitored_barrier(self, opts=None, wait_all_ranks=False):
         """Barrier that names those who have not come; see `messages.monitored_barrier`. `opts`: options or a timeout."""
         timeout = opts if isinstance(opts, datetime.timedelta) else getattr(opts, "timeout", None)
-        if timeout is None or timeout <= datetime.timedelta(0):
+        if timeout is None or timeout < datetime.timedelta(0):
             timeout = self._timeout
         monitored_barrier(self, timeout, wait_all_ranks)
 

@@ -189,7 +189,7 @@ def monitored_barrier(group, timeout, wait_all_ranks):
         store.set(f"{here}{rank}", "here")
         # Rank 0 may use up the whole time before it answers.
         if not _appears(store, f"{here}end", end + min(seconds, 5.0) + 0.5):
-            raise StalledError(f"monitored barrier: rank 0 has not come, or did not answer, within {seconds:g} s")
+            raise StalledError(f"monitored barrier: Rank 0 has not come, or did not answer, within {seconds:g} s")
         missing = store.get(f"{here}end").decode()
     else:
         missing = []
@@ -202,8 +202,10 @@ def monitored_barrier(group, timeout, wait_all_ranks):
         missing = ", ".join(map(str, missing))
         store.set(f"{here}end", missing)
     if missing:
-        ranks = f"ranks {missing} have" if "," in missing else f"rank {missing} has"
-        raise StalledError(f"monitored barrier: {ranks} not come within {seconds:g} s")
+        # In the words that PyTorch's own monitored barrier has, since its users look for them.
+        ranks = f"Ranks {missing}" if "," in missing else f"Rank {missing}"
+        mine = "timed out in monitoredBarrier" if rank == 0 else "successfully reached monitoredBarrier, but others did not"
+        raise StalledError(f"Rank {rank} {mine}: {ranks} failed to pass monitoredBarrier within {seconds:g} s")
 
 
 def _appears(store, key, end):

@@ -300,7 +300,7 @@ def monitored(rank, size):
         raises(
             maypole.StalledError,
             lambda: maypole.torch.monitored_barrier(timeout=timedelta(seconds=0.3), wait_all_ranks=True),
-            f"rank {size - 1} has not come",
+            f"Rank {size - 1} failed to pass monitoredBarrier",
         )
     dist.barrier()
     dist.group.WORLD._barriers = 100
