@@ -157,8 +157,11 @@ class Calls:
         timeout = getattr(opts, "timeout", UNSET)
         timeout = None if timeout is None or timeout <= datetime.timedelta(0) or timeout == self._timeout else timeout
 
+        # Modes belong to a thread, and the body may run on another one.
+        mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+
         def dressed():
-            with torch.no_grad():
+            with mode():
                 if timeout is None:
                     body()
                 else:

@@ -37,10 +37,15 @@ _strided = torch.strided
 
 
 def _options(kind, opts, timeout=None, **fields):
-    """Options of a class: those given, or new ones from what the shorter forms of c10d's methods take."""
+    """Options of a class: those given, or new ones from what the shorter forms of c10d's methods take.
+
+    A shorter form has, in the place of options, what the first field is for; or passes it by the field's name.
+    """
     if isinstance(opts, kind):
         return opts
     options = kind()
+    if opts is not None and fields:
+        fields[next(iter(fields))] = opts
     for name, value in fields.items():
         if value is not None:
             setattr(options, name, value)
@@ -63,9 +68,9 @@ def _lists(tensors):
 class Collectives(Calls):
     """The collectives of a group."""
 
-    def allreduce(self, tensors, opts=None, timeout=None):
+    def allreduce(self, tensors, opts=None, timeout=None, *, op=None):
         if type(opts) is not c10d.AllreduceOptions:
-            opts = _options(c10d.AllreduceOptions, opts, timeout, reduceOp=opts)
+            opts = _options(c10d.AllreduceOptions, opts, timeout, reduceOp=op)
         if type(tensors) is list and len(tensors) == 1:
             tensor = tensors[0]
             op = opts.reduceOp
@@ -100,8 +105,11 @@ class Collectives(Calls):
             check(name, f"tensors[{place}]", tensor)
             reductions.append(Reduction(name, tensor.dtype, opts.reduceOp))
 
+        # A tensor that the list has twice is reduced once.
+        calls = {id(tensor): (tensor, reduction) for tensor, reduction in zip(tensors, reductions)}
+
         def body():
-            for tensor, reduction in zip(tensors, reductions):
+            for tensor, reduction in calls.values():
                 self._all_reduce(tensor, reduction)
 
         return self._issue(name, opts, body, list(tensors), tensors[0].device if tensors else None)
@@ -109,8 +117,8 @@ class Collectives(Calls):
     def allreduce_sparse(self, tensors, opts=None):
         return sparse.allreduce(self, tensors[0], _options(c10d.AllreduceOptions, opts))
 
-    def broadcast(self, tensors, opts=None, timeout=None):
-        opts = _options(c10d.BroadcastOptions, opts, timeout, rootRank=opts)
+    def broadcast(self, tensors, opts=None, timeout=None, *, root=None):
+        opts = _options(c10d.BroadcastOptions, opts, timeout, rootRank=root)
         tensor, root = one("broadcast", "tensor", tensors), self._root("broadcast", opts.rootRank)
         what, width = self._move(BROADCAST, tensor.dtype)
 
@@ -122,8 +130,8 @@ class Collectives(Calls):
 
         return self._issue("broadcast", opts, body, [tensor], tensor.device)
 
-    def reduce(self, tensors, opts=None, op=None, timeout=None):
-        opts = _options(c10d.ReduceOptions, opts, timeout, rootRank=opts, reduceOp=op)
+    def reduce(self, tensors, opts=None, op=None, timeout=None, *, root=None):
+        opts = _options(c10d.ReduceOptions, opts, timeout, rootRank=root, reduceOp=op)
         tensor, root = one("reduce", "tensor", tensors), self._root("reduce", opts.rootRank)
         reduction = Reduction("reduce", tensor.dtype, opts.reduceOp)
 
@@ -236,8 +244,8 @@ class Collectives(Calls):
         result = [tensor for outputs in output_lists for tensor in outputs]
         return self._issue(name, opts, body, result, input_list[0].device if input_list else None)
 
-    def reduce_scatter(self, output_tensors, input_tensors, opts=None, timeout=None):
-        opts = _options(c10d.ReduceScatterOptions, opts, timeout, reduceOp=opts)
+    def reduce_scatter(self, output_tensors, input_tensors, opts=None, timeout=None, *, op=None):
+        opts = _options(c10d.ReduceScatterOptions, opts, timeout, reduceOp=op)
         name = "reduce_scatter"
         output, inputs = one(name, "output", output_tensors), _lists(input_tensors)
         several(name, "input_list", inputs, self._size, output)
@@ -299,8 +307,8 @@ class Collectives(Calls):
 
         return self._issue(name, opts, body, list(outputs), inputs[0].device if inputs else None)
 
-    def gather(self, output_tensors, input_tensors, opts=None, timeout=None):
-        opts = _options(c10d.GatherOptions, opts, timeout, rootRank=opts)
+    def gather(self, output_tensors, input_tensors, opts=None, timeout=None, *, root=None):
+        opts = _options(c10d.GatherOptions, opts, timeout, rootRank=root)
         tensor, root = one("gather", "tensor", input_tensors), self._root("gather", opts.rootRank)
         outputs = _lists(output_tensors)
         if self._rank == root:
@@ -340,8 +348,8 @@ class Collectives(Calls):
 
         return self._issue("gather_into_tensor", opts, body, [output], input.device)
 
-    def scatter(self, output_tensors, input_tensors, opts=None, timeout=None):
-        opts = _options(c10d.ScatterOptions, opts, timeout, rootRank=opts)
+    def scatter(self, output_tensors, input_tensors, opts=None, timeout=None, *, root=None):
+        opts = _options(c10d.ScatterOptions, opts, timeout, rootRank=root)
         output, root = one("scatter", "tensor", output_tensors), self._root("scatter", opts.rootRank)
         inputs = _lists(input_tensors)
         if self._rank == root:
