@@ -130,6 +130,8 @@ fn two_contexts_of_one_device_are_told_what_to_do() {
 #[test]
 fn memory_that_was_mapped_in_pieces_is_one_buffer() {
     let _alone = with_two_devices();
+    // It goes with its last user otherwise, and the memory with it.
+    let _context = Context::primary(0).unwrap();
     let (kept, meeting) = (Mutex::new(Vec::new()), Barrier::new(2));
     streams::threads(2, &config(DeviceStaging::Auto), |rank| {
         let _entered = rank.context.enter().unwrap();

@@ -37,6 +37,12 @@
 //! Waits and writes gather in an array and go to the driver in one call (`cuStreamBatchMemOp`) before the next launch,
 //! or at [`finish`](Commands::finish). They run in the array's order, and each write has its barrier.
 //!
+//! # How many fit
+//!
+//! A stream has a queue in the driver of about 1,024 commands. A call that finds it full blocks until the device has
+//! taken some, and, as far as is known, holds the context's lock meanwhile. [`Commands::calls`] counts, so that whoever
+//! queues much can stay below that.
+//!
 //! # Without stream memory operations
 //!
 //! Where the device or its driver has none, a host function stands for each: one that stores, and one that looks until
@@ -129,6 +135,8 @@ pub struct Commands<'a> {
     memory_operations: bool,
     gathered: usize,
     batch: [CUstreamBatchMemOpParams; BATCH],
+    /// Calls to the driver.
+    calls: u64,
     /// What goes in front of the next wait or write that is gathered.
     along: Option<(Word, u32)>,
     /// The stream's context is current meanwhile, so that each call finds it so.
@@ -145,12 +153,19 @@ impl<'a> Commands<'a> {
         let _entered = context.enter()?;
         let memory_operations = context.supports_memory_operations();
         let batch = [CUstreamBatchMemOpParams { pad: [0; 6] }; BATCH];
-        Ok(Commands { stream, memory_operations, gathered: 0, batch, along: None, _entered })
+        Ok(Commands { stream, memory_operations, gathered: 0, batch, calls: 0, along: None, _entered })
     }
 
     /// The stream.
     pub fn stream(&self) -> &'a Stream {
         self.stream
+    }
+
+    /// How many calls to the driver have put something on the stream: each takes a place in the stream's queue, however
+    /// many waits and writes a batch has.
+    #[inline]
+    pub fn calls(&self) -> u64 {
+        self.calls
     }
 
     /// Everything after this on the stream waits until `word` has come to `value`.
@@ -221,6 +236,7 @@ impl<'a> Commands<'a> {
     #[inline]
     pub fn then<T>(&mut self, queue: impl FnOnce(&'a Stream) -> Result<T>) -> Result<T> {
         self.flush()?;
+        self.calls += 1;
         queue(self.stream)
     }
 
@@ -234,6 +250,7 @@ impl<'a> Commands<'a> {
     #[inline]
     pub unsafe fn launch(&mut self, kernels: &Kernels, kernel: Kernel, job: &Job) -> Result<()> {
         self.flush()?;
+        self.calls += 1;
         // SAFETY: the caller's promise.
         unsafe { kernels.launch(self.stream, kernel, job) }
     }
@@ -251,9 +268,19 @@ impl<'a> Commands<'a> {
             return Ok(());
         }
         self.flush()?;
+        self.calls += 1;
         let (driver, stream) = (self.stream.context().driver(), self.stream.handle());
         // SAFETY: the stream is alive and its context current; the rest is the caller's promise.
         Ok(unsafe { driver.cuMemcpyDtoDAsync(to, from, bytes, stream) }?)
+    }
+
+    /// Everything so far is on the stream: nothing is gathered any more. To be called before the caller waits for anybody.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn hand_over(&mut self) -> Result<()> {
+        self.catch_up()?;
+        self.flush()
     }
 
     /// Everything is on the stream.
@@ -261,8 +288,7 @@ impl<'a> Commands<'a> {
     /// # Errors
     /// The driver's.
     pub fn finish(mut self) -> Result<()> {
-        self.catch_up()?;
-        self.flush()
+        self.hand_over()
     }
 
     #[inline]
@@ -300,6 +326,7 @@ impl<'a> Commands<'a> {
         if count == 0 {
             return Ok(());
         }
+        self.calls += 1;
         let (driver, stream) = (self.stream.context().driver(), self.stream.handle());
         // SAFETY: the stream is alive and its context current; the first `count` entries were written by `gather`, and
         // their addresses are words, which stay as `Word::new` was promised. The driver copies the array.
@@ -308,6 +335,7 @@ impl<'a> Commands<'a> {
 
     #[cold]
     fn by_host_function(&mut self, word: &Word, value: u32, function: unsafe extern "C" fn(*mut c_void)) -> Result<()> {
+        self.calls += 1;
         let data = Box::into_raw(Box::new((*word, value)));
         let (driver, stream) = (self.stream.context().driver(), self.stream.handle());
         // SAFETY: the stream is alive and its context current; `function` takes such a box.

@@ -13,6 +13,7 @@ use super::build::World;
 use super::{Buffers, Call, Communicator, Inner, Lengths, Work};
 use crate::cuda::DeviceBuffer;
 use crate::device::executor::Task;
+use crate::device::pace::Halt;
 use crate::device::plan::Ordered;
 use crate::device::state::{Device, State, name};
 use crate::engine::bound::Bound;
@@ -178,7 +179,7 @@ impl Communicator {
         ];
         let copied = inner.copied(&call, root, alias);
         if copied == 0 {
-            state.loans.lend(&mut bound, plan.algorithm, collective, blocks);
+            device.loans.lock().lend(&mut bound, plan.algorithm, collective, blocks);
         }
         let divided = (buffers.output.addr() as u64, blocks[1] * count);
         let queued = Queued { call, ordered: &ordered, bound, copied, divided };
@@ -405,14 +406,14 @@ impl Inner {
             self.watch.refuse(operation.sequence, source.to_string());
             Error::Device { rank: self.rank, source }
         };
-        let _queueing = crate::device::queueing();
-        // Whatever can be refused is done before anything is queued.
+        // Whatever can be refused is done before anything is queued, and nothing is allocated while queueing.
         let steps = queued.ordered.plan.schedule.scratch() * queued.bound.stride;
-        let scratch = state.scratch(&device.context, steps + queued.copied).map_err(refused)?;
+        let scratch = state.scratch(device, stream, steps + queued.copied).map_err(refused)?;
         queued.bound.scratch = std::ptr::without_provenance_mut(scratch as usize);
         if queued.ordered.fresh {
             state.open(device, &*queued.ordered.plan.schedule).map_err(refused)?;
         }
+        let _queueing = device.enter(operation.sequence);
         work.past = operation.digest();
         self.watch.enter(&operation);
         let entry = device.sentry.begin(operation, name(stream))?;
@@ -437,7 +438,7 @@ fn commands_of(
     operation: &Fingerprint,
     queued: Queued<'_>,
     size: usize,
-) -> std::result::Result<(), CudaError> {
+) -> std::result::Result<(), Halt> {
     let Queued { call, ordered, mut bound, copied, divided } = queued;
     let Call { collective, dtype, op, .. } = call;
     let mut commands = Commands::new(stream)?;
@@ -471,5 +472,5 @@ fn commands_of(
     if averages && !folds && divided.1 > 0 {
         state.executor.divide(&mut commands, dtype, divided.0, (size as u64, divided.1))?;
     }
-    device.end(commands, number)
+    Ok(device.end(state, commands, number)?)
 }

@@ -85,6 +85,12 @@ fn warn_of_shared_queues(rank: usize, me: usize, members: &[Member]) {
     }
 }
 
+/// Bytes of the links on each channel. Where all ranks are near, the tuner takes nothing that uses the second one: who wants
+/// `double_tree` there must ask for it.
+fn fifos(bytes: usize, tuned: bool) -> [usize; CHANNELS] {
+    [bytes, if tuned { 0 } else { bytes }, bytes]
+}
+
 /// Whether `threads` ranks of one process may have to share hardware queues. Not set, it is 8 on most drivers, which is
 /// for all streams of the process, not only for those of ranks.
 fn queues_are_few(queues: Option<&str>, threads: usize) -> bool {
@@ -145,10 +151,10 @@ impl Communicator {
     ) -> Result<Option<Staging>> {
         let rank = self.rank();
         let offer = || {
-            let memory = match beyond {
-                true => DeviceMemory::exportable(context, shape.bytes())?,
-                false => DeviceMemory::new(context, shape.bytes())?,
-            };
+            let memory = limbo::making_room(|| match beyond {
+                true => DeviceMemory::exportable(context, shape.bytes()),
+                false => DeviceMemory::new(context, shape.bytes()),
+            })?;
             // Headers of nothing: no digest is 0.
             memory.fill(0, memory.bytes(), 0)?;
             let memory = Arc::new(memory);
@@ -248,7 +254,8 @@ impl Communicator {
 
         // Words and staging.
         let region = self.shared_region(&near, Words::bytes(near.len(), CHANNELS))?;
-        let shape = Shape::new(near.len(), CHANNELS, config.device_window, config.device_fifo);
+        let tuned = all_near && config.algorithm.is_empty();
+        let shape = Shape::new(near.len(), config.device_window, &fifos(config.device_fifo, tuned));
         let staging = match on_device {
             true => self.device_staging(context, (&near, me), shape, others_beyond)?,
             false => None,
@@ -283,7 +290,7 @@ impl Communicator {
             false => Links::Mixed,
         };
         // The slots of other hosts' links are of the same size as those of this host's.
-        let limits = (shape.window, 2 * shape.message());
+        let limits = (shape.window, 2 * shape.message(0));
         let tuner = Tuner::for_device((rank, size), links, self.topology().placement(), config, limits);
         let planner = Planner::new(tuner, (rank, size));
         let routes = self.inner.device_routes();
@@ -306,7 +313,40 @@ impl Communicator {
 
 #[cfg(test)]
 mod tests {
-    use super::queues_are_few;
+    use maypole_collectives::schedule::Collective;
+    use maypole_collectives::{Hosts, Order};
+    use maypole_cuda::peer::Shape;
+
+    use super::{fifos, queues_are_few};
+    use crate::config::Config;
+    use crate::tuner::{Links, Tuner};
+
+    #[test]
+    fn the_second_channel_is_for_those_who_ask() {
+        for (size, order) in (2..10).flat_map(|size| [Order::Free, Order::Canonical].map(|order| (size, order))) {
+            let config = Config { order, ..Config::default() };
+            let place = (size - 1, size);
+            let mut tuner = Tuner::for_device(place, Links::Shared, Hosts::together(size), &config, (1 << 20, 1 << 20));
+            for collective in Collective::ALL {
+                for bytes in [8, 40 << 10, 300 << 10, 2 << 20, 64 << 20] {
+                    let plans = [tuner.plan(collective, 0, bytes), tuner.plan_v(collective, 0, bytes)];
+                    for schedule in plans.into_iter().flatten().map(|plan| plan.schedule) {
+                        let first = (0..schedule.lanes()).all(|lane| schedule.channel(lane) == 0);
+                        assert!(first, "{collective:?} of {bytes} bytes among {size}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attaching_takes_megabytes() {
+        let bytes = |members| {
+            let config = Config::default();
+            Shape::new(members, config.device_window, &fifos(config.device_fifo, true)).bytes() >> 20
+        };
+        assert_eq!([2, 4, 8].map(bytes), [36, 44, 60]);
+    }
 
     #[test]
     fn ranks_that_are_threads_need_a_queue_each() {

@@ -20,7 +20,10 @@ use super::limbo;
 /// Wait for streams of your own that use it before you drop it. Where ranks are processes its memory is given back at
 /// once, for which the driver may wait for what this process has on the device. Where ranks are threads of one process,
 /// dropping it waits for nobody, and its memory is given back as soon as no operation of any communicator of this process
-/// is outstanding: giving it back at once would wait for other ranks' operations too, which may wait for this thread.
+/// is outstanding: giving it back at once would wait for other ranks' operations too, which may wait for this thread. Where
+/// much has been dropped, or there is no room for something new, the ranks' next collectives wait for that moment, for a
+/// tenth of a second at most. No host function of yours on a stream may wait for a thread that uses communicators or drops
+/// buffers.
 pub struct DeviceBuffer<T> {
     /// `None` only while it is dropped.
     memory: Option<Arc<DeviceMemory>>,
@@ -42,12 +45,11 @@ impl<T: Element> DeviceBuffer<T> {
 
     /// Zeroed memory for `len` elements; `shared`: other ranks are to map it.
     pub(super) fn memory_of(context: &Arc<Context>, len: usize, shared: bool) -> Result<Arc<DeviceMemory>, CudaError> {
-        limbo::sweep();
         let bytes = bytes::<T>(context, len)?;
-        let memory = match shared {
-            true => DeviceMemory::exportable(context, bytes)?,
-            false => DeviceMemory::new(context, bytes)?,
-        };
+        let memory = limbo::making_room(|| match shared {
+            true => DeviceMemory::exportable(context, bytes),
+            false => DeviceMemory::new(context, bytes),
+        })?;
         memory.fill(0, memory.bytes(), 0)?;
         Ok(Arc::new(memory))
     }
@@ -57,8 +59,7 @@ impl<T: Element> DeviceBuffer<T> {
     /// # Errors
     /// As [`DeviceBuffer::new`].
     pub fn from_slice(context: &Arc<Context>, elements: &[T]) -> Result<DeviceBuffer<T>, CudaError> {
-        limbo::sweep();
-        let memory = DeviceMemory::new(context, size_of_val(elements))?;
+        let memory = limbo::making_room(|| DeviceMemory::new(context, size_of_val(elements)))?;
         memory.copy_from_host(0, cast_slice(elements))?;
         Ok(DeviceBuffer::of(Arc::new(memory), elements.len(), None))
     }
@@ -195,9 +196,9 @@ impl<T> Drop for DeviceBuffer<T> {
     fn drop(&mut self) {
         // A registration keeps the memory, and sees to the rest.
         let (memory, home) = (self.memory.take(), self.home.take());
-        match home {
-            Some(home) => drop((memory, home)),
-            None => limbo::give_back(memory),
+        match (memory, home) {
+            (Some(memory), None) => limbo::give_back_buffer(memory),
+            shared => drop(shared),
         }
     }
 }

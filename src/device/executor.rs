@@ -4,15 +4,6 @@
 //! waits for words, jobs for the device and writes of words, in the order that [`Linear`] gives. Where the engine would
 //! compare fingerprints, the jobs do: each header that a job reads must have the operation's digest, or the job touches
 //! nothing and says so in this rank's `trouble` word, which the sentry watches.
-//!
-//! # Fewer jobs than steps
-//!
-//! A job costs microseconds whatever it moves, so consecutive fetches that fold several ranks' publications into one
-//! region become one job that reads them all ([`Fold`]). It comes where the last of them stands in the order. That is no later
-//! for anybody who waits: nothing stands between the steps, and a publisher of which this rank fetches one publication in
-//! the fold has its second place for the next. Operations are commutative bit for bit, so which side an operand stands on
-//! makes no difference; sums of 8- and 16-bit floats are rounded once instead of after each operand, except under
-//! [`Order::Canonical`](maypole_collectives::Order), where a job takes two operands.
 
 use std::sync::Arc;
 
@@ -20,16 +11,18 @@ use maypole_collectives::linear::Linear;
 use maypole_collectives::schedule::Buffer;
 use maypole_collectives::schedule::{Region, Schedule, Step};
 use maypole_collectives::{DataType, ReduceOp};
+use maypole_cuda::Commands;
 use maypole_cuda::kernels::{Header, Job, Kernel, Kernels, MOST_SOURCES, Source, op_code};
 use maypole_cuda::peer::{Bases, Incoming, Outgoing, Place, Window};
-use maypole_cuda::{Commands, CudaError};
 
 use super::courier::{End, Passage};
+use super::fold::Fold;
+use super::pace::{Halt, Pace};
 use super::pieces::{Runs, Track, length};
 use crate::engine::bound::Bound;
 use crate::fingerprint::Fingerprint;
 
-type Result<T> = std::result::Result<T, CudaError>;
+pub(super) type Result<T> = std::result::Result<T, Halt>;
 
 /// Channels per ordered pair of ranks: the engine's, those of lanes and that of messages.
 pub(crate) const CHANNELS: usize = crate::engine::routes::CHANNELS;
@@ -51,8 +44,8 @@ type Ends<T> = Box<[Option<T>]>;
 
 /// Makes commands of schedules, for one rank of one communicator.
 pub(crate) struct Executor {
-    me: usize,
-    size: usize,
+    pub(super) me: usize,
+    pub(super) size: usize,
     kernels: Arc<Kernels>,
     /// Each rank's number among those of this host, if it is there.
     pub members: Vec<Option<usize>>,
@@ -64,11 +57,13 @@ pub(crate) struct Executor {
     pub outgoing: Ends<Outgoing>,
     pub incoming: Ends<Incoming>,
     /// What the last two publications were made of.
-    own: [Own; 2],
-    /// What the courier will carry of the operation that is being queued.
+    pub(super) own: [Own; 2],
+    /// Keeps the host from running too far ahead; `None` only until there is a sentry.
+    pub pace: Option<Pace>,
+    /// What the courier will carry of the operation that is being queued, as far as it has not been told.
     pub passages: Vec<(End, Passage)>,
-    /// Kept for its memory.
-    fold: Fold,
+    /// Fetches that are waiting to become a job.
+    pub(super) fold: Fold,
 }
 
 /// Addresses for jobs: of this rank's [`Trouble`](maypole_cuda::kernels::Trouble), and of the word by which one that found
@@ -81,21 +76,30 @@ pub(crate) struct Reports {
 
 /// One of this rank's publications.
 #[derive(Clone, Copy, Default)]
-struct Own {
+pub(super) struct Own {
     /// The region's first chunk lies here, if it was lent.
-    lent: Option<Region>,
+    pub lent: Option<Region>,
 }
 
 /// Everything that jobs of one operation have in common.
-struct Now<'a> {
-    bound: &'a Bound<'a>,
+pub(super) struct Now<'a> {
+    pub bound: &'a Bound<'a>,
     operation: &'a Fingerprint,
     digest: u32,
-    round: usize,
+    pub round: usize,
     /// Publications made in this round.
-    published: u32,
-    divisor: u64,
-    most: usize,
+    pub published: u32,
+    pub divisor: u64,
+    /// The most sources of a job.
+    pub most: usize,
+}
+
+/// Where a publication goes.
+pub(super) struct Onward {
+    pub place: Place,
+    pub head: Header,
+    /// What is lent in place of being copied to `place`.
+    pub lent: Option<Region>,
 }
 
 /// A message that comes in, goes out, or both: the links' numbers.
@@ -103,27 +107,6 @@ struct Now<'a> {
 pub(crate) struct Way {
     pub from: Option<usize>,
     pub to: Option<usize>,
-}
-
-/// Fetches into one region that are waiting to become jobs.
-struct Fold {
-    dst: Region,
-    /// The operand of this rank's own.
-    local: Option<Region>,
-    fetches: Vec<Fetch>,
-    open: bool,
-}
-
-/// Part of a publication that is to be read.
-#[derive(Clone, Copy)]
-struct Fetch {
-    from: usize,
-    /// Number of the publication.
-    number: u32,
-    /// Which of its chunks is the first.
-    at: usize,
-    /// Where it lies, once the stream has been made to wait for it.
-    place: Option<Place>,
 }
 
 /// The number of a link among a rank's.
@@ -152,15 +135,28 @@ impl Executor {
             outgoing: std::iter::repeat_with(|| None).take(ends).collect(),
             incoming: std::iter::repeat_with(|| None).take(ends).collect(),
             own: [Own::default(); 2],
+            pace: None,
             passages: Vec::new(),
-            fold: Fold { dst: Region::EMPTY, local: None, fetches: Vec::new(), open: false },
+            fold: Fold::default(),
         }
     }
 
-    /// Queue an operation. All links that it uses are open.
+    /// What begins, counts and ends the commands of an operation.
+    pub fn pace(&mut self) -> &mut Pace {
+        self.pace.as_mut().expect("made with the sentry")
+    }
+
+    /// Tell the courier what it has not been told yet.
+    pub fn carry(&mut self) {
+        let Executor { pace: Some(pace), passages, .. } = self else { return };
+        pace.carry(passages);
+    }
+
+    /// Queue an operation. All links that it uses are open. Blocks while more is on the stream than should be, see
+    /// [`pace`](super::pace).
     ///
     /// # Errors
-    /// The driver's; part of the operation may be queued then.
+    /// The driver's, or a verdict while this waits; part of the operation may be queued then.
     pub fn queue(&mut self, commands: &mut Commands<'_>, task: &Task<'_>) -> Result<()> {
         let most = if task.pairwise { 2 } else { MOST_SOURCES };
         let digest = task.operation.digest();
@@ -173,12 +169,12 @@ impl Executor {
                 if round > 0 && is_nothing(bound, step, round) || self.folds(&now, step) {
                     continue;
                 }
-                self.close(commands, &now)?;
-                if !self.folds(&now, step) {
+                let is_done = self.close(commands, &mut now, Some(step))?;
+                if !is_done && !self.folds(&now, step) {
                     self.step(commands, &mut now, step, task.schedule.channel(lane))?;
                 }
             }
-            self.close(commands, &now)?;
+            self.close(commands, &mut now, None)?;
         }
         if bound.lends()
             && let Some(window) = &mut self.window
@@ -211,7 +207,7 @@ impl Executor {
     }
 
     /// A job of this operation, with nothing to do yet.
-    fn job(&self, now: &Now<'_>) -> Job {
+    pub(super) fn job(&self, now: &Now<'_>) -> Job {
         self.blank(now.digest)
     }
 
@@ -221,7 +217,13 @@ impl Executor {
     }
 
     /// Queue a job over `bytes` bytes.
-    fn launch(&self, commands: &mut Commands<'_>, now: &Now<'_>, job: &mut Job, bytes: usize) -> Result<()> {
+    pub(super) fn launch(
+        &mut self,
+        commands: &mut Commands<'_>,
+        now: &Now<'_>,
+        job: &mut Job,
+        bytes: usize,
+    ) -> Result<()> {
         let dtype = now.bound.dtype;
         let kernel = match job.sources > 1 || job.divide != 0 {
             true => Kernel::Reduce(dtype),
@@ -234,12 +236,16 @@ impl Executor {
         self.submit(commands, kernel, job)
     }
 
-    pub(super) fn submit(&self, commands: &mut Commands<'_>, kernel: Kernel, job: &Job) -> Result<()> {
+    /// Launch a kernel, when there is room for it on the stream.
+    pub(super) fn submit(&mut self, commands: &mut Commands<'_>, kernel: Kernel, job: &Job) -> Result<()> {
+        if let Some(pace) = &mut self.pace {
+            pace.keep(commands, &mut self.passages)?;
+        }
         // SAFETY: sources and results lie in the call's buffers, which were checked to be device memory of their length,
         // in scratch, and in places of staging memory within their length; the operation was checked to have the type.
         // That the caller keeps its buffers until the stream has passed is what calls on streams ask of it; staging and
         // scratch stay until this rank's streams have drained.
-        commands.then(|stream| unsafe { self.kernels.launch(stream, kernel, job) })
+        Ok(unsafe { commands.launch(&self.kernels, kernel, job) }?)
     }
 
     /// A message in, out, or through this rank, or a copy: slot by slot, in jobs as long as the regions and slots allow.
@@ -369,23 +375,9 @@ impl Executor {
     }
 
     fn publish(&mut self, commands: &mut Commands<'_>, now: &mut Now<'_>, src: Region) -> Result<()> {
-        let window = self.window.as_mut().expect("one-sided schedules run only where all ranks share memory");
-        let number = window.published();
-        let place = window.begin_publish(commands)?;
-        // A loan says where the first chunk lies; readers know how far from it the others do if the chunks begin with a
-        // block, as they all do that are more than one.
-        let loan = now.bound.loan(src).filter(|_| src.first == 0 || src.len == 1);
-        let mut head = header(now.operation);
-        if let Some(loan) = loan {
-            let from = match src.buffer {
-                Buffer::Input => now.bound.input.addr(),
-                _ => now.bound.output.addr(),
-            };
-            head.allocation = loan.allocation;
-            head.offset = loan.offset + (now.bound.of(src, 0, now.round).0.addr() - from) as u64;
-        }
+        let Onward { place, head, lent } = self.begin_publish(commands, now, src)?;
         let tracks = [Track::Chunks(src), Track::Strided(place.data())];
-        let copied = loan.is_none().then(|| Runs::new(now.bound, now.round, src, tracks));
+        let copied = lent.is_none().then(|| Runs::new(now.bound, now.round, src, tracks));
         let mut runs = copied.into_iter().flatten().peekable();
         if runs.peek().is_none() {
             let mut job = Job { publish: place.header, head, ..self.job(now) };
@@ -400,110 +392,38 @@ impl Executor {
             }
             self.launch(commands, now, &mut job, bytes)?;
         }
-        self.own[(number & 1) as usize] = Own { lent: loan.map(|_| src) };
+        self.end_publish(commands, now, lent)
+    }
+
+    /// What the jobs that make the next publication write. [`Executor::end_publish`] follows them.
+    pub(super) fn begin_publish(&mut self, commands: &mut Commands<'_>, now: &Now<'_>, src: Region) -> Result<Onward> {
+        let window = self.window.as_mut().expect("one-sided schedules run only where all ranks share memory");
+        let place = window.begin_publish(commands)?;
+        // A loan says where the first chunk lies; readers know how far from it the others do if the chunks begin with a
+        // block, as they all do that are more than one.
+        let loan = now.bound.loan(src).filter(|_| src.first == 0 || src.len == 1);
+        let mut head = header(now.operation);
+        if let Some(loan) = loan {
+            let from = match src.buffer {
+                Buffer::Input => now.bound.input.addr(),
+                _ => now.bound.output.addr(),
+            };
+            head.allocation = loan.allocation;
+            head.offset = loan.offset + (now.bound.of(src, 0, now.round).0.addr() - from) as u64;
+        }
+        Ok(Onward { place, head, lent: loan.map(|_| src) })
+    }
+
+    pub(super) fn end_publish(
+        &mut self,
+        commands: &mut Commands<'_>,
+        now: &mut Now<'_>,
+        lent: Option<Region>,
+    ) -> Result<()> {
+        let window = self.window.as_mut().expect("there was one to begin with");
+        self.own[(window.published() & 1) as usize] = Own { lent };
         now.published += 1;
-        self.window.as_mut().expect("used above").end_publish(commands)
-    }
-
-    /// Make a fetch part of the fold, if it is one and fits there.
-    fn folds(&mut self, now: &Now<'_>, step: Step) -> bool {
-        let Some(window) = &self.window else { return false };
-        let (from, nth, at, local, dst) = match step {
-            Step::Fetch { from, nth, at, dst } => (from, nth, at, None, dst),
-            Step::FetchReduce { from, nth, at, local, dst, .. } => (from, nth, at, Some(local), dst),
-            _ => return false,
-        };
-        let number = match from == self.me {
-            true => window.published().wrapping_sub(now.published - nth as u32),
-            false => window.fetched(member(&self.members, from)),
-        };
-        let fold = &mut self.fold;
-        if fold.open {
-            let goes_on = if dst.len == 0 { local.is_none() } else { local == Some(dst) };
-            if !goes_on || fold.dst != dst || fold.fetches.iter().any(|other| other.from == from) {
-                return false;
-            }
-        } else {
-            (fold.dst, fold.local, fold.open) = (dst, local, true);
-            fold.fetches.clear();
-        }
-        fold.fetches.push(Fetch { from, number, at, place: None });
-        true
-    }
-
-    /// Queue the fold, if there is one.
-    fn close(&mut self, commands: &mut Commands<'_>, now: &Now<'_>) -> Result<()> {
-        if !std::mem::take(&mut self.fold.open) {
-            return Ok(());
-        }
-        let Executor { window: Some(window), fold, members, .. } = self else {
-            unreachable!("fetches are folded only where there is a window")
-        };
-        for fetch in &mut fold.fetches {
-            fetch.place = Some(window.begin_fetch(commands, member(members, fetch.from), fetch.number)?);
-        }
-        let region = self.fold.dst;
-        let moves = |i: &usize| now.bound.of(region, *i, now.round).1 > 0;
-        (0..region.len).filter(moves).try_for_each(|i| self.fold_chunk(commands, now, i))?;
-        if !(0..region.len).any(|i| moves(&i)) {
-            self.look_at_headers(commands, now)?;
-        }
-        let Executor { window: Some(window), fold, members, .. } = self else { unreachable!("as above") };
-        fold.fetches.iter().try_for_each(|f| window.end_fetch(commands, member(members, f.from), f.number))
-    }
-
-    /// The jobs of the fold for one of its chunks.
-    fn fold_chunk(&self, commands: &mut Commands<'_>, now: &Now<'_>, chunk: usize) -> Result<()> {
-        let Fold { dst, local, fetches, .. } = &self.fold;
-        let (to, bytes) = now.bound.of(*dst, chunk, now.round);
-        let to = to.addr() as u64;
-        let mut job = Job { dst: to, ..self.job(now) };
-        if let Some(local) = local {
-            add(&mut job, Source::plain(now.bound.of(*local, chunk, now.round).0.addr() as u64));
-        }
-        for fetch in fetches {
-            if job.sources as usize == now.most {
-                self.launch(commands, now, &mut job, bytes)?;
-                // The next job goes on with what this one leaves.
-                job = Job { dst: to, ..self.job(now) };
-                add(&mut job, Source::plain(to));
-            }
-            add(&mut job, self.source(now, fetch, chunk));
-        }
-        if local.is_some() as usize + fetches.len() == self.size {
-            job.divide = now.divisor;
-        }
-        self.launch(commands, now, &mut job, bytes)
-    }
-
-    /// The job of a fold that moves nothing: it sees whether the publications are of this operation.
-    fn look_at_headers(&self, commands: &mut Commands<'_>, now: &Now<'_>) -> Result<()> {
-        let mut others = self.fold.fetches.iter().filter(|fetch| fetch.from != self.me).peekable();
-        while others.peek().is_some() {
-            let mut job = self.job(now);
-            for fetch in others.by_ref().take(MOST_SOURCES) {
-                let place = fetch.place.expect("the stream waits for it");
-                // If it is lent, the job looks where, though it reads nothing there.
-                let (at, bases) = (place.data(), self.bases.row(member(&self.members, fetch.from)));
-                add(&mut job, Source { header: place.header, bases, peer: fetch.from as u32, ..Source::plain(at) });
-            }
-            self.launch(commands, now, &mut job, 0)?;
-        }
-        Ok(())
-    }
-
-    /// Chunk `i` of a fetch, as a job's source.
-    fn source(&self, now: &Now<'_>, fetch: &Fetch, i: usize) -> Source {
-        let (bound, chunk) = (now.bound, fetch.at + i);
-        let place = fetch.place.expect("the stream waits for it");
-        let at = place.data() + (chunk * bound.stride) as u64;
-        if fetch.from == self.me {
-            let lent = self.own[(fetch.number & 1) as usize].lent;
-            return Source::plain(lent.map_or(at, |region| bound.of(region, chunk, now.round).0.addr() as u64));
-        }
-        let loan = bound.offset(chunk, now.round).wrapping_sub(bound.offset(0, now.round)) as u64;
-        let bases = self.bases.row(member(&self.members, fetch.from));
-        Source { at, header: place.header, bases, loan, peer: fetch.from as u32, reserved: 0 }
+        Ok(window.end_publish(commands)?)
     }
 
     /// Queue `dst` = `src` times `factor`, for `count` elements.
@@ -511,7 +431,7 @@ impl Executor {
     /// # Errors
     /// The driver's.
     pub fn scale(
-        &self,
+        &mut self,
         commands: &mut Commands<'_>,
         dtype: DataType,
         (dst, src): (u64, u64),
@@ -526,7 +446,7 @@ impl Executor {
     ///
     /// # Errors
     /// The driver's.
-    pub fn copy(&self, commands: &mut Commands<'_>, (dst, src): (u64, u64), bytes: usize) -> Result<()> {
+    pub fn copy(&mut self, commands: &mut Commands<'_>, (dst, src): (u64, u64), bytes: usize) -> Result<()> {
         self.submit(commands, Kernel::Copy, &Job::copy(dst, Source::plain(src), bytes as u64))
     }
 
@@ -535,7 +455,7 @@ impl Executor {
     /// # Errors
     /// The driver's.
     pub fn divide(
-        &self,
+        &mut self,
         commands: &mut Commands<'_>,
         dtype: DataType,
         at: u64,
@@ -546,13 +466,8 @@ impl Executor {
     }
 }
 
-/// A rank's number among those of this host.
-fn member(members: &[Option<usize>], rank: usize) -> usize {
-    members[rank].expect("one-sided schedules run only where all ranks are on this host")
-}
-
 /// One more source for a job, after those it has.
-fn add(job: &mut Job, source: Source) {
+pub(super) fn add(job: &mut Job, source: Source) {
     job.source[job.sources as usize] = source;
     job.sources += 1;
 }

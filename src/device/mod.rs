@@ -8,8 +8,8 @@
 //! * [`on`]: the calls, as methods on slices of device memory. [`buffer`]: that memory.
 //! * `attach`: how the ranks of a communicator come to share staging memory and words on their devices.
 //! * `registered`, `loans`: buffers that other ranks read where they lie. `limbo`: memory on its way back to the driver.
-//! * `plan`: which algorithm and slice, and its steps in one order. `pieces`, `executor`: the steps as
-//!   commands. `state`: what they are queued with.
+//! * `plan`: which algorithm and slice, and its steps in one order. `pieces`, `executor`, `fold`: the steps as
+//!   commands. `pace`: how many of them at a time. `state`: what they are queued with.
 //! * [`messages`]: between two ranks.
 //! * `courier`: links between hosts. `sentry`: watches what is queued, and ends it when it will never end by itself.
 
@@ -17,10 +17,12 @@ mod attach;
 pub mod buffer;
 pub(crate) mod courier;
 pub(crate) mod executor;
+mod fold;
 mod limbo;
 mod loans;
 pub mod messages;
 pub mod on;
+pub(crate) mod pace;
 mod pieces;
 pub(crate) mod plan;
 mod registered;

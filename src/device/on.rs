@@ -7,6 +7,11 @@
 //! [`OnStream::synchronize`], or as [`Communicator::verdict`]; the output is then undefined. Every rank of the
 //! communicator must make the same call, on a stream too. See the methods of the same names of [`Communicator`] for what
 //! each does.
+//!
+//! A stream has room for so many commands, and half of them are Maypole's: some eighty small calls, or a call of some
+//! gigabytes. Where more would be outstanding a call waits for the stream, so a rank must not count on coming back from such
+//! calls before the others have made theirs; and ranks that make them on several communicators from one thread do so in the
+//! same order everywhere.
 
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, Element, ReduceOp};

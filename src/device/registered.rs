@@ -56,7 +56,8 @@ impl Communicator {
             take_number(&device.words, number);
         }
         // Kernels find it before any rank returns, and so before any rank lends it.
-        let known = device.state.lock().register(number, &mapped, memory.bytes()).map_err(device_error);
+        let known = device.state.lock().register(number, &mapped).map_err(device_error);
+        device.loans.lock().add(number, mapped.own().address(), memory.bytes());
         let registration = Registration {
             device: Arc::downgrade(device),
             parting: Some(PartingPart { words: device.words.clone(), number, mapped: Some(mapped), own: None }),
@@ -96,7 +97,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let Some(parting) = self.parting.take() else { return };
         if let Some(device) = self.device.upgrade() {
-            device.state.lock().loans.remove(parting.number);
+            device.loans.lock().remove(parting.number);
             // The communicator may have left meanwhile, so that this was the last reference.
             limbo::let_go(device);
         }

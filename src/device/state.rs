@@ -1,21 +1,40 @@
 //! What one rank's device has in one communicator: what operations are queued with.
+//!
+//! # When memory is allocated
+//!
+//! `cuMemAlloc` and `cuMemHostAlloc` may wait for everything on the device, NVIDIA's manual says. Where a rank is a process
+//! that is a pause. Where another rank is a thread of the same process it may be for ever: that rank's stream waits for
+//! what this thread is to queue next. So nearly everything is allocated when the communicator is attached, before anything
+//! is queued. Two things are not known by then:
+//!
+//! * *Scratch*, for schedules that keep something and for scaled inputs. It is allocated in the order of the operation's
+//!   stream (`cuMemAllocAsync`), which waits for nothing.
+//! * *Rings of links to other hosts.* Some are made in advance where ranks are threads ([`RESERVED`] directions, of
+//!   `MAYPOLE_DEVICE_FIFO` bytes each).
+//!
+//! Where a device has no memory pools, or more links are used, the rank first waits for its own operations, for at most as
+//! long as an operation may take ([`Device::prepare_to_allocate`]). Then no stream of its own is what the driver waits for,
+//! but another rank's may be, if it is ahead by an operation: the deadline would end that. It takes ranks as threads, of
+//! one host among several or on a device without pools, and an allocation that does wait; who is in that place
+//! runs the operation once, on every rank, before anything else is outstanding.
 
 use std::any::Any;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_collectives::schedule::Schedule;
 use maypole_cuda::kernels::Trouble;
-use maypole_cuda::peer::{HEADER, Incoming, Mapped, Outgoing, Slots, Staging, Words};
+use maypole_cuda::peer::{HEADER, Incoming, Mapped, Outgoing, Shape, Slots, Staging, Words};
 use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, Event, Pinned, Stream, Word};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockReadGuard};
 
 use super::courier::{Courier, End, Ring};
 use super::executor::{CHANNELS, Executor, link};
 use super::limbo::{self, Busy, Parting};
 use super::loans::Loans;
 use super::messages::Numbers;
+use super::pace::{Halt, Pace};
 use super::plan::Planner;
 use super::sentry::{Awaited, Entry, Flag, Posts, Sentry};
 use crate::engine::routes::Routes;
@@ -26,6 +45,9 @@ use crate::watch::Watch;
 
 /// How long a rank that leaves waits until what it sent to other hosts is with the kernel.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Links to other hosts, one direction each, for which there is memory from the beginning where ranks are threads.
+const RESERVED: usize = 8;
 
 /// What the ranks of a host share.
 pub(crate) struct Fabric {
@@ -45,7 +67,7 @@ pub(crate) struct Device {
     pub words: Arc<Words>,
     /// This rank's number among those of its host.
     pub me: usize,
-    pub sentry: Sentry,
+    pub sentry: Arc<Sentry>,
     /// Only touched by whoever has the communicator's turn.
     pub state: Mutex<State>,
     watch: Arc<Watch>,
@@ -53,8 +75,15 @@ pub(crate) struct Device {
     patience: Duration,
     /// Held while a registered buffer is made.
     pub registering: Mutex<()>,
+    /// Not in `state`: a buffer that is dropped does not wait for an operation that waits for room on its stream.
+    pub loans: Mutex<Loans>,
     /// Number of the latest operation that was begun.
     latest: AtomicU32,
+    /// Sequence number of the latest collective that was begun.
+    begun: AtomicU64,
+    /// The communicator's own number.
+    communicator: u64,
+    /// Whether another rank is a thread of this process.
     crowded: bool,
 }
 
@@ -62,13 +91,14 @@ pub(crate) struct Device {
 pub(crate) struct State {
     pub executor: Executor,
     pub planner: Planner,
-    pub loans: Loans,
     /// Of messages between two ranks.
     pub numbers: Numbers,
     /// Memory of the links to and from other hosts, by the number of the link: the sending ends', then the others'.
     far: Vec<(End, Arc<Pinned>)>,
+    /// Memory for such links that was allocated when the communicator was attached.
+    reserve: Vec<Arc<Pinned>>,
     /// Links between hosts. `None`: all ranks are on this one.
-    pub courier: Option<Courier>,
+    pub courier: Option<Arc<Courier>>,
     /// The stream of the latest operation, and its number there.
     pub last: Option<(usize, u32)>,
     scratch: Vec<DeviceMemory>,
@@ -78,7 +108,7 @@ pub(crate) struct State {
 }
 
 /// A word, as the sentry sees it.
-fn flag(word: &Word, memory: Arc<dyn Any + Send + Sync>) -> Flag {
+pub(super) fn flag(word: &Word, memory: Arc<dyn Any + Send + Sync>) -> Flag {
     // SAFETY: words are atomics in memory that `memory` keeps.
     unsafe { Flag::new(word.atomic(), memory) }
 }
@@ -105,7 +135,7 @@ impl Device {
         court: Court,
         size: usize,
         fabric: Fabric,
-        (executor, planner): (Executor, Planner),
+        (mut executor, planner): (Executor, Planner),
         routes: Option<Routes>,
     ) -> Result<Arc<Device>> {
         let Fabric { words, staging, poison, me, crowded } = fabric;
@@ -121,28 +151,64 @@ impl Device {
         };
         let courier =
             routes.map(|routes| Courier::start(routes, court.clone(), post(words.trouble(me)))).transpose()?;
-        let (watch, patience) = (court.watch.clone(), court.timeout);
-        let sentry = Sentry::new(court, size, posts);
+        let (watch, patience, communicator) = (court.watch.clone(), court.timeout, court.context);
+        let courier = courier.map(Arc::new);
+        // Only where allocating later might wait for a rank that waits for this one.
+        let links = if crowded && courier.is_some() { RESERVED } else { 0 };
+        let (.., ring) = ring_layout(&staging.shape(), 0);
+        let reserve: std::result::Result<Vec<_>, _> =
+            (0..links).map(|_| Pinned::new(&context, ring).map(Arc::new)).collect();
+        let reserve = reserve.map_err(|source| Error::Device { rank: court.me, source })?;
+        let sentry = Arc::new(Sentry::new(court, size, posts));
+        executor.pace = Some(Pace::new(sentry.clone(), courier.clone(), &words, me));
         words.waited_by(me).for_each(|[word, mark]| sentry.guard(post(word), post(mark)));
         let state = State {
             executor,
             planner,
-            loans: Loans::default(),
             numbers: Numbers::new(size),
             far: Vec::new(),
+            reserve,
             courier,
             last: None,
             scratch: Vec::new(),
             staging: Some(staging),
             _poison: poison,
         };
-        let (state, latest) = (Mutex::new(state), AtomicU32::new(0));
-        let registering = Mutex::new(());
-        let device =
-            Arc::new(Device { context, words, me, sentry, state, watch, patience, registering, latest, crowded });
+        let device = Arc::new(Device {
+            context,
+            words,
+            me,
+            sentry,
+            state: Mutex::new(state),
+            watch,
+            patience,
+            registering: Mutex::new(()),
+            loans: Mutex::default(),
+            latest: AtomicU32::new(0),
+            begun: AtomicU64::new(0),
+            communicator,
+            crowded,
+        });
         let weak: Weak<Device> = Arc::downgrade(&device);
         limbo::watch(weak);
         Ok(device)
+    }
+
+    /// Collective `sequence` is about to begin: wait while device memory is given back, see [`limbo`]. Then nothing is
+    /// given back until the result is dropped.
+    pub fn enter(&self, sequence: u64) -> RwLockReadGuard<'static, ()> {
+        limbo::before(self, sequence);
+        let queueing = limbo::queueing();
+        self.begun.store(sequence, Ordering::Relaxed);
+        queueing
+    }
+
+    /// Before memory is allocated while operations may be outstanding: wait for the own ones, as long as an operation may
+    /// take. See the [module](self).
+    fn prepare_to_allocate(&self) {
+        if self.crowded {
+            self.sentry.drain();
+        }
     }
 
     /// Operation `number` begins.
@@ -168,6 +234,7 @@ impl Device {
             commands.wait(&self.words.ended(self.me), before)?;
         }
         state.last = Some((stream, number));
+        state.executor.pace().begin(commands.stream());
         // Before the first wait, so that the deadline counts from there; a launch before that waits for nobody.
         commands.write_along(&self.words.started(self.me), number)
     }
@@ -176,16 +243,26 @@ impl Device {
     ///
     /// # Errors
     /// The driver's.
-    pub fn end(&self, mut commands: Commands<'_>, number: u32) -> std::result::Result<(), CudaError> {
+    pub fn end(
+        &self,
+        state: &mut State,
+        mut commands: Commands<'_>,
+        number: u32,
+    ) -> std::result::Result<(), CudaError> {
         commands.write(&self.words.ended(self.me), number)?;
-        commands.finish()
+        commands.hand_over()?;
+        state.executor.pace().end(commands.calls(), number);
+        Ok(())
     }
 
     /// Part of an operation is on the stream and the rest cannot be: all ranks are told.
     #[cold]
-    pub fn tear(&self, entry: Entry<'_>, stream: &Stream, operation: &Fingerprint, error: CudaError) -> Error {
+    pub fn tear(&self, entry: Entry<'_>, stream: &Stream, operation: &Fingerprint, error: Halt) -> Error {
         // What is on the stream already says that it ended, if it gets there.
-        let ended = Commands::new(stream).and_then(|commands| self.end(commands, entry.number()));
+        let ended = Commands::new(stream).and_then(|mut commands| {
+            commands.write(&self.words.ended(self.me), entry.number())?;
+            commands.finish()
+        });
         drop((entry, ended));
         let court = self.sentry.court();
         let why = format!("{operation} could not be queued: {error}");
@@ -248,19 +325,34 @@ impl Busy for Device {
     fn is_crowded(&self) -> bool {
         self.crowded
     }
+
+    fn begun(&self) -> (u64, u64) {
+        (self.communicator, self.begun.load(Ordering::Relaxed))
+    }
 }
 
 impl State {
-    /// Device memory of at least `bytes` bytes for the operation that is queued next, content undefined. Operations run
-    /// one after the other, so they may all have the same.
+    /// Device memory of at least `bytes` bytes for the operation that is queued next on `stream`, content undefined.
+    /// Operations run one after the other, so they may all have the same.
     ///
     /// # Errors
     /// [`CudaError::OutOfMemory`]; the driver's.
-    pub fn scratch(&mut self, context: &Arc<Context>, bytes: usize) -> std::result::Result<u64, CudaError> {
+    pub fn scratch(&mut self, device: &Device, stream: &Stream, bytes: usize) -> std::result::Result<u64, CudaError> {
+        if bytes == 0 {
+            return Ok(0);
+        }
         if self.scratch.last().is_none_or(|memory| memory.bytes() < bytes) {
             // Those before may be in use, and giving memory back waits for the device. Each is twice as long at least,
             // so they are not much.
-            self.scratch.push(DeviceMemory::new(context, bytes.next_power_of_two())?);
+            let bytes = bytes.next_power_of_two();
+            let memory = limbo::making_room(|| match DeviceMemory::in_order(&device.context, bytes, stream)? {
+                Some(memory) => Ok(memory),
+                None => {
+                    device.prepare_to_allocate();
+                    DeviceMemory::new(&device.context, bytes)
+                }
+            })?;
+            self.scratch.push(memory);
         }
         Ok(self.scratch.last().map_or(0, DeviceMemory::address))
     }
@@ -341,14 +433,12 @@ impl State {
         self.executor.window.is_some() && self.is_staged_on_device()
     }
 
-    /// From now on this rank lends what lies in its part of allocation `number`, and finds what others lend.
+    /// From now on this rank's kernels find what others lend of allocation `number`.
     ///
     /// # Errors
     /// The driver's.
-    pub fn register(&mut self, number: usize, mapped: &Mapped, bytes: usize) -> std::result::Result<(), CudaError> {
-        self.executor.bases.set(number, mapped.addresses())?;
-        self.loans.add(number, mapped.own().address(), bytes);
-        Ok(())
+    pub fn register(&mut self, number: usize, mapped: &Mapped) -> std::result::Result<(), CudaError> {
+        self.executor.bases.set(number, mapped.addresses())
     }
 
     /// What the link to a rank (or from it) waits for at last, for the sentry.
@@ -367,16 +457,13 @@ impl State {
 
     /// Have the courier carry what was queued for other hosts.
     pub fn carry(&mut self) {
-        if let Some(courier) = &self.courier {
-            courier.carry(&self.executor.passages);
-        }
-        self.executor.passages.clear();
+        self.executor.carry();
     }
 
-    /// Bytes of a link's slot, and how many slots it has.
-    pub fn slots(&self) -> (usize, usize) {
+    /// Bytes of a slot of the links on `channel`, and how many slots they have.
+    pub fn slots(&self, channel: usize) -> (usize, usize) {
         let shape = self.staging().shape();
-        (shape.slot, shape.slots)
+        (shape.slot(channel), shape.slots)
     }
 
     fn staging(&self) -> &Staging {
@@ -386,10 +473,15 @@ impl State {
     /// One direction of a link to another host: slots in pinned memory, with the courier at the other end.
     fn far(&mut self, device: &Device, end: End) -> std::result::Result<Far, CudaError> {
         let shape = self.staging().shape();
-        let (count, bytes) = (shape.slots, shape.slot);
-        let stride = HEADER + bytes.next_multiple_of(HEADER);
-        // Two lines for the words, then the slots.
-        let memory = Arc::new(Pinned::new(&device.context, 2 * HEADER + count * stride)?);
+        let (count, bytes) = (shape.slots, shape.slot(end.channel));
+        let (first, stride, length) = ring_layout(&shape, end.channel);
+        let memory = match self.reserve.pop() {
+            Some(memory) => memory,
+            None => {
+                device.prepare_to_allocate();
+                Arc::new(Pinned::new(&device.context, length)?)
+            }
+        };
         let word = |offset: usize| {
             let at = std::ptr::NonNull::new(memory.as_ptr().wrapping_add(offset).cast()).expect("allocated");
             // SAFETY: both name the same bytes, in memory that the courier and the sentry keep; the executor's ends go
@@ -398,7 +490,6 @@ impl State {
         };
         let (filled, freed) = (word(0), word(HEADER));
         let (filled_mark, freed_mark) = (word(size_of::<u32>()), word(HEADER + size_of::<u32>()));
-        let first = 2 * HEADER;
         let slots = Slots { first: memory.address() + first as u64, stride, bytes, count: count as u32 };
         // SAFETY: the slots lie behind the words in the same memory, at multiples of 64; only the device and this courier
         // touch them.
@@ -410,6 +501,13 @@ impl State {
         self.far.push((end, memory.clone()));
         Ok(Far { slots, filled, freed, filled_mark, freed_mark, memory })
     }
+}
+
+/// Where a link to another host has its slots: the first one's offset, the next one's distance, and bytes in all. Two lines
+/// for the words come before.
+fn ring_layout(shape: &Shape, channel: usize) -> (usize, usize, usize) {
+    let (first, stride) = (2 * HEADER, HEADER + shape.slot(channel).next_multiple_of(HEADER));
+    (first, stride, first + shape.slots * stride)
 }
 
 struct Far {

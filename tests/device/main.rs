@@ -28,9 +28,11 @@ mod faults;
 mod hosts;
 mod lifetime;
 mod matrix;
+mod memory;
 mod mixed;
 mod planted;
 mod processes;
+mod queue;
 mod registered;
 mod runner;
 mod streams;
@@ -51,9 +53,11 @@ fn tests() -> Vec<Test> {
         mixed::TESTS,
         hosts::TESTS,
         streams::TESTS,
+        queue::TESTS,
         planted::TESTS,
         registered::TESTS,
         lifetime::TESTS,
+        memory::TESTS,
         processes::TESTS,
         chaos::TESTS,
         faults::TESTS,

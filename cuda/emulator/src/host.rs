@@ -7,7 +7,7 @@ use crate::abi::*;
 use crate::call::{entries, give};
 use crate::context::{Context, current};
 use crate::mapping::{Mapping, PAGE};
-use crate::memory::{Allocation, Kind, find, is_mapped, overlaps, remove};
+use crate::memory::{Allocation, Kind, before_allocating, find, is_mapped, overlaps, remove};
 use crate::switches::SWITCHES;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ fn allocate(bytes: usize, flags: u32) -> Outcome<u64> {
     if bytes == 0 || flags & !7 != 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
+    before_allocating(&context)?;
     let mut mapping = Mapping::reserve(bytes.next_multiple_of(PAGE), false)?;
     mapping.fill(None)?;
     let base = mapping.start();

@@ -19,6 +19,8 @@
 //! | whether plain copies inside a device and fills have ended when they return | they have not |
 //! | whether a write without barrier (`CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER`) comes after what the stream wrote before | with `CHAOS` it overtakes the copy, fill or kernel ahead of it, every other time |
 //! | which streams share a hardware queue and so wait for each other (8 queues by default, whatever words or events say) | `CONNECTIONS=n` |
+//! | what a call does that finds a stream's queue full (about 1,024 commands) | `QUEUE=n`: it waits, and holds the lock of the context, so that nothing is queued there meanwhile, on no stream |
+//! | whether allocating memory waits for the context's streams | `ALLOCATION_WAITS=1`; what is allocated in a stream's order never does |
 //! | whether the first launch of a kernel waits for the context, since its code is loaded then | `LAZY=1`; `cuFuncLoad` beforehand avoids it |
 //! | whether freeing, unregistering and closing wait for the context's streams | always, also those of other threads: a stream that waits for something that the caller does afterwards is a deadlock |
 //! | on which thread host functions run | one at a time in the whole process; `HOST_FUNCTIONS=parallel` |
@@ -45,6 +47,8 @@
 //! | `MACHINE` | empty | any text: devices are others than in processes with another text |
 //! | `CHAOS` | 0 | a seed: streams are late, in ways that the seed fixes; 0 is off |
 //! | `CONNECTIONS` | 0 | hardware queues that a context's streams share; 0: one for each |
+//! | `QUEUE` | 0 | commands that a stream's queue has room for; 0: any number |
+//! | `ALLOCATION_WAITS` | 0 | 1: allocating device memory, and pinned, waits for the context |
 //! | `LAZY` | 0 | 1: the first launch of a kernel that was not loaded waits for the context |
 //! | `HOST_FUNCTIONS` | serial | `parallel`: those of different streams run at once |
 //! | `MEMORY_OPERATIONS` | 1 | 0: stream memory operations are not supported |

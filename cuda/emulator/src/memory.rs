@@ -12,6 +12,7 @@ use crate::abi::*;
 use crate::call::{entries, give};
 use crate::context::{Context, current};
 use crate::mapping::{Mapping, PAGE, memory_file, was_freed};
+use crate::streams::stream_of;
 use crate::switches::SWITCHES;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
@@ -210,6 +211,11 @@ pub fn forget_context(handle: usize) {
     LIVE.write().retain(|_, allocation| allocation.context.handle != handle);
 }
 
+/// Waits for the context, where the switch `ALLOCATION_WAITS` says so.
+pub fn before_allocating(context: &Context) -> Outcome {
+    if SWITCHES.waiting_allocations.load(Relaxed) { context.synchronize() } else { Ok(()) }
+}
+
 fn allocate(context: &Arc<Context>, bytes: usize, kind: Kind) -> Outcome<u64> {
     if bytes == 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
@@ -273,6 +279,14 @@ entries! {
     /// Device memory, uninitialised.
     fn cuMemAlloc_v2(to: *mut u64, bytes: usize) {
         let context = current()?;
+        before_allocating(&context)?;
+        // SAFETY: the caller's promise.
+        unsafe { give(to, allocate(&context, bytes, Kind::Device)?) }
+    }
+
+    /// Device memory, to be used behind this on the stream. Waits for nothing; it is there at once, and freed as any other.
+    fn cuMemAllocAsync(to: *mut u64, bytes: usize, stream: usize) {
+        let context = stream_of(stream)?.context.clone();
         // SAFETY: the caller's promise.
         unsafe { give(to, allocate(&context, bytes, Kind::Device)?) }
     }
@@ -280,6 +294,7 @@ entries! {
     /// Memory for host and device; here the same pages for both.
     fn cuMemAllocManaged(to: *mut u64, bytes: usize, _flags: u32) {
         let context = current()?;
+        before_allocating(&context)?;
         // SAFETY: the caller's promise.
         unsafe { give(to, allocate(&context, bytes, Kind::Managed)?) }
     }

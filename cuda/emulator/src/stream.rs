@@ -116,6 +116,7 @@ impl Stream {
                 Capture::Invalidated { .. } => return Err(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED),
             }
         }
+        self.await_room();
         let mut after = Vec::new();
         if self.kind == StreamKind::Legacy {
             let others: Vec<_> = submission.streams.iter().filter_map(Weak::upgrade).collect();
@@ -159,6 +160,18 @@ impl Stream {
             std::thread::Builder::new().name(name).spawn(move || stream.run()).expect("a thread for a stream");
         }
         Ok(Some(position))
+    }
+
+    /// Waits until the queue has room (switch `QUEUE`). The caller holds the context's lock, and goes on holding it.
+    fn await_room(&self) {
+        let most = SWITCHES.queue.load(Relaxed);
+        if most == 0 {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        while queue.submitted - queue.completed >= most {
+            self.ended.wait(&mut queue);
+        }
     }
 
     /// The stream's thread.

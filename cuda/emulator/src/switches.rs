@@ -59,6 +59,10 @@ pub struct Switches {
     /// Hardware queues that the streams of a context share; 0: one for each stream.
     pub connections: AtomicU64,
     pub lazy_loading: AtomicBool,
+    /// Commands that a stream's queue has room for; 0: any number.
+    pub queue: AtomicU64,
+    /// Allocating memory waits for the context, as freeing does.
+    pub waiting_allocations: AtomicBool,
     /// Mixed into devices' UUIDs, so that processes can play different machines.
     pub machine: Mutex<String>,
     failures: Mutex<Vec<Failure>>,
@@ -85,6 +89,8 @@ pub static SWITCHES: LazyLock<Switches> = LazyLock::new(|| {
         serial_host_functions: AtomicBool::new(true),
         connections: AtomicU64::new(0),
         lazy_loading: AtomicBool::new(false),
+        queue: AtomicU64::new(0),
+        waiting_allocations: AtomicBool::new(false),
         machine: Mutex::new(String::new()),
         failures: Mutex::new(Vec::new()),
         failures_set: AtomicBool::new(false),
@@ -126,6 +132,8 @@ impl Switches {
                 Relaxed,
             ),
             "CONNECTIONS" => self.connections.store(number(value)?, Relaxed),
+            "QUEUE" => self.queue.store(number(value)?, Relaxed),
+            "ALLOCATION_WAITS" => self.waiting_allocations.store(on_off(value)?, Relaxed),
             "LAZY" => self.lazy_loading.store(on_off(value)?, Relaxed),
             "MACHINE" => *self.machine.lock() = value.into(),
             "FAIL" => self.set_failures(value)?,

@@ -236,5 +236,6 @@ pub(crate) mod code {
     pub(crate) const NOT_READY: u32 = 600;
     pub(crate) const PEER_ACCESS_ALREADY_ENABLED: u32 = 704;
     pub(crate) const TOO_MANY_PEERS: u32 = 711;
+    pub(crate) const NOT_SUPPORTED: u32 = 801;
     pub(crate) const STREAM_CAPTURE_IMPLICIT: u32 = 906;
 }

@@ -115,6 +115,7 @@ functions! {
     cuEventElapsedTime = "cuEventElapsedTime"(milliseconds: *mut f32, start: CUevent, end: CUevent);
 
     cuMemAlloc = "cuMemAlloc_v2"(address: *mut CUdeviceptr, bytes: usize);
+    cuMemAllocAsync = "cuMemAllocAsync"(address: *mut CUdeviceptr, bytes: usize, stream: CUstream);
     cuMemFree = "cuMemFree_v2"(address: CUdeviceptr);
     cuMemGetInfo = "cuMemGetInfo_v2"(free: *mut usize, total: *mut usize);
     cuMemcpyHtoDAsync =

@@ -31,11 +31,24 @@ impl DeviceMemory {
         // SAFETY: a context is current, and the pointer valid. The driver refuses to allocate nothing.
         match unsafe { context.driver().cuMemAlloc(&mut address, bytes.max(1)) } {
             Ok(()) => Ok(DeviceMemory { address, bytes, context: context.clone() }),
-            Err(Failed { code: code::OUT_OF_MEMORY, .. }) => {
-                let (free, total) = context.memory().unwrap_or_default();
-                Err(CudaError::OutOfMemory { what: "device", bytes: bytes as u64, free, total })
-            }
-            Err(failed) => Err(failed.into()),
+            Err(failed) => Err(refused(context, bytes, failed)),
+        }
+    }
+
+    /// As [`new`](DeviceMemory::new), for work that is put on `stream` after this, or ordered after that: it waits for
+    /// nothing, where `new` may wait for everything on the device. From the device's memory pool, so it cannot be
+    /// exported. `None` where the device has no pools.
+    ///
+    /// # Errors
+    /// As [`new`](DeviceMemory::new).
+    pub fn in_order(context: &Arc<Context>, bytes: usize, stream: &Stream) -> Result<Option<DeviceMemory>> {
+        let (_relaxed, _entered) = (Relaxed::new(context.driver()), context.enter()?);
+        let mut address = 0;
+        // SAFETY: the stream is alive, its context current, and the pointer valid.
+        match unsafe { context.driver().cuMemAllocAsync(&mut address, bytes.max(1), stream.handle()) } {
+            Ok(()) => Ok(Some(DeviceMemory { address, bytes, context: context.clone() })),
+            Err(Failed { code: code::NOT_SUPPORTED, .. }) => Ok(None),
+            Err(failed) => Err(refused(context, bytes, failed)),
         }
     }
 
@@ -211,6 +224,15 @@ impl DeviceMemory {
         // SAFETY: the range was checked, and the caller keeps the memory.
         Ok(unsafe { self.context.driver().cuMemsetD8Async(at, value, bytes, stream.handle()) }?)
     }
+}
+
+/// Why there is no memory.
+fn refused(context: &Context, bytes: usize, failed: Failed) -> CudaError {
+    if failed.code != code::OUT_OF_MEMORY {
+        return failed.into();
+    }
+    let (free, total) = context.memory().unwrap_or_default();
+    CudaError::OutOfMemory { what: "device", bytes: bytes as u64, free, total }
 }
 
 impl Drop for DeviceMemory {

@@ -26,8 +26,8 @@ pub struct Shape {
     pub channels: usize,
     /// Bytes of one publication.
     pub window: usize,
-    /// Bytes of data of one slot of a link.
-    pub slot: usize,
+    /// Bytes of data of one slot of a link, by its channel.
+    slot: [usize; Shape::CHANNELS],
     /// Slots of a link; at least 2, and even: a link has room for two messages.
     pub slots: usize,
 }
@@ -42,29 +42,48 @@ impl Shape {
     /// slots, and every slot costs a launch on both sides.
     pub const SLOTS: usize = 4;
 
-    /// The shape with `window` bytes per publication and `fifo` bytes per link, both rounded up.
-    pub fn new(members: usize, channels: usize, window: usize, fifo: usize) -> Shape {
+    /// The most channels.
+    pub const CHANNELS: usize = 4;
+
+    /// The shape with `window` bytes per publication and, for each channel, so many bytes per link, all rounded up.
+    ///
+    /// # Panics
+    /// If there are more than [`Shape::CHANNELS`] channels.
+    pub fn new(members: usize, window: usize, fifos: &[usize]) -> Shape {
         let round = |bytes: usize| bytes.max(ALIGN).next_multiple_of(ALIGN);
         let slots = Shape::SLOTS;
-        Shape { members, channels, window: round(window), slot: round(fifo.div_ceil(slots)), slots }
+        let mut slot = [0; Shape::CHANNELS];
+        slot[..fifos.len()].iter_mut().zip(fifos).for_each(|(slot, fifo)| *slot = round(fifo.div_ceil(slots)));
+        Shape { members, channels: fifos.len(), window: round(window), slot, slots }
     }
 
-    /// The longest message for which a link has room twice.
-    pub fn message(&self) -> usize {
-        self.slot * (self.slots / 2)
+    /// Bytes of data of one slot of a link on `channel`.
+    pub fn slot(&self, channel: usize) -> usize {
+        self.slot[..self.channels][channel]
+    }
+
+    /// The longest message for which a link on `channel` has room twice.
+    pub fn message(&self, channel: usize) -> usize {
+        self.slot(channel) * (self.slots / 2)
     }
 
     fn stride(data: usize) -> usize {
         ALIGN + data.next_multiple_of(ALIGN)
     }
 
-    fn link(&self) -> usize {
-        self.slots * Shape::stride(self.slot)
+    /// Bytes of a link on `channel`.
+    fn link(&self, channel: usize) -> usize {
+        self.slots * Shape::stride(self.slot(channel))
+    }
+
+    /// Bytes of the links from one member, on the channels below `channel`.
+    fn links(&self, channel: usize) -> usize {
+        (0..channel).map(|channel| self.link(channel)).sum()
     }
 
     /// Bytes of one member's piece.
     pub fn bytes(&self) -> usize {
-        2 * Shape::stride(self.window) + (self.members - 1) * self.channels * self.link()
+        2 * Shape::stride(self.window) + (self.members - 1) * self.links(self.channels)
     }
 
     /// Offset of the header of a member's publication in place `parity`.
@@ -76,7 +95,7 @@ impl Shape {
     fn slots_at(&self, from: usize, to: usize, channel: usize) -> usize {
         assert!(from != to && from.max(to) < self.members && channel < self.channels);
         let nth = if from < to { from } else { from - 1 };
-        2 * Shape::stride(self.window) + (nth * self.channels + channel) * self.link() + ALIGN - HEADER
+        2 * Shape::stride(self.window) + nth * self.links(self.channels) + self.links(channel) + ALIGN - HEADER
     }
 }
 
@@ -139,8 +158,8 @@ impl Staging {
     pub fn slots(&self, from: usize, to: usize, channel: usize) -> Slots {
         Slots {
             first: self.addresses[to] + self.shape.slots_at(from, to, channel) as u64,
-            stride: Shape::stride(self.shape.slot),
-            bytes: self.shape.slot,
+            stride: Shape::stride(self.shape.slot(channel)),
+            bytes: self.shape.slot(channel),
             count: self.shape.slots as u32,
         }
     }
@@ -190,17 +209,22 @@ mod tests {
 
     #[test]
     fn places_and_slots_lie_apart_and_inside() {
-        for (members, channels, window, fifo) in [(2, 1, 4096, 4096), (3, 2, 1, 1), (8, 3, 100_000, 10_000)] {
-            let shape = Shape::new(members, channels, window, fifo);
-            assert!(shape.window >= window && shape.slot * shape.slots >= fifo && shape.message() * 2 >= fifo);
+        let shapes: [(usize, usize, &[usize]); 3] =
+            [(2, 4096, &[4096]), (3, 1, &[1, 3000]), (8, 100_000, &[10_000, 500, 20_000])];
+        for (members, window, fifos) in shapes {
+            let shape = Shape::new(members, window, fifos);
+            assert!(shape.window >= window && shape.channels == fifos.len());
+            for (channel, fifo) in fifos.iter().enumerate() {
+                assert!(shape.slot(channel) * shape.slots >= *fifo && shape.message(channel) * 2 >= *fifo);
+            }
             for me in 0..members {
                 let mut ranges: Vec<(usize, usize)> =
                     [0, 1].map(|parity| (shape.place_at(parity), HEADER + shape.window)).to_vec();
                 for from in (0..members).filter(|from| *from != me) {
-                    for channel in 0..channels {
+                    for channel in 0..fifos.len() {
                         let first = shape.slots_at(from, me, channel);
-                        let slots =
-                            (0..shape.slots).map(|n| (first + n * Shape::stride(shape.slot), HEADER + shape.slot));
+                        let slots = (0..shape.slots)
+                            .map(|n| (first + n * Shape::stride(shape.slot(channel)), HEADER + shape.slot(channel)));
                         ranges.extend(slots);
                     }
                 }

@@ -11,6 +11,7 @@
 //! | `filled[f][t][c]` | f's stream | slots that f has filled on its link to t, channel c |
 //! | `freed[f][t][c]` | t's stream | slots of that link that t has emptied |
 //! | `started[m]`, `ended[m]` | m's stream | operations that m's stream has begun, and ended |
+//! | `progress[m]` | m's stream | how many strides of long operations m's stream has passed |
 //! | `trouble[m]` | m's kernels | peer + 1 from whom a foreign header came, 0 if none; it begins a [record](TROUBLE) |
 //! | `left[m]` | m's host | 1 when m has closed its mappings of the others' memory |
 //! | `released` | any host | not 0 once somebody has let streams go on under a verdict |
@@ -29,8 +30,8 @@ pub const LINE: usize = 64;
 /// and hosts to read.
 pub const TROUBLE: usize = 2 * LINE;
 const PAGE: usize = 4096;
-/// Lines of a member's own: started, ended, left, and the record.
-const OWN: usize = 3 + TROUBLE / LINE;
+/// Lines of a member's own: started, ended, left, progress, and the record.
+const OWN: usize = 4 + TROUBLE / LINE;
 
 /// Which line each word lies in.
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +170,11 @@ impl Words {
         self.line(self.layout.own(member, 1))
     }
 
+    /// How many strides of long operations the member's streams have passed. Only its own host looks at it.
+    pub fn progress(&self, member: usize) -> Word {
+        self.line(self.layout.own(member, 3))
+    }
+
     /// 1 once the member has closed its mappings of the others' memory.
     pub fn left(&self, member: usize) -> Word {
         self.line(self.layout.own(member, 2))
@@ -193,7 +199,7 @@ impl Words {
     /// Where the member's kernels say that a header was not of their operation: the peer it came from, plus 1. The word
     /// begins a record of [`TROUBLE`] bytes.
     pub fn trouble(&self, member: usize) -> Word {
-        self.line(self.layout.own(member, 3))
+        self.line(self.layout.own(member, 4))
     }
 
     /// Not 0 once some member's host has begun to let streams go on under a verdict.

@@ -38,7 +38,7 @@ static ALLOCATOR: Counting = Counting;
 fn queuing_allocates_nothing() {
     let (_turn, _emulator) = (TURN.lock(), emulated());
     let context = Context::primary(0).unwrap();
-    let shape = Shape::new(2, 1, 1024, 4096);
+    let shape = Shape::new(2, 1024, &[4096]);
     let ranks = pair(&context, shape);
     let mut windows = [0, 1].map(|me| Window::new(&ranks[me].words, &ranks[me].staging, me));
     let link = |me: usize, from: usize, to: usize| {

@@ -21,7 +21,7 @@ const FILE: &str = "MAYPOLE_TEST_FILE";
 const MEMBERS: usize = 3;
 
 fn shape() -> Shape {
-    Shape::new(MEMBERS, 1, 1000, 4 * 256)
+    Shape::new(MEMBERS, 1000, &[4 * 256])
 }
 
 /// In a child: its rank and the memory that the ranks share.

@@ -34,7 +34,7 @@ fn ranks(members: usize, shape: Shape, place: Place, devices: usize, act: impl F
 }
 
 fn small(members: usize, channels: usize) -> Shape {
-    Shape::new(members, channels, 1000, 4 * 256)
+    Shape::new(members, 1000, &vec![4 * 256; channels])
 }
 
 #[test]

@@ -98,7 +98,7 @@ pub fn publish_and_fetch(rank: &mut Rank, traffic: Traffic) {
 
 /// Lengths of the messages of a link, from empty to twice the longest slice's half.
 fn length(shape: Shape, number: usize) -> usize {
-    [0, 1, shape.slot - 1, shape.slot, shape.slot + 1, shape.message()][number % 6]
+    [0, 1, shape.slot(0) - 1, shape.slot(0), shape.slot(0) + 1, shape.message(0)][number % 6]
 }
 
 /// Members send messages to the next one, on every channel, and receive what the one before sends.
@@ -109,7 +109,7 @@ pub fn pass_round(rank: &mut Rank, traffic: Traffic) {
     let Traffic { count: messages, active, lost } = traffic;
     let (shape, n) = (rank.staging.shape(), rank.members);
     let (to, from) = ((rank.me + 1) % n, (rank.me + n - 1) % n);
-    let most = shape.message();
+    let most = shape.message(0);
     let at = |channel: usize, number: usize| (channel * messages + number) * most;
     let inputs = DeviceMemory::new(&rank.context, shape.channels * messages * most).unwrap();
     let outputs = DeviceMemory::new(&rank.context, shape.channels * messages * most).unwrap();
@@ -129,9 +129,9 @@ pub fn pass_round(rank: &mut Rank, traffic: Traffic) {
             let bytes = length(shape, number);
             inputs.copy_from_host(at(channel, number), &pattern(rank.me + channel * 100, number, bytes)).unwrap();
             let mut commands = Commands::new(&rank.stream).unwrap();
-            let parts = (0..slots.of_message(bytes)).map(|slot| slot * shape.slot);
+            let parts = (0..slots.of_message(bytes)).map(|slot| slot * shape.slot(0));
             for begin in parts.clone().filter(|_| rank.me < active) {
-                let part = (bytes - begin).min(shape.slot);
+                let part = (bytes - begin).min(shape.slot(0));
                 let data = next(slots, &mut sent);
                 if lost != Lost::Room {
                     assert_eq!(outgoing.begin(&mut commands).unwrap().data(), data);
@@ -142,7 +142,7 @@ pub fn pass_round(rank: &mut Rank, traffic: Traffic) {
                 outgoing.end(&mut commands).unwrap();
             }
             for begin in parts.filter(|_| from < active) {
-                let part = (bytes - begin).min(shape.slot);
+                let part = (bytes - begin).min(shape.slot(0));
                 let data = next(*incoming.slots(), &mut received);
                 if lost != Lost::Arrival {
                     assert_eq!(incoming.begin(&mut commands).unwrap().data(), data);

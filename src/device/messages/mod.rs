@@ -18,6 +18,7 @@ use super::buffer::{DeviceSlice, DeviceSliceMut};
 use super::courier::{End, Passage};
 use super::executor::{Executor, header, link};
 use super::on::OnStream;
+use super::pace::Halt;
 use super::sentry::Awaited;
 use super::state::{Device, State, name};
 use crate::Communicator;
@@ -274,7 +275,6 @@ impl Communicator {
 impl Device {
     /// Queue messages that have been checked, as one operation. The caller has the turn.
     fn queue_messages(&self, (me, size): (usize, usize), stream: &Stream, messages: &[Message]) -> Result<()> {
-        let _queueing = super::queueing();
         let state = &mut *self.state.lock();
         // Whatever can be refused is done before anything is queued.
         for message in messages.iter().filter(|message| message.peer != me) {
@@ -284,17 +284,19 @@ impl Device {
             };
             opened.map_err(|source| Error::Device { rank: me, source })?;
         }
+        let _queueing = super::queueing();
         let operations: Vec<Fingerprint> = messages.iter().map(|m| state.numbers.next(me, m)).collect();
         let entry = self.sentry.begin(operations[0], name(stream))?;
         self.note(entry.number());
-        let queued = Commands::new(stream).and_then(|mut commands| {
+        let mut queue = || -> std::result::Result<_, Halt> {
+            let mut commands = Commands::new(stream)?;
             self.begin(state, &mut commands, entry.number())?;
             let awaited = state.put_messages(self, (me, size), &mut commands, messages, &operations);
             state.carry();
-            self.end(commands, entry.number())?;
+            self.end(state, commands, entry.number())?;
             awaited
-        });
-        match queued {
+        };
+        match queue() {
             Ok(awaited) => {
                 entry.queued(awaited);
                 Ok(())
@@ -313,7 +315,7 @@ impl State {
         commands: &mut Commands<'_>,
         messages: &[Message],
         operations: &[Fingerprint],
-    ) -> std::result::Result<Vec<Awaited>, CudaError> {
+    ) -> std::result::Result<Vec<Awaited>, Halt> {
         let own = |is_sent| messages.iter().filter(move |m| m.peer == me && m.is_sent == is_sent);
         for (sent, got) in own(true).zip(own(false)).filter(|(sent, got)| sent.address != got.address) {
             self.executor.copy(commands, (got.address, sent.address), sent.bytes())?;
@@ -330,7 +332,7 @@ impl State {
                 self.executor.passages.push((end, passage));
             }
         }
-        let (slot, slots) = self.slots();
+        let (slot, slots) = self.slots(CHANNEL);
         let mut awaited = Vec::with_capacity(others.len());
         for piece in order::pieces(&shapes, (me, size), slot, slots) {
             let i = others[piece.message];
@@ -353,7 +355,7 @@ impl Executor {
         end: End,
         operation: &Fingerprint,
         (address, bytes): (u64, usize),
-    ) -> std::result::Result<(), CudaError> {
+    ) -> std::result::Result<(), Halt> {
         let (number, is_sent, peer) = (link(end.peer, end.channel), end.outward, end.peer as u32);
         let mut job = Job { count: bytes as u64, ..self.blank(operation.digest()) };
         if is_sent {
@@ -371,8 +373,9 @@ impl Executor {
         }
         self.submit(commands, Kernel::Copy, &job)?;
         match is_sent {
-            true => self.outgoing[number].as_mut().expect("used above").end(commands),
-            false => self.incoming[number].as_mut().expect("used above").end(commands),
+            true => self.outgoing[number].as_mut().expect("used above").end(commands)?,
+            false => self.incoming[number].as_mut().expect("used above").end(commands)?,
         }
+        Ok(())
     }
 }

@@ -50,6 +50,8 @@ pub(crate) const OUTSTANDING: usize = 256;
 const RECENT: usize = 2 * OUTSTANDING;
 /// How long after a verdict streams are given to drain, where an operation cannot say that it ended.
 const DRAINED_WITHIN: Duration = Duration::from_secs(1);
+/// The first nap of a caller that waits.
+const BLINK: Duration = Duration::from_micros(20);
 /// The longest nap of a caller that waits for an operation's end.
 const DOZE: Duration = Duration::from_millis(1);
 
@@ -253,6 +255,27 @@ impl Sentry {
         shared.verify(&court)
     }
 
+    /// Wait until `reached` says so, which is about what streams do. `false`: they will not, for there is a verdict or
+    /// nothing runs on the device any more. The caller has begun an operation, so a deadline applies.
+    pub fn wait_until(&self, mut reached: impl FnMut() -> bool) -> bool {
+        let shared = &*self.shared;
+        let mut idle = Idle::new(shared.state.lock().court.patience);
+        let mut nap = BLINK;
+        while !reached() {
+            if idle.found_nothing() == Next::Poll {
+                continue;
+            }
+            let state = shared.state.lock();
+            if state.broken || state.court.watch.raised() {
+                return false;
+            }
+            drop(state);
+            std::thread::sleep(nap);
+            nap = (nap * 5 / 4).min(DOZE / 4);
+        }
+        true
+    }
+
     /// Wait until nothing is outstanding, at most as long as an operation may take, and under a verdict no longer than a
     /// second. Returns whether that is so: memory that streams use may then be given back.
     pub fn drain(&self) -> bool {
@@ -327,7 +350,7 @@ impl Shared {
     /// Wait until operation `number` has ended, or is known not to end, or `until`.
     fn await_end(&self, number: u32, patience: Patience, until: Option<Instant>) {
         let mut idle = Idle::new(patience);
-        let mut nap = Duration::from_micros(20);
+        let mut nap = BLINK;
         let ended = || has_come(self.posts.ended.load(Ordering::Acquire), number);
         while !ended() {
             if idle.found_nothing() == Next::Poll {

@@ -48,7 +48,7 @@ const UNEVEN: [&[&str]; 5] = [
 const SHORT: (&str, &str) = ("MAYPOLE_DEVICE_FIFO", "16K");
 
 /// Run `body` for each rank of a world whose rank r claims to be on host `hosts[r]`; results by rank.
-fn spread<T: Send>(hosts: &[&str], config: &Config, body: impl Fn(&Rank) -> T + Sync) -> Vec<T> {
+pub fn spread<T: Send>(hosts: &[&str], config: &Config, body: impl Fn(&Rank) -> T + Sync) -> Vec<T> {
     let id = UniqueId::create(config).expect("an id");
     std::thread::scope(|scope| {
         let (body, id) = (&body, &id);

@@ -13,6 +13,7 @@ mod ipc;
 mod kernels;
 mod memory;
 mod pointers;
+mod queue;
 mod streams;
 mod switches;
 mod words;

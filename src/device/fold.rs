@@ -1,0 +1,199 @@
+//! Fetches folded into jobs: fewer jobs than steps.
+//!
+//! A job costs microseconds whatever it moves, so consecutive fetches that fold several ranks' publications into one
+//! region become one job that reads them all ([`Fold`]). It comes where the last of them stands in the order. That is no later
+//! for anybody who waits: nothing stands between the steps, and a publisher of which this rank fetches one publication in
+//! the fold has its second place for the next. Operations are commutative bit for bit, so which side an operand stands on
+//! makes no difference; sums of 8- and 16-bit floats are rounded once instead of after each operand, except under
+//! [`Order::Canonical`](maypole_collectives::Order), where a job takes two operands.
+//!
+//! # Folds that are published
+//!
+//! Where the next step publishes what the fold has made, its last job writes the publication too: its data, unless it is
+//! lent, and its header. That saves a job, and reading the result again. The wait for the publication's place then stands
+//! before the fold, where it was behind it, and so before this rank tells the others that it is done with theirs. Nobody
+//! waits longer than was verified: publication k takes the place of k - 2, and schedules are verified with one publication
+//! of credit, so in the order that shows them free of deadlock all have read k - 2 before this rank published k - 1, which
+//! it did before the fold.
+
+use maypole_collectives::schedule::{Region, Step};
+use maypole_cuda::Commands;
+use maypole_cuda::kernels::{Job, MOST_SOURCES, Source};
+use maypole_cuda::peer::Place;
+
+use super::executor::{Executor, Now, Onward, Result, add};
+
+/// Fetches into one region that are waiting to become jobs.
+pub(super) struct Fold {
+    dst: Region,
+    /// The operand of this rank's own.
+    local: Option<Region>,
+    fetches: Vec<Fetch>,
+    open: bool,
+}
+
+/// Part of a publication that is to be read.
+#[derive(Clone, Copy)]
+struct Fetch {
+    from: usize,
+    /// Number of the publication.
+    number: u32,
+    /// Which of its chunks is the first.
+    at: usize,
+    /// Where it lies, once the stream has been made to wait for it.
+    place: Option<Place>,
+}
+
+impl Default for Fold {
+    fn default() -> Fold {
+        Fold { dst: Region::EMPTY, local: None, fetches: Vec::new(), open: false }
+    }
+}
+
+impl Fold {
+    /// Whether the fold is one piece of memory, all of which `step` publishes, and reads no publication of rank `me`,
+    /// whose place it might overwrite.
+    fn is_published_by(&self, now: &Now<'_>, step: Step, me: usize) -> bool {
+        let Step::Publish { src } = step else { return false };
+        let reads_own = self.fetches.iter().any(|fetch| fetch.from == me);
+        src == self.dst && src.len == 1 && !reads_own && now.bound.of(src, 0, now.round).1 > 0
+    }
+}
+
+impl Executor {
+    /// Make a fetch part of the fold, if it is one and fits there.
+    pub(super) fn folds(&mut self, now: &Now<'_>, step: Step) -> bool {
+        let Some(window) = &self.window else { return false };
+        let (from, nth, at, local, dst) = match step {
+            Step::Fetch { from, nth, at, dst } => (from, nth, at, None, dst),
+            Step::FetchReduce { from, nth, at, local, dst, .. } => (from, nth, at, Some(local), dst),
+            _ => return false,
+        };
+        let number = match from == self.me {
+            true => window.published().wrapping_sub(now.published - nth as u32),
+            false => window.fetched(member(&self.members, from)),
+        };
+        let fold = &mut self.fold;
+        if fold.open {
+            let goes_on = if dst.len == 0 { local.is_none() } else { local == Some(dst) };
+            if !goes_on || fold.dst != dst || fold.fetches.iter().any(|other| other.from == from) {
+                return false;
+            }
+        } else {
+            (fold.dst, fold.local, fold.open) = (dst, local, true);
+            fold.fetches.clear();
+        }
+        fold.fetches.push(Fetch { from, number, at, place: None });
+        true
+    }
+
+    /// Queue the fold, if there is one, before `next`. Returns whether that is done with it.
+    pub(super) fn close(&mut self, commands: &mut Commands<'_>, now: &mut Now<'_>, next: Option<Step>) -> Result<bool> {
+        if !self.fold.open {
+            return Ok(false);
+        }
+        let publishes = next.is_some_and(|next| self.fold.is_published_by(now, next, self.me));
+        let mut fold = std::mem::take(&mut self.fold);
+        let queued = self.queue_fold(commands, now, &mut fold, publishes);
+        // Back, for its memory.
+        self.fold = Fold { open: false, ..fold };
+        queued.map(|()| publishes)
+    }
+
+    fn queue_fold(
+        &mut self,
+        commands: &mut Commands<'_>,
+        now: &mut Now<'_>,
+        fold: &mut Fold,
+        publishes: bool,
+    ) -> Result<()> {
+        let Executor { window: Some(window), members, .. } = self else {
+            unreachable!("fetches are folded only where there is a window")
+        };
+        for fetch in &mut fold.fetches {
+            fetch.place = Some(window.begin_fetch(commands, member(members, fetch.from), fetch.number)?);
+        }
+        let onward = publishes.then(|| self.begin_publish(commands, now, fold.dst)).transpose()?;
+        let moves = |i: &usize| now.bound.of(fold.dst, *i, now.round).1 > 0;
+        (0..fold.dst.len).filter(moves).try_for_each(|i| self.fold_chunk(commands, now, (fold, i), onward.as_ref()))?;
+        if !(0..fold.dst.len).any(|i| moves(&i)) {
+            self.look_at_headers(commands, now, fold)?;
+        }
+        let Executor { window: Some(window), members, .. } = self else { unreachable!("as above") };
+        fold.fetches.iter().try_for_each(|f| window.end_fetch(commands, member(members, f.from), f.number))?;
+        match onward {
+            Some(Onward { lent, .. }) => self.end_publish(commands, now, lent),
+            None => Ok(()),
+        }
+    }
+
+    /// The jobs of the fold for one of its chunks. `onward`: what its last job publishes.
+    fn fold_chunk(
+        &mut self,
+        commands: &mut Commands<'_>,
+        now: &Now<'_>,
+        (fold, chunk): (&Fold, usize),
+        onward: Option<&Onward>,
+    ) -> Result<()> {
+        let (to, bytes) = now.bound.of(fold.dst, chunk, now.round);
+        let to = to.addr() as u64;
+        let mut job = Job { dst: to, ..self.job(now) };
+        if let Some(local) = fold.local {
+            add(&mut job, Source::plain(now.bound.of(local, chunk, now.round).0.addr() as u64));
+        }
+        for fetch in &fold.fetches {
+            if job.sources as usize == now.most {
+                self.launch(commands, now, &mut job, bytes)?;
+                // The next job goes on with what this one leaves.
+                job = Job { dst: to, ..self.job(now) };
+                add(&mut job, Source::plain(to));
+            }
+            add(&mut job, self.source(now, fetch, chunk));
+        }
+        if fold.local.is_some() as usize + fold.fetches.len() == self.size {
+            job.divide = now.divisor;
+        }
+        if let Some(onward) = onward {
+            (job.publish, job.head) = (onward.place.header, onward.head);
+            // What is lent is read where the result lies.
+            job.also = if onward.lent.is_some() { 0 } else { onward.place.data() };
+        }
+        self.launch(commands, now, &mut job, bytes)
+    }
+
+    /// The job of a fold that moves nothing: it sees whether the publications are of this operation.
+    fn look_at_headers(&mut self, commands: &mut Commands<'_>, now: &Now<'_>, fold: &Fold) -> Result<()> {
+        let me = self.me;
+        let mut others = fold.fetches.iter().filter(|fetch| fetch.from != me).peekable();
+        while others.peek().is_some() {
+            let mut job = self.job(now);
+            for fetch in others.by_ref().take(MOST_SOURCES) {
+                let place = fetch.place.expect("the stream waits for it");
+                // If it is lent, the job looks where, though it reads nothing there.
+                let (at, bases) = (place.data(), self.bases.row(member(&self.members, fetch.from)));
+                add(&mut job, Source { header: place.header, bases, peer: fetch.from as u32, ..Source::plain(at) });
+            }
+            self.launch(commands, now, &mut job, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Chunk `i` of a fetch, as a job's source.
+    fn source(&self, now: &Now<'_>, fetch: &Fetch, i: usize) -> Source {
+        let (bound, chunk) = (now.bound, fetch.at + i);
+        let place = fetch.place.expect("the stream waits for it");
+        let at = place.data() + (chunk * bound.stride) as u64;
+        if fetch.from == self.me {
+            let lent = self.own[(fetch.number & 1) as usize].lent;
+            return Source::plain(lent.map_or(at, |region| bound.of(region, chunk, now.round).0.addr() as u64));
+        }
+        let loan = bound.offset(chunk, now.round).wrapping_sub(bound.offset(0, now.round)) as u64;
+        let bases = self.bases.row(member(&self.members, fetch.from));
+        Source { at, header: place.header, bases, loan, peer: fetch.from as u32, reserved: 0 }
+    }
+}
+
+/// A rank's number among those of this host.
+fn member(members: &[Option<usize>], rank: usize) -> usize {
+    members[rank].expect("one-sided schedules run only where all ranks are on this host")
+}

@@ -1,0 +1,228 @@
+//! Streams' queues are of a length, and a call that finds one full holds up the whole context. One rank queues more than a
+//! queue has room for before the others begin, with the emulator's switch `QUEUE`: without the bound on what is
+//! outstanding each of these ends at the deadline.
+
+use std::time::Duration;
+
+use maypole::cuda::Stream;
+use maypole::{Communicator, ReduceOp};
+
+use crate::arena::Arena;
+use crate::hosts::spread;
+use crate::ranks::threads;
+use crate::runner::{On, Test, checked};
+use crate::world::{Rank, SMALL, config, emulator, world};
+
+pub const TESTS: &[Test] = &[
+    Test { name: "queue: a long collective", on: On::Emulator, run: long },
+    Test { name: "queue: long pipelines of messages", on: On::Emulator, run: pipelines },
+    Test { name: "queue: many short calls", on: On::Emulator, run: short },
+    Test { name: "queue: several communicators on one stream", on: On::Emulator, run: communicators },
+    Test { name: "queue: streams in turns", on: On::Emulator, run: streams },
+    Test { name: "queue: long messages between two ranks", on: On::Emulator, run: messages },
+    Test { name: "queue: long collectives between hosts", on: On::Emulator, run: between_hosts },
+    Test { name: "queue: a fold and its publication are one launch", on: On::Emulator, run: launches },
+    Test { name: "queue: a verdict ends a call that waits for room", on: On::Emulator, run: verdict },
+];
+
+/// As many commands as a GPU's queue is said to take.
+const ROOM: &str = "1024";
+/// How long the others leave the first rank alone.
+const HEAD_START: Duration = Duration::from_millis(50);
+
+/// The rank `ahead` begins, and has a while before the others do.
+fn staggered(rank: &Rank, ahead: usize) {
+    rank.settle();
+    if rank.comm.rank() != ahead {
+        std::thread::sleep(HEAD_START);
+    }
+}
+
+fn long() {
+    const N: usize = 2 << 20;
+    emulator().set("QUEUE", ROOM);
+    for (size, ahead) in [(2, 0), (3, 2)] {
+        world(size, &config(&SMALL), |rank| {
+            let arena = Arena::new(rank, N);
+            arena.fill(&rank.stream, 0, N, 1 + rank.comm.rank() as u8);
+            staggered(rank, ahead);
+            rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, N), ReduceOp::Sum).unwrap();
+            let want = (size * (size + 1) / 2) as u8;
+            assert!(arena.read(&rank.stream, 0, N).iter().all(|byte| *byte == want), "rank {}", rank.comm.rank());
+            checked(1);
+        });
+    }
+}
+
+/// What a fold makes is published by the kernel that makes it: three launches a round on each of two ranks.
+fn launches() {
+    const N: usize = 2 << 20;
+    let knobs = [("MAYPOLE_ALGORITHM", "two_shot"), ("MAYPOLE_DEVICE_WINDOW", "128K")];
+    let launches = || emulator().calls("cuLaunchKernel");
+    let before = std::sync::Mutex::new(0);
+    world(2, &config(&knobs), |rank| {
+        let arena = Arena::new(rank, N);
+        arena.fill(&rank.stream, 0, N, 1 + rank.comm.rank() as u8);
+        rank.settle();
+        if rank.comm.rank() == 0 {
+            *before.lock().unwrap() = launches();
+        }
+        rank.comm.barrier().unwrap();
+        rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, N), ReduceOp::Sum).unwrap();
+        rank.settle();
+        if rank.comm.rank() == 0 {
+            // Each rank adds up one half, 128 KiB a round.
+            let rounds = (N / 2 / (128 << 10)) as u64;
+            assert_eq!(launches() - *before.lock().unwrap(), 2 * 3 * rounds);
+        }
+        rank.comm.barrier().unwrap();
+        assert!(arena.read(&rank.stream, 0, N).iter().all(|byte| *byte == 3));
+        checked(1);
+    });
+}
+
+/// Rings and chains: every rank waits for its neighbours at each slot.
+fn pipelines() {
+    const N: usize = 3 << 20;
+    emulator().set("QUEUE", ROOM);
+    for algorithm in ["ring", "chain", "double_tree"] {
+        let knobs = [("MAYPOLE_ALGORITHM", algorithm), SMALL[0], SMALL[1]];
+        world(3, &config(&knobs), |rank| {
+            let (me, stream) = (rank.comm.rank(), &rank.stream);
+            let arena = Arena::new(rank, N);
+            arena.fill(stream, 0, N, if me == 1 { 9 } else { 0 });
+            staggered(rank, 1);
+            let on = rank.comm.on(stream);
+            match algorithm {
+                "ring" => on.all_reduce_in_place(arena.output(0, N), ReduceOp::Sum).unwrap(),
+                _ => on.broadcast(arena.output(0, N), 1).unwrap(),
+            }
+            assert!(arena.read(stream, 0, N).iter().all(|byte| *byte == 9), "rank {me}, {algorithm}");
+            checked(1);
+        });
+    }
+}
+
+fn short() {
+    const TURNS: usize = 700;
+    emulator().set("QUEUE", ROOM);
+    world(3, &config(&[]), |rank| {
+        let arena = Arena::new(rank, 64);
+        arena.fill(&rank.stream, 0, 64, 0);
+        staggered(rank, 0);
+        for turn in 0..TURNS {
+            let mine = turn % 3 == rank.comm.rank();
+            arena.fill(&rank.stream, 0, 8, mine as u8 * turn as u8);
+            rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, 8), ReduceOp::Sum).unwrap();
+        }
+        assert_eq!(arena.read(&rank.stream, 0, 8), [(TURNS - 1) as u8; 8]);
+        checked(1);
+    });
+}
+
+/// Together they put more on the stream than any of them alone.
+fn communicators() {
+    const N: usize = 100_000;
+    const TURNS: usize = 3;
+    emulator().set("QUEUE", ROOM);
+    world(2, &config(&SMALL), |rank| {
+        let comms: Vec<Communicator> = (0..6).map(|_| rank.comm.duplicate().unwrap()).collect();
+        comms.iter().for_each(|comm| comm.attach(&rank.context).unwrap());
+        let arena = Arena::new(rank, N);
+        arena.fill(&rank.stream, 0, N, 1);
+        staggered(rank, 1);
+        for comm in comms.iter().cycle().take(TURNS * comms.len()) {
+            comm.on(&rank.stream).all_reduce_in_place(arena.output(0, N), ReduceOp::Max).unwrap();
+        }
+        assert_eq!(arena.read(&rank.stream, 0, N), vec![1; N]);
+        // Nobody frees a communicator's memory while another rank's stream waits.
+        rank.settle();
+        checked(1);
+    });
+}
+
+/// What is outstanding on each of two streams is known whichever was used last.
+fn streams() {
+    const TURNS: usize = 60;
+    const N: usize = 100_000;
+    emulator().set("QUEUE", "600");
+    world(2, &config(&SMALL), |rank| {
+        let other = Stream::new(&rank.context).unwrap();
+        let arena = Arena::new(rank, N);
+        arena.fill(&rank.stream, 0, N, 1);
+        staggered(rank, 0);
+        for turn in 0..TURNS {
+            let stream = if turn % 2 == 0 { &rank.stream } else { &other };
+            rank.comm.on(stream).all_reduce_in_place(arena.output(0, N), ReduceOp::Max).unwrap();
+        }
+        rank.comm.on(&other).synchronize().unwrap();
+        assert_eq!(arena.read(&rank.stream, 0, N), vec![1; N]);
+        rank.settle();
+        checked(1);
+    });
+}
+
+fn messages() {
+    const N: usize = 3 << 20;
+    emulator().set("QUEUE", ROOM);
+    world(2, &config(&SMALL), |rank| {
+        let (me, stream) = (rank.comm.rank(), &rank.stream);
+        let arena = Arena::new(rank, 2 * N);
+        arena.fill(stream, 0, N, 1 + me as u8);
+        staggered(rank, 0);
+        rank.comm.on(stream).send_recv(arena.input(0, N), 1 - me, arena.output(N, N), 1 - me).unwrap();
+        assert!(arena.read(stream, N, N).iter().all(|byte| *byte == 2 - me as u8), "rank {me}");
+        checked(1);
+    });
+}
+
+/// What a host has queued for the courier must have been handed over before it waits.
+fn between_hosts() {
+    const N: usize = 3 << 20;
+    emulator().set("QUEUE", ROOM);
+    for hosts in [&["a", "b"][..], &["a", "a", "b", "b"]] {
+        spread(hosts, &config(&[("MAYPOLE_DEVICE_FIFO", "16K")]), |rank| {
+            let arena = Arena::new(rank, N);
+            arena.fill(&rank.stream, 0, N, 1);
+            staggered(rank, 1);
+            rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, N), ReduceOp::Sum).unwrap();
+            let want = hosts.len() as u8;
+            assert!(arena.read(&rank.stream, 0, N).iter().all(|byte| *byte == want), "rank {}", rank.comm.rank());
+            rank.settle();
+            checked(1);
+        });
+    }
+}
+
+/// A rank waits for room within a call, and the others never come.
+fn verdict() {
+    const N: usize = 3 << 20;
+    emulator().set("QUEUE", ROOM);
+    for why in [Some("enough of it"), None] {
+        let mut config = config(&SMALL);
+        if why.is_none() {
+            config.timeout = Duration::from_secs(1);
+        }
+        threads(2, &config, |comm| {
+            let rank = Rank::new(comm);
+            rank.comm.attach(&rank.context).unwrap();
+            let arena = Arena::new(&rank, N);
+            rank.settle();
+            if rank.comm.rank() == 0 {
+                let call = rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, N), ReduceOp::Sum);
+                let text = call.expect_err("it is not queued to its end").to_string();
+                println!("{text}");
+                assert!(text.contains(why.unwrap_or("rank 1")), "{text}");
+            } else {
+                std::thread::sleep(HEAD_START);
+                why.inspect(|why| rank.comm.abort(why));
+                while rank.comm.verdict().is_none() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            assert!(rank.comm.on(&rank.stream).synchronize().is_err());
+            rank.stream.synchronize().unwrap();
+            checked(1);
+        });
+    }
+}
