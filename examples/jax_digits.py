@@ -4,8 +4,8 @@ the gradients inside the compiled program, so that all ranks take the same step.
     python -m maypole run -n 4 examples/jax_digits.py
 
 trains a small network on 1,797 handwritten digits (their authors and licence: examples/data/README.md). At the end it
-checks that the network reads digits, that all ranks hold the same weights to the bit, and that one rank alone, given the
-same batches, ends at nearly the same weights. It exits with 1 if any of these fails.
+checks that the network reads digits, that all ranks hold the same weights to the bit, and that one rank alone, given
+the same batches, ends at nearly the same weights. It exits with 1 if any of these fails.
 
 Read `epoch` first: it is the training. It needs `pip install '.[jax]'`.
 """
@@ -135,7 +135,8 @@ def main():
     training, test = load_digits()
     # All ranks compute the same results; one of them prints.
     say = functools.partial(print, flush=True) if comm.rank == 0 else lambda *_: None
-    say(f"ranks {comm.size}, global batch {options.batch}, {len(training[1])} training images, {len(test[1])} test images")
+    say(f"ranks {comm.size}, global batch {options.batch}")
+    say(f"{len(training[1])} training images, {len(test[1])} test images")
 
     begin = time.perf_counter()
     weights = train(comm, options, training, lambda number, loss: say(f"epoch {number:>3}  loss {loss:.4f}"))
@@ -154,7 +155,8 @@ def main():
     flat = np.asarray(ravel_pytree(weights)[0])
     digest = np.frombuffer(hashlib.sha256(flat.tobytes()).digest(), np.uint8)
     agreeing = int((np.asarray(maypole.jax.all_gather(digest, comm)) == digest).all(axis=1).sum())
-    check(agreeing == comm.size, f"weights bit-identical on {agreeing} of {comm.size} ranks, sha256 {digest.tobytes().hex()}")
+    sha256 = digest.tobytes().hex()
+    check(agreeing == comm.size, f"weights bit-identical on {agreeing} of {comm.size} ranks, sha256 {sha256}")
 
     if comm.rank == 0:  # The others need not wait for it: the launcher reports the failure of any rank.
         alone = np.asarray(ravel_pytree(train(maypole.threads(1)[0], options, training))[0])

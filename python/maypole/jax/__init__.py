@@ -13,23 +13,23 @@ Each rank is a process of its own with one CPU device: ``python -m maypole run -
 
 **Order.** All ranks must make the same calls in the same order, and within a process the calls run in the order in
 which they were traced, on whatever communicators, whether or not one needs another's result, and from one compiled
-program to the next. So ranks that run the same Python are in step. Where the order of tracing differs (a Python ``if`` on
-the rank around a call; a dictionary with other keys) or the path taken (``jax.lax.cond`` on a value that ranks do not
-share), all ranks get `maypole.MismatchError` or a deadline's. JAX returns before a program has run: call
+program to the next. So ranks that run the same Python are in step. Where the order of tracing differs (a Python ``if``
+on the rank around a call; a dictionary with other keys) or the path taken (``jax.lax.cond`` on a value that ranks do
+not share), all ranks get `maypole.MismatchError` or a deadline's. JAX returns before a program has run: call
 ``jax.effects_barrier()`` before using the same communicator outside JAX. The order is kept for each Python thread; make
 the calls from one.
 
 **Derivatives.** Reverse mode gives every rank the gradient of the *sum of all ranks' outputs* with respect to its own
-inputs, and every rank must take it. So the derivative of a sum over ranks is a sum over ranks: with the loss of each rank
-already an average over all of them, its gradient is ``size`` times that of the average. The usual data-parallel step
-does not meet this: it differentiates this rank's own loss, and reduces the gradient.
+inputs, and every rank must take it. So the derivative of a sum over ranks is a sum over ranks: with the loss of each
+rank already an average over all of them, its gradient is ``size`` times that of the average. The usual data-parallel
+step does not meet this: it differentiates this rank's own loss, and reduces the gradient.
 
 **Mapping.** ``jax.vmap`` makes one call with a longer operand.
 
 **Errors.** Wrong arguments raise `maypole.ArgumentError` or ``TypeError`` when the function is traced. What fails while
 it runs raises ``jax.errors.JaxRuntimeError`` with the verdict's text; within ``with maypole.jax.checked():`` it is
-`maypole.FailedError` or another of Maypole's exceptions. A call that waits cannot be interrupted by Ctrl-C; its deadline
-(``comm.set_timeout``, ``MAYPOLE_TIMEOUT``) ends it.
+`maypole.FailedError` or another of Maypole's exceptions. A call that waits cannot be interrupted by Ctrl-C; its
+deadline (``comm.set_timeout``, ``MAYPOLE_TIMEOUT``) ends it.
 """
 
 try:

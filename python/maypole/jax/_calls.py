@@ -1,23 +1,22 @@
 """The public functions: arguments checked, at the time of tracing, and handed to the primitives."""
 
+from typing import Any, Optional
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._maypole import ArgumentError
+from .._maypole import ArgumentError, Communicator
 from . import _primitives as p
 from ._handle import Handle
 
-_NUMBERS = (
-    "int8 uint8 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 float8_e4m3fn float8_e5m2".split()
-)
+_NUMBERS = "int8 uint8 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 float8_e4m3fn float8_e5m2".split()
 _COMPLEX = ("complex64", "complex128")
 _PLAIN = ("bool", "int16", "uint16", *_COMPLEX, *_NUMBERS)
 _ARITHMETIC, _BITWISE = ("sum", "prod", "min", "max", "avg"), ("and", "or", "xor")
 
 
-def all_reduce(x, comm, op="sum"):
+def all_reduce(x: Any, comm: Communicator, op: str = "sum") -> Any:
     """The reduction of all ranks' ``x``, on every rank, with the same bits on each.
 
     ``x``: an array, or a tree of arrays, each reduced by a call of its own. ``op``: sum, avg, prod, min, max; for
@@ -28,7 +27,7 @@ def all_reduce(x, comm, op="sum"):
     return _each(name, x, lambda a, at: p.all_reduce_p.bind(_reducible(name, at, a, op), comm=comm, op=op))
 
 
-def reduce(x, comm, root=0, op="sum"):
+def reduce(x: Any, comm: Communicator, root: int = 0, op: str = "sum") -> Any:
     """The reduction of all ranks' ``x`` on rank ``root``, and zeros on the others.
 
     Arguments as for `all_reduce`. Derivative (sum, avg): the root's cotangent, by `broadcast`; with avg divided by the
@@ -39,7 +38,7 @@ def reduce(x, comm, root=0, op="sum"):
     return _each(name, x, lambda a, at: p.reduce_p.bind(_reducible(name, at, a, op), comm=comm, root=root, op=op))
 
 
-def broadcast(x, comm, root=0):
+def broadcast(x: Any, comm: Communicator, root: int = 0) -> Any:
     """Rank ``root``'s ``x``, on every rank; of the others' only shapes and types matter, which must be the same.
 
     ``x``: an array or a tree of arrays. Derivative: the sum of all ranks' cotangents on the root, zeros on the others.
@@ -49,7 +48,7 @@ def broadcast(x, comm, root=0):
     return _each(name, x, lambda a, at: p.broadcast_p.bind(_plain(name, at, a), comm=comm, root=root))
 
 
-def all_gather(x, comm, tiled=False):
+def all_gather(x: Any, comm: Communicator, tiled: bool = False) -> Any:
     """Every rank's ``x``, on every rank: shape ``(size, *x.shape)``, or, ``tiled``, joined along the first dimension.
 
     ``x``: an array or a tree of arrays. Derivative: `reduce_scatter` of the cotangents with sum.
@@ -66,7 +65,7 @@ def all_gather(x, comm, tiled=False):
     return _each(name, x, call)
 
 
-def reduce_scatter(x, comm, op="sum", tiled=False):
+def reduce_scatter(x: Any, comm: Communicator, op: str = "sum", tiled: bool = False) -> Any:
     """The reduction of all ranks' block ``r``, on rank ``r``.
 
     ``x``: an array whose first dimension is the ranks, so that ``x[r]`` is block ``r``; or, ``tiled``, one that is cut
@@ -83,7 +82,7 @@ def reduce_scatter(x, comm, op="sum", tiled=False):
     return _each(name, x, call)
 
 
-def all_to_all(x, comm, tiled=False):
+def all_to_all(x: Any, comm: Communicator, tiled: bool = False) -> Any:
     """Block ``r`` of the result is rank ``r``'s block for this rank.
 
     ``x``: an array whose first dimension is the ranks, so that ``x[r]`` goes to rank ``r``; or, ``tiled``, one that is
@@ -99,16 +98,16 @@ def all_to_all(x, comm, tiled=False):
     return _each(name, x, call)
 
 
-def barrier(comm):
+def barrier(comm: Communicator) -> None:
     """No rank goes on to its next call before every rank has come to this one."""
     p.barrier_p.bind(comm=Handle(comm))
 
 
-def send(x, comm, to, tag=0):
+def send(x: Any, comm: Communicator, to: int, tag: int = 0) -> None:
     """Send ``x`` to rank ``to``, which must `recv` it. An array, not a tree.
 
-    Done when ``x`` may be reused; a long message waits for its receiver. Two ranks that both send first and then receive
-    wait for each other: use `send_recv`. It has no derivative, and says so: use `send_recv` for that, too.
+    Done when ``x`` may be reused; a long message waits for its receiver. Two ranks that both send first and then
+    receive wait for each other: use `send_recv`. It has no derivative, and says so: use `send_recv` for that, too.
     """
     name, comm = "send", Handle(comm)
     to, tag = _rank(name, "to", to, comm), _tag(name, tag)
@@ -117,7 +116,7 @@ def send(x, comm, to, tag=0):
     p.send_p.bind(_plain(name, "x", x), comm=comm, to=to, tag=tag)
 
 
-def recv(like, comm, source, tag=0):
+def recv(like: Any, comm: Communicator, source: int, tag: int = 0) -> jax.Array:
     """What rank ``source`` sends: an array with the shape and type of ``like``.
 
     ``like``: an array, whose elements do not matter, or a ``jax.ShapeDtypeStruct``. The result counts as a constant in
@@ -132,7 +131,7 @@ def recv(like, comm, source, tag=0):
     return p.recv_p.bind(_plain(name, "like", like), comm=comm, source=source, tag=tag)
 
 
-def send_recv(x, comm, to, source, tag=0):
+def send_recv(x: Any, comm: Communicator, to: Optional[int], source: Optional[int], tag: int = 0) -> Any:
     """Send ``x`` to rank ``to`` and return what rank ``source`` sends, at the same time: rings do not deadlock.
 
     ``x``: an array or a tree of arrays; what is received has the same shapes and types. Where ``to`` is None nothing is
@@ -149,12 +148,12 @@ def send_recv(x, comm, to, source, tag=0):
     )
 
 
-def shift(x, comm, offset=1, tag=0):
+def shift(x: Any, comm: Communicator, offset: int = 1, tag: int = 0) -> Any:
     """Rank ``r``'s ``x`` on rank ``r + offset``, round the ring of ranks. Derivative: the shift back.
 
     ``x``: an array or a tree of arrays, of the same shapes on all ranks.
     """
-    rank, size = comm.rank, comm.size
+    rank, size, offset = Handle(comm).rank, comm.size, _integer("shift", "offset", offset)
     return send_recv(x, comm, to=(rank + offset) % size, source=(rank - offset) % size, tag=tag)
 
 
@@ -190,12 +189,15 @@ def _reducible(name, at, a, op):
         allowed = ("sum", "avg")
     elif kind not in _NUMBERS:
         raise ArgumentError(
-            f"{name}: {at} has elements of type {kind}, which cannot be combined; convert it to one of {', '.join(_NUMBERS)}"
+            f"{name}: {at} has elements of type {kind}, which cannot be combined; convert it to one of "
+            f"{', '.join(_NUMBERS)}"
         )
     else:
         allowed = (*_ARITHMETIC, *_BITWISE) if jnp.issubdtype(a.dtype, jnp.integer) else _ARITHMETIC
     if op not in allowed:
-        raise ArgumentError(f"{name}: op is {op!r}, but {at} has elements of type {kind}: expected {', '.join(allowed)}")
+        raise ArgumentError(
+            f"{name}: op is {op!r}, but {at} has elements of type {kind}: expected {', '.join(allowed)}"
+        )
     return a
 
 
@@ -220,7 +222,9 @@ def _integer(name, argument, value):
     try:
         return int(np.asarray(value).__index__())
     except TypeError:
-        raise TypeError(f"{name}: {argument} must be an integer known when the program is traced, got {value!r}") from None
+        raise TypeError(
+            f"{name}: {argument} must be an integer known when the program is traced, got {value!r}"
+        ) from None
 
 
 def _rank(name, argument, value, comm):

@@ -20,7 +20,7 @@ class Handle:
 
     @property
     def attributes(self):
-        """What a compiled call is told. The size, so that a program from a cache on disk is not run on another world."""
+        """What a compiled call is told; the size, so that a program from a cache on disk runs on no other world."""
         return dict(comm=np.int64(self.number), size=np.int64(self.size))
 
     def __eq__(self, other):

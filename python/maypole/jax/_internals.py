@@ -1,9 +1,9 @@
 """What ``maypole.jax`` needs of JAX that JAX does not publish: ordered effects. Nothing private is used elsewhere.
 
-XLA runs a program's calls in whatever order the data allows, on several threads, and a flag that a call has side effects
-does not change that: compiled alone, four independent calls were seen to run last to first. Collectives must run in the
-same order on every rank. So each of them consumes a token and makes the next one's, and JAX carries the last token from
-one compiled program to the next. In JAX's terms they have an *ordered effect*, the one defined here.
+XLA runs a program's calls in whatever order the data allows, on several threads, and a flag that a call has side
+effects does not change that: compiled alone, eight independent calls were seen to run last to first. Collectives must
+run in the same order on every rank. So each of them consumes a token and makes the next one's, and JAX carries the last
+token from one compiled program to the next. In JAX's terms they have an *ordered effect*, the one defined here.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ for _allowed in (
 def ordered_lowering(target, attributes, *, passes_operands=True):
     """A lowering rule: the FFI call ``target`` between two tokens.
 
-    ``attributes`` takes the primitive's parameters and gives the call's attributes. The parameter ``comm`` lives as long
-    as the compiled program.
+    ``attributes`` takes the primitive's parameters and gives the call's attributes. The parameter ``comm`` lives as
+    long as the compiled program.
     """
 
     def lower(ctx, *operands, **params):

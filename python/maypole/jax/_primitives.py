@@ -101,7 +101,7 @@ def _linear(primitive, transpose):
             return result, ad.Zero.from_primal_value(result)
         if params.get("op", "sum") not in ("sum", "avg"):
             raise NotImplementedError(
-                f"maypole.jax: {primitive.name[len('maypole_'):]} with op {params['op']!r} has no derivative here; "
+                f"maypole.jax: {primitive.name[len('maypole_') :]} with op {params['op']!r} has no derivative here; "
                 f"sum and avg do. Use jax.lax.stop_gradient on what goes in, if none is wanted"
             )
         return result, primitive.bind(dx, **params)

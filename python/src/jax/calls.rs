@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::null_mut;
+use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 
 use maypole::{Call, Collective, Communicator, DataType, Error, ReduceOp, Verdict};
@@ -24,8 +24,9 @@ pub unsafe extern "C" fn collective(frame: *mut CallFrame) -> *mut XlaError {
     unsafe { answer(frame, run_collective) }
 }
 
-/// Messages: what there is of an operand is sent to rank `to`, what there is of a result is received from rank `source`,
-/// both with `tag`. Where the rank is -1, nothing is sent, and the result is zeros. `comm` and `size` as above.
+/// Messages: what there is of an operand is sent to rank `to`, what there is of a result is received from rank
+/// `source`, both with `tag`. Where the rank is -1, nothing is sent, and the result is zeros. `comm` and `size` as
+/// above.
 ///
 /// # Safety
 /// XLA calls it.
@@ -124,9 +125,8 @@ fn run_message(frame: &Frame<'_>) -> Result<(), Refusal> {
 fn communicator(frame: &Frame<'_>) -> Result<Arc<Communicator>, Refusal> {
     let (number, size) = (frame.integer("comm")?, frame.integer("size")?);
     let Some(comm) = registry::find(number) else {
-        let message = format!(
-            "comm: the communicator of this program (number {number}) was closed, or belongs to the process that forked this one"
-        );
+        let message =
+            format!("comm: the communicator of this program (number {number}) was closed, or is the parent process's");
         return Err(Refusal { code: code::FAILED_PRECONDITION, message });
     };
     if usize::try_from(size) != Ok(comm.size()) {
@@ -191,7 +191,9 @@ fn plain(dtype: c_int) -> Option<(DataType, usize)> {
 /// A tensor as the elements that travel: their type, how many, where.
 fn elements(tensor: Tensor<'_>) -> Option<(DataType, usize, *mut u8)> {
     let (dtype, width) = plain(tensor.dtype)?;
-    Some((dtype, tensor.count * width, tensor.data))
+    // An empty tensor may have no address at all (jaxlib 0.5), and the library asks for one.
+    let data = if tensor.count == 0 { NonNull::dangling().as_ptr() } else { tensor.data };
+    Some((dtype, tensor.count * width, data))
 }
 
 fn operation(name: &str) -> Result<ReduceOp, Refusal> {

@@ -1,7 +1,7 @@
 //! A call from XLA as safe Rust: [`Frame`] has read and checked everything that a [`CallFrame`] points to.
 //!
-//! XLA promises that its pointers are valid for the length of the call. It cannot promise that its structures are the ones
-//! that this was compiled for, so every `struct_size` is looked at before anything behind it is.
+//! XLA promises that its pointers are valid for the length of the call. It cannot promise that its structures are the
+//! ones that this was compiled for, so every `struct_size` is looked at before anything behind it is.
 
 use std::ffi::{CString, c_int, c_void};
 use std::marker::PhantomData;
@@ -58,8 +58,8 @@ pub unsafe fn answers_metadata(frame: *mut layout::CallFrame) -> bool {
     }
     // SAFETY: of this kind are only metadata queries.
     let metadata = unsafe { &mut *(*extension.cast::<layout::MetadataQuery>()).metadata };
-    // The version is XLA's own, since `Frame::read` goes by sizes and not by versions. Only a later major version, whose
-    // layout may be anything, gets an answer that makes XLA refuse the handler.
+    // The version is XLA's own, since `Frame::read` goes by sizes and not by versions. Only a later major version,
+    // whose layout may be anything, gets an answer that makes XLA refuse the handler.
     // SAFETY: `api` points to XLA's table of functions, whose version is in its second field.
     let (major, minor) = if api.is_null() { OLDEST } else { unsafe { ((*api).version.major, (*api).version.minor) } };
     (metadata.version.major, metadata.version.minor) = if major == OLDEST.0 { (major, minor) } else { OLDEST };

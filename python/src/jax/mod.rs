@@ -4,8 +4,8 @@
 //! * [`calls`]: the two handlers that XLA calls, for collectives and for messages.
 //! * [`registry`]: which communicator a compiled program means by a number.
 //!
-//! A handler runs on a thread of XLA's, which it keeps until the collective is done, and never needs the interpreter. In
-//! which order XLA calls them is settled in Python (`maypole/jax/_internals.py`).
+//! A handler runs on a thread of XLA's, which it keeps until the collective is done, and never needs the interpreter.
+//! In which order XLA calls them is settled in Python (`maypole/jax/_internals.py`).
 
 mod calls;
 mod frame;

@@ -1,4 +1,4 @@
-"""maypole.jax: programs in `programs/`, started as ranks; each does many checks, and prints a line for each it passed."""
+"""maypole.jax: programs in `programs/`, started as ranks. Each does many checks, and prints a line for each passed."""
 
 import os
 import pathlib

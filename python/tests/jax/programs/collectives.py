@@ -24,7 +24,7 @@ def world(dtype, shape):
 
 def same(got, expected):
     got, expected = np.asarray(got), np.asarray(expected)
-    assert got.dtype == expected.dtype and got.shape == expected.shape, (got.dtype, got.shape, expected.dtype, expected.shape)
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
     np.testing.assert_array_equal(got, expected)
 
 
@@ -44,7 +44,8 @@ def check_reductions():
     for dtype in (np.complex64, np.complex128):
         total = world(dtype, (3, 5)).sum(0)
         # Both parts divided alone: NumPy's division of complex numbers rounds more than once.
-        expected[dtype] = {"sum": total, "avg": (total.view(total.real.dtype) / total.real.dtype.type(size)).view(dtype)}
+        parts = total.view(total.real.dtype)
+        expected[dtype] = {"sum": total, "avg": (parts / parts.dtype.type(size)).view(dtype)}
 
     @jax.jit
     def program(mine):
