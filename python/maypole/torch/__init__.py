@@ -6,7 +6,7 @@
     dist.init_process_group("maypole")            # or "cpu:maypole,cuda:nccl"
     dist.all_reduce(tensor)                       # and all the rest: DDP, FSDP, DTensor, ...
 
-Start it with torchrun or ``python -m maypole run``. The ranks meet through the store that PyTorch has made.
+Start it with torchrun. The ranks meet through the store that PyTorch has made.
 
 * `kinds`: which of Maypole's types and operations stand for PyTorch's. `calls`: what all collectives go through.
 * `collectives`, `sparse`, `messages`: what c10d can ask for. `cuda`: CUDA tensors. `work`: asynchronous calls.

@@ -18,8 +18,8 @@ def test_failures(what):
     run("failures.py", 2, what, timeout=90)
 
 
-def test_a_rank_that_does_not_come_is_named():
-    run("failures.py", 2, "absent", timeout=90)
+def test_a_rank_that_does_not_come_is_named(tmp_path):
+    run("failures.py", 2, "absent", tmp_path / "store", timeout=120)
 
 
 def test_beside_other_backends():
