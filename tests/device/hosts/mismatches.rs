@@ -1,13 +1,11 @@
 //! A rank on another host calls something else: all learn the same, which names two that differ, and no rank has written
 //! what is not its result.
 
-use std::sync::Barrier;
-
 use maypole::{Call, Collective, DataType, Error, ReduceOp, Verdict};
 
 use super::{by, spread};
 use crate::arena::Arena;
-use crate::ranks::common_verdict;
+use crate::ranks::{Meeting, common_verdict};
 use crate::runner::checked;
 use crate::world::Rank;
 
@@ -36,11 +34,13 @@ fn until_it_fails(rank: &Rank, arena: &Arena, first: maypole::Result<()>) -> Err
 /// Check what the ranks of a world of `hosts` say if `odd` does `otherwise`; each rank says also whether it left alone
 /// what it should have.
 fn check(what: &str, hosts: &[&str], odd: usize, parts: &[&str], act: impl Fn(&Rank, &Arena) -> (Error, bool) + Sync) {
-    let meeting = Barrier::new(hosts.len());
+    let meeting = Meeting::new(hosts.len());
     let seen = spread(hosts, &by(""), |rank| {
         let arena = Arena::new(rank, 8 * BLOCK);
         arena.fill(&rank.stream, 0, arena.bytes(), UNTOUCHED);
         rank.settle();
+        // What comes next fails, for a rank that is still in the barrier as well.
+        meeting.wait();
         let seen = act(rank, &arena);
         // Nobody gives memory back while another's stream may wait.
         meeting.wait();
