@@ -113,6 +113,7 @@ impl Link {
     }
 
     /// One collective on host memory, blocking. `what`: see `decode`; `count`: elements per block.
+    #[expect(clippy::too_many_arguments, reason = "a call is made of so many numbers")]
     fn run(
         &self,
         py: Python<'_>,

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C import _distributed_c10d as c10d
 
 import maypole.torch  # noqa: F401: registers the backend
 
@@ -73,7 +74,11 @@ def reductions(rank, size, group, shape, dtype, op):
         dist.all_reduce_coalesced(tensors, op, group=group)
         return tensors
 
-    return [all_reduce, asynchronous, reduce, reduce_scatter, reduce_scatter_tensor, coalesced]
+    calls = [all_reduce, asynchronous, reduce, reduce_scatter, reduce_scatter_tensor, coalesced]
+    if op != dist.ReduceOp.SUM and not hasattr(c10d.AllreduceOptions(), "asyncOp"):
+        # Gloo of such old releases sums there, whatever it is asked for.
+        calls.remove(reduce_scatter_tensor)
+    return calls
 
 
 def movements(rank, size, group, shape, dtype):
