@@ -59,15 +59,16 @@ impl Message {
         macro_rules! of {
             ($element:ty) => {
                 match self.way {
-                    // SAFETY: the caller's promise.
-                    Way::To(data) => comm
-                        .on(stream)
-                        .send(unsafe { DeviceSlice::<$element>::from_raw(data.addr() as u64, self.count) }, self.peer),
-                    // SAFETY: the caller's promise.
-                    Way::From(data) => comm.on(stream).recv(
-                        unsafe { DeviceSliceMut::<$element>::from_raw(data.addr() as u64, self.count) },
-                        self.peer,
-                    ),
+                    Way::To(data) => {
+                        // SAFETY: the caller's promise.
+                        let buffer = unsafe { DeviceSlice::<$element>::from_raw(data.addr() as u64, self.count) };
+                        comm.on(stream).send(buffer, self.peer)
+                    }
+                    Way::From(data) => {
+                        // SAFETY: the caller's promise.
+                        let buffer = unsafe { DeviceSliceMut::<$element>::from_raw(data.addr() as u64, self.count) };
+                        comm.on(stream).recv(buffer, self.peer)
+                    }
                 }
             };
         }
@@ -95,10 +96,12 @@ unsafe fn run(comm: maypole_comm, stream: maypole_stream, message: Message) -> O
     if group::is_open(comm) {
         return group::collect_message(stream, message);
     }
-    // SAFETY: the caller's promise, in every arm.
     match stream_of(stream)?.as_deref() {
+        // SAFETY: the caller's promise, here and below.
         None => unsafe { message.run(&found) }?,
+        // SAFETY: as above.
         Some(Stream::Host(host)) => host.keep(unsafe { message.start(&found, Some(&host.queue)) }?, None),
+        // SAFETY: as above.
         Some(Stream::Cuda(stream)) => unsafe { message.run_on(&found, stream) }?,
     }
     Ok(())

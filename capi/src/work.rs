@@ -181,13 +181,15 @@ pub(crate) unsafe fn run<'a>(
     if group::is_open(comm) {
         return group::collect(stream, work);
     }
-    // SAFETY: the caller's promise, in every arm.
     match stream_of(stream)?.as_deref() {
+        // SAFETY: the caller's promise, here and below.
         None => unsafe { work.run(&found) }?,
         Some(Stream::Host(host)) => {
+            // SAFETY: as above.
             let request = unsafe { work.start(&found, Some(&host.queue)) }?;
             host.keep(request, work.operation);
         }
+        // SAFETY: as above.
         Some(Stream::Cuda(stream)) => unsafe { work.run_on(&found, stream) }?,
     }
     Ok(())

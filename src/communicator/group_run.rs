@@ -63,7 +63,7 @@ impl Tickets<'_> {
 
 impl Drop for Tickets<'_> {
     fn drop(&mut self) {
-        while let Some(number) = self.numbers.next() {
+        for number in self.numbers.by_ref() {
             drop(self.turns.enter(number));
         }
     }

@@ -55,8 +55,8 @@ impl Communicator {
     pub unsafe fn run_at(&self, call: Call, input: *const u8, output: *mut u8) -> Result<()> {
         let inner = &*self.inner;
         match inner.locate(&call, input, output) {
-            // SAFETY: the lengths are those that the caller promised.
             Ok((buffers, lengths)) => {
+                // SAFETY: the lengths are those that the caller promised.
                 inner.catching(|| unsafe { inner.run(inner.turns.take(), call, buffers, lengths) })
             }
             Err(what) => inner.refuse_next(what),
@@ -268,7 +268,6 @@ impl Inner {
     }
 
     /// The same for blocks with counts of their own.
-    #[expect(clippy::type_complexity, reason = "what it finds is used at once, by three callers")]
     pub(super) fn locate_v<'b>(
         &self,
         call: &Call,
