@@ -31,7 +31,7 @@ pub const MAYPOLE_OR: maypole_op = 6;
 /// Bitwise exclusive or; integers only.
 pub const MAYPOLE_XOR: maypole_op = 7;
 
-/// An operation of the caller's own: result[i] = a[i] combined with b[i], for `count` elements. Pointers are aligned for
+/// An operation of the caller's own: combines element i of `a` and of `b` into that of `result`. Pointers are aligned for
 /// the element type, and `result` may be `a` or `b`. It must be associative and commutative as far as the caller cares.
 /// It is called by whichever thread runs the operation, by several at a time if the handle is used so.
 ///
