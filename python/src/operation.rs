@@ -8,7 +8,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
 
-use crate::{array, error, process};
+use crate::{array, error, process, waiting};
 
 /// An operation for reductions that is more than a name: ``maypole.Op(function)`` or ``maypole.premulsum(factor)``.
 ///
@@ -171,7 +171,7 @@ unsafe fn combine(context: *const (), dst: *mut u8, a: *const u8, b: *const u8, 
     // SAFETY: the library's promise: `count` elements at each address. `dst` may be one of them, so no reference to it.
     let operands = unsafe { [std::slice::from_raw_parts(a, bytes), std::slice::from_raw_parts(b, bytes)] };
     let done = process::attached(|py| {
-        let combined = this.apply(py, operands).map_err(|error| {
+        let combined = waiting::combining(|| this.apply(py, operands)).map_err(|error| {
             let what = format!("operation {:?} raised {error}", this.name);
             *this.raised.lock() = Some(error);
             what

@@ -19,12 +19,14 @@ static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 
 extern "C" fn forked() {
     FORKS.fetch_add(1, Ordering::Relaxed);
+    // Of the threads there is one left.
+    INSIDE.store(0, Ordering::SeqCst);
 }
 
 /// Watch for forks from now on.
 pub fn watch_forks() {
     static ONCE: Once = Once::new();
-    // SAFETY: the handler does nothing but add to an atomic, which a child of a process with threads may do.
+    // SAFETY: the handler does nothing but set two atomics, which a child of a process with threads may do.
     ONCE.call_once(|| unsafe {
         libc::pthread_atfork(None, None, Some(forked));
     });

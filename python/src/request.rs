@@ -1,7 +1,6 @@
 //! The class `Request`: an asynchronous call, waited for or awaited.
 
-use std::sync::OnceLock;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use maypole::RawRequest;
@@ -25,8 +24,25 @@ pub struct Request {
     generation: u64,
 }
 
-/// Requests under way that nobody keeps.
-static ORPHANS: Mutex<Vec<(RawRequest, Vec<Held>)>> = Mutex::new(Vec::new());
+/// A request under way that nobody keeps.
+struct Orphan {
+    raw: RawRequest,
+    _held: Vec<Held>,
+    generation: u64,
+}
+
+static ORPHANS: Mutex<Vec<Orphan>> = Mutex::new(Vec::new());
+
+/// Take those orphans out that have ended.
+fn ended_orphans() -> Vec<Orphan> {
+    let mut orphans = ORPHANS.lock();
+    let (own, parents): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut *orphans).into_iter().partition(|orphan| orphan.generation == process::generation());
+    std::mem::forget(parents);
+    let (ended, rest) = own.into_iter().partition(|orphan| orphan.raw.test());
+    *orphans = rest;
+    ended
+}
 
 impl Request {
     /// Of a call that was started, and needs `held`.
@@ -36,13 +52,7 @@ impl Request {
 
     /// As an object of Python's. Orphans that have ended meanwhile are let go of.
     pub fn into_object(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-        let ended = waiting::detached(py, || {
-            let mut orphans = ORPHANS.lock();
-            let (ended, rest) = std::mem::take(&mut *orphans).into_iter().partition(|(raw, _)| raw.test());
-            *orphans = rest;
-            ended
-        });
-        let _: Vec<(RawRequest, Vec<Held>)> = ended;
+        drop(waiting::detached(py, ended_orphans));
         Ok(Bound::new(py, self)?.into_any())
     }
 
@@ -130,34 +140,42 @@ impl Drop for Request {
                 false => Some(raw),
             });
             if let Some(raw) = rest {
-                waiting::detached(py, || ORPHANS.lock().push((raw, held)));
+                let orphan = Orphan { raw, _held: held, generation: self.generation };
+                waiting::detached(py, || ORPHANS.lock().push(orphan));
             }
         });
     }
 }
 
-/// Where functions go that are to be called: to a thread that does nothing else.
+/// Where functions go that are to be called: to a thread that does nothing else. A fork has a thread of its own.
 fn bell() -> Sender<Py<PyAny>> {
-    static BELL: OnceLock<Mutex<Sender<Py<PyAny>>>> = OnceLock::new();
-    let bell = BELL.get_or_init(|| {
-        let (send, receive) = channel::<Py<PyAny>>();
-        let thread = std::thread::Builder::new().name("maypole-bell".into());
-        // Without it nobody is called, and the channel says so to nobody: a process that gets no thread has other worries.
-        let _ = thread.spawn(move || {
-            for function in receive {
-                let called = process::attached(|py| {
-                    if let Err(error) = function.call0(py) {
-                        error.write_unraisable(py, Some(function.bind(py)));
-                    }
-                });
-                if called.is_none() {
-                    std::mem::forget(function);
-                }
+    static BELL: Mutex<Option<(u64, Sender<Py<PyAny>>)>> = Mutex::new(None);
+    let mut bell = BELL.lock();
+    match &*bell {
+        Some((generation, sender)) if *generation == process::generation() => sender.clone(),
+        _ => {
+            let (sender, receiver) = channel();
+            let thread = std::thread::Builder::new().name("maypole-bell".into());
+            // Without it nobody is called: a process that gets no thread has other worries.
+            let _ = thread.spawn(move || call_each(&receiver));
+            *bell = Some((process::generation(), sender.clone()));
+            sender
+        }
+    }
+}
+
+/// Call each function that comes.
+fn call_each(functions: &Receiver<Py<PyAny>>) {
+    for function in functions {
+        let called = process::attached(|py| {
+            if let Err(error) = function.call0(py) {
+                error.write_unraisable(py, Some(function.bind(py)));
             }
         });
-        Mutex::new(send)
-    });
-    bell.lock().clone()
+        if called.is_none() {
+            std::mem::forget(function);
+        }
+    }
 }
 
 /// Wait until all requests are done; a list of what each gives. The first error, in their order, is raised when all are.

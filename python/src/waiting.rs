@@ -28,6 +28,8 @@ struct Frame {
 
 thread_local! {
     static CURRENT: Cell<*const Frame> = const { Cell::new(std::ptr::null()) };
+    /// Whether this thread runs an operation of the user's.
+    static COMBINING: Cell<bool> = const { Cell::new(false) };
     /// Whether this is the process's first thread, on which Python runs handlers.
     // SAFETY: two calls that ask for numbers.
     static IS_MAIN: bool = unsafe { libc::syscall(libc::SYS_gettid) == libc::c_long::from(libc::getpid()) };
@@ -57,10 +59,8 @@ pub fn detached<R>(py: Python<'_>, f: impl FnOnce() -> R) -> R {
 /// # Errors
 /// The call's, or what a signal's handler raised; then `comm` was aborted.
 pub fn blocking<R>(py: Python<'_>, comm: &Communicator, call: impl FnOnce() -> Result<R>) -> PyResult<R> {
-    if is_busy(comm) {
-        let what = "a signal handler called the communicator whose call it has interrupted; nothing but abort is possible \
-                    there: have the handler raise, or set a flag";
-        return Err(error::argument(py, what));
+    if COMBINING.get() || is_busy(|busy| std::ptr::eq(busy, comm)) {
+        return Err(error::argument(py, BUSY));
     }
     match in_frame(py, comm, call) {
         (outcome, None) => outcome.map_err(|e| error::to_py(py, e)),
@@ -73,6 +73,9 @@ pub fn blocking<R>(py: Python<'_>, comm: &Communicator, call: impl FnOnce() -> R
 /// # Errors
 /// What a signal's handler raised.
 pub fn request<R>(py: Python<'_>, wait: impl FnOnce() -> R) -> PyResult<R> {
+    if COMBINING.get() || is_busy(|_| true) {
+        return Err(error::argument(py, BUSY));
+    }
     match in_frame(py, std::ptr::null(), wait) {
         (outcome, None) => Ok(outcome),
         (_, Some(raised)) => Err(raised),
@@ -90,19 +93,29 @@ fn in_frame<R>(py: Python<'_>, comm: *const Communicator, f: impl FnOnce() -> R)
     }
 }
 
-/// Whether this thread is in a blocking call of `comm` already: then it is in a signal's handler, or in an operation of
-/// the user's.
-fn is_busy(comm: &Communicator) -> bool {
+const BUSY: &str = "the communicator is in a call already, which has called a signal handler or an operation of yours: there \
+                    nothing but abort is possible; have it raise, or set a flag";
+
+/// Whether this thread is in a blocking call of such a communicator already: then it is in a signal's handler.
+fn is_busy(which: impl Fn(*const Communicator) -> bool) -> bool {
     let mut frame = CURRENT.get();
     while !frame.is_null() {
         // SAFETY: frames are on this thread's stack, below, and outer ones outlive inner ones.
         let at = unsafe { &*frame };
-        if std::ptr::eq(at.comm, comm) {
+        if !at.comm.is_null() && which(at.comm) {
             return true;
         }
         frame = at.outer;
     }
     false
+}
+
+/// Run an operation of the user's, which must not wait for others.
+pub fn combining<R>(f: impl FnOnce() -> R) -> R {
+    let outer = COMBINING.replace(true);
+    let result = f();
+    COMBINING.set(outer);
+    result
 }
 
 /// Have this thread, which waits without the interpreter's lock, run the handlers of signals that have come. Whether to

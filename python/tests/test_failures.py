@@ -123,6 +123,16 @@ def test_an_operation_that_returns_something_else(function, text):
     in_threads(2, rank)
 
 
+@pytest.mark.parametrize("way", ["blocking", "start"])
+def test_an_operation_that_communicates(way):
+    def rank(comm):
+        op = maypole.Op(lambda a, b: comm.all_reduce(a), name="nested")
+        with pytest.raises(maypole.AbortedError, match="the communicator is in a call already"):
+            comm.all_reduce(np.ones(3), op) if way == "blocking" else comm.start.all_reduce(np.ones(3), op).wait()
+
+    in_threads(2, rank)
+
+
 def test_operands_may_be_kept():
     kept = []
 
@@ -234,6 +244,9 @@ def test_fork_after_init():
                 del comm, request, step, stream
                 with maypole.threads(1)[0] as own:
                     own.all_reduce(x)
+                    called = threading.Event()
+                    own.start.barrier().when_done(called.set)
+                    assert called.wait(20)
                 status = 0
             finally:
                 os._exit(status)
