@@ -135,7 +135,8 @@ fn communicators_leave_nothing_behind() {
         settle();
         // Streams' threads of the stand-in end by themselves, later.
         let deadline = Instant::now() + Duration::from_secs(20);
-        while (kept() != before.0 || holdings()[1] > before.1[1]) && Instant::now() < deadline {
+        let is_more = |now: [usize; 4]| now[1] > before.1[1] || now[3] > before.1[3];
+        while (kept() != before.0 || is_more(holdings())) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(50));
         }
         let (now, holds) = (kept(), holdings());
@@ -182,15 +183,11 @@ fn processes_leave_nothing_behind() {
         assert!(holds[3] <= before.1[3], "{} shared mappings, then {}", before.1[3], holds[3]);
         let counters = testing::load().counters();
         assert_eq!((counters.overruns, counters.freed_while_open), (0, 0));
-        let median = |which: usize| {
-            let mut all: Vec<Duration> = times.iter().map(|times| times[which]).collect();
-            all.sort();
-            all[all.len() / 2]
-        };
+        // What each step always takes: a busy machine adds to some of them, a wait that need not be to all.
         let names = ["split", "attach", "use", "close"];
-        let medians = [0, 1, 2, 3].map(median);
-        let slow = medians.iter().any(|median| *median > Duration::from_millis(250));
-        say(format!("{} {names:?} {medians:.1?}", if slow { "slow:" } else { "fine:" }));
+        let least = [0, 1, 2, 3].map(|which| times.iter().map(|times| times[which]).min().unwrap());
+        let slow = least.iter().any(|least| *least > Duration::from_millis(250));
+        say(format!("{} {names:?} {least:.1?}", if slow { "slow:" } else { "fine:" }));
     });
     let mut job = Job::start("processes_leave_nothing_behind", "", 3, &streams::environment());
     let said = job.hear(&[0, 1, 2]);
