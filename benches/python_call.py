@@ -44,10 +44,9 @@ def python(ranks):
 
 
 def rust():
-    flags = ["-b", "8", "-e", "8", "-n", str(CALLS), "-w", "200", "-c", "0"]
-    rows = [run("perf", "all_reduce", "--ranks", "2", *flags) for _ in range(5)]
-    times = [float(re.search(r"^\s+8\s+2\s+\S+\s+sum\s+\S+\s+(\S+)", row, re.MULTILINE).group(1)) for row in rows]
-    return min(times)
+    flags = ["-b", "8", "-e", "8", "-n", str(CALLS), "-w", "200", "-c", "0", "-N", "10"]
+    rows = run("perf", "all_reduce", "--ranks", "2", *flags)
+    return min(float(time) for time in re.findall(r"^\s+8\s+2\s+\S+\s+sum\s+\S+\s+(\S+)", rows, re.MULTILINE))
 
 
 def run(*arguments):
