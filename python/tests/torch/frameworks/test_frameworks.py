@@ -88,6 +88,10 @@ def test_ddp_digits(ranks, tmp_path):
     for backend, file in (("gloo", "--save"), ("maypole", "--compare")):
         arguments = ("--backend", backend, "--json", file, str(weights))
         status, output, errors = launch(ranks, program, *arguments)
+        for _ in range(3):
+            # On a busy machine gloo now and then ends a process while its group is destroyed.
+            if backend == "gloo" and "terminate called without an active exception" in errors:
+                status, output, errors = launch(ranks, program, *arguments)
         assert status == 0, f"{backend}: exit status {status}\n{output}\n{errors[-3000:]}"
         results[backend] = json.loads(output.splitlines()[-1])
     ours, theirs = results["maypole"], results["gloo"]
