@@ -1,5 +1,5 @@
 # find_package(maypole) gives the targets maypole::maypole (shared) and maypole::static. Found in a prefix in which this file
-# lies at share/maypole/cmake.
+# lies at share/cmake/maypole.
 get_filename_component(MAYPOLE_PREFIX "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 find_library(MAYPOLE_LIBRARY NAMES libmaypole.so PATHS "${MAYPOLE_PREFIX}" PATH_SUFFIXES lib lib64
              "lib/${CMAKE_LIBRARY_ARCHITECTURE}" NO_DEFAULT_PATH REQUIRED)

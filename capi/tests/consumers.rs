@@ -77,7 +77,7 @@ fn the_installed_files() {
         "lib/pkgconfig/maypole.pc",
         "include/maypole.h",
         "include/maypole.hpp",
-        "share/maypole/cmake/maypole-config.cmake",
+        "share/cmake/maypole/maypole-config.cmake",
     ] {
         assert!(prefix().join(file).is_file(), "{file} is not there");
     }
