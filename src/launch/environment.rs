@@ -2,8 +2,8 @@
 //! start ranks by hand.
 //!
 //! torchrun's agent often serves torch's own store on `MASTER_PORT` (then `TORCHELASTIC_USE_AGENT_STORE=True`), so
-//! nobody can listen there: the ranks meet through that [store](super::tcp_store). `maypole run` instead binds the port
-//! itself and lets rank 0 inherit the socket.
+//! nobody can listen there: the ranks meet through that [store](super::tcp_store). `maypole run` instead binds a port
+//! itself and lets rank 0 inherit the socket; `MASTER_PORT` is then another one, free for a store of torch's.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,9 @@ pub const LAUNCHER: &str = "MAYPOLE_LAUNCHER";
 
 /// Names the file descriptor of the bound and listening socket that `maypole run` hands to rank 0.
 pub const LISTEN_FD: &str = "MAYPOLE_LISTEN_FD";
+
+/// The port of that socket, for all ranks.
+pub const LISTEN_PORT: &str = "MAYPOLE_LISTEN_PORT";
 
 /// One complete set of the variables.
 pub(super) struct Variables {
@@ -50,6 +53,7 @@ impl Variables {
         };
         check_rank("RANK", rank, "WORLD_SIZE", size)?;
         let torchrun = lookup("TORCHELASTIC_RUN_ID");
+        let inside_torchrun = torchrun.is_some();
         let mut variables = Variables {
             rank,
             size,
@@ -74,6 +78,10 @@ impl Variables {
             // A restarted job gets new ranks but keeps the store: what the previous attempt posted must not be found.
             let attempt = lookup("TORCHELASTIC_RESTART_COUNT").unwrap_or_default();
             variables.store = Some(format!("maypole/{}/{attempt}", torchrun.unwrap_or_default()));
+        }
+        if variables.launcher == "maypole run" && !inside_torchrun {
+            let port = number(lookup, LISTEN_PORT, "a TCP port at which `maypole run` listens")?;
+            variables.port = port.unwrap_or(variables.port);
         }
         if variables.launcher == "maypole run" && rank == 0 {
             variables.listen_fd = number(lookup, LISTEN_FD, "a file descriptor that `maypole run` passed on")?;

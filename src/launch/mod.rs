@@ -6,7 +6,7 @@
 //!
 //! | launcher | recognised by | ranks meet through |
 //! | --- | --- | --- |
-//! | `maypole run` | `MAYPOLE_LAUNCHER` beside the four below | an address; rank 0 inherits the listening socket ([`MAYPOLE_LISTEN_FD`](LISTEN_FD)) |
+//! | `maypole run` | `MAYPOLE_LAUNCHER` beside the four below | an address, with a port of its own ([`MAYPOLE_LISTEN_PORT`](LISTEN_PORT)); rank 0 inherits the listening socket ([`MAYPOLE_LISTEN_FD`](LISTEN_FD)) |
 //! | torchrun | `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`, `TORCHELASTIC_RUN_ID` | the store that the agent serves at that address, or the address itself |
 //! | by hand | `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT` | the address |
 //! | Open MPI and others with PMIx | `PMIX_NAMESPACE`, `PMIX_RANK` | PMIx |
@@ -33,7 +33,7 @@ use std::time::Instant;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-pub use environment::{LAUNCHER, LISTEN_FD};
+pub use environment::{LAUNCHER, LISTEN_FD, LISTEN_PORT};
 pub use pmix::library as pmix_library;
 
 /// What a launcher told this process.

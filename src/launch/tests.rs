@@ -66,6 +66,19 @@ fn torchrun_without_its_store_and_by_hand() {
 }
 
 #[test]
+fn our_launcher_leaves_master_port_to_others() {
+    let under = |text: &str| {
+        let others = lookup(text);
+        let variables = move |name: &str| if name == LAUNCHER { Some("maypole run".into()) } else { others(name) };
+        detect(&Config::default(), &variables).unwrap()
+    };
+    let ours = "RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=4000 MAYPOLE_LISTEN_PORT=5000";
+    assert_eq!(meeting(&under(ours)), Some(("127.0.0.1", 5000)));
+    // A torchrun that one of the ranks started says itself where its ranks meet.
+    assert_eq!(meeting(&under(&format!("{ours} TORCHELASTIC_RUN_ID=x"))), Some(("127.0.0.1", 4000)));
+}
+
+#[test]
 fn the_innermost_launcher_counts() {
     // torchrun started by srun, one per host, and by mpirun without a PMIx that could be reached.
     for outer in [

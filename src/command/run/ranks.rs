@@ -64,11 +64,16 @@ impl Ranks {
             .or_else(|_| TcpListener::bind("[::1]:0"))
             .map_err(|error| Error::system("binding a port on the loopback interface, where the ranks meet", error))?;
         let address = listener.local_addr().map_err(|error| Error::system("getsockname", error))?;
+        // Programs that use torch.distributed have a store of their own listen at MASTER_PORT.
+        let for_programs = TcpListener::bind((address.ip(), 0))
+            .and_then(|free| free.local_addr())
+            .map_err(|error| Error::system("looking for a free port on the loopback interface", error))?;
         let mut common: Vec<(String, OsString)> = vec![
             ("WORLD_SIZE".into(), size.to_string().into()),
             ("LOCAL_WORLD_SIZE".into(), size.to_string().into()),
             ("MASTER_ADDR".into(), address.ip().to_string().into()),
-            ("MASTER_PORT".into(), address.port().to_string().into()),
+            ("MASTER_PORT".into(), for_programs.port().to_string().into()),
+            (launch::LISTEN_PORT.into(), address.port().to_string().into()),
             (launch::LAUNCHER.into(), "maypole run".into()),
         ];
         if std::env::var_os("MAYPOLE_KEY").is_none_or(|key| key.is_empty()) {
