@@ -1,14 +1,14 @@
 //! The extension module `maypole._maypole`: what the Python package `maypole` stands on.
 //!
-//! * [`communicator`], [`making`]: the class `Communicator`, and where one comes from. [`forms`]: the collectives as methods
-//!   of every class that makes calls: it, [`ways`] (asynchronous ones and those on CUDA streams), [`group`],
-//!   [`persistent`].
-//! * [`calls`], [`variable`], [`messages`]: arguments, checked and made into what the library takes, [`prepared`]. [`array`], [`view`],
-//!   [`dlpack`]: arrays as addresses. [`operation`]: `op`.
-//! * [`jax`]: the handlers that XLA calls.
-//! * [`request`], [`stream`], [`registered`]: what else there are objects for.
-//! * [`torch`]: what `maypole.torch` stands on.
-//! * [`waiting`]: the interpreter's lock and Ctrl-C. [`process`]: forks and the interpreter's exit. [`error`]: exceptions.
+//! * `communicator`, `making`: the class `Communicator`, and where one comes from. `forms`: the collectives as methods
+//!   of every class that makes calls: it, `ways` (asynchronous ones and those on CUDA streams), `group`,
+//!   `persistent`.
+//! * `calls`, `variable`, `messages`: arguments, checked and made into what the library takes, `prepared`. `array`, `view`,
+//!   `dlpack`: arrays as addresses. `operation`: `op`.
+//! * `jax`: the handlers that XLA calls.
+//! * `request`, `stream`, `registered`: what else there are objects for.
+//! * `torch`: what `maypole.torch` stands on.
+//! * `waiting`: the interpreter's lock and Ctrl-C. `process`: forks and the interpreter's exit. `error`: exceptions.
 
 mod array;
 mod calls;

@@ -274,13 +274,19 @@ impl Device {
     /// it holds is given back as soon as that waits for nobody.
     pub fn leave(self: Arc<Self>) {
         let drained = self.sentry.drain();
-        if let Some(courier) = &self.state.lock().courier {
+        let courier = {
+            let mut state = self.state.lock();
+            state.executor.pace = None;
+            state.courier.take()
+        };
+        if let Some(courier) = courier {
             courier.finish(LEAVE_WITHIN);
         }
         if !drained {
             tracing::warn!("device memory is kept: a stream has not got past this communicator's operations");
             return std::mem::forget(self);
         }
+        self.sentry.adjourn();
         let exported = self.state.lock().staging.as_ref().is_some_and(Staging::is_exported);
         let (begun, mut nap) = (Instant::now(), Duration::from_micros(20));
         while exported && !self.words.all_taken(self.me) && !self.watch.raised() && begun.elapsed() < self.patience {

@@ -43,6 +43,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::engine::wait::{Court, for_verdict};
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
+use crate::watch::Jury;
 
 /// How many operations may be queued and not have ended. Beyond that, queueing one waits for the oldest.
 pub(crate) const OUTSTANDING: usize = 256;
@@ -290,6 +291,23 @@ impl Sentry {
         state.settle(&self.shared.posts);
         state.outstanding.is_empty()
     }
+
+    /// This rank leaves, and nothing is outstanding: the sentry lets go of the jury. A rank leaves its job when the last
+    /// reference to the jury goes, and that must be for the thread that leaves. The threads here go a little later, and
+    /// what keeps this sentry may be kept for long; were one of them the last, the program could end before the job knew.
+    pub fn adjourn(&self) {
+        self.shared.state.lock().court.jury = Arc::new(Adjourned);
+    }
+}
+
+/// The jury of those who have left.
+struct Adjourned;
+
+impl Jury for Adjourned {
+    fn report(&self, _: u64, _: Verdict) {}
+    fn inquire(&self, _: u64, _: usize, _: Fingerprint, _: usize) {}
+    fn stalled(&self, _: u64, _: usize, _: Fingerprint, _: Duration) {}
+    fn leave(&self, _: u64, _: usize) {}
 }
 
 impl Drop for Sentry {

@@ -1,7 +1,7 @@
 //! The sentry against words in plain memory, with threads in the place of streams.
 
 use super::*;
-use crate::watch::{Jury, Record, Watch};
+use crate::watch::{Record, Watch};
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, ReduceOp};
 
@@ -45,9 +45,14 @@ struct Words {
     ailment: Mutex<Option<String>>,
     /// How often it was asked for.
     asked_how: AtomicU32,
+    /// Milliseconds that the answer takes.
+    answer_takes: AtomicU32,
 }
 
 impl Words {
+    fn ailment_takes(&self, time: Duration) {
+        self.answer_takes.store(time.as_millis() as u32, Ordering::Relaxed);
+    }
     fn flag(self: &Arc<Self>, of: impl Fn(&Words) -> &AtomicU32) -> Flag {
         // SAFETY: the word lies in what is passed along.
         unsafe { Flag::new(of(self), self.clone()) }
@@ -91,6 +96,7 @@ fn post_beside(shared: Option<Arc<Words>>, timeout: Duration) -> (Sentry, Arc<Wo
         found: Box::new(move || *found.found.lock()),
         ailment: Box::new(move || {
             ailment.asked_how.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(ailment.answer_takes.load(Ordering::Relaxed).into()));
             ailment.ailment.lock().clone()
         }),
     };
@@ -117,6 +123,21 @@ fn verdict(result: Result<()>) -> Verdict {
         Err(Error::Failed { verdict, .. }) => verdict,
         other => panic!("not a verdict: {other:?}"),
     }
+}
+
+#[test]
+fn who_has_left_keeps_no_hold_of_the_job() {
+    let (sentry, words, bench) = post(PATIENCE);
+    words.ailment_takes(Duration::from_secs(1));
+    let entry = sentry.begin(call(1, 5), 7).unwrap();
+    let number = entry.number();
+    entry.queued(Vec::new());
+    until("a question to the driver", || words.asked_how.load(Ordering::Relaxed) > 0);
+    words.play(number, None);
+    assert!(sentry.drain());
+    // The patrol's thread is there, and that which asks the driver has no answer yet.
+    sentry.adjourn();
+    assert_eq!(Arc::strong_count(&bench), 1, "somebody else would be the last to leave the job");
 }
 
 #[test]
