@@ -43,7 +43,8 @@ def digits():
 
 
 def network(hidden):
-    return nn.Sequential(nn.Linear(PIXELS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))
+    hidden_layers = [nn.Linear(PIXELS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+    return nn.Sequential(*hidden_layers, nn.Linear(hidden, CLASSES))
 
 
 def train(model, training, options):
@@ -57,7 +58,7 @@ def train(model, training, options):
     for epoch in range(1, options.epochs + 1):
         order = torch.randperm(len(labels), generator=random)
         total = 0.0
-        # The last, short batch is left out: DDP averages over ranks, which is the mean over images only for even shares.
+        # The last, short batch is left out: DDP's mean over ranks is one over images only where shares are even.
         for start in range(0, len(order) - share * ranks + 1, share * ranks):
             mine = order[start + rank * share : start + (rank + 1) * share]
             began = time.perf_counter()

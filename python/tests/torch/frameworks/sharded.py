@@ -7,7 +7,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
@@ -211,7 +216,8 @@ def sequence_parallel_with_parallel_loss():
     inputs = torch.randn(4 * mesh.size(), WIDTH, generator=random)
     targets = torch.randint(13, (4 * mesh.size(),), generator=random)
     with loss_parallel():
-        loss = nn.functional.cross_entropy(model(inputs.chunk(mesh.size())[mesh.get_rank()]), targets % (4 * mesh.size()))
+        logits = model(inputs.chunk(mesh.size())[mesh.get_rank()])
+        loss = nn.functional.cross_entropy(logits, targets % (4 * mesh.size()))
         loss.backward()
     return {"loss": whole(loss), "gradients": [whole(p.grad) for p in model.parameters()]}
 

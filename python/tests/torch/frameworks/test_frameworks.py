@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def launch(ranks, program, *arguments, seconds=400):
-    """Runs a program under torchrun; its exit status, standard output, and standard error without torchrun's remarks."""
+    """Runs a program under torchrun; its exit status, standard output and standard error."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
     done = subprocess.run(
