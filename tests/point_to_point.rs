@@ -67,6 +67,45 @@ fn check(comm: &Communicator) {
 }
 
 #[test]
+fn who_has_sent_is_told_by_tag() {
+    const TAG: u32 = 7;
+    for transport in TRANSPORTS {
+        threads(3, &config(transport), |comm| {
+            if comm.rank() != 0 {
+                // One with another tag comes first; the other rank has nothing for it.
+                comm.tag(1).send(&[0u32; 5], 0).unwrap();
+                comm.tag(TAG).send(&payload(comm.rank(), 0, 1000), 0).unwrap();
+                return comm.barrier().unwrap();
+            }
+            let mut from = Vec::new();
+            while from.len() < 2 {
+                let start = Instant::now();
+                let sender = loop {
+                    if let Some(sender) = comm.sender(TAG).unwrap() {
+                        break sender;
+                    }
+                    assert!(start.elapsed() < PATIENCE, "nobody has sent");
+                    std::thread::yield_now();
+                };
+                let mut got = vec![0; 1000];
+                comm.tag(TAG).recv(&mut got, sender).unwrap();
+                assert_eq!(got, payload(sender, 0, 1000));
+                from.push(sender);
+            }
+            from.sort_unstable();
+            assert_eq!(from, [1, 2]);
+            assert_eq!(comm.sender(TAG).unwrap(), None);
+            for from in [1, 2] {
+                let mut kept = [1u32; 5];
+                comm.tag(1).recv(&mut kept, from).unwrap();
+                assert_eq!(kept, [0; 5]);
+            }
+            comm.barrier().unwrap();
+        });
+    }
+}
+
+#[test]
 fn messages_between_threads() {
     for size in [2, 3, 4] {
         threads(size, &config(TransportChoice::Auto), |comm| check(&comm));

@@ -170,8 +170,11 @@ fn messages_by_address() {
             unsafe {
                 if comm.rank() == 0 {
                     comm.send_at(DataType::I64, 2, from, 1, 3).unwrap();
+                    // An empty message needs no address.
+                    comm.send_at(DataType::I64, 0, std::ptr::null(), 1, 4).unwrap();
                 } else {
                     comm.recv_at(DataType::I64, 2, to, 0, 3).unwrap();
+                    comm.recv_at(DataType::I64, 0, std::ptr::null_mut(), 0, 4).unwrap();
                 }
             }
         });

@@ -2,6 +2,8 @@
 //!
 //! Nothing here waits or locks; [`super::Messages`] does.
 
+use std::ptr::NonNull;
+
 use maypole_collectives::{DataType, Element};
 use maypole_transports::LinkError;
 
@@ -47,11 +49,14 @@ impl Message {
 
     /// So many elements at `data` to rank `to`.
     pub fn sent((dtype, count): (DataType, usize), data: *const u8, to: usize, tag: u32) -> Message {
+        // An empty message may have no address, but even an empty slice needs one.
+        let data = if count == 0 { NonNull::dangling().as_ptr() } else { data };
         Message { way: Way::To(data), peer: to, tag, dtype, count }
     }
 
     /// So many elements to `data`, from rank `from`.
     pub fn received((dtype, count): (DataType, usize), data: *mut u8, from: usize, tag: u32) -> Message {
+        let data = if count == 0 { NonNull::dangling().as_ptr() } else { data };
         Message { way: Way::From(data), peer: from, tag, dtype, count }
     }
 
