@@ -221,7 +221,7 @@ def strided_messages(rank, size):
 
 
 def subgroups(rank, size):
-    halves = [dist.new_group(list(range(size))[part::2]) for part in range(2)]
+    halves = [dist.new_group(list(range(size))[part::2]) for part in range(min(2, size))]
     mine = halves[rank % 2]
     tensor = torch.full((3,), float(rank))
     dist.all_reduce(tensor, group=mine)
