@@ -4,26 +4,51 @@
 //! the library has the waiting thread look around ([`look`]) about ten times a second, and if that is Python's main
 //! thread it runs the handlers of signals that have come. A handler that raises (the one of SIGINT does) ends the wait:
 //! of a request, which goes on without being waited for, or of a blocking call, which nobody can leave half done, so the
-//! communicator is aborted on all ranks and says why.
+//! communicator is aborted on all ranks and says why. A call in a program that JAX compiled may wait on any thread, which
+//! has no handler to run; it is told of Ctrl-C by [`interrupt`](crate::jax::interrupt).
 //!
 //! No lock of the library's is ever asked for while the interpreter's is held, since whoever looks around may hold locks
 //! of the library's that are not known here.
 
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use maypole::{Communicator, Error, Result};
 use pyo3::prelude::*;
 
 use crate::error;
+use crate::jax::interrupt::{self, Presses};
 
 /// A wait of this thread.
 struct Frame {
     /// The communicator that is in a blocking call; null for a request.
     comm: *const Communicator,
+    /// In a call of a program that JAX compiled: Ctrl-C meanwhile.
+    presses: Option<Presses>,
     /// What a signal's handler raised.
     raised: RefCell<Option<PyErr>>,
     outer: *const Frame,
+}
+
+impl Frame {
+    fn new(comm: *const Communicator, presses: Option<Presses>) -> Frame {
+        Frame { comm, presses, raised: RefCell::new(None), outer: CURRENT.get() }
+    }
+
+    /// Run `f` as this wait.
+    fn within<R>(self, f: impl FnOnce() -> R) -> (R, Option<PyErr>) {
+        /// Puts the outer one back, panic or not.
+        struct Leave(*const Frame);
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                CURRENT.set(self.0);
+            }
+        }
+        CURRENT.set(&self);
+        let leave = Leave(self.outer);
+        let outcome = f();
+        drop(leave);
+        (outcome, self.raised.into_inner())
+    }
 }
 
 thread_local! {
@@ -83,14 +108,14 @@ pub fn request<R>(py: Python<'_>, wait: impl FnOnce() -> R) -> PyResult<R> {
 }
 
 fn in_frame<R>(py: Python<'_>, comm: *const Communicator, f: impl FnOnce() -> R) -> (R, Option<PyErr>) {
-    let frame = Frame { comm, raised: RefCell::new(None), outer: CURRENT.get() };
-    CURRENT.set(&frame);
-    let outcome = detached(py, || catch_unwind(AssertUnwindSafe(f)));
-    CURRENT.set(frame.outer);
-    match outcome {
-        Ok(outcome) => (outcome, frame.raised.into_inner()),
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
+    Frame::new(comm, None).within(|| detached(py, f))
+}
+
+/// Make a call of a program that JAX compiled, on whatever thread and without the interpreter. If a handler of the user's
+/// raised something meanwhile, for which `comm` was aborted, that too.
+pub fn in_program<R>(comm: &Communicator, call: impl FnOnce() -> R) -> (R, Option<PyErr>) {
+    let (outcome, raised) = Frame::new(comm, Some(Presses::default())).within(call);
+    (outcome, raised.and_then(interrupt::again))
 }
 
 const BUSY: &str = "the communicator is in a call already, which has called a signal handler or an operation of yours: there \
@@ -122,7 +147,7 @@ pub fn combining<R>(f: impl FnOnce() -> R) -> R {
 /// stop waiting.
 fn look() -> bool {
     let frame = CURRENT.get();
-    if frame.is_null() || !IS_MAIN.with(|main| *main) {
+    if frame.is_null() {
         return false;
     }
     // SAFETY: as in `is_busy`.
@@ -130,19 +155,31 @@ fn look() -> bool {
     if frame.raised.borrow().is_some() {
         return true;
     }
+    let is_main = IS_MAIN.with(|main| *main);
+    let what = match &frame.presses {
+        _ if is_main => raised(frame),
+        Some(presses) => presses.raised(),
+        None => None,
+    };
+    let Some(what) = what else { return false };
+    if !frame.comm.is_null() {
+        let place = if frame.presses.is_some() { "compiled program" } else { "blocking call" };
+        // SAFETY: borrowed by `blocking` or `in_program`, which has this frame.
+        let comm = unsafe { &*frame.comm };
+        comm.abort(&format!("{what} in a {place}"));
+    }
+    true
+}
+
+/// What the handlers of signals that have come raise, by name; kept in the frame.
+fn raised(frame: &Frame) -> Option<String> {
     let what = Python::try_attach(|py| {
         let error = py.check_signals().err()?;
         let what = error.get_type(py).name().map_or_else(|_| "an exception".into(), |name| name.to_string());
         *frame.raised.borrow_mut() = Some(error);
         Some(what)
     });
-    let Some(Some(what)) = what else { return false };
-    if !frame.comm.is_null() {
-        // SAFETY: borrowed by `blocking`, which has this frame.
-        let comm = unsafe { &*frame.comm };
-        comm.abort(&format!("{what} in a blocking call"));
-    }
-    true
+    what.flatten()
 }
 
 /// Have waiting threads look around.

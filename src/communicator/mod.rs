@@ -194,6 +194,11 @@ impl Communicator {
         &self.inner.topology
     }
 
+    /// Whether its ranks are threads of this process, and more than one.
+    pub fn ranks_are_threads(&self) -> bool {
+        matches!(self.inner.world, build::World::Threads(_))
+    }
+
     /// Set the deadline of this rank's operations from the next on: one that takes longer fails the communicator, with an
     /// error that names the ranks that have not come. `MAYPOLE_TIMEOUT` is the first value.
     pub fn set_timeout(&self, timeout: std::time::Duration) {

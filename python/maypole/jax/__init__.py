@@ -28,8 +28,14 @@ step does not meet this: it differentiates this rank's own loss, and reduces the
 
 **Errors.** Wrong arguments raise `maypole.ArgumentError` or ``TypeError`` when the function is traced. What fails while
 it runs raises ``jax.errors.JaxRuntimeError`` with the verdict's text; within ``with maypole.jax.checked():`` it is
-`maypole.FailedError` or another of Maypole's exceptions. A call that waits cannot be interrupted by Ctrl-C; its
-deadline (``comm.set_timeout``, ``MAYPOLE_TIMEOUT``) ends it.
+`maypole.FailedError` or another of Maypole's exceptions.
+
+**Ctrl-C** while a call waits for other ranks aborts its communicator, on all ranks, and raises ``KeyboardInterrupt``, as
+with Maypole's calls outside JAX; from older releases of JAX the failed call's error may come first. With a handler of your own for SIGINT nothing is aborted, unless the handler does it, or
+raises while a call waits on Python's main thread, where JAX runs small programs.
+
+**Not here**: calls with counts of their own (``all_gather_v`` and so on), since the shape of a result must not depend on
+values: pad to the longest, or call them outside the program. Ranks that are threads (``maypole.threads``): refused.
 """
 
 try:
@@ -46,6 +52,7 @@ if tuple(int(part) for part in _jaxlib.__version__.split(".")[:2]) < (0, 5):
 
 for _name, _capsule in _maypole._jax_targets():
     _jax.ffi.register_ffi_target(_name, _capsule, platform="cpu")
+_maypole._jax_watch_interrupts()
 
 from ._calls import (
     all_gather,

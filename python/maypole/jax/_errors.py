@@ -28,7 +28,7 @@ def checked():
         forget_failed_calls()
         try:
             _maypole._jax_raise()
-        except _maypole.Error as own:
+        except BaseException as own:  # also what a handler of a signal raised
             raise own from error
         raise
 
@@ -36,8 +36,14 @@ def checked():
 @atexit.register
 def _finish():
     """Calls that are under way end before the communicators are left, which is the next thing to happen at exit."""
+    # What Python has just printed, and ends with. At an interactive prompt it may be anything that was printed before.
+    cause = None if hasattr(sys, "ps1") else getattr(sys, "last_type", None)
+    interrupted = cause is not None and issubclass(cause, KeyboardInterrupt)
+    if interrupted:
+        _maypole._jax_give_up()
     try:
         jax.effects_barrier()
     except jax.errors.JaxRuntimeError as error:
         forget_failed_calls()
-        print(f"maypole.jax: at exit, after a call that nobody waited for: {error}", file=sys.stderr, flush=True)
+        if not interrupted:
+            print(f"maypole.jax: at exit, after a call that nobody waited for: {error}", file=sys.stderr, flush=True)

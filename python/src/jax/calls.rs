@@ -6,10 +6,12 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 
 use maypole::{Call, Collective, Communicator, DataType, Error, ReduceOp, Verdict};
+use pyo3::PyErr;
 
 use super::frame::{self, Frame, Refusal, Tensor};
 use super::layout::{CallFrame, XlaError, code, element};
-use super::registry;
+use super::registry::{self, Failure};
+use crate::waiting;
 
 /// What XLA calls.
 pub type Handler = unsafe extern "C" fn(*mut CallFrame) -> *mut XlaError;
@@ -59,7 +61,7 @@ fn run_collective(frame: &Frame<'_>) -> Result<(), Refusal> {
     let collective = collective.ok_or_else(|| Refusal::argument(format!("there is no collective {name:?}")))?;
     let root = usize::try_from(frame.integer("root")?).unwrap_or(usize::MAX);
     if collective == Collective::Barrier {
-        return comm.barrier().map_err(refusal);
+        return within(&comm, || comm.barrier());
     }
     let (Some(operand), Some(result)) = (frame.operand, frame.result) else {
         return Err(Refusal::argument(format!("{name}: has no operand or no result")));
@@ -86,7 +88,7 @@ fn run_collective(frame: &Frame<'_>) -> Result<(), Refusal> {
         }
         _ => output,
     };
-    comm.call(call, input, output).map_err(refusal)
+    within(&comm, || comm.call(call, input, output))
 }
 
 fn run_message(frame: &Frame<'_>) -> Result<(), Refusal> {
@@ -105,7 +107,7 @@ fn run_message(frame: &Frame<'_>) -> Result<(), Refusal> {
         unsafe { bytes_mut(result, unit) }.fill(0);
     }
     // SAFETY: XLA keeps operands and results where they are, and lets nobody else write to them, until this returns.
-    let outcome = unsafe {
+    within(&comm, || unsafe {
         match (sent, received) {
             (None, None) => Ok(()),
             (Some((to, (dtype, count, data))), None) => comm.send_at(dtype, count, data, to, tag),
@@ -117,8 +119,13 @@ fn run_message(frame: &Frame<'_>) -> Result<(), Refusal> {
                 both.run()
             }
         }
-    };
-    outcome.map_err(refusal)
+    })
+}
+
+/// Make a call that may wait, and that Ctrl-C may end.
+fn within(comm: &Communicator, call: impl FnOnce() -> Result<(), Error>) -> Result<(), Refusal> {
+    let (outcome, raised) = waiting::in_program(comm, call);
+    outcome.map_err(|error| refusal(error, raised))
 }
 
 /// The communicator that the call names, checked to be one that it was compiled for.
@@ -202,8 +209,9 @@ fn operation(name: &str) -> Result<ReduceOp, Refusal> {
     found.ok_or_else(|| Refusal::argument(format!("there is no operation {name:?}")))
 }
 
-/// The error as XLA takes it: with a code of its own, and the whole text. The error itself is kept for Python.
-fn refusal(error: Error) -> Refusal {
+/// The error as XLA takes it: with a code of its own, and the whole text. The error itself is kept for Python, or what a
+/// signal's handler raised, if that is the cause.
+fn refusal(error: Error, raised: Option<PyErr>) -> Refusal {
     let code = match &error {
         Error::Argument { .. } | Error::Setting { .. } => code::INVALID_ARGUMENT,
         Error::Failed { verdict: Verdict::Stalled { .. }, .. } => code::DEADLINE_EXCEEDED,
@@ -212,6 +220,6 @@ fn refusal(error: Error) -> Refusal {
         Error::Bootstrap { .. } | Error::Device { .. } | Error::System { .. } => code::INTERNAL,
     };
     let message = error.to_string();
-    registry::note_failure(error);
+    registry::note_failure(raised.map_or(Failure::Own(error), Failure::Raised));
     Refusal { code, message }
 }

@@ -2,13 +2,14 @@
 //!
 //! * [`layout`]: XLA's C structures, declared by hand. [`frame`]: a call of XLA's, checked.
 //! * [`calls`]: the two handlers that XLA calls, for collectives and for messages.
-//! * [`registry`]: which communicator a compiled program means by a number.
+//! * [`registry`]: which communicator a compiled program means by a number. [`interrupt`]: Ctrl-C while one waits.
 //!
 //! A handler runs on a thread of XLA's, which it keeps until the collective is done, and never needs the interpreter.
 //! In which order XLA calls them is settled in Python (`maypole/jax/_internals.py`).
 
 mod calls;
 mod frame;
+pub mod interrupt;
 mod layout;
 mod registry;
 
@@ -18,6 +19,7 @@ use std::ptr::NonNull;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
+use self::registry::Failure;
 use crate::calls::Form;
 use crate::communicator::Communicator;
 use crate::error;
@@ -42,17 +44,31 @@ fn targets(py: Python<'_>) -> PyResult<Vec<(&'static str, Bound<'_, PyCapsule>)>
 }
 
 /// The number by which compiled programs know `comm`: the same for every call with it.
+///
+/// # Errors
+/// Its ranks are threads of this process. XLA has as many threads as the machine has cores, and a call keeps one until
+/// the other ranks have come, so ranks that share them may wait for each other for ever.
 #[pyfunction]
 #[pyo3(name = "_jax_handle")]
 fn handle(py: Python<'_>, comm: &Communicator) -> PyResult<i64> {
-    Ok(registry::number(&comm.communicator(py)?))
+    let comm = comm.communicator(py)?;
+    if comm.ranks_are_threads() {
+        let what = "comm: its ranks are threads of one process (maypole.threads), but under JAX each rank must be a process \
+                    of its own: start them with python -m maypole run, and use maypole.init()";
+        return Err(error::argument(py, what));
+    }
+    Ok(registry::number(&comm))
 }
 
 /// Raise the error with which a call of a compiled program failed since this was last called, if any.
 #[pyfunction]
 #[pyo3(name = "_jax_raise")]
 fn raise_failure(py: Python<'_>) -> PyResult<()> {
-    registry::take_failure().map_or(Ok(()), |failure| Err(error::to_py(py, failure)))
+    match registry::take_failure() {
+        None => Ok(()),
+        Some(Failure::Own(error)) => Err(error::to_py(py, error)),
+        Some(Failure::Raised(error)) => Err(error),
+    }
 }
 
 /// The layout that the handlers were compiled with, as expressions of C over XLA's header and their values: offsets of
@@ -70,5 +86,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(targets, module)?)?;
     module.add_function(wrap_pyfunction!(handle, module)?)?;
     module.add_function(wrap_pyfunction!(raise_failure, module)?)?;
+    module.add_function(wrap_pyfunction!(interrupt::watch, module)?)?;
+    module.add_function(wrap_pyfunction!(interrupt::give_up, module)?)?;
     module.add_function(wrap_pyfunction!(layout_in_c, module)?)
 }

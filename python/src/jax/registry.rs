@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 
 use maypole::{Communicator, Error};
 use parking_lot::{Mutex, RwLock};
+use pyo3::PyErr;
 
 use crate::process;
 
@@ -20,8 +21,16 @@ struct Entry {
 /// Entry `n` is number `n + 1`. It grows by an entry for each communicator that was ever used under JAX.
 static COMMUNICATORS: RwLock<Vec<Entry>> = RwLock::new(Vec::new());
 
-/// The first error since it was last taken: later ones are mostly its consequences.
-static FAILURE: Mutex<Option<Error>> = Mutex::new(None);
+/// Why a call failed.
+pub enum Failure {
+    /// As the library says.
+    Own(Error),
+    /// A signal's handler raised this, for which the communicator was aborted.
+    Raised(PyErr),
+}
+
+/// The first failure since it was last taken: later ones are mostly its consequences.
+static FAILURE: Mutex<Option<Failure>> = Mutex::new(None);
 
 /// The number of `comm`.
 pub fn number(comm: &Arc<Communicator>) -> i64 {
@@ -42,12 +51,12 @@ pub fn find(number: i64) -> Option<Arc<Communicator>> {
     if entry.generation == process::generation() { entry.comm.upgrade() } else { None }
 }
 
-/// Keep an error that a handler returns to XLA, which only takes its text.
-pub fn note_failure(error: Error) {
-    FAILURE.lock().get_or_insert(error);
+/// Keep the reason of an error that a handler returns to XLA, which only takes its text.
+pub fn note_failure(failure: Failure) {
+    FAILURE.lock().get_or_insert(failure);
 }
 
-/// Take the error that was kept.
-pub fn take_failure() -> Option<Error> {
+/// Take the reason that was kept.
+pub fn take_failure() -> Option<Failure> {
     FAILURE.lock().take()
 }

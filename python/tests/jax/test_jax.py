@@ -51,6 +51,22 @@ def test_failure(how):
         assert f"rank {rank} passed {how}" in printed, printed
 
 
+@pytest.mark.parametrize(
+    "how", ["short", "long", "numpy", "elsewhere", "checked", "set again", "own handler", "raising"]
+)
+def test_ctrl_c(how):
+    printed = launch(2, HERE / "programs" / "interrupted.py", how)
+    for rank in (0, 1):
+        assert f"rank {rank} passed {how}" in printed, printed
+
+
+def test_ctrl_c_ends_the_process():
+    """A call that still waits does not hold up the exit; 130 is how a shell says SIGINT."""
+    printed = launch(2, HERE / "programs" / "interrupted.py", "at exit", status=130)
+    assert "rank 0 ends by itself" in printed and "rank 1 passed at exit" in printed, printed
+    assert "at exit, after a call" not in printed, printed
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_digits(ranks):
     printed = launch(ranks, ROOT / "examples" / "jax_digits.py")

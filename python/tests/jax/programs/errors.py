@@ -120,6 +120,14 @@ def check_closed():
         raise AssertionError("a closed communicator works")
 
 
+def check_threads():
+    """Ranks that are threads would wait for each other on XLA's threads, of which there may be too few."""
+    world = maypole.threads(2)
+    refused(maypole.ArgumentError, lambda: mj.all_reduce(ONES, world[0]), "threads of one process", "maypole run")
+    (alone,) = maypole.threads(1)
+    np.testing.assert_array_equal(mj.all_reduce(ONES, alone), ONES)
+
+
 def check_kept_open():
     """A compiled program holds on to its communicator, when nobody else does."""
 
