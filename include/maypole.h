@@ -625,9 +625,18 @@ maypole_status maypole_comm_status(maypole_comm comm);
 maypole_status maypole_stream_create(maypole_stream *stream);
 
 /**
- * A handle for a CUDA stream, on which collectives on device memory are then queued. Called with a buffer in host memory,
- * they wait for the stream and block instead. The CUDA stream stays the caller's and must outlive the handle and what was
- * queued through it.
+ * A handle for a CUDA stream, on which collectives and messages on device memory are then queued. Called with buffers in
+ * host memory, they wait for the stream and block instead; ranks must not differ in that, and a rank that has no element
+ * to pass counts as one with device memory unless its pointer says otherwise. The CUDA stream stays the caller's and must
+ * outlive the handle and what was queued through it.
+ *
+ * Before the first message between two ranks all ranks make a collective on such a stream (maypole_barrier() will do).
+ * Messages in device memory have no tags. Calls with a request, groups, persistent operations and operations by callback
+ * are for host memory.
+ *
+ * What goes wrong after a call has returned shows at the next one or at maypole_stream_synchronize(); outputs are then
+ * undefined. Where ranks are threads of one process, give memory back only while none of their streams waits for a rank:
+ * cuMemFree() waits for all streams of the process.
  *
  * @param cuda_stream a CUstream or cudaStream_t; NULL, 1 and 2 mean the default streams of the context that is current.
  * @param stream gets the handle, to be given to maypole_stream_destroy().

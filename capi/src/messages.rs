@@ -2,8 +2,8 @@
 
 use std::ffi::{c_int, c_void};
 
-use maypole::cuda::{DeviceSlice, DeviceSliceMut};
-use maypole::{Communicator, DataType, F8E4M3, F8E5M2, RawRequest};
+use maypole::cuda;
+use maypole::{Communicator, RawRequest};
 
 use crate::communicator::{comm_of, maypole_comm};
 use crate::entry::{check_out, enter, rank_of};
@@ -51,41 +51,15 @@ impl Message {
 
     /// # Safety
     /// The buffer is as the header asks of a call on a CUDA stream.
-    unsafe fn run_on(&self, comm: &Communicator, stream: &maypole::cuda::Stream) -> Outcome {
-        if self.tag != 0 {
-            let text = format!("tag is {}, but messages on CUDA streams have no tags; pass 0", self.tag);
-            return Err(Fault::argument(text));
+    unsafe fn run_on(&self, comm: &Communicator, stream: &cuda::Stream) -> maypole::Result<()> {
+        let Message { way, dtype, count, peer, tag } = *self;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match way {
+                Way::To(data) => comm.send_at_on((dtype, count), data, peer, tag, stream),
+                Way::From(data) => comm.recv_at_on((dtype, count), data, peer, tag, stream),
+            }
         }
-        macro_rules! of {
-            ($element:ty) => {
-                match self.way {
-                    Way::To(data) => {
-                        // SAFETY: the caller's promise.
-                        let buffer = unsafe { DeviceSlice::<$element>::from_raw(data.addr() as u64, self.count) };
-                        comm.on(stream).send(buffer, self.peer)
-                    }
-                    Way::From(data) => {
-                        // SAFETY: the caller's promise.
-                        let buffer = unsafe { DeviceSliceMut::<$element>::from_raw(data.addr() as u64, self.count) };
-                        comm.on(stream).recv(buffer, self.peer)
-                    }
-                }
-            };
-        }
-        Ok(match self.dtype {
-            DataType::I8 => of!(i8),
-            DataType::U8 => of!(u8),
-            DataType::I32 => of!(i32),
-            DataType::U32 => of!(u32),
-            DataType::I64 => of!(i64),
-            DataType::U64 => of!(u64),
-            DataType::F16 => of!(half::f16),
-            DataType::Bf16 => of!(half::bf16),
-            DataType::F32 => of!(f32),
-            DataType::F64 => of!(f64),
-            DataType::F8E4M3 => of!(F8E4M3),
-            DataType::F8E5M2 => of!(F8E5M2),
-        }?)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
-use maypole::cuda::{self, DeviceSlice, DeviceSliceMut};
+use maypole::cuda;
 use maypole::{Blocks, Call, Collective, Communicator, RawPersistent, RawRequest, ReduceOp};
 
 use crate::communicator::{comm_of, maypole_comm};
@@ -141,26 +141,11 @@ impl<'a> Work<'a> {
     /// # Safety
     /// The buffers are as the header asks of a call on a CUDA stream.
     unsafe fn run_on(&self, comm: &Communicator, stream: &cuda::Stream) -> maypole::Result<()> {
-        match self.sides {
-            // SAFETY: the caller's promise.
-            Sides::Even(input, output) => unsafe { comm.call_at(self.call, input, output, stream) },
-            Sides::Variable((input, sent), (output, received)) => {
-                let bytes = |blocks: Blocks<'_>| {
-                    let ends = blocks.counts().iter().enumerate().scan(0usize, |next, (block, count)| {
-                        let start = blocks.displacements().and_then(|all| all.get(block).copied()).unwrap_or(*next);
-                        *next = start.saturating_add(*count);
-                        Some(*next)
-                    });
-                    ends.max().unwrap_or(0).saturating_mul(self.call.dtype.size())
-                };
-                // SAFETY: the caller's promise, for buffers that reach to the ends of their last blocks.
-                let (input, output) = unsafe {
-                    (
-                        DeviceSlice::from_raw(input.addr() as u64, bytes(sent)),
-                        DeviceSliceMut::from_raw(output.addr() as u64, bytes(received)),
-                    )
-                };
-                comm.on(stream).call_v(self.call, (input, sent), (output, received))
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.sides {
+                Sides::Even(input, output) => comm.call_at(self.call, input, output, stream),
+                Sides::Variable(input, output) => comm.call_v_at(self.call, input, output, stream),
             }
         }
     }

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use maypole_collectives::schedule::Collective;
 use maypole_collectives::{Element, Order, ReduceOp};
-use maypole_cuda::{Commands, Context, CudaError, Stream, Where, expect_device, locate};
+use maypole_cuda::{Commands, Context, CudaError, Stream, expect_device};
 use maypole_transports::LinkError;
 use maypole_transports::shm::Allocation;
 
@@ -63,59 +62,6 @@ impl Communicator {
             what: "alloc_device: the communicator is not attached to a device yet; call attach first".into(),
         })?;
         self.alloc_on(device, len)
-    }
-
-    /// [`Communicator::call`] on buffers of which it is not known where they lie: in the memory of the stream's device,
-    /// then the call is queued on `stream`, or in host memory, then the call waits for the stream first and blocks until
-    /// it is done. Ranks must not differ in that.
-    ///
-    /// # Errors
-    /// As [`Communicator::call`] and [`Communicator::on`]; [`Error::Argument`] if one buffer is device memory and the
-    /// other is not.
-    ///
-    /// # Safety
-    /// `input` and `output` are valid for the blocks that the call takes and gives on this rank (equal, or one inside the
-    /// other at this rank's block, where it is in place), and stay so, untouched by others, until the stream has got past
-    /// the call.
-    pub unsafe fn call_at(&self, call: Call, input: *const u8, output: *mut u8, stream: &Stream) -> Result<()> {
-        let (rank, size) = (self.rank(), self.size());
-        let root = if call.collective.is_rooted() { call.root } else { 0 };
-        let blocks = [
-            call.collective.input_blocks(rank, size, root.min(size - 1)),
-            call.collective.output_blocks(rank, size, root.min(size - 1)),
-        ];
-        let lengths = blocks.map(|blocks| blocks.saturating_mul(call.count).saturating_mul(call.dtype.size()));
-        let on_device = |at: usize, bytes: usize| -> Result<Option<bool>> {
-            if bytes == 0 {
-                return Ok(None);
-            }
-            let found = locate(at as u64, 1).map_err(|source| Error::Device { rank, source })?;
-            Ok(Some(matches!(found, Where::Device { .. } | Where::Managed)))
-        };
-        let buffers = Buffers { input, output };
-        let lengths = Lengths::Apart { input: lengths[0], output: lengths[1] };
-        let sides = match lengths {
-            Lengths::Apart { input: i, output: o } => [on_device(input.addr(), i)?, on_device(output.addr(), o)?],
-            Lengths::InPlace { .. } => [None; 2],
-        };
-        match sides {
-            [Some(true), Some(false)] | [Some(false), Some(true)] => {
-                let what = format!("{}: one buffer is device memory and the other is not", call.collective.name());
-                self.inner.refuse_next(what)
-            }
-            [Some(false), _] | [_, Some(false)] => {
-                stream.synchronize().map_err(|source| Error::Device { rank, source })?;
-                let in_place = call.collective == Collective::AllToAll && input == output.cast_const();
-                let lengths = match lengths {
-                    Lengths::Apart { output, .. } if in_place => Lengths::InPlace { buffer: output },
-                    lengths => lengths,
-                };
-                let number = self.inner.turns.take();
-                // SAFETY: passed on to the caller.
-                unsafe { self.inner.run(number, call, buffers, lengths) }
-            }
-            _ => self.run_on(stream, call, buffers, lengths),
-        }
     }
 
     /// This communicator's device, brought together with the others' now if it was not.

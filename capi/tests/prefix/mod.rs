@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, OnceLock};
@@ -110,8 +111,14 @@ fn launcher() -> &'static Path {
 
 /// Run a command as so many ranks; its lines, which begin with the rank in brackets.
 pub fn ranks(ranks: usize, command: &[&str]) -> Vec<String> {
+    ranks_in(&[], ranks, command)
+}
+
+/// [`ranks`], with some variables set.
+pub fn ranks_in(environment: &[(OsString, OsString)], ranks: usize, command: &[&str]) -> Vec<String> {
     let mut run = Command::new(launcher());
     run.args(["run", "-n", &ranks.to_string(), "--"]).args(command);
     run.env("MAYPOLE_TIMEOUT", "100").env("MAYPOLE_CONNECT_TIMEOUT", "100");
+    run.envs(environment.iter().map(|(name, value)| (name, value)));
     done(&mut run).lines().map(str::to_string).collect()
 }

@@ -7,12 +7,13 @@
 //!
 //! * This file: blocking and asynchronous collectives and messages.
 //! * `request`: [`RawRequest`], what an asynchronous call returns. `group`: [`RawGroup`]. `persistent`:
-//!   [`RawPersistent`].
+//!   [`RawPersistent`]. `on_stream`: calls on a CUDA stream, on buffers in whichever memory.
 //!
 //! An asynchronous call gives a request that owns no buffer, so nothing ends when the request is forgotten: the
 //! communicator and the buffers must then stay as long as the process.
 
 mod group;
+mod on_stream;
 mod persistent;
 mod request;
 

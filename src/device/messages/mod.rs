@@ -43,25 +43,19 @@ struct Message {
 
 impl Message {
     fn to<T: Element>(buffer: DeviceSlice<'_, T>, peer: usize) -> Message {
-        Message {
-            peer,
-            is_sent: true,
-            dtype: T::DTYPE,
-            count: buffer.len(),
-            address: buffer.address(),
-            call: (1, "send"),
-        }
+        Message::sent((T::DTYPE, buffer.len()), buffer.address(), peer)
     }
 
     fn from<T: Element>(buffer: &DeviceSliceMut<'_, T>, peer: usize) -> Message {
-        Message {
-            peer,
-            is_sent: false,
-            dtype: T::DTYPE,
-            count: buffer.len(),
-            address: buffer.address(),
-            call: (1, "recv"),
-        }
+        Message::received((T::DTYPE, buffer.len()), buffer.address(), peer)
+    }
+
+    fn sent((dtype, count): (DataType, usize), address: u64, peer: usize) -> Message {
+        Message { peer, is_sent: true, dtype, count, address, call: (1, "send") }
+    }
+
+    fn received((dtype, count): (DataType, usize), address: u64, peer: usize) -> Message {
+        Message { peer, is_sent: false, dtype, count, address, call: (1, "recv") }
     }
 
     fn bytes(&self) -> usize {
@@ -211,6 +205,16 @@ impl<'env> StreamGroup<'env> {
 }
 
 impl Communicator {
+    /// [`OnStream::send`] from memory by address.
+    pub(crate) fn send_address(&self, stream: &Stream, of: (DataType, usize), address: u64, to: usize) -> Result<()> {
+        self.exchange(stream, &[Message::sent(of, address, to)])
+    }
+
+    /// [`OnStream::recv`] into memory by address.
+    pub(crate) fn recv_address(&self, stream: &Stream, of: (DataType, usize), address: u64, from: usize) -> Result<()> {
+        self.exchange(stream, &[Message::received(of, address, from)])
+    }
+
     /// Queue messages.
     fn exchange(&self, stream: &Stream, messages: &[Message]) -> Result<()> {
         let refused = |what: String| Error::Argument { rank: self.rank(), what };
@@ -218,7 +222,8 @@ impl Communicator {
             let Some(device) = device else {
                 let name = messages[0].call.1;
                 return Err(refused(format!(
-                    "{name} on a stream: the communicator is not attached to a device yet; have all ranks call attach first"
+                    "{name} on a stream: the communicator is not attached to a device yet; have all ranks call \
+                     attach, or a collective on a stream (a barrier will do), first"
                 )));
             };
             self.check_messages(device, stream, messages).map_err(refused)?;
