@@ -9,6 +9,7 @@ mod example;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// A launcher, its script, and how to tell it from others of the same name.
@@ -94,10 +95,19 @@ impl Launcher {
         for name in ["MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "MAYPOLE_KEY"] {
             command.env_remove(name);
         }
-        Some(command.env("MAYPOLE_CONNECT_TIMEOUT", "30").stdin(Stdio::null()).output().unwrap())
+        // Open MPI's mpirun fails if another one ends just then and clears away the directory that both keep sessions in.
+        // A short path: there are sockets in it.
+        static RUNS: AtomicUsize = AtomicUsize::new(0);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let sessions = std::env::temp_dir().join(format!("maypole-{}-{run}", std::process::id()));
+        std::fs::create_dir_all(&sessions).unwrap();
+        command.env("TMPDIR", &sessions).env("MAYPOLE_CONNECT_TIMEOUT", "30").stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let _ = std::fs::remove_dir_all(&sessions);
+        Some(output)
     }
 
-    /// Ranks are told who they are, and all read what rank 0 posted, twice.
+    /// Ranks are told who they are, and all meet, twice: a program may create a second world when the first is gone.
     fn ranks_meet(&self) {
         let maypole = env!("CARGO_BIN_EXE_maypole");
         let Some(out) = self.run(&format!("{}_ranks_meet", self.name), 4, &[maypole, "info", "--launch"]) else {
@@ -108,15 +118,11 @@ impl Launcher {
         let mut lines: Vec<&str> = said.lines().filter(|line| line.starts_with("rank ")).collect();
         lines.sort_unstable();
         assert_eq!(lines.len(), 4, "{said}");
-        let notices = |line: &str| line.split("notices read ").nth(1).unwrap_or_else(|| panic!("{line}")).to_string();
         for (rank, line) in lines.iter().enumerate() {
             assert!(line.starts_with(&format!("rank {rank} of 4 (local {rank} of 4) on ")), "{line}");
             assert!(line.contains(&format!("launcher {}:", self.known_as)), "{line}");
-            assert_eq!(notices(line), notices(lines[0]), "{said}");
+            assert_eq!(line.matches("met 4 ranks of ").count(), 2, "{line}");
         }
-        let (first, second) =
-            notices(lines[0]).split_once(" and ").map(|(a, b)| (a.to_string(), b.to_string())).unwrap();
-        assert_ne!(first, second, "the second board must not show the first one's notice");
     }
 
     /// The performance test of all-reduce: every element is checked.
@@ -251,7 +257,17 @@ fn openmpi_a_late_rank_0() {
     let script = format!("[ $OMPI_COMM_WORLD_RANK != 0 ] || sleep 3; exec {maypole} info --launch");
     let Some(out) = OPEN_MPI.run("openmpi_a_late_rank_0", 3, &["sh", "-c", &script]) else { return };
     assert!(out.status.success(), "{}", text(&out.stderr));
-    assert_eq!(text(&out.stdout).matches("notices read").count(), 3, "{}", text(&out.stdout));
+    assert_eq!(text(&out.stdout).matches("met 3 ranks of ").count(), 6, "{}", text(&out.stdout));
+}
+
+/// The last rank comes late: what rank 0 posted must still be there to read.
+#[test]
+fn openmpi_a_late_last_rank() {
+    let maypole = env!("CARGO_BIN_EXE_maypole");
+    let script = format!("[ $OMPI_COMM_WORLD_RANK != 2 ] || sleep 2; exec {maypole} info --launch");
+    let Some(out) = OPEN_MPI.run("openmpi_a_late_last_rank", 3, &["sh", "-c", &script]) else { return };
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(text(&out.stdout).matches("met 3 ranks of ").count(), 6, "{}", text(&out.stdout));
 }
 
 /// The slurm script without Slurm: a stand-in for srun shows what it would get.

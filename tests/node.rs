@@ -72,7 +72,7 @@ fn free_port() -> u16 {
 }
 
 fn at(host: &str, port: u16) -> Meeting {
-    Meeting::Address { host: host.into(), port, listener: None, key: [9; 32] }
+    Meeting::Address { host: host.into(), port, listener: None, key: [9; 32], earlier: 0 }
 }
 
 fn all_reduce(sequence: u64, count: usize) -> Fingerprint {
@@ -123,8 +123,13 @@ fn an_inherited_listener_is_used() {
     let listener = std::sync::Mutex::new(Some(OwnedFd::from(listener)));
     ranks(2, |rank| {
         let listener = (rank == 0).then(|| listener.lock().unwrap().take().unwrap());
-        Node::join(Meeting::Address { host: "127.0.0.1".into(), port, listener, key: [9; 32] }, rank, 2, &config())
-            .unwrap()
+        Node::join(
+            Meeting::Address { host: "127.0.0.1".into(), port, listener, key: [9; 32], earlier: 0 },
+            rank,
+            2,
+            &config(),
+        )
+        .unwrap()
     });
 }
 
@@ -306,6 +311,38 @@ fn a_meeting_point_that_nobody_holds_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_second_world_at_an_address_waits_for_the_first_to_end() {
+    let port = free_port();
+    let world = |earlier| {
+        move |config: &Config, rank| {
+            let meeting = Meeting::Address { host: "127.0.0.1".into(), port, listener: None, key: [9; 32], earlier };
+            Node::join(meeting, rank, 3, config)
+        }
+    };
+    let barrier = std::sync::Barrier::new(3);
+    let mut hasty = config();
+    hasty.connect_timeout = Duration::from_millis(300);
+    let errors = ranks(3, |rank| {
+        let first = world(0)(&config(), rank).unwrap();
+        // While it lives there cannot be another: each rank is told, and the first is none the worse for it.
+        let error = world(1)(&hasty, rank).map(|_| ()).unwrap_err().to_string();
+        let watch = Arc::new(Watch::default());
+        first.register(WORLD, vec![0, 1, 2], watch.clone());
+        assert!(wait_verdict(&watch, Duration::from_millis(50)).is_none());
+        barrier.wait();
+        // One rank leaves late; the others, gone on to the second world, wait for it.
+        std::thread::sleep(Duration::from_millis([0, 20, 400][rank]));
+        drop((watch, first));
+        assert_eq!(world(1)(&config(), rank).unwrap().size(), 3);
+        error
+    });
+    assert!(errors[0].contains("earlier world of this program"), "{}", errors[0]);
+    for error in &errors[1..] {
+        assert!(error.contains("another key"), "{error}");
+    }
+}
+
+#[test]
 fn strangers_change_nothing() {
     let port = free_port();
     let hub: SocketAddr = ([127, 0, 0, 1], port).into();
@@ -327,7 +364,7 @@ fn strangers_change_nothing() {
         };
         let crowd = bother(hub);
         let wrong = scope.spawn(|| {
-            let meeting = Meeting::Address { host: "127.0.0.1".into(), port, listener: None, key: [8; 32] };
+            let meeting = Meeting::Address { host: "127.0.0.1".into(), port, listener: None, key: [8; 32], earlier: 0 };
             Node::join(meeting, 1, 2, &config()).map(|_| ()).unwrap_err().to_string()
         });
         let error = wrong.join().unwrap();

@@ -29,7 +29,7 @@ fn free_port() -> u16 {
 }
 
 fn join(port: u16, rank: usize, size: usize) -> Arc<Node> {
-    let meeting = Meeting::Address { host: "127.0.0.1".into(), port, listener: None, key: [3; 32] };
+    let meeting = Meeting::Address { host: "127.0.0.1".into(), port, listener: None, key: [3; 32], earlier: 0 };
     Node::join(meeting, rank, size, &config()).unwrap()
 }
 
@@ -221,7 +221,7 @@ fn a_rank_that_dies_before_all_have_come_is_named() {
     let port = free_port();
     let mut other = Other::start("a_rank_that_dies_before_all_have_come_is_named", "early", port);
     let zero = std::thread::spawn(move || {
-        let meeting = Meeting::Address { host: "127.0.0.1".into(), port, listener: None, key: [3; 32] };
+        let meeting = Meeting::Address { host: "127.0.0.1".into(), port, listener: None, key: [3; 32], earlier: 0 };
         Node::join(meeting, 0, 3, &config()).map(|_| ()).unwrap_err().to_string()
     });
     other.hear("joining");

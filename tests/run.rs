@@ -92,6 +92,17 @@ fn gone_within(pids: &[Pid], time: Duration) -> bool {
     true
 }
 
+/// The socket that rank 0 inherits is its own alone: when its first world is gone, the port is free for the next.
+#[test]
+fn a_program_may_create_a_second_world() {
+    for _ in 0..10 {
+        let script = format!("exec {} info --launch", env!("CARGO_BIN_EXE_maypole"));
+        let out = run(&["-n", "4"], &script);
+        assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+        assert_eq!(text(&out.stdout).matches("met 4 ranks of ").count(), 8, "{}", text(&out.stdout));
+    }
+}
+
 #[test]
 fn ranks_know_who_they_are() {
     let out = run(

@@ -9,13 +9,13 @@ use nix::unistd::Pid;
 
 use crate::config::{Config, KNOBS};
 use crate::error::Result;
-use crate::launch::{self, LaunchMeeting};
+use crate::launch;
 
 /// Show what Maypole finds: version, processors, transports, CUDA devices, launcher, and every setting with its default and present
 /// value.
 ///
-/// With --launch, say instead in one line which rank this process is, and try the launcher's way of bringing ranks
-/// together, twice. Start it as the ranks of a job to see whether a launcher is set up rightly.
+/// With --launch, meet the other ranks instead, twice, as a program with two worlds would, and say in one line which rank
+/// this process is and whom it met. Start it as the ranks of a job to see whether a launcher is set up rightly.
 ///
 /// Exit status: 0, or 1 if a setting makes no sense or the launcher cannot be used.
 #[derive(clap::Args)]
@@ -100,8 +100,7 @@ fn page() -> (String, bool) {
     (page.trim_end().to_string(), well)
 }
 
-/// Meet the other ranks on the launcher's board, if it has one, and say so. Twice, since a program may create two
-/// worlds.
+/// Meet the other ranks as a program would, and say so. Twice, since a program may create two worlds.
 fn meet() -> Result<(String, bool)> {
     let config = Config::from_env()?;
     let launch = launch::detect(&config, &environment)?;
@@ -110,38 +109,20 @@ fn meet() -> Result<(String, bool)> {
         (Some(rank), None) => format!(" (local {rank})"),
         _ => String::new(),
     };
-    let (rank, size, launcher, host) = (launch.rank, launch.size, launch.launcher, host());
-    let met = match launch.meeting {
-        LaunchMeeting::Alone => "a world of one meets nobody".to_string(),
-        LaunchMeeting::Address { host, port, listener } => {
-            let inherited = if listener.is_some() { ", listening already" } else { "" };
-            format!("ranks meet at {host} port {port}{inherited}")
-        }
-        LaunchMeeting::Board(mut board) => {
-            let first = exchange(&mut *board, rank, &config)?;
-            drop(board);
-            let LaunchMeeting::Board(mut board) = launch::detect(&config, &environment)?.meeting else {
-                return Err(crate::Error::bootstrap(format!(
-                    "rank {rank}: the launcher offered a notice board only once"
-                )));
-            };
-            let second = exchange(&mut *board, rank, &config)?;
-            format!("rank 0's notices read {first} and {second}")
-        }
-    };
-    Ok((format!("rank {rank} of {size}{local} on {host}, launcher {launcher}: {met}"), true))
+    let who = format!("rank {} of {}{local} on {}, launcher {}", launch.rank, launch.size, host(), launch.launcher);
+    let (first, second) = (join(launch, &config)?, join(launch::detect(&config, &environment)?, &config)?);
+    Ok((format!("{who}: {first}; a second time: {second}"), true))
 }
 
-/// Rank 0 posts random bytes, everybody reads them. A digest of what was read.
-fn exchange(board: &mut dyn launch::Board, rank: usize, config: &Config) -> Result<String> {
-    if rank == 0 {
-        let mut notice = [0u8; 128];
-        getrandom::fill(&mut notice).map_err(|error| crate::Error::system("getrandom", error))?;
-        board.post(&notice)?;
-    }
-    let notice = board.read(Instant::now() + config.connect_timeout)?;
-    board.finish()?;
-    Ok(blake3::hash(&notice).to_hex().chars().take(12).collect())
+/// Meet once and part again: whom this rank met, and how long that took.
+fn join(launch: launch::Launch, config: &Config) -> Result<String> {
+    let began = Instant::now();
+    let Some(node) = crate::communicator::build::join(launch, config)? else {
+        return Ok("a world of one meets nobody".to_string());
+    };
+    let hosts: std::collections::BTreeSet<&str> = node.peers().iter().map(|peer| peer.host.as_str()).collect();
+    let hosts: Vec<&str> = hosts.into_iter().collect();
+    Ok(format!("met {} ranks of {} in {} ms", node.size(), hosts.join(", "), began.elapsed().as_millis()))
 }
 
 fn host() -> String {

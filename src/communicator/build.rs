@@ -1,11 +1,13 @@
 //! Making communicators: bringing ranks together and giving each its links.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use maypole_transports::shm::{Arena, Group, Segment, Shape};
 use maypole_transports::tcp::Poller;
 use maypole_transports::wait::Patience;
+use parking_lot::Mutex;
 
 use super::local::Threads;
 use super::{Communicator, Inner};
@@ -16,7 +18,7 @@ use crate::engine::messages::Messages;
 use crate::engine::routes::{CHANNELS, DEVICE, Network, POINT_TO_POINT, Routes};
 use crate::engine::wait::Court;
 use crate::error::{Error, Result, Verdict};
-use crate::launch::{self, LaunchMeeting};
+use crate::launch::{self, Launch, LaunchMeeting};
 use crate::node::{Meeting, Node, UniqueId};
 use crate::topology::Topology;
 use crate::watch::{Jury, Watch};
@@ -40,12 +42,51 @@ pub(super) fn host_name() -> String {
     nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
 }
 
+/// How many worlds this process has met at an address. Only those that stood count, on all ranks alike: a rank that gave up
+/// and tries again still means the same one.
+static EARLIER: Mutex<BTreeMap<(String, u16), usize>> = Mutex::new(BTreeMap::new());
+
+/// Meet the other ranks in the way that the launcher offers, and wait until all have come; `None` in a world of one.
+pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>> {
+    let (rank, size) = (launch.rank, launch.size);
+    let node = match launch.meeting {
+        LaunchMeeting::Alone => return Ok(None),
+        LaunchMeeting::Address { host, port, listener } => {
+            let key = job_key(config, &host, port);
+            let here = (host.clone(), port);
+            let earlier = EARLIER.lock().get(&here).copied().unwrap_or(0);
+            let node = Node::join(Meeting::Address { host, port, listener, key, earlier }, rank, size, config)?;
+            EARLIER.lock().insert(here, earlier + 1);
+            node
+        }
+        LaunchMeeting::Board(mut board) => {
+            // Rank 0's id must live until the others have come, and it reads too: some boards need every rank for that.
+            let own = if rank == 0 { Some(UniqueId::create(config)?) } else { None };
+            if let Some(id) = &own {
+                board.post(id.as_bytes())?;
+            }
+            let notice = board.read(Instant::now() + config.connect_timeout)?;
+            let id = own.map_or_else(|| UniqueId::from_bytes(&notice), Ok)?;
+            // What rank 0 posted may vanish when it takes leave of the launcher: not before all have read it and come.
+            let node = Node::join(Meeting::Id(id), rank, size, config);
+            board.finish()?;
+            node?
+        }
+    };
+    Ok(Some(node))
+}
+
 impl Communicator {
     /// The world that this process was launched into, with settings from `MAYPOLE_*`.
     ///
     /// Understands torchrun, `maypole run`, Open MPI (PMIx), MPICH, Intel MPI and other Hydra launchers (PMI-1), Slurm,
     /// and plain RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Without any of these the world has one rank. Blocks
     /// until all ranks have come, at most `MAYPOLE_CONNECT_TIMEOUT`.
+    ///
+    /// A program may do so again. Where the ranks meet at an address (`maypole run`, RANK and the rest by hand, srun
+    /// without PMI), the earlier world must be gone on every rank, and is waited for; through a launcher's own board both
+    /// may live. A part of a world, or a second one beside it, is had more cheaply from [`Communicator::split`] and
+    /// [`Communicator::duplicate`].
     ///
     /// # Errors
     /// [`Error::Setting`] for a variable that makes no sense, [`Error::Bootstrap`] when ranks are missing, doubled or
@@ -58,29 +99,11 @@ impl Communicator {
     pub fn from_env_with(config: Config) -> Result<Communicator> {
         crate::log::init(config.log.as_deref());
         let launch = launch::detect(&config, &|name| std::env::var(name).ok())?;
-        let (rank, size) = (launch.rank, launch.size);
-        tracing::debug!(rank, size, launcher = launch.launcher, "launched");
-        let meeting = match launch.meeting {
-            LaunchMeeting::Alone => return Communicator::alone(config),
-            LaunchMeeting::Address { host, port, listener } => {
-                let key = job_key(&config, &host, port);
-                Meeting::Address { host, port, listener, key }
-            }
-            LaunchMeeting::Board(mut board) => {
-                // Rank 0's id must live until the others have come, and it reads too: some boards need every rank for
-                // that.
-                let own = if rank == 0 { Some(UniqueId::create(&config)?) } else { None };
-                if let Some(id) = &own {
-                    board.post(id.as_bytes())?;
-                }
-                let notice = board.read(Instant::now() + config.connect_timeout)?;
-                let id = own.map_or_else(|| UniqueId::from_bytes(&notice), Ok)?;
-                let node = Node::join(Meeting::Id(id), rank, size, &config);
-                board.finish()?;
-                return Communicator::of_processes(node?, config);
-            }
-        };
-        Communicator::of_processes(Node::join(meeting, rank, size, &config)?, config)
+        tracing::debug!(rank = launch.rank, size = launch.size, launcher = launch.launcher, "launched");
+        match join(launch, &config)? {
+            None => Communicator::alone(config),
+            Some(node) => Communicator::of_processes(node, config),
+        }
     }
 
     /// A world whose ranks all hold the same id, made by one of them with [`UniqueId::create`] and handed to the others
@@ -293,7 +316,6 @@ fn network(node: &Arc<Node>, (context, members): (u64, &[usize]), config: &Confi
 impl Inner {
     /// Routes to the ranks that share no memory with this one, for device buffers: see `device/courier`. `None` where
     /// there are no such ranks.
-    #[allow(dead_code)] // Called by the executor, which comes next.
     pub(crate) fn device_routes(&self) -> Result<Option<Routes>> {
         let World::Processes(node) = &self.world else { return Ok(None) };
         if self.shares_memory {
@@ -306,7 +328,6 @@ impl Inner {
     }
 
     /// What whoever waits on this communicator outside its engine needs to know. Waits for the operations before.
-    #[allow(dead_code)] // As above.
     pub(crate) fn court(&self) -> Court {
         let _ticket = self.turns.enter(self.turns.take());
         // SAFETY: this thread holds the ticket to the end of the function.

@@ -161,6 +161,9 @@ pub enum Meeting {
         listener: Option<OwnedFd>,
         /// The job's secret.
         key: [u8; 32],
+        /// How many worlds of this job have met there before. All ranks say the same number. A later world waits until
+        /// the one before has ended, and its ranks do not take that one's meeting for theirs.
+        earlier: usize,
     },
 }
 

@@ -88,8 +88,13 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
         )));
     }
     let open = matches!(&meeting, Meeting::Address { host, .. } if !names_this_host(host));
-    let (point, key) = go(meeting, rank, size, config)?;
-    let (control, address) = reach(&point, &key, rank, config, start)?;
+    // A world of this job that met there before is no stranger: it is waited for as long as a late rank is.
+    let patience = match &meeting {
+        Meeting::Address { earlier: 1.., .. } => config.connect_timeout,
+        _ => WRONG_KEY_PATIENCE,
+    };
+    let (point, key) = go(meeting, rank, size, config, start)?;
+    let (control, address) = reach(&point, &key, rank, config, start, patience)?;
     silence::keep_alive(&control, config.timeout)
         .map_err(|e| Error::system("cannot set keep-alive on the control connection", e))?;
     let route = control.local_addr().map_err(|e| Error::system("cannot tell this rank's own address", e))?.ip();
@@ -143,13 +148,17 @@ fn names_this_host(host: &str) -> bool {
 }
 
 /// Where this rank has to go; rank 0 opens the meeting point if it is an address.
-fn go(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<(Point, Key)> {
-    let (host, port, listener, key) = match meeting {
+fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instant) -> Result<(Point, Key)> {
+    let (host, port, listener, key, earlier) = match meeting {
         Meeting::Id(id) => {
             let id = super::UniqueId::from_bytes(id.as_bytes())?;
             return Ok((Point::Known(id.addresses()), id.key()));
         }
-        Meeting::Address { host, port, listener, key } => (host, port, listener, key),
+        Meeting::Address { host, port, listener, key, earlier: 0 } => (host, port, listener, key, 0),
+        Meeting::Address { host, port, listener, key, earlier } => {
+            let number = [key.as_slice(), &earlier.to_le_bytes()].concat();
+            (host, port, listener, blake3::derive_key("maypole 2026 later world", &number), earlier)
+        }
     };
     if rank != 0 {
         return Ok((Point::Named { host, port, fallback: None }, key));
@@ -164,13 +173,29 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<(Po
                 false => Vec::new(),
             };
             known.sort_by_key(|a| (!peer::allowed(config.family, &a.ip()), a.is_ipv6()));
-            hub::listen(known.first().map(|a| a.ip()), port, Family::Any)
+            let own = known.first().map(|a| a.ip());
+            loop {
+                match hub::listen(own, port, Family::Any) {
+                    // The world before holds the port until its last rank has left.
+                    Err(e)
+                        if e.kind() == std::io::ErrorKind::AddrInUse
+                            && earlier > 0
+                            && start.elapsed() < config.connect_timeout =>
+                    {
+                        std::thread::sleep(RETRY.0);
+                    }
+                    bound => break bound,
+                }
+            }
         }
     };
     let listener = bound.map_err(|e| {
+        let holder = match earlier {
+            0 => "is another job or program using the port?",
+            _ => "does an earlier world of this program still live? Drop it on every rank first, or split or duplicate it.",
+        };
         Error::bootstrap(format!(
-            "rank 0 cannot listen at the meeting point {host}:{port}: {e}; is another job or program using the port? \
-             Give all ranks another one (MASTER_PORT)"
+            "rank 0 cannot listen at the meeting point {host}:{port}: {e}; {holder} Give all ranks another one (MASTER_PORT)"
         ))
     })?;
     let at = listener.local_addr().map_err(|e| Error::system("cannot tell the meeting point's address", e))?;
@@ -190,8 +215,15 @@ fn inherit(fd: OwnedFd) -> std::io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Connect to the hub, again and again until it is there.
-fn reach(point: &Point, key: &Key, rank: usize, config: &Config, start: Instant) -> Result<(TcpStream, SocketAddr)> {
+/// Connect to the hub, again and again until it is there. `patience`: how long one with another key may be in its place.
+fn reach(
+    point: &Point,
+    key: &Key,
+    rank: usize,
+    config: &Config,
+    start: Instant,
+    patience: Duration,
+) -> Result<(TcpStream, SocketAddr)> {
     let deadline = start + config.connect_timeout;
     let errand =
         Errand { purpose: Purpose::Control, from: rank as u32, to: HUB, context: 0, channel: 0, index: 0, total: 0 };
@@ -212,7 +244,7 @@ fn reach(point: &Point, key: &Key, rank: usize, config: &Config, start: Instant)
             }
         };
         let now = Instant::now();
-        if now + pause >= deadline || wrong_key.is_some_and(|since| now - since >= WRONG_KEY_PATIENCE) {
+        if now + pause >= deadline || wrong_key.is_some_and(|since| now - since >= patience) {
             return Err(Error::bootstrap(format!(
                 "rank {rank} on host {} could not reach the meeting point {} within {:.1?} ({why}); check that {}, and \
                  that no firewall is in between",

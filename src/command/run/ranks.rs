@@ -60,6 +60,9 @@ impl Ranks {
     /// Start them; if one cannot be started, none is left.
     pub(super) fn start(args: &Args, program: &Path, output: &mut Output) -> Result<Ranks> {
         let size = args.ranks as usize;
+        // Before any rank exists, so that none is ever without it, and before the socket that only rank 0 may hold: a
+        // second world binds that port anew.
+        let keeper = Keeper::start()?;
         let listener = TcpListener::bind("127.0.0.1:0")
             .or_else(|_| TcpListener::bind("[::1]:0"))
             .map_err(|error| Error::system("binding a port on the loopback interface, where the ranks meet", error))?;
@@ -81,8 +84,6 @@ impl Ranks {
         }
         common.extend(args.set.iter().map(|(name, value)| (name.clone(), value.into())));
 
-        // Before any rank exists, so that none is ever without it.
-        let keeper = Keeper::start()?;
         let host = nix::unistd::gethostname().map_or("?".to_string(), |host| host.to_string_lossy().into_owned());
         let mut ranks = Ranks { children: Vec::with_capacity(size), ended: vec![false; size], host, keeper };
         for rank in 0..size {
