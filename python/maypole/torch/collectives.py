@@ -6,7 +6,6 @@ from torch._C import _distributed_c10d as c10d
 from .._maypole import ArgumentError
 from . import kinds, sparse
 from .calls import (
-    DONE,
     UNSET,
     Calls,
     adjacent,
@@ -73,19 +72,17 @@ class Collectives(Calls):
             opts = _options(c10d.AllreduceOptions, opts, timeout, reduceOp=op)
         if type(tensors) is list and len(tensors) == 1:
             tensor = tensors[0]
-            op = opts.reduceOp
-            if tensor.is_cpu and tensor.layout is _strided and tensor.is_contiguous():
-                what = PLAIN.get((tensor.dtype, hash(op)))
+            if tensor.layout is _strided:
+                what = PLAIN.get((tensor.dtype, hash(opts.reduceOp)))
+                # As `_is_direct`, but for complex numbers, which are not in this table.
                 if (
                     what is not None
-                    and not getattr(opts, "asyncOp", True)
+                    and tensor.is_cpu
+                    and tensor.is_contiguous()
+                    and not tensor.is_neg()
                     and opts.timeout == UNSET
-                    and self._coalesced is None
-                    and self._lane.is_idle()
                 ):
-                    address = tensor.data_ptr()
-                    self._link.run(what, 0, tensor.numel(), address, address, 1.0)
-                    return DONE
+                    return self._direct("all_reduce", opts, what, 0, tensor.numel(), tensor, tensor, [tensor])
             elif tensor.layout is torch.sparse_coo:
                 return sparse.allreduce(self, tensor, opts)
         tensor = one("all_reduce", "tensor", tensors)
@@ -121,6 +118,8 @@ class Collectives(Calls):
         opts = _options(c10d.BroadcastOptions, opts, timeout, rootRank=root)
         tensor, root = one("broadcast", "tensor", tensors), self._root("broadcast", opts.rootRank)
         what, width = self._move(BROADCAST, tensor.dtype)
+        if self._is_direct(opts, tensor):
+            return self._direct("broadcast", opts, what, root, tensor.numel() * width, tensor, tensor, [tensor])
 
         def body():
             whole = contiguous(tensor)
@@ -133,6 +132,10 @@ class Collectives(Calls):
     def reduce(self, tensors, opts=None, op=None, timeout=None, *, root=None):
         opts = _options(c10d.ReduceOptions, opts, timeout, rootRank=root, reduceOp=op)
         tensor, root = one("reduce", "tensor", tensors), self._root("reduce", opts.rootRank)
+        what = PLAIN.get((tensor.dtype, hash(opts.reduceOp)))
+        if what is not None and self._is_direct(opts, tensor):
+            output = tensor if self._rank == root else None
+            return self._direct("reduce", opts, REDUCE | what, root, tensor.numel(), tensor, output, [tensor])
         reduction = Reduction("reduce", tensor.dtype, opts.reduceOp)
 
         def body():
@@ -183,6 +186,10 @@ class Collectives(Calls):
         name = "all_gather_into_tensor"
         opts = _options(c10d.AllgatherOptions, opts)
         self._blocks(name, output, "output_tensor", input, "input_tensor")
+        if self._is_direct(opts, input, output):
+            what, width = self._move(ALL_GATHER, input.dtype)
+            given = self._apart(input, output)
+            return self._direct(name, opts, what, 0, input.numel() * width, given, output, [output])
         body = lambda: self._all_gather_single(output, input)  # noqa: E731
         return self._issue(name, opts, body, [output], input.device)
 
@@ -288,6 +295,9 @@ class Collectives(Calls):
         name = "reduce_scatter_tensor"
         opts = _options(c10d.ReduceScatterOptions, opts)
         self._blocks(name, input, "input", output, "output")
+        what = PLAIN.get((output.dtype, hash(opts.reduceOp)))
+        if what is not None and self._is_direct(opts, input, output) and not overlap(output, input):
+            return self._direct(name, opts, REDUCE_SCATTER | what, 0, output.numel(), input, output, [output])
         reduction = Reduction(name, output.dtype, opts.reduceOp)
         body = lambda: self._reduce_scatter(output, contiguous(input), reduction)  # noqa: E731
         return self._issue(name, opts, body, [output], output.device)
@@ -382,6 +392,8 @@ class Collectives(Calls):
         if even and output.numel() != input.numel():
             raise ArgumentError(f"{name}: output: it has {output.numel()} elements, but input has {input.numel()}")
         what, width = self._move(ALL_TO_ALL, input.dtype)
+        if even and self._is_direct(opts, input, output) and not overlap(input, output):
+            return self._direct(name, opts, what, 0, sent[0] * width, input, output, [output])
 
         def body():
             given, whole = contiguous(input), contiguous(output)
@@ -435,11 +447,13 @@ class Collectives(Calls):
 
     def barrier(self, opts=None, timeout=None):
         opts = _options(c10d.BarrierOptions, opts, timeout)
-        body = lambda: self._link.run(BARRIER, 0, 0, 0, 0, 1.0)  # noqa: E731
         device = getattr(opts, "device", None)
         if device is not None and device.type == "cuda":
             # As in the other backends, it is a point in the stream's order: what is queued there is awaited first.
             torch.cuda.current_stream(device).synchronize()
+        if self._is_direct(opts):
+            return self._direct("barrier", opts, BARRIER, 0, 0, None, None, [])
+        body = lambda: self._link.run(BARRIER, 0, 0, 0, 0, 1.0)  # noqa: E731
         return self._issue("barrier", opts, body, [])
 
     def _root(self, name, root):

@@ -21,14 +21,16 @@ import weakref
 import torch
 from torch._C import _distributed_c10d as c10d
 
-from .._maypole import ArgumentError
+from .._maypole import ArgumentError, TorchLane
 from .collectives import Collectives
 from .meeting import meet
 from .messages import Messages, monitored_barrier
-from .work import Done, Lane
+from .work import Done
 
 # How long a process that ends waits for the ranks of groups that are left, in seconds.
 _LAST_WAIT = 60.0
+# The name of the threads that run asynchronous calls; longer ones are cut off.
+_LANE = "maypole-lane"
 
 
 class _Gone:
@@ -51,7 +53,7 @@ class _Group(Collectives, Messages):
 
     def _join(self, link, store, rank, size, timeout):
         self._link, self._store, self._rank, self._size, self._timeout = link, store, rank, size, timeout
-        self._lane = Lane(f"maypole-lane-{rank}")
+        self._lane = TorchLane(_LANE)
         self._barriers = 0
         # Held while a receive from anyone looks for a message and takes it.
         self._finding = threading.Lock()
@@ -135,7 +137,8 @@ def _leave():
 def _forked():
     """In the child of a fork: it has the groups' memory, but is none of their ranks."""
     for group in list(_groups):
-        group._forked = group._link
+        group._forked = group._link, group._lane
+        group._lane = TorchLane(_LANE)
         group._link = _Gone(
             "the process group was made before this process was forked off, and belongs to its parent; "
             "call init_process_group here, or start processes by spawn"

@@ -3,6 +3,11 @@
 //! A tensor's address, element type and length are known in Python, so nothing is looked up here: each function
 //! releases the GIL, makes one call and returns. Which bytes an address has is the promise of the Python code in
 //! `maypole/torch`, its only caller.
+//!
+//! * `job`: an asynchronous call. `lane`: the order of these, and the thread that runs them.
+
+mod job;
+mod lane;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +18,8 @@ use parking_lot::RwLock;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use self::job::{Handle, Job, Task};
+use self::lane::Order;
 use crate::{error, waiting};
 
 /// The collectives by their numbers in `maypole/torch/kinds.py`.
@@ -128,6 +135,27 @@ impl Link {
         let call = decode(py, what, factor, count, root)?;
         // SAFETY: the Python caller holds both tensors, whose lengths it has checked, until this returns.
         waiting::blocking(py, &comm, || unsafe { comm.run_at(call, source(input), target(output)) })
+    }
+
+    /// The same, queued on `lane`: the job. `keep` is kept until it is done, and has the memory.
+    #[expect(clippy::too_many_arguments, reason = "a call is made of so many numbers")]
+    fn start(
+        &self,
+        py: Python<'_>,
+        lane: &Order,
+        what: u32,
+        root: usize,
+        count: usize,
+        input: usize,
+        output: usize,
+        factor: f64,
+        keep: Py<PyAny>,
+    ) -> PyResult<Handle> {
+        let comm = self.open(py)?;
+        let call = decode(py, what, factor, count, root)?;
+        let job = Job::new(Task::Call { comm, call, input, output, keep });
+        lane.queue(py, &job)?;
+        Ok(Handle(job))
     }
 
     /// One collective whose blocks have counts of their own and follow each other.
@@ -278,5 +306,7 @@ fn settings(py: Python<'_>, timeout: f64) -> PyResult<Config> {
 /// Put the classes into the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Link>()?;
+    module.add_class::<Handle>()?;
+    module.add_class::<Order>()?;
     module.add_class::<Posted>()
 }
