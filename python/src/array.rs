@@ -5,7 +5,9 @@
 use maypole::{DataType, ReduceOp};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
+use crate::device::DeviceMemory;
 use crate::dlpack;
 use crate::registered::Registered;
 use crate::view::View;
@@ -97,6 +99,9 @@ impl Array {
         if let Ok(registered) = object.cast::<Registered>() {
             return Ok(registered.get().array(object));
         }
+        if let Ok(memory) = object.cast::<DeviceMemory>() {
+            return Ok(memory.get().array(object));
+        }
         match View::of(object) {
             Ok(Some(view)) => return Array::of_view(view),
             // NumPy has no format for the small floats of ml_dtypes; as plain bytes they have one.
@@ -153,10 +158,28 @@ impl Array {
         Some(array.map(|array| Array { kind, ..array }))
     }
 
-    /// Memory of Maypole's own, which `owner` keeps.
-    pub fn registered(owner: &Bound<'_, PyAny>, address: *mut u8, count: usize, dtype: DataType) -> Array {
+    /// Memory of Maypole's own, in host memory or a device's, which `owner` keeps.
+    pub fn of_maypole(
+        owner: &Bound<'_, PyAny>,
+        address: *mut u8,
+        (count, dtype): (usize, DataType),
+        device: Option<usize>,
+    ) -> Array {
         let hold = Hold::Object(owner.clone().unbind());
-        Array { address, count, kind: Kind::Number(dtype), device: None, read_only: false, _hold: hold }
+        Array { address, count, kind: Kind::Number(dtype), device, read_only: false, _hold: hold }
+    }
+
+    /// Refuse device memory where no stream was named, for a call of this name.
+    ///
+    /// # Errors
+    /// What is wrong with it, to be put behind the argument's name.
+    pub fn placed(&self, stream: Option<usize>, call: &str) -> Result<(), String> {
+        match (self.device, stream) {
+            (Some(device), None) => Err(format!(
+                "lies in the memory of CUDA device {device}; say on which stream to use it: comm.on(stream).{call}"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// How many bytes it has.
@@ -203,8 +226,8 @@ fn of_format(format: &[u8], size: usize) -> Kind {
     }
 }
 
-/// What NumPy, ml_dtypes, torch and JAX call an element type. (Maypole's own names are not for Python: `i8` is NumPy's for
-/// eight bytes.)
+/// What NumPy, ml_dtypes, torch and JAX call an element type. (Maypole's own names are not for Python: `i8` is NumPy's
+/// for eight bytes.)
 pub const fn name(dtype: DataType) -> &'static str {
     match dtype {
         DataType::I8 => "int8",
@@ -225,6 +248,23 @@ pub const fn name(dtype: DataType) -> &'static str {
 /// The element type of a name, as [`name`] gives it.
 fn of_name(text: &str) -> Option<DataType> {
     DataType::ALL.into_iter().find(|dtype| name(*dtype) == text.trim_start_matches("torch."))
+}
+
+/// `count` elements as the array interface of NumPy, which CUDA's is like, describes them.
+pub fn interface(py: Python<'_>, address: usize, count: usize, dtype: DataType) -> PyResult<Bound<'_, PyDict>> {
+    use DataType::*;
+    let letter = match dtype {
+        I8 | I32 | I64 => 'i',
+        F16 | F32 | F64 => 'f',
+        // There are no letters for the small floats.
+        U8 | U32 | U64 | Bf16 | F8E4M3 | F8E5M2 => 'u',
+    };
+    let dict = PyDict::new(py);
+    dict.set_item("version", 3)?;
+    dict.set_item("shape", (count,))?;
+    dict.set_item("typestr", format!("<{letter}{}", dtype.size()))?;
+    dict.set_item("data", (address, false))?;
+    Ok(dict)
 }
 
 /// The argument `dtype`: a name, or anything that has one.

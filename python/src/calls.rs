@@ -53,7 +53,7 @@ pub fn plain<'py, F: Form>(
         let count = place.count(&sides)?;
         let call = Call { collective, dtype, count: count * unit, op, root: place.root };
         let (input, output) = place.addresses(&sides, call.count * dtype.size());
-        check_device(&sides, stream)?;
+        sides.placed(stream, collective.name())?;
         let result = sides.result.take();
         Ok(Prepared {
             what: What::Plain { call, input, output },
@@ -97,6 +97,18 @@ pub struct Sides<'py> {
     /// `None`: in place, or this rank gets nothing.
     pub output: Option<Array>,
     pub result: Maybe<'py>,
+}
+
+impl Sides<'_> {
+    /// Refuse device memory where no stream was named. Both lie in the same memory.
+    pub fn placed(&self, stream: Option<usize>, call: &str) -> Result<(), String> {
+        let (array, name) = match (&self.input, &self.output) {
+            (Some(x), _) => (x, "x"),
+            (None, Some(out)) => (out, "out"),
+            (None, None) => return Ok(()),
+        };
+        array.placed(stream, &format!("{call}({name})")).map_err(|what| format!("{name}: {what}"))
+    }
 }
 
 impl Place {
@@ -217,27 +229,6 @@ pub fn element(py: Python<'_>, array: Option<&Array>, op: Option<Chosen>) -> Res
             Kind::Number(dtype) => Ok((*dtype, 1, own.get().on(py, *dtype)?, Some(own))),
             _ => Err(format!("x: operation {:?} cannot be used on elements of {kind}", own.get().label())),
         },
-    }
-}
-
-/// Refuse device memory where no stream was named.
-fn check_device(sides: &Sides<'_>, stream: Option<usize>) -> Result<(), String> {
-    let device = sides.input.as_ref().or(sides.output.as_ref()).and_then(|array| array.device);
-    match (device, stream) {
-        (Some(device), None) => Err(format!(
-            "x: lies in the memory of CUDA device {device}; say on which stream to use it: comm.on(stream).all_reduce(x)"
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Refuse arrays in device memory.
-pub fn on_host(array: &Array, name: &str) -> Result<(), String> {
-    match array.device {
-        None => Ok(()),
-        Some(device) => Err(format!(
-            "{name}: lies in the memory of CUDA device {device}; from Python only collectives with equal blocks take that"
-        )),
     }
 }
 

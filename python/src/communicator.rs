@@ -58,13 +58,13 @@ impl Drop for Slot {
 
 /// One rank's handle to a group of ranks that exchange data by collective operations.
 ///
-/// Every rank of the group makes the same calls in the same order. Arrays are anything with the buffer protocol or DLPack,
-/// contiguous; nothing is copied. ``op`` is "sum", "prod", "min", "max", "avg", "and", "or", "xor", ``maypole.premulsum(f)``
-/// or a ``maypole.Op``. A call waits until this rank's part is done and returns the array that has the result; other
-/// threads of Python run meanwhile. ``comm.start`` has the same calls without the waiting.
+/// Every rank of the group makes the same calls in the same order. Arrays are anything with the buffer protocol or
+/// DLPack, contiguous; nothing is copied. ``op`` is "sum", "prod", "min", "max", "avg", "and", "or", "xor",
+/// ``maypole.premulsum(f)`` or a ``maypole.Op``. A call waits until this rank's part is done and returns the array that
+/// has the result; other threads of Python run meanwhile. ``comm.start`` has the same calls without the waiting.
 ///
-/// After any error but an ArgumentError the communicator has failed, on every rank. Ctrl-C in a blocking call aborts it,
-/// since no rank can leave an operation that the others are in; Ctrl-C while a request is waited for leaves it be.
+/// After any error but an ArgumentError the communicator has failed, on every rank. Ctrl-C in a blocking call aborts
+/// it, since no rank can leave an operation that the others are in; Ctrl-C while a request is waited for leaves it be.
 #[pyclass(module = "maypole", frozen, weakref)]
 pub struct Communicator {
     slot: Arc<Slot>,
@@ -159,15 +159,15 @@ crate::forms::forms!(Communicator {
         Group::new(self.slot.clone())
     }
 
-    /// Calls that are planned once and started many times: ``step = comm.persistent.all_reduce(x)``, then ``step.run()``
-    /// or ``step.start()`` and ``step.wait()``.
+    /// Calls that are planned once and started many times: ``step = comm.persistent.all_reduce(x)``, then
+    /// ``step.run()`` or ``step.start()`` and ``step.wait()``.
     #[getter]
     fn persistent(&self) -> PersistentCalls {
         PersistentCalls::new(self.slot.clone())
     }
 
-    /// Divide the communicator: ranks with the same `color` form a new one, ordered by `key` and then by rank. Ranks whose
-    /// color is None take part and get None.
+    /// Divide the communicator: ranks with the same `color` form a new one, ordered by `key` and then by rank. Ranks
+    /// whose color is None take part and get None.
     #[pyo3(signature = (color, key=0))]
     fn split(&self, py: Python<'_>, color: Option<i64>, key: i64) -> PyResult<Option<Communicator>> {
         let comm = self.slot.open(py)?;
@@ -195,8 +195,8 @@ crate::forms::forms!(Communicator {
     }
 
     /// Memory for `count` elements, all zero, that the ranks of this host read where it lies: operations on it save a
-    /// copy. Every rank must call it; counts may differ. `dtype` is a name (float32, bfloat16, ...) or a dtype of NumPy's
-    /// or torch's.
+    /// copy. Every rank must call it; counts may differ. `dtype` is a name (float32, bfloat16, ...) or a dtype of
+    /// NumPy's or torch's.
     #[pyo3(signature = (count, dtype=None), text_signature = "($self, count, dtype='float32')")]
     fn alloc(&self, py: Python<'_>, count: usize, dtype: Maybe<'_>) -> PyResult<Registered> {
         let comm = self.slot.open(py)?;
@@ -240,8 +240,8 @@ crate::forms::forms!(Communicator {
         Ok(())
     }
 
-    /// Leave the group. Every later call raises an ArgumentError; requests under way go on. Closing twice is fine, and so
-    /// is ``with maypole.init() as comm: ...``.
+    /// Leave the group. Every later call raises an ArgumentError; requests under way go on. Closing twice is fine, and
+    /// so is ``with maypole.init() as comm: ...``.
     fn close(&self, py: Python<'_>) {
         waiting::detached(py, || self.slot.close());
     }

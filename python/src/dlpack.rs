@@ -58,7 +58,8 @@ const VERSIONED: &CStr = c"dltensor_versioned";
 const UNVERSIONED: &CStr = c"dltensor";
 const READ_ONLY: u64 = 1;
 
-/// Memory of the host, or host memory that a GPU can reach as well: CPU, CUDA's and ROCm's pinned memory, CUDA's managed.
+/// Memory of the host, or host memory that a GPU can reach as well: CPU, CUDA's and ROCm's pinned memory, CUDA's
+/// managed.
 const HOST: [i32; 4] = [1, 3, 11, 13];
 const CUDA: i32 = 2;
 
@@ -78,7 +79,8 @@ pub struct Lent {
     pub contiguous: bool,
 }
 
-/// What the object lends by DLPack; `None` if it does not speak it. `stream`: the CUDA stream on which it is to be used.
+/// What the object lends by DLPack; `None` if it does not speak it. `stream`: the CUDA stream on which it is to be
+/// used.
 ///
 /// # Errors
 /// The object's exception, or text that says what is not supported.
@@ -193,8 +195,19 @@ fn kind(element: Element) -> Kind {
     }
 }
 
-/// Memory lent to others: a capsule of `count` elements of `dtype` at `address`, which keeps `owner`.
-pub fn lend(py: Python<'_>, owner: Py<PyAny>, address: *mut u8, count: usize, dtype: DataType) -> PyResult<Py<PyAny>> {
+/// Where memory lies, as DLPack says it: kind and number of the device. `None`: host memory.
+pub fn place(device: Option<usize>) -> (i32, i32) {
+    device.map_or((HOST[0], 0), |device| (CUDA, device as i32))
+}
+
+/// Memory lent to others: a capsule of `count` elements of `dtype` at `address` on `device`, which keeps `owner`.
+pub fn lend(
+    py: Python<'_>,
+    owner: Py<PyAny>,
+    (address, device): (*mut u8, Option<usize>),
+    count: usize,
+    dtype: DataType,
+) -> PyResult<Py<PyAny>> {
     use DataType::*;
     let code = match dtype {
         I8 | I32 | I64 => 0,
@@ -206,10 +219,11 @@ pub fn lend(py: Python<'_>, owner: Py<PyAny>, address: *mut u8, count: usize, dt
     };
     let bits = 8 * dtype.size() as u8;
     let shape = Box::into_raw(Box::new([count as i64, 1]));
+    let (on, number) = place(device);
     let managed = Box::into_raw(Box::new(Managed {
         tensor: Tensor {
             data: address.cast(),
-            device: Device { kind: HOST[0], number: 0 },
+            device: Device { kind: on, number },
             dimensions: 1,
             element: Element { code, bits, lanes: 1 },
             shape: shape.cast(),

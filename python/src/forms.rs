@@ -52,8 +52,8 @@ macro_rules! forms {
                 calls::plain(self, x.py(), Collective::AllToAll, (Some(x), out), None, 0)
             }
 
-            /// On rank `root`, `out` becomes all ranks' `x`, one after the other; without `out` there, `x` is that array.
-            /// The other ranks get None.
+            /// On rank `root`, `out` becomes all ranks' `x`, one after the other; without `out` there, `x` is that
+            /// array. The other ranks get None.
             #[pyo3(signature = (x, root=0, out=None), text_signature = "($self, x, root=0, out=None)")]
             fn gather<'py>(&self, x: Object<'py>, root: i64, out: Maybe<'py>) -> PyResult<Object<'py>> {
                 calls::plain(self, x.py(), Collective::Gather, (Some(x), out), None, root)
@@ -74,8 +74,8 @@ macro_rules! forms {
                 calls::plain(self, x.py(), Collective::Scan, (Some(x), out), op, 0)
             }
 
-            /// `out` (or `x`, in place) becomes the combination of `x` of the ranks before this one; rank 0 gets None, and
-            /// its arrays stay as they are.
+            /// `out` (or `x`, in place) becomes the combination of `x` of the ranks before this one; rank 0 gets None,
+            /// and its arrays stay as they are.
             #[pyo3(signature = (x, op=None, out=None), text_signature = "($self, x, op='sum', out=None)")]
             fn exclusive_scan<'py>(
                 &self, x: Object<'py>, op: Maybe<'py>, out: Maybe<'py>,
@@ -114,8 +114,8 @@ macro_rules! forms {
                 variable::blocks(self, py, Collective::ReduceScatter, arguments, op, 0)
             }
 
-            /// all_to_all with parts of `counts[r]` elements of `x` and `out_counts[r]` of `out`. Without `out` both are
-            /// the same, and `x` is replaced.
+            /// all_to_all with parts of `counts[r]` elements of `x` and `out_counts[r]` of `out`. Without `out` both
+            /// are the same, and `x` is replaced.
             #[pyo3(
                 signature = (x, counts, out=None, out_counts=None, displacements=None, out_displacements=None),
                 text_signature =

@@ -3,16 +3,17 @@
 //! * `communicator`, `making`: the class `Communicator`, and where one comes from. `forms`: the collectives as methods
 //!   of every class that makes calls: it, `ways` (asynchronous ones and those on CUDA streams), `group`,
 //!   `persistent`.
-//! * `calls`, `variable`, `messages`: arguments, checked and made into what the library takes, `prepared`. `array`, `view`,
-//!   `dlpack`: arrays as addresses. `operation`: `op`.
+//! * `calls`, `variable`, `messages`: arguments, checked and made into what the library takes, `prepared`. `array`,
+//!   `view`, `dlpack`: arrays as addresses. `operation`: `op`.
 //! * `jax`: the handlers that XLA calls.
-//! * `request`, `stream`, `registered`: what else there are objects for.
+//! * `request`, `stream`, `registered`, `device`: what else there are objects for.
 //! * `torch`: what `maypole.torch` stands on.
 //! * `waiting`: the interpreter's lock and Ctrl-C. `process`: forks and the interpreter's exit. `error`: exceptions.
 
 mod array;
 mod calls;
 mod communicator;
+mod device;
 mod dlpack;
 mod error;
 mod forms;
@@ -55,6 +56,7 @@ fn _maypole(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<persistent::PersistentCalls>()?;
     module.add_class::<persistent::Persistent>()?;
     module.add_class::<registered::Registered>()?;
+    module.add_class::<device::DeviceMemory>()?;
     module.add_class::<stream::Stream>()?;
     torch::register(module)?;
     jax::register(module)?;

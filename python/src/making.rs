@@ -7,8 +7,8 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::communicator::Communicator;
 use crate::{error, settings, waiting};
 
-/// The world that this process was launched into, by ``python -m maypole run``, torchrun, mpirun, mpiexec or srun; of one
-/// rank, if by none. Blocks until all ranks have come.
+/// The world that this process was launched into, by ``python -m maypole run``, torchrun, mpirun, mpiexec or srun; of
+/// one rank, if by none. Blocks until all ranks have come.
 ///
 /// Settings are those of ``python -m maypole info``, in lower case: ``maypole.init(timeout=30, transport="tcp")`` is
 /// MAYPOLE_TIMEOUT=30 MAYPOLE_TRANSPORT=tcp.

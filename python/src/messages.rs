@@ -9,8 +9,9 @@ use crate::prepared::{Held, Message, Prepared, What};
 /// Make a message to or from a rank in a form.
 pub fn one<'py, F: Form>(form: &F, x: Object<'py>, peer: (&str, i64), tag: i64) -> PyResult<Object<'py>> {
     let py = x.py();
+    let call = if peer.0 == "to" { "send" } else { "recv" };
     local(form, py, |size| {
-        let array = Array::of(&x, None).map_err(|what| format!("x: {what}"))?;
+        let array = array(&x, "x", form.device_stream(), call)?;
         let message = Message::of(&array, "x", peer, tag, size)?;
         Ok(Prepared { what: What::Message(message), held: Held::new([Some(array), None], None), result: x })
     })
@@ -25,14 +26,23 @@ pub fn both<'py, F: Form>(
 ) -> PyResult<Object<'py>> {
     let py = x.py();
     local(form, py, |size| {
-        let sent = Array::of(&x, None).map_err(|what| format!("x: {what}"))?;
-        let received = Array::of(&out, None).map_err(|what| format!("out: {what}"))?;
+        let sent = array(&x, "x", form.device_stream(), "send_recv")?;
+        let received = array(&out, "out", form.device_stream(), "send_recv")?;
         let what = What::Both(
             Message::of(&received, "out", ("source", source), tag, size)?,
             Message::of(&sent, "x", ("to", to), tag, size)?,
         );
         Ok(Prepared { what, held: Held::new([Some(sent), Some(received)], None), result: out })
     })
+}
+
+/// An array of a message, in a memory that the call's form takes.
+fn array(object: &Object<'_>, name: &str, stream: Option<usize>, call: &str) -> Result<Array, String> {
+    let array = Array::of(object, stream).and_then(|array| {
+        array.placed(stream, &format!("{call}({name})"))?;
+        Ok(array)
+    });
+    array.map_err(|what| format!("{name}: {what}"))
 }
 
 /// Messages have no turn among the collectives, so nobody is told of one that was refused here.

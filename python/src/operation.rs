@@ -12,13 +12,13 @@ use crate::{array, error, process, waiting};
 
 /// An operation for reductions that is more than a name: ``maypole.Op(function)`` or ``maypole.premulsum(factor)``.
 ///
-/// ``Op(function, name=None)`` makes an operation of ``function(a, b)``, which gets two NumPy arrays of equal length and
-/// returns an array with the combination of each pair of elements. It must be associative and commutative. It is called
-/// with parts of the arrays, in any order, on any thread. ``name`` (by default the function's) tells ranks that use
-/// different operations apart; it must be the same on all of them.
+/// ``Op(function, name=None)`` makes an operation of ``function(a, b)``, which gets two NumPy arrays of equal length
+/// and returns an array with the combination of each pair of elements. It must be associative and commutative. It is
+/// called with parts of the arrays, in any order, on any thread. ``name`` (by default the function's) tells ranks that
+/// use different operations apart; it must be the same on all of them.
 ///
-/// If it raises, the communicator fails on every rank, with an AbortedError that names the operation and what it raised;
-/// on the rank where it happened the exception is the error's ``__cause__``.
+/// If it raises, the communicator fails on every rank, with an AbortedError that names the operation and what it
+/// raised; on the rank where it happened the exception is the error's ``__cause__``.
 #[pyclass(module = "maypole", frozen, name = "Op")]
 pub struct Op {
     what: Kind,

@@ -56,9 +56,9 @@ crate::forms::forms!(PersistentCalls {
     }
 });
 
-/// A call that was planned once and can be started any number of times; made by ``comm.persistent``. Every rank makes it
-/// and starts it in the same order as its other calls. Starting it allocates nothing in Maypole. Fill its arrays while it
-/// does not run.
+/// A call that was planned once and can be started any number of times; made by ``comm.persistent``. Every rank makes
+/// it and starts it in the same order as its other calls. Starting it allocates nothing in Maypole. Fill its arrays
+/// while it does not run.
 #[pyclass(module = "maypole", frozen)]
 pub struct Persistent {
     /// `None` only while it is dropped, like the next two.

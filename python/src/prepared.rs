@@ -1,10 +1,10 @@
 //! A call whose arguments have been checked, and what it needs until it is done.
 
-use maypole::{Blocks, Call, Communicator, DataType, RawGroup, RawPersistent, RawRequest, Result, Stream};
+use maypole::{Blocks, Call, Communicator, DataType, RawGroup, RawPersistent, RawRequest, Result, Stream, cuda};
 use pyo3::prelude::*;
 
 use crate::array::Array;
-use crate::calls::{on_host, rank_of};
+use crate::calls::rank_of;
 use crate::error;
 use crate::operation::Op;
 
@@ -144,6 +144,29 @@ impl What {
         }
     }
 
+    /// Queue it on a CUDA stream, if its arrays lie in device memory; or wait for the stream, and then for it.
+    ///
+    /// # Safety
+    /// The call's `Held` lives until this returns; device memory is given back in the order of the stream, or later.
+    pub unsafe fn run_on(&self, comm: &Communicator, stream: &cuda::Stream) -> Result<()> {
+        // SAFETY: as in `run`.
+        unsafe {
+            match self {
+                What::Plain { call, input, output } => comm.call_at(*call, *input, *output, stream),
+                What::Blocks { call, input, output } => {
+                    comm.call_v_at(*call, (input.0, input.1.blocks()), (output.0, output.1.blocks()), stream)
+                }
+                What::Message(m) if m.receives => comm.recv_at_on((m.dtype, m.count), m.data, m.peer, m.tag, stream),
+                What::Message(m) => comm.send_at_on((m.dtype, m.count), m.data, m.peer, m.tag, stream),
+                What::Both(got, sent) => {
+                    let got_at = ((got.dtype, got.count), got.data, got.peer);
+                    let sent_at = ((sent.dtype, sent.count), sent.data.cast_const(), sent.peer);
+                    comm.send_recv_at_on(sent_at, got_at, got.tag, stream)
+                }
+            }
+        }
+    }
+
     /// Start it.
     ///
     /// # Safety
@@ -217,7 +240,7 @@ impl What {
 }
 
 impl Message {
-    /// A message of an array.
+    /// A message of an array that may lie where it does.
     pub fn of(
         array: &Array,
         name: &str,
@@ -225,7 +248,6 @@ impl Message {
         tag: i64,
         size: usize,
     ) -> std::result::Result<Message, String> {
-        on_host(array, name)?;
         let receives = side == "source";
         if receives && array.read_only {
             return Err(format!("{name}: is read-only, but a message is received there"));

@@ -57,8 +57,8 @@ pub fn attached<R>(f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
     if LEAVING.load(Ordering::SeqCst) { None } else { Python::try_attach(f) }
 }
 
-/// The interpreter is about to exit: leave every communicator as `close` does. Operations under way are cut off when the
-/// process ends, and other ranks that need them are told that this one is gone.
+/// The interpreter is about to exit: leave every communicator as `close` does. Operations under way are cut off when
+/// the process ends, and other ranks that need them are told that this one is gone.
 #[pyfunction]
 pub fn _leave(py: Python<'_>) {
     LEAVING.store(true, Ordering::SeqCst);

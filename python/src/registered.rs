@@ -34,7 +34,7 @@ impl Registered {
 
     /// It as an argument.
     pub fn array(&self, own: &Bound<'_, PyAny>) -> Array {
-        Array::registered(own, self.at(), self.count, self.dtype)
+        Array::of_maypole(own, self.at(), (self.count, self.dtype), None)
     }
 }
 
@@ -46,8 +46,8 @@ impl Registered {
         array::name(self.dtype)
     }
 
-    /// Whether other ranks read it where it lies. Otherwise it is ordinary memory: its world has one rank, or ranks that
-    /// share no memory.
+    /// Whether other ranks read it where it lies. Otherwise it is ordinary memory: its world has one rank, or ranks
+    /// that share no memory.
     #[getter]
     fn is_shared(&self) -> bool {
         self.memory.as_ref().is_some_and(maypole::Registered::is_shared)
@@ -67,29 +67,17 @@ impl Registered {
 
     #[getter]
     fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        use DataType::*;
-        let letter = match self.dtype {
-            I8 | I32 | I64 => 'i',
-            F16 | F32 | F64 => 'f',
-            // NumPy has no letters for the small floats.
-            U8 | U32 | U64 | Bf16 | F8E4M3 | F8E5M2 => 'u',
-        };
-        let dict = PyDict::new(py);
-        dict.set_item("version", 3)?;
-        dict.set_item("shape", (self.count,))?;
-        dict.set_item("typestr", format!("<{letter}{}", self.dtype.size()))?;
-        dict.set_item("data", (self.address, false))?;
-        Ok(dict)
+        array::interface(py, self.address, self.count, self.dtype)
     }
 
     #[pyo3(signature = (**_options))]
     fn __dlpack__(slf: &Bound<'_, Self>, _options: Option<&Bound<'_, PyDict>>) -> PyResult<Py<PyAny>> {
         let this = slf.get();
-        dlpack::lend(slf.py(), slf.clone().into_any().unbind(), this.at(), this.count, this.dtype)
+        dlpack::lend(slf.py(), slf.clone().into_any().unbind(), (this.at(), None), this.count, this.dtype)
     }
 
     fn __dlpack_device__(&self) -> (i32, i32) {
-        (1, 0)
+        dlpack::place(None)
     }
 
     fn __repr__(&self) -> String {

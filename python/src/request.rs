@@ -178,7 +178,8 @@ fn call_each(functions: &Receiver<Py<PyAny>>) {
     }
 }
 
-/// Wait until all requests are done; a list of what each gives. The first error, in their order, is raised when all are.
+/// Wait until all requests are done; a list of what each gives. The first error, in their order, is raised when all
+/// are.
 #[pyfunction]
 fn wait_all(py: Python<'_>, requests: Vec<Py<Request>>) -> PyResult<Vec<Py<PyAny>>> {
     let results: Vec<_> = requests

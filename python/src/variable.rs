@@ -65,9 +65,7 @@ pub fn blocks<'py, F: Form>(
         let mut arrays = place.arrays(py, (x, out), stream)?;
         let given = arrays.input.as_ref().or(arrays.output.as_ref());
         let (dtype, unit, op, own) = calls::element(py, given, op)?;
-        for array in arrays.input.iter().chain(&arrays.output) {
-            calls::on_host(array, "x")?;
-        }
+        arrays.placed(stream, &format!("{}_v", place.name))?;
 
         let sides = shape(&place);
         let spread = |counts: &Maybe<'py>, displacements: &Maybe<'py>, name: &str| match counts {

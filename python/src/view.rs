@@ -1,7 +1,7 @@
 //! The buffer protocol, as in CPython's `Py_buffer`.
 //!
-//! The structure and these functions have been the same since Python 3.3, but only since 3.11 are they part of the stable
-//! interface, so for 3.9 `pyo3` does not declare them.
+//! The structure and these functions have been the same since Python 3.3, but only since 3.11 are they part of the
+//! stable interface, so for 3.9 `pyo3` does not declare them.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 

@@ -1,14 +1,14 @@
 //! Waiting without the interpreter's lock, and Ctrl-C meanwhile.
 //!
-//! Every call that may wait lets other threads of Python run (`detach`), with one exception to the silence that follows:
-//! the library has the waiting thread look around ([`look`]) about ten times a second, and if that is Python's main
-//! thread it runs the handlers of signals that have come. A handler that raises (the one of SIGINT does) ends the wait:
-//! of a request, which goes on without being waited for, or of a blocking call, which nobody can leave half done, so the
-//! communicator is aborted on all ranks and says why. A call in a program that JAX compiled may wait on any thread, which
-//! has no handler to run; it is told of Ctrl-C by [`interrupt`](crate::jax::interrupt).
+//! Every call that may wait lets other threads of Python run (`detach`), with one exception to the silence that
+//! follows: the library has the waiting thread look around ([`look`]) about ten times a second, and if that is Python's
+//! main thread it runs the handlers of signals that have come. A handler that raises (the one of SIGINT does) ends the
+//! wait: of a request, which goes on without being waited for, or of a blocking call, which nobody can leave half done,
+//! so the communicator is aborted on all ranks and says why. A call in a program that JAX compiled may wait on any
+//! thread, which has no handler to run; it is told of Ctrl-C by [`interrupt`](crate::jax::interrupt).
 //!
-//! No lock of the library's is ever asked for while the interpreter's is held, since whoever looks around may hold locks
-//! of the library's that are not known here.
+//! No lock of the library's is ever asked for while the interpreter's is held, since whoever looks around may hold
+//! locks of the library's that are not known here.
 
 use std::cell::{Cell, RefCell};
 
@@ -63,8 +63,8 @@ thread_local! {
 /// A value that goes where the waiting thread goes: which is nowhere, it stays on its thread.
 struct Here<T>(T);
 
-// SAFETY: `detach` runs its closure on this thread; it asks for `Send` to keep out what needs the interpreter, and what is
-// moved in here are addresses of arrays.
+// SAFETY: `detach` runs its closure on this thread; it asks for `Send` to keep out what needs the interpreter, and what
+// is moved in here are addresses of arrays.
 unsafe impl<T> Send for Here<T> {}
 
 impl<T> Here<T> {
@@ -111,8 +111,8 @@ fn in_frame<R>(py: Python<'_>, comm: *const Communicator, f: impl FnOnce() -> R)
     Frame::new(comm, None).within(|| detached(py, f))
 }
 
-/// Make a call of a program that JAX compiled, on whatever thread and without the interpreter. If a handler of the user's
-/// raised something meanwhile, for which `comm` was aborted, that too.
+/// Make a call of a program that JAX compiled, on whatever thread and without the interpreter. If a handler of the
+/// user's raised something meanwhile, for which `comm` was aborted, that too.
 pub fn in_program<R>(comm: &Communicator, call: impl FnOnce() -> R) -> (R, Option<PyErr>) {
     let (outcome, raised) = Frame::new(comm, Some(Presses::default())).within(call);
     (outcome, raised.and_then(interrupt::again))

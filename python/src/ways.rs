@@ -7,14 +7,15 @@ use pyo3::prelude::*;
 
 use crate::calls::{self, Form, Maybe, Object};
 use crate::communicator::Slot;
-use crate::prepared::{Prepared, What};
+use crate::device::DeviceMemory;
+use crate::prepared::Prepared;
 use crate::request::Request;
 use crate::stream::Stream;
 use crate::variable::{self, Arguments};
-use crate::{error, messages, waiting};
+use crate::{array, error, messages, waiting};
 
-/// A communicator's asynchronous calls: ``comm.start``. Each returns a Request at once; its arrays belong to it until it
-/// is done.
+/// A communicator's asynchronous calls: ``comm.start``. Each returns a Request at once; its arrays belong to it until
+/// it is done.
 #[pyclass(module = "maypole", frozen)]
 pub struct Start {
     slot: Arc<Slot>,
@@ -57,7 +58,12 @@ crate::forms::forms!(Start {
 });
 
 /// A communicator's calls on a CUDA stream: ``comm.on(stream)``. Those on device memory are queued and return at once;
-/// what follows on the stream sees their results.
+/// what follows on the stream sees their results. Those on host memory wait for the stream and block; ranks must not
+/// differ in that.
+///
+/// Messages in device memory have no tags, and all ranks make a collective on a stream (a barrier, say) before the
+/// first. The arrays stay the stream's until it has got past the call. ``synchronize`` waits for that, and raises what
+/// has gone wrong.
 #[pyclass(module = "maypole", frozen)]
 pub struct OnStream {
     slot: Arc<Slot>,
@@ -80,6 +86,21 @@ impl OnStream {
         })?;
         Ok(OnStream { slot, handle })
     }
+
+    /// Make a call with the stream.
+    fn with<R>(
+        &self,
+        py: Python<'_>,
+        comm: &maypole::Communicator,
+        call: impl FnOnce(&maypole::cuda::Stream) -> maypole::Result<R>,
+    ) -> PyResult<R> {
+        let raw = std::ptr::with_exposed_provenance_mut::<std::ffi::c_void>(self.handle);
+        waiting::blocking(py, comm, || {
+            // SAFETY: that it is a living stream is the caller's word, as with every library that takes handles.
+            let stream = unsafe { maypole::cuda::Stream::adopt(raw) };
+            call(&stream.map_err(|source| maypole::Error::Device { rank: comm.rank(), source })?)
+        })
+    }
 }
 
 impl Form for OnStream {
@@ -100,25 +121,36 @@ impl Form for OnStream {
         prepared: Prepared<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let Prepared { what, held, result } = prepared;
-        let What::Plain { call, input, output } = what else {
-            let what = "from Python only collectives with equal blocks can be put on a CUDA stream";
-            return Err(error::argument(py, what));
-        };
-        let raw = std::ptr::with_exposed_provenance_mut::<std::ffi::c_void>(self.handle);
-        let outcome = waiting::blocking(py, &comm, || {
-            // SAFETY: that it is a living stream is the caller's word, as with every library that takes handles.
-            let stream = unsafe { maypole::cuda::Stream::adopt(raw) };
-            let stream = stream.map_err(|source| maypole::Error::Device { rank: comm.rank(), source })?;
-            // SAFETY: arrays that were checked to be as long as the call says. Device memory is given back in the order
-            // of its stream, so it may be dropped when the call is queued.
-            Ok(unsafe { comm.call_at(call, input, output, &stream) })
-        })?;
+        // SAFETY: `held` lives until the call is queued, or done. Who lends device memory gives it back in the order of
+        // its stream.
+        let outcome = self.with(py, &comm, |stream| Ok(unsafe { what.run_on(&comm, stream) }))?;
         outcome.map_err(|e| held.explain(py, e))?;
         Ok(result)
     }
 }
 
 crate::forms::forms!(OnStream {
+    /// Memory on the stream's device for `count` elements, all zero, that the ranks of this host read where it lies:
+    /// operations on it save a copy. Every rank must call it, each for its own device; counts may differ. `dtype` is a
+    /// name (float32, bfloat16, ...) or a dtype of NumPy's or torch's.
+    #[pyo3(signature = (count, dtype=None), text_signature = "($self, count, dtype='float32')")]
+    fn alloc(&self, py: Python<'_>, count: usize, dtype: Maybe<'_>) -> PyResult<DeviceMemory> {
+        let comm = self.slot.open(py)?;
+        let dtype = array::dtype_argument(dtype.as_ref()).map_err(|what| error::argument(py, what))?;
+        let bytes = count.saturating_mul(dtype.size());
+        let memory = self.with(py, &comm, |stream| {
+            comm.attach(stream.context())?;
+            comm.alloc_device::<u8>(bytes)
+        })?;
+        Ok(DeviceMemory::new(memory, count, dtype))
+    }
+
+    /// Wait until the calls that this communicator queued on the stream are done. What has failed since raises here.
+    fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
+        let comm = self.slot.open(py)?;
+        self.with(py, &comm, |stream| comm.on(stream).synchronize())
+    }
+
     fn __repr__(&self) -> String {
         format!("<maypole: calls on CUDA stream {:#x}>", self.handle)
     }

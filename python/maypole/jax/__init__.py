@@ -30,12 +30,13 @@ step does not meet this: it differentiates this rank's own loss, and reduces the
 it runs raises ``jax.errors.JaxRuntimeError`` with the verdict's text; within ``with maypole.jax.checked():`` it is
 `maypole.FailedError` or another of Maypole's exceptions.
 
-**Ctrl-C** while a call waits for other ranks aborts its communicator, on all ranks, and raises ``KeyboardInterrupt``, as
-with Maypole's calls outside JAX; from older releases of JAX the failed call's error may come first. With a handler of your own for SIGINT nothing is aborted, unless the handler does it, or
-raises while a call waits on Python's main thread, where JAX runs small programs.
+**Ctrl-C** while a call waits for other ranks aborts its communicator, on all ranks, and raises ``KeyboardInterrupt``,
+as with Maypole's calls outside JAX; from older releases of JAX the failed call's error may come first. With a handler
+of your own for SIGINT nothing is aborted, unless the handler does it, or raises while a call waits on Python's main
+thread, where JAX runs small programs.
 
-**Not here**: calls with counts of their own (``all_gather_v`` and so on), since the shape of a result must not depend on
-values: pad to the longest, or call them outside the program. Ranks that are threads (``maypole.threads``): refused.
+**Not here**: calls with counts of their own (``all_gather_v`` and so on), since the shape of a result must not depend
+on values: pad to the longest, or call them outside the program. Ranks that are threads (``maypole.threads``): refused.
 """
 
 try:

@@ -209,8 +209,8 @@ fn operation(name: &str) -> Result<ReduceOp, Refusal> {
     found.ok_or_else(|| Refusal::argument(format!("there is no operation {name:?}")))
 }
 
-/// The error as XLA takes it: with a code of its own, and the whole text. The error itself is kept for Python, or what a
-/// signal's handler raised, if that is the cause.
+/// The error as XLA takes it: with a code of its own, and the whole text. The error itself is kept for Python, or what
+/// a signal's handler raised, if that is the cause.
 fn refusal(error: Error, raised: Option<PyErr>) -> Refusal {
     let code = match &error {
         Error::Argument { .. } | Error::Setting { .. } => code::INVALID_ARGUMENT,

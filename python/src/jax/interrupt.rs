@@ -1,8 +1,9 @@
 //! Ctrl-C while a compiled program waits for other ranks.
 //!
-//! Python raises `KeyboardInterrupt` on its main thread, once that is back in the interpreter. XLA runs a program's calls
-//! on that thread or on others, while the main thread waits for results inside JAX or does something else. So what the
-//! interpreter knows does not reach a call that waits, and while the call waits the main thread may never be back.
+//! Python raises `KeyboardInterrupt` on its main thread, once that is back in the interpreter. XLA runs a program's
+//! calls on that thread or on others, while the main thread waits for results inside JAX or does something else. So
+//! what the interpreter knows does not reach a call that waits, and while the call waits the main thread may never be
+//! back.
 //!
 //! Here Ctrl-C is counted as well: a handler of C's stands before Python's, and counts. A call that waits looks at the
 //! count ten times a second ([`Presses`]); if it has grown, and Python would raise `KeyboardInterrupt`, the call aborts
@@ -84,8 +85,8 @@ impl Presses {
     /// What Python raises, or has raised, for Ctrl-C since the wait began; asked ten times a second by the thread that
     /// waits, which does not hold the interpreter's lock.
     pub fn raised(&self) -> Option<String> {
-        /// JAX's newer releases look after signals while they wait. They come first, and raise KeyboardInterrupt where they
-        /// would otherwise raise the error of the call that failed.
+        /// JAX's newer releases look after signals while they wait. They come first, and raise KeyboardInterrupt where
+        /// they would otherwise raise the error of the call that failed.
         const PATIENCE: u32 = 2;
         if !ENDING.load(Ordering::Relaxed) {
             // Whoever sets a handler in Python puts Python's back.
@@ -112,8 +113,8 @@ fn is_pythons(py: Python<'_>) -> bool {
     ask().unwrap_or(false)
 }
 
-/// A call on the main thread had `raised` raised, which XLA cannot pass on. If it is what Python raises for Ctrl-C, have
-/// the main thread raise it again when it is back in the interpreter.
+/// A call on the main thread had `raised` raised, which XLA cannot pass on. If it is what Python raises for Ctrl-C,
+/// have the main thread raise it again when it is back in the interpreter.
 pub fn again(raised: PyErr) -> Option<PyErr> {
     let own = process::attached(|py| raised.is_instance_of::<PyKeyboardInterrupt>(py) && is_pythons(py));
     if own != Some(true) {

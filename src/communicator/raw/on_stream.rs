@@ -142,6 +142,45 @@ impl Communicator {
         }
     }
 
+    /// [`Communicator::send_at_on`] and [`Communicator::recv_at_on`] at the same time, as
+    /// [`OnStream::send_recv`](crate::cuda::OnStream::send_recv): what is sent, to whom; what is received, from whom.
+    ///
+    /// # Errors
+    /// As for these; [`Error::Argument`] if one buffer is device memory and the other is not.
+    ///
+    /// # Safety
+    /// As for these.
+    pub unsafe fn send_recv_at_on(
+        &self,
+        (sent, data, to): ((DataType, usize), *const u8, usize),
+        (received, into, from): ((DataType, usize), *mut u8, usize),
+        tag: u32,
+        stream: &Stream,
+    ) -> Result<()> {
+        let inner = &*self.inner;
+        let memory = |at: usize, of| inner.message_memory("send_recv", at, of);
+        match (memory(data.addr(), sent)?, memory(into.addr(), received)?) {
+            (Memory::Device, Memory::Device) => {
+                self.refuse_tag("send_recv", tag)?;
+                self.exchange_addresses(stream, (sent, data.addr() as u64, to), (received, into.addr() as u64, from))
+            }
+            (Memory::Host, Memory::Host) => {
+                stream.synchronize().map_err(|source| Error::Device { rank: inner.rank, source })?;
+                let mut both = self.raw_group();
+                // SAFETY: the caller's promise.
+                unsafe {
+                    both.recv_at(received.0, received.1, into, from, tag);
+                    both.send_at(sent.0, sent.1, data, to, tag);
+                }
+                both.run()
+            }
+            _ => {
+                let what = "send_recv on a stream: one buffer is device memory and the other is not".into();
+                Err(Error::Argument { rank: inner.rank, what })
+            }
+        }
+    }
+
     fn refuse_tag(&self, name: &str, tag: u32) -> Result<()> {
         if tag == 0 {
             return Ok(());

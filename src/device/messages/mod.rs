@@ -215,6 +215,16 @@ impl Communicator {
         self.exchange(stream, &[Message::received(of, address, from)])
     }
 
+    /// [`OnStream::send_recv`] of memory by address: what is sent, what is received.
+    pub(crate) fn exchange_addresses(
+        &self,
+        stream: &Stream,
+        (sent, data, to): ((DataType, usize), u64, usize),
+        (received, into, from): ((DataType, usize), u64, usize),
+    ) -> Result<()> {
+        self.exchange(stream, &[Message::sent(sent, data, to), Message::received(received, into, from)])
+    }
+
     /// Queue messages.
     fn exchange(&self, stream: &Stream, messages: &[Message]) -> Result<()> {
         let refused = |what: String| Error::Argument { rank: self.rank(), what };
