@@ -13,11 +13,8 @@ use crate::entry::enter;
 use crate::operation::{MAYPOLE_SUM, maypole_op};
 use crate::status::maypole_status;
 use crate::stream::maypole_stream;
-use crate::values::{MAYPOLE_U8, maypole_dtype};
+use crate::values::maypole_dtype;
 use crate::work::{self, Work};
-
-/// The buffers of a barrier.
-const NOTHING: (*const c_void, *mut c_void) = (std::ptr::null(), std::ptr::null_mut());
 
 /// Every rank's output becomes the reduction of all ranks' inputs. Bit-identical on all ranks.
 ///
@@ -276,7 +273,5 @@ pub unsafe extern "C" fn maypole_exclusive_scan(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn maypole_barrier(comm: maypole_comm, stream: maypole_stream) -> maypole_status {
     // SAFETY: the caller's promise.
-    enter("maypole_barrier", || unsafe {
-        work::run(comm, stream, |_| Work::even(Collective::Barrier, NOTHING, (0, MAYPOLE_U8), MAYPOLE_SUM, 0))
-    })
+    enter("maypole_barrier", || unsafe { work::run(comm, stream, |_| Work::barrier()) })
 }

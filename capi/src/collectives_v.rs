@@ -2,15 +2,14 @@
 
 use std::ffi::{c_int, c_void};
 
-use maypole::Collective;
-
+use crate::calls_v;
 use crate::communicator::maypole_comm;
 use crate::entry::enter;
-use crate::operation::{MAYPOLE_SUM, maypole_op};
+use crate::operation::maypole_op;
 use crate::status::maypole_status;
 use crate::stream::maypole_stream;
 use crate::values::maypole_dtype;
-use crate::work::{self, Counts, Work};
+use crate::work;
 
 /// Block r of every rank's output becomes rank r's input. All ranks pass the same counts; where blocks lie is each
 /// rank's own affair.
@@ -34,18 +33,10 @@ pub unsafe extern "C" fn maypole_all_gather_v(
     dtype: maypole_dtype,
     stream: maypole_stream,
 ) -> maypole_status {
-    let own = [input_count];
     // SAFETY: the caller's promise.
     enter("maypole_all_gather_v", || unsafe {
         work::run(comm, stream, |comm| {
-            Work::variable(
-                comm,
-                Collective::AllGather,
-                (input, Counts::Own(&own)),
-                (output, Counts::Each(counts, displacements)),
-                dtype,
-                (MAYPOLE_SUM, 0),
-            )
+            calls_v::all_gather(comm, input, &input_count, output, counts, displacements, dtype)
         })
     })
 }
@@ -73,18 +64,10 @@ pub unsafe extern "C" fn maypole_reduce_scatter_v(
     op: maypole_op,
     stream: maypole_stream,
 ) -> maypole_status {
-    let own = [output_count];
     // SAFETY: the caller's promise.
     enter("maypole_reduce_scatter_v", || unsafe {
         work::run(comm, stream, |comm| {
-            Work::variable(
-                comm,
-                Collective::ReduceScatter,
-                (input, Counts::Each(counts, displacements)),
-                (output, Counts::Own(&own)),
-                dtype,
-                (op, 0),
-            )
+            calls_v::reduce_scatter(comm, input, counts, displacements, output, &output_count, dtype, op)
         })
     })
 }
@@ -115,14 +98,8 @@ pub unsafe extern "C" fn maypole_all_to_all_v(
     // SAFETY: the caller's promise.
     enter("maypole_all_to_all_v", || unsafe {
         work::run(comm, stream, |comm| {
-            Work::variable(
-                comm,
-                Collective::AllToAll,
-                (input, Counts::Each(sent_counts, sent_displacements)),
-                (output, Counts::Each(received_counts, received_displacements)),
-                dtype,
-                (MAYPOLE_SUM, 0),
-            )
+            let (sent, received) = ((sent_counts, sent_displacements), (received_counts, received_displacements));
+            calls_v::all_to_all(comm, (input, sent), (output, received), dtype)
         })
     })
 }
@@ -150,18 +127,10 @@ pub unsafe extern "C" fn maypole_gather_v(
     root: c_int,
     stream: maypole_stream,
 ) -> maypole_status {
-    let own = [input_count];
     // SAFETY: the caller's promise.
     enter("maypole_gather_v", || unsafe {
         work::run(comm, stream, |comm| {
-            Work::variable(
-                comm,
-                Collective::Gather,
-                (input, Counts::Own(&own)),
-                (output, Counts::EachAtRoot(counts, displacements)),
-                dtype,
-                (MAYPOLE_SUM, root),
-            )
+            calls_v::gather(comm, input, &input_count, output, counts, displacements, dtype, root)
         })
     })
 }
@@ -189,18 +158,10 @@ pub unsafe extern "C" fn maypole_scatter_v(
     root: c_int,
     stream: maypole_stream,
 ) -> maypole_status {
-    let own = [output_count];
     // SAFETY: the caller's promise.
     enter("maypole_scatter_v", || unsafe {
         work::run(comm, stream, |comm| {
-            Work::variable(
-                comm,
-                Collective::Scatter,
-                (input, Counts::EachAtRoot(counts, displacements)),
-                (output, Counts::Own(&own)),
-                dtype,
-                (MAYPOLE_SUM, root),
-            )
+            calls_v::scatter(comm, input, counts, displacements, output, &output_count, dtype, root)
         })
     })
 }

@@ -7,7 +7,7 @@
 //! * [`status`], [`error`]: what a call returns, and the full text behind it. `entry`: what every call goes through.
 //! * `table`: handles that are looked up, never dereferenced.
 //! * [`config`], [`communicator`]: making communicators. [`values`], [`operation`]: element types and operations.
-//! * `work`: what becomes of a call: run, queued, collected in a group, started or kept.
+//! * `calls_v`: calls of C's arguments. `work`: what becomes of a call: run, queued, collected in a group, started or kept.
 //! * [`collectives`], [`collectives_v`]: blocking forms. [`start`], [`start_v`]: asynchronous ones. [`persistent`],
 //!   [`persistent_v`]: those planned once. [`messages`], [`group`], [`request`], [`stream`], [`memory`].
 //!
@@ -16,6 +16,7 @@
 #![allow(non_camel_case_types, reason = "the names are C's")]
 #![allow(clippy::missing_safety_doc, clippy::too_many_arguments, reason = "the contract of every call is the header's")]
 
+mod calls_v;
 pub mod collectives;
 pub mod collectives_v;
 pub mod communicator;

@@ -11,7 +11,7 @@ use crate::operation::{MAYPOLE_SUM, Operation, maypole_op};
 use crate::status::{Outcome, maypole_status};
 use crate::stream::{host_stream_of, maypole_stream, queue};
 use crate::table::{Kind, Table};
-use crate::values::{MAYPOLE_U8, maypole_dtype};
+use crate::values::maypole_dtype;
 use crate::work::{self, Work};
 
 /// What maypole_persistent points to: nothing that C could look at.
@@ -86,9 +86,6 @@ pub unsafe extern "C" fn maypole_persistent_test(persistent: maypole_persistent,
 pub extern "C" fn maypole_persistent_destroy(persistent: maypole_persistent) -> maypole_status {
     enter("maypole_persistent_destroy", || PERSISTENT.remove("persistent", persistent.addr() as u64).map(drop))
 }
-
-/// The buffers of a barrier.
-const NOTHING: (*const c_void, *mut c_void) = (std::ptr::null(), std::ptr::null_mut());
 
 /// Plan maypole_all_reduce() to be started any number of times; `persistent` gets the operation.
 #[unsafe(no_mangle)]
@@ -276,7 +273,5 @@ pub unsafe extern "C" fn maypole_persistent_barrier(
     persistent: *mut maypole_persistent,
 ) -> maypole_status {
     // SAFETY: the caller's promise.
-    enter("maypole_persistent_barrier", || unsafe {
-        work::keep(comm, persistent, |_| Work::even(Collective::Barrier, NOTHING, (0, MAYPOLE_U8), MAYPOLE_SUM, 0))
-    })
+    enter("maypole_persistent_barrier", || unsafe { work::keep(comm, persistent, |_| Work::barrier()) })
 }

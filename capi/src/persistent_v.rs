@@ -2,15 +2,14 @@
 
 use std::ffi::{c_int, c_void};
 
-use maypole::Collective;
-
+use crate::calls_v;
 use crate::communicator::maypole_comm;
 use crate::entry::enter;
-use crate::operation::{MAYPOLE_SUM, maypole_op};
+use crate::operation::maypole_op;
 use crate::persistent::maypole_persistent;
 use crate::status::maypole_status;
 use crate::values::maypole_dtype;
-use crate::work::{self, Counts, Work};
+use crate::work;
 
 /// Plan maypole_all_gather_v(), as maypole_persistent_all_reduce(). Counts and displacements are copied.
 #[unsafe(no_mangle)]
@@ -24,18 +23,10 @@ pub unsafe extern "C" fn maypole_persistent_all_gather_v(
     dtype: maypole_dtype,
     persistent: *mut maypole_persistent,
 ) -> maypole_status {
-    let own = [input_count];
     // SAFETY: the caller's promise.
     enter("maypole_persistent_all_gather_v", || unsafe {
         work::keep(comm, persistent, |comm| {
-            Work::variable(
-                comm,
-                Collective::AllGather,
-                (input, Counts::Own(&own)),
-                (output, Counts::Each(counts, displacements)),
-                dtype,
-                (MAYPOLE_SUM, 0),
-            )
+            calls_v::all_gather(comm, input, &input_count, output, counts, displacements, dtype)
         })
     })
 }
@@ -53,18 +44,10 @@ pub unsafe extern "C" fn maypole_persistent_reduce_scatter_v(
     op: maypole_op,
     persistent: *mut maypole_persistent,
 ) -> maypole_status {
-    let own = [output_count];
     // SAFETY: the caller's promise.
     enter("maypole_persistent_reduce_scatter_v", || unsafe {
         work::keep(comm, persistent, |comm| {
-            Work::variable(
-                comm,
-                Collective::ReduceScatter,
-                (input, Counts::Each(counts, displacements)),
-                (output, Counts::Own(&own)),
-                dtype,
-                (op, 0),
-            )
+            calls_v::reduce_scatter(comm, input, counts, displacements, output, &output_count, dtype, op)
         })
     })
 }
@@ -85,14 +68,8 @@ pub unsafe extern "C" fn maypole_persistent_all_to_all_v(
     // SAFETY: the caller's promise.
     enter("maypole_persistent_all_to_all_v", || unsafe {
         work::keep(comm, persistent, |comm| {
-            Work::variable(
-                comm,
-                Collective::AllToAll,
-                (input, Counts::Each(sent_counts, sent_displacements)),
-                (output, Counts::Each(received_counts, received_displacements)),
-                dtype,
-                (MAYPOLE_SUM, 0),
-            )
+            let (sent, received) = ((sent_counts, sent_displacements), (received_counts, received_displacements));
+            calls_v::all_to_all(comm, (input, sent), (output, received), dtype)
         })
     })
 }
@@ -110,18 +87,10 @@ pub unsafe extern "C" fn maypole_persistent_gather_v(
     root: c_int,
     persistent: *mut maypole_persistent,
 ) -> maypole_status {
-    let own = [input_count];
     // SAFETY: the caller's promise.
     enter("maypole_persistent_gather_v", || unsafe {
         work::keep(comm, persistent, |comm| {
-            Work::variable(
-                comm,
-                Collective::Gather,
-                (input, Counts::Own(&own)),
-                (output, Counts::EachAtRoot(counts, displacements)),
-                dtype,
-                (MAYPOLE_SUM, root),
-            )
+            calls_v::gather(comm, input, &input_count, output, counts, displacements, dtype, root)
         })
     })
 }
@@ -139,18 +108,10 @@ pub unsafe extern "C" fn maypole_persistent_scatter_v(
     root: c_int,
     persistent: *mut maypole_persistent,
 ) -> maypole_status {
-    let own = [output_count];
     // SAFETY: the caller's promise.
     enter("maypole_persistent_scatter_v", || unsafe {
         work::keep(comm, persistent, |comm| {
-            Work::variable(
-                comm,
-                Collective::Scatter,
-                (input, Counts::EachAtRoot(counts, displacements)),
-                (output, Counts::Own(&own)),
-                dtype,
-                (MAYPOLE_SUM, root),
-            )
+            calls_v::scatter(comm, input, counts, displacements, output, &output_count, dtype, root)
         })
     })
 }

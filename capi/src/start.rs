@@ -11,11 +11,8 @@ use crate::operation::{MAYPOLE_SUM, maypole_op};
 use crate::request::maypole_request;
 use crate::status::maypole_status;
 use crate::stream::maypole_stream;
-use crate::values::{MAYPOLE_U8, maypole_dtype};
+use crate::values::maypole_dtype;
 use crate::work::{self, Work};
-
-/// The buffers of a barrier.
-const NOTHING: (*const c_void, *mut c_void) = (std::ptr::null(), std::ptr::null_mut());
 
 /// Start maypole_all_reduce() on a host stream, or on the communicator's own where `stream` is NULL; `request` gets the
 /// request.
@@ -232,9 +229,5 @@ pub unsafe extern "C" fn maypole_start_barrier(
     request: *mut maypole_request,
 ) -> maypole_status {
     // SAFETY: the caller's promise.
-    enter("maypole_start_barrier", || unsafe {
-        work::start(comm, stream, request, |_| {
-            Work::even(Collective::Barrier, NOTHING, (0, MAYPOLE_U8), MAYPOLE_SUM, 0)
-        })
-    })
+    enter("maypole_start_barrier", || unsafe { work::start(comm, stream, request, |_| Work::barrier()) })
 }

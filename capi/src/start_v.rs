@@ -2,16 +2,15 @@
 
 use std::ffi::{c_int, c_void};
 
-use maypole::Collective;
-
+use crate::calls_v;
 use crate::communicator::maypole_comm;
 use crate::entry::enter;
-use crate::operation::{MAYPOLE_SUM, maypole_op};
+use crate::operation::maypole_op;
 use crate::request::maypole_request;
 use crate::status::maypole_status;
 use crate::stream::maypole_stream;
 use crate::values::maypole_dtype;
-use crate::work::{self, Counts, Work};
+use crate::work;
 
 /// Start maypole_all_gather_v(), as maypole_start_all_reduce(). Counts and displacements are copied.
 #[unsafe(no_mangle)]
@@ -26,18 +25,10 @@ pub unsafe extern "C" fn maypole_start_all_gather_v(
     stream: maypole_stream,
     request: *mut maypole_request,
 ) -> maypole_status {
-    let own = [input_count];
     // SAFETY: the caller's promise.
     enter("maypole_start_all_gather_v", || unsafe {
         work::start(comm, stream, request, |comm| {
-            Work::variable(
-                comm,
-                Collective::AllGather,
-                (input, Counts::Own(&own)),
-                (output, Counts::Each(counts, displacements)),
-                dtype,
-                (MAYPOLE_SUM, 0),
-            )
+            calls_v::all_gather(comm, input, &input_count, output, counts, displacements, dtype)
         })
     })
 }
@@ -56,18 +47,10 @@ pub unsafe extern "C" fn maypole_start_reduce_scatter_v(
     stream: maypole_stream,
     request: *mut maypole_request,
 ) -> maypole_status {
-    let own = [output_count];
     // SAFETY: the caller's promise.
     enter("maypole_start_reduce_scatter_v", || unsafe {
         work::start(comm, stream, request, |comm| {
-            Work::variable(
-                comm,
-                Collective::ReduceScatter,
-                (input, Counts::Each(counts, displacements)),
-                (output, Counts::Own(&own)),
-                dtype,
-                (op, 0),
-            )
+            calls_v::reduce_scatter(comm, input, counts, displacements, output, &output_count, dtype, op)
         })
     })
 }
@@ -89,14 +72,8 @@ pub unsafe extern "C" fn maypole_start_all_to_all_v(
     // SAFETY: the caller's promise.
     enter("maypole_start_all_to_all_v", || unsafe {
         work::start(comm, stream, request, |comm| {
-            Work::variable(
-                comm,
-                Collective::AllToAll,
-                (input, Counts::Each(sent_counts, sent_displacements)),
-                (output, Counts::Each(received_counts, received_displacements)),
-                dtype,
-                (MAYPOLE_SUM, 0),
-            )
+            let (sent, received) = ((sent_counts, sent_displacements), (received_counts, received_displacements));
+            calls_v::all_to_all(comm, (input, sent), (output, received), dtype)
         })
     })
 }
@@ -115,18 +92,10 @@ pub unsafe extern "C" fn maypole_start_gather_v(
     stream: maypole_stream,
     request: *mut maypole_request,
 ) -> maypole_status {
-    let own = [input_count];
     // SAFETY: the caller's promise.
     enter("maypole_start_gather_v", || unsafe {
         work::start(comm, stream, request, |comm| {
-            Work::variable(
-                comm,
-                Collective::Gather,
-                (input, Counts::Own(&own)),
-                (output, Counts::EachAtRoot(counts, displacements)),
-                dtype,
-                (MAYPOLE_SUM, root),
-            )
+            calls_v::gather(comm, input, &input_count, output, counts, displacements, dtype, root)
         })
     })
 }
@@ -145,18 +114,10 @@ pub unsafe extern "C" fn maypole_start_scatter_v(
     stream: maypole_stream,
     request: *mut maypole_request,
 ) -> maypole_status {
-    let own = [output_count];
     // SAFETY: the caller's promise.
     enter("maypole_start_scatter_v", || unsafe {
         work::start(comm, stream, request, |comm| {
-            Work::variable(
-                comm,
-                Collective::Scatter,
-                (input, Counts::EachAtRoot(counts, displacements)),
-                (output, Counts::Own(&own)),
-                dtype,
-                (MAYPOLE_SUM, root),
-            )
+            calls_v::scatter(comm, input, counts, displacements, output, &output_count, dtype, root)
         })
     })
 }

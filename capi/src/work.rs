@@ -9,12 +9,12 @@ use maypole::{Blocks, Call, Collective, Communicator, RawPersistent, RawRequest,
 use crate::communicator::{comm_of, maypole_comm};
 use crate::entry::{array_of, check_out, rank_of};
 use crate::group;
-use crate::operation::{Operation, maypole_op, op_of};
+use crate::operation::{MAYPOLE_SUM, Operation, maypole_op, op_of};
 use crate::persistent::{give_persistent, maypole_persistent};
 use crate::request::{give_request, maypole_request};
 use crate::status::*;
 use crate::stream::{Stream, host_stream_of, maypole_stream, queue, stream_of};
-use crate::values::{dtype_of, maypole_dtype};
+use crate::values::{MAYPOLE_U8, dtype_of, maypole_dtype};
 
 /// A collective call, its arguments turned into the library's.
 pub(crate) struct Work<'a> {
@@ -35,7 +35,7 @@ pub(crate) enum Sides<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Counts<'a> {
     /// This rank's block alone.
-    Own(&'a [usize; 1]),
+    Own(&'a usize),
     /// A block for each rank: counts, and displacements or NULL.
     Each(*const usize, *const usize),
     /// [`Counts::Each`] on the root, nothing elsewhere.
@@ -68,6 +68,12 @@ impl<'a> Work<'a> {
         Ok(Work { call, sides: Sides::Even(input.cast(), output.cast()), operation })
     }
 
+    /// The call that moves nothing.
+    pub fn barrier() -> Outcome<Work<'a>> {
+        let nothing = (std::ptr::null(), std::ptr::null_mut());
+        Work::even(Collective::Barrier, nothing, (0, MAYPOLE_U8), MAYPOLE_SUM, 0)
+    }
+
     /// A call on blocks with counts of their own.
     ///
     /// # Safety
@@ -75,8 +81,7 @@ impl<'a> Work<'a> {
     pub unsafe fn variable(
         comm: &Communicator,
         collective: Collective,
-        (input, sent): (*const c_void, Counts<'a>),
-        (output, received): (*mut c_void, Counts<'a>),
+        ((input, sent), (output, received)): ((*const c_void, Counts<'a>), (*mut c_void, Counts<'a>)),
         dtype: maypole_dtype,
         (op, root): (maypole_op, c_int),
     ) -> Outcome<Work<'a>> {
@@ -84,7 +89,7 @@ impl<'a> Work<'a> {
         let at_root = comm.rank() == call.root;
         let blocks = |counts: Counts<'a>| -> Outcome<Blocks<'a>> {
             match counts {
-                Counts::Own(own) => Ok(Blocks::packed(own)),
+                Counts::Own(own) => Ok(Blocks::packed(std::slice::from_ref(own))),
                 Counts::EachAtRoot(..) if !at_root => Ok(Blocks::packed(&[])),
                 Counts::Each(counts, displacements) | Counts::EachAtRoot(counts, displacements) => {
                     // SAFETY: the caller's promise, here and below.
