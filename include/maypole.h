@@ -9,6 +9,8 @@
  *     maypole_all_reduce(comm, mine, sum, 1000, MAYPOLE_F32, MAYPOLE_SUM, NULL);
  *     maypole_comm_destroy(comm);
  *
+ * Buffers lie in host memory; in device memory only where the call is given a stream of maypole_stream_from_cuda().
+ *
  * Every call returns a maypole_status; maypole_last_error() has the full text. Handles are numbers that the library looks
  * up: one that is NULL, destroyed or of another kind is an error, not a crash. Strings are UTF-8. Functions may be called
  * by any thread. Callbacks must not throw exceptions or longjmp. capi/examples has programs.

@@ -2,50 +2,27 @@
 
 mod prefix;
 
-use std::path::Path;
 use std::process::Command;
 
-use prefix::{crate_directory, done, folder, have, prefix, ranks};
-
-/// The example works, with two ranks.
-fn works(program: &Path) {
-    let lines = ranks(2, &[program.to_str().expect("UTF-8")]);
-    assert!(lines.contains(&"[1] rank 1 of 2: sum[0] is 1".to_string()), "{lines:#?}");
-}
-
-/// What pkg-config says of the installed library.
-fn pkg_config(arguments: &[&str]) -> Vec<String> {
-    let mut command = Command::new("pkg-config");
-    command.env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig")).args(arguments).arg("maypole");
-    done(&mut command).split_whitespace().map(str::to_string).collect()
-}
+use prefix::{crate_directory, done, dynamic_section, example, folder, have, is_installed, pkg_config, prefix, works};
 
 #[test]
 fn with_pkg_config() {
     if !have("with_pkg_config", "pkg-config") {
         return;
     }
-    assert_eq!(pkg_config(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
-    let example = crate_directory().join("examples/all_reduce.c");
+    assert_eq!(pkg_config(prefix(), &["--modversion"]), [env!("CARGO_PKG_VERSION")]);
     let program = folder("pkg-config").join("all_reduce");
-    let rpath = format!("-Wl,-rpath,{}", prefix().join("lib").display());
-    let mut compile = Command::new("cc");
-    done(compile.arg(&example).arg("-o").arg(&program).args(pkg_config(&["--cflags", "--libs"])).arg(rpath));
+    example(prefix(), &program, false);
     works(&program);
     // What the program asks the dynamic linker for is the soname, so that a compatible library serves.
-    let needed = done(Command::new("readelf").arg("-d").arg(&program));
+    let needed = dynamic_section(&program);
     assert!(needed.contains("[libmaypole.so.0]"), "{needed}");
 
     let program = folder("pkg-config").join("all_reduce-static");
-    let mut libraries = pkg_config(&["--static", "--libs"]);
-    libraries
-        .iter_mut()
-        .filter(|library| *library == "-lmaypole")
-        .for_each(|library| *library = "-l:libmaypole.a".into());
-    let mut compile = Command::new("cc");
-    done(compile.arg(&example).arg("-o").arg(&program).args(pkg_config(&["--cflags"])).args(libraries));
+    example(prefix(), &program, true);
     works(&program);
-    let needed = done(Command::new("readelf").arg("-d").arg(&program));
+    let needed = dynamic_section(&program);
     assert!(!needed.contains("libmaypole"), "{needed}");
 }
 
@@ -67,18 +44,5 @@ fn with_cmake() {
 
 #[test]
 fn the_installed_files() {
-    let version = env!("CARGO_PKG_VERSION");
-    let library = format!("lib/libmaypole.so.{version}");
-    for file in [
-        "lib/libmaypole.so",
-        "lib/libmaypole.so.0",
-        &library,
-        "lib/libmaypole.a",
-        "lib/pkgconfig/maypole.pc",
-        "include/maypole.h",
-        "include/maypole.hpp",
-        "share/cmake/maypole/maypole-config.cmake",
-    ] {
-        assert!(prefix().join(file).is_file(), "{file} is not there");
-    }
+    is_installed(prefix());
 }

@@ -5,7 +5,7 @@ mod prefix;
 
 use std::path::Path;
 
-use prefix::{compile, have, ranks};
+use prefix::{compile, have, ranks, under_valgrind};
 
 /// A program's path, as an argument.
 fn path(program: &Path) -> &str {
@@ -72,11 +72,8 @@ fn no_error_and_no_leak_under_valgrind() {
         for size in sizes {
             // Where ranks are processes, the job's hub is a thread of rank 0 that need not have ended when the program
             // does: what it holds is "possibly lost", since maps and thread handles are pointed to in their middle.
-            let kinds = if *size == 1 { "definite,indirect,possible" } else { "definite,indirect" };
-            let kinds = ["errors-for", "show"].map(|what| format!("--{what}-leak-kinds={kinds}"));
-            // Without --fair-sched a thread that polls can keep the others from running for seconds.
-            let valgrind = ["valgrind", "-q", "--fair-sched=yes", "--error-exitcode=9", "--leak-check=full"];
-            let command = [&valgrind[..], &[kinds[0].as_str(), kinds[1].as_str(), path(&program)]].concat();
+            let words = under_valgrind(if *size == 1 { "definite,indirect,possible" } else { "definite,indirect" });
+            let command = [&words.iter().map(String::as_str).collect::<Vec<_>>()[..], &[path(&program)]].concat();
             let lines = ranks(*size, &command);
             assert!(lines.len() >= *size, "{lines:#?}");
         }

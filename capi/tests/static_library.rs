@@ -6,21 +6,13 @@ mod prefix;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use prefix::{crate_directory, done, folder, prefix, ranks};
+use prefix::{crate_directory, done, folder, prefix, ranks, symbols};
 
 /// What the static library needs of the system.
 fn system() -> Vec<String> {
     let file = std::fs::read_to_string(prefix().join("lib/pkgconfig/maypole.pc")).expect("capi/install made it");
     let line = file.lines().find_map(|line| line.strip_prefix("Libs.private: ")).expect("the file names them");
     line.split_whitespace().map(str::to_string).collect()
-}
-
-/// The names of a library's global symbols; `which`: an option of nm that says which of them.
-fn symbols(library: &Path, which: &str) -> Vec<String> {
-    let listed = done(Command::new("nm").args(["--extern-only", "--format=posix", which]).arg(library));
-    // The first line names the object.
-    let names = listed.lines().filter(|line| !line.ends_with(':')).filter_map(|line| line.split_whitespace().next());
-    names.map(str::to_string).collect()
 }
 
 /// Link a program from sources and libraries, with what the static library needs.

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, OnceLock};
@@ -54,9 +55,81 @@ pub fn text(output: &Output) -> String {
 pub fn have(test: &str, tool: &str) -> bool {
     let there = Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success());
     if !there {
-        println!("\nskipped: {test}: there is no {tool}");
+        skip(test, &format!("there is no {tool}"));
     }
     there
+}
+
+/// The words that go before a program's, to run it under valgrind: any error, or a leak of these kinds, is the program's
+/// failure.
+pub fn under_valgrind(kinds: &str) -> Vec<String> {
+    // Without --fair-sched a thread that polls can keep the others from running for seconds.
+    let valgrind = ["valgrind", "-q", "--fair-sched=yes", "--error-exitcode=9", "--leak-check=full"];
+    let kinds = ["errors-for", "show"].map(|what| format!("--{what}-leak-kinds={kinds}"));
+    valgrind.map(str::to_string).into_iter().chain(kinds).collect()
+}
+
+/// Say that a test is skipped, past the test harness, which keeps what passing tests print to itself.
+pub fn skip(test: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: capi::{test}: {why}");
+}
+
+/// What pkg-config says of the library installed in a prefix.
+pub fn pkg_config(prefix: &Path, arguments: &[&str]) -> Vec<String> {
+    let mut command = Command::new("pkg-config");
+    command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).args(arguments).arg("maypole");
+    done(&mut command).split_whitespace().map(str::to_string).collect()
+}
+
+/// Compile the C example with what pkg-config says of the library in a prefix, linked shared or static.
+pub fn example(prefix: &Path, program: &Path, is_static: bool) {
+    let mut compile = Command::new("cc");
+    compile.arg(crate_directory().join("examples/all_reduce.c")).arg("-o").arg(program);
+    compile.args(pkg_config(prefix, &["--cflags"]));
+    if is_static {
+        let libraries = pkg_config(prefix, &["--static", "--libs"]).into_iter();
+        compile.args(libraries.map(|l| if l == "-lmaypole" { "-l:libmaypole.a".into() } else { l }));
+    } else {
+        compile.args(pkg_config(prefix, &["--libs"]));
+        compile.arg(format!("-Wl,-rpath,{}", prefix.join("lib").display()));
+    }
+    done(&mut compile);
+}
+
+/// The example works, with two ranks.
+pub fn works(program: &Path) {
+    let lines = ranks(2, &[program.to_str().expect("UTF-8")]);
+    assert!(lines.contains(&"[1] rank 1 of 2: sum[0] is 1".to_string()), "{lines:#?}");
+}
+
+/// What a program asks the dynamic linker for.
+pub fn dynamic_section(program: &Path) -> String {
+    done(Command::new("readelf").arg("-d").arg(program))
+}
+
+/// Whether all files that an installation consists of are in a prefix.
+pub fn is_installed(prefix: &Path) {
+    let library = format!("lib/libmaypole.so.{}", env!("CARGO_PKG_VERSION"));
+    for file in [
+        "lib/libmaypole.so",
+        "lib/libmaypole.so.0",
+        &library,
+        "lib/libmaypole.a",
+        "lib/pkgconfig/maypole.pc",
+        "include/maypole.h",
+        "include/maypole.hpp",
+        "share/cmake/maypole/maypole-config.cmake",
+    ] {
+        assert!(prefix.join(file).is_file(), "{file} is not in {}", prefix.display());
+    }
+}
+
+/// The names of a library's global symbols; `which`: an option of nm that says which of them.
+pub fn symbols(library: &Path, which: &str) -> Vec<String> {
+    let listed = done(Command::new("nm").args(["--extern-only", "--format=posix", which]).arg(library));
+    // The first line names the object.
+    let names = listed.lines().filter(|line| !line.ends_with(':')).filter_map(|line| line.split_whitespace().next());
+    names.map(str::to_string).collect()
 }
 
 /// Compile a C or C++ program of the crate's against the prefix, as strictly as it goes. `headers`: where `maypole.h` is, if
