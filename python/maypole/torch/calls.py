@@ -9,8 +9,11 @@ case: all it does is to queue work on the current stream.
 
 import contextlib
 import datetime
+import sys
 
 import torch
+from torch._C import _distributed_c10d as c10d
+from torch.distributed import distributed_c10d
 
 from .._maypole import ArgumentError, TorchJob
 from . import kinds
@@ -22,6 +25,26 @@ DONE = Done()
 UNSET = datetime.timedelta(milliseconds=-1)
 
 _set_grad = torch._C._set_grad_enabled
+
+if hasattr(c10d.AllreduceOptions, "asyncOp"):
+
+    def _is_blocking(opts):
+        """Whether whoever made this call waits for it at once. Options of calls that C++ makes may not say."""
+        return not getattr(opts, "asyncOp", True)
+
+else:
+
+    def _is_blocking(opts, _functions=vars(distributed_c10d)):
+        """The same in releases whose options never say. The frame of the function of torch.distributed does.
+
+        It is that of a collective's method, two up from here, or the one before, if `group._kept` is between them.
+        """
+        frame = sys._getframe(3)
+        if frame.f_globals is not _functions:
+            frame = frame.f_back
+            if frame is None or frame.f_globals is not _functions:
+                return False
+        return frame.f_locals.get("async_op") is False
 
 
 def check(name, argument, tensor):
@@ -142,7 +165,7 @@ class Calls:
             if self._coalesced is not None:
                 self._coalesced.append(work)
             return work
-        if self._coalesced is None and not getattr(opts, "asyncOp", True):
+        if self._coalesced is None and _is_blocking(opts):
             if self._lane.is_idle():
                 body()
             else:
@@ -170,7 +193,7 @@ class Calls:
         """A collective that is one call. `input` and `output`: tensors, or None where this rank has none."""
         read = 0 if input is None else input.data_ptr()
         written = read if output is input else 0 if output is None else output.data_ptr()
-        if self._coalesced is None and not getattr(opts, "asyncOp", True) and self._lane.is_idle():
+        if self._coalesced is None and _is_blocking(opts) and self._lane.is_idle():
             self._link.run(what, root, count, read, written, factor)
             return DONE
         job = self._link.start(self._lane, what, root, count, read, written, factor, (input, output))

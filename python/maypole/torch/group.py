@@ -20,6 +20,7 @@ import weakref
 
 import torch
 from torch._C import _distributed_c10d as c10d
+from torch.distributed import distributed_c10d
 
 from .._maypole import ArgumentError, TorchLane
 from .collectives import Collectives
@@ -200,10 +201,11 @@ def _devices():
 
 
 def _python_caller():
-    """Whether the method two frames up was called by torch's Python functions, which keep what it returns."""
-    return sys._getframe(2).f_code.co_filename.endswith("distributed_c10d.py")
+    """Whether the method one frame up was called by torch's Python functions, which keep what it returns."""
+    return sys._getframe(2).f_globals is _functions
 
 
+_functions = vars(distributed_c10d)
 # Works that C++ has, and of which it would keep only its own part.
 _works = collections.deque()
 # So many that have been waited for stay longer, since who waits may ask again at once.
@@ -216,7 +218,7 @@ def _kept(method):
     @functools.wraps(method)
     def call(self, *args, **kwargs):
         work = method(self, *args, **kwargs)
-        if not _python_caller() and not isinstance(work, Done):
+        if not isinstance(work, Done) and not _python_caller():
             while len(_works) > _STAY and _works[0].was_used:
                 _works.popleft()
             _works.append(work)

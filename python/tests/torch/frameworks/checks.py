@@ -28,6 +28,17 @@ KEPT = []
 TIMEOUT = timedelta(seconds=100)
 
 
+def gloo_averages():
+    """Whether this release's gloo, with which results are compared, has AVG."""
+    options = dist.AllreduceOptions()
+    options.reduceOp = dist.ReduceOp.AVG
+    try:
+        dist.ProcessGroupGloo(dist.HashStore(), 0, 1, TIMEOUT).allreduce([torch.ones(1)], options).wait()
+    except RuntimeError:
+        return False
+    return True
+
+
 def check(function=None, *, ranks=None, tolerance=1e-5, exact_with_two=True):
     """Makes a function a check. `ranks`: the world size it needs. `tolerance`: relative, and absolute near 0."""
     if function is None:
