@@ -9,6 +9,7 @@ use maypole::{Call, Collective, Communicator, DataType, ReduceOp};
 use pyo3::prelude::*;
 
 use crate::array::{Array, Kind};
+use crate::communicator::Slot;
 use crate::operation::{self, Chosen, Op};
 use crate::prepared::{Held, Prepared, What};
 use crate::{error, waiting};
@@ -23,8 +24,8 @@ pub trait Form {
     /// Whether a call whose arguments are refused here counts as made, so that the others are told.
     const REFUSES: bool;
 
-    /// The communicator.
-    fn communicator(&self, py: Python<'_>) -> PyResult<Arc<Communicator>>;
+    /// Where it has its communicator.
+    fn slot(&self) -> &Slot;
 
     /// The CUDA stream on which device memory is used.
     fn device_stream(&self) -> Option<usize> {
@@ -69,7 +70,7 @@ pub fn make<'py, F: Form>(
     py: Python<'py>,
     prepare: impl FnOnce(&Communicator, Option<usize>) -> Result<Prepared<'py>, String>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let comm = form.communicator(py)?;
+    let comm = form.slot().open(py)?;
     match prepare(&comm, form.device_stream()) {
         Ok(prepared) => form.take(py, comm, prepared),
         Err(what) if F::REFUSES => {

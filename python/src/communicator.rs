@@ -82,8 +82,8 @@ impl Communicator {
 impl Form for Communicator {
     const REFUSES: bool = true;
 
-    fn communicator(&self, py: Python<'_>) -> PyResult<Arc<maypole::Communicator>> {
-        self.slot.open(py)
+    fn slot(&self) -> &Slot {
+        &self.slot
     }
 
     fn take<'py>(

@@ -51,7 +51,7 @@ fn local<'py, F: Form>(
     py: Python<'py>,
     prepare: impl FnOnce(usize) -> Result<Prepared<'py>, String>,
 ) -> PyResult<Object<'py>> {
-    let comm = form.communicator(py)?;
+    let comm = form.slot().open(py)?;
     match prepare(comm.size()) {
         Ok(prepared) => form.take(py, comm, prepared),
         Err(what) => Err(crate::error::to_py(py, maypole::Error::Argument { rank: comm.rank(), what })),

@@ -32,8 +32,8 @@ impl Start {
 impl Form for Start {
     const REFUSES: bool = true;
 
-    fn communicator(&self, py: Python<'_>) -> PyResult<Arc<maypole::Communicator>> {
-        self.slot.open(py)
+    fn slot(&self) -> &Slot {
+        &self.slot
     }
 
     fn take<'py>(
@@ -106,8 +106,8 @@ impl OnStream {
 impl Form for OnStream {
     const REFUSES: bool = true;
 
-    fn communicator(&self, py: Python<'_>) -> PyResult<Arc<maypole::Communicator>> {
-        self.slot.open(py)
+    fn slot(&self) -> &Slot {
+        &self.slot
     }
 
     fn device_stream(&self) -> Option<usize> {

@@ -15,11 +15,18 @@ STUB = Path(maypole.__file__).with_name("_maypole.pyi")
 
 
 def described():
-    """What the stub declares: classes with their public members, and functions with their parameters."""
+    """What the stub declares: classes with their members, and functions with their parameters."""
+    stub_only = {}
     for node in ast.parse(STUB.read_text()).body:
         if isinstance(node, ast.ClassDef):
             members = {m.name: m for m in node.body if isinstance(m, ast.FunctionDef)}
-            yield node.name, members
+            for base in node.bases:
+                if isinstance(base, ast.Subscript):
+                    members.update(stub_only.get(base.value.id, {}))
+            if node.name.startswith("_"):
+                stub_only[node.name] = members
+            else:
+                yield node.name, members
         elif isinstance(node, ast.FunctionDef):
             yield node.name, node
 

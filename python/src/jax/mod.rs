@@ -51,7 +51,7 @@ fn targets(py: Python<'_>) -> PyResult<Vec<(&'static str, Bound<'_, PyCapsule>)>
 #[pyfunction]
 #[pyo3(name = "_jax_handle")]
 fn handle(py: Python<'_>, comm: &Communicator) -> PyResult<i64> {
-    let comm = comm.communicator(py)?;
+    let comm = comm.slot().open(py)?;
     if comm.ranks_are_threads() {
         let what = "comm: its ranks are threads of one process (maypole.threads), but under JAX each rank must be a \
                     process of its own: start them with python -m maypole run, and use maypole.init()";

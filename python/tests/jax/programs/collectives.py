@@ -6,6 +6,7 @@ import maypole
 import maypole.jax as mj
 import ml_dtypes
 import numpy as np
+import running
 
 jax.config.update("jax_enable_x64", True)
 comm = maypole.init()
@@ -173,8 +174,4 @@ def check_several_communicators():
 
 
 if __name__ == "__main__":
-    for name, check in list(globals().items()):
-        if name.startswith("check_"):
-            check()
-            mj.barrier(comm)
-            print(f"passed {name} on rank {rank}", flush=True)
+    running.all_checks(globals(), comm)

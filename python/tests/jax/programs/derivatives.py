@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import maypole
 import maypole.jax as mj
 import numpy as np
+import running
 
 jax.config.update("jax_enable_x64", True)
 comm = maypole.init()
@@ -184,8 +185,4 @@ def check_vmap_of_messages():
 
 
 if __name__ == "__main__":
-    for name, check in list(globals().items()):
-        if name.startswith("check_"):
-            check()
-            mj.barrier(comm)
-            print(f"passed {name} on rank {rank}", flush=True)
+    running.all_checks(globals(), comm)

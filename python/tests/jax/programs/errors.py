@@ -8,6 +8,7 @@ import maypole
 import maypole.jax as mj
 import ml_dtypes
 import numpy as np
+import running
 
 comm = maypole.init()
 rank, size = comm.rank, comm.size
@@ -142,8 +143,4 @@ def check_kept_open():
 
 
 if __name__ == "__main__":
-    for name, check in list(globals().items()):
-        if name.startswith("check_"):
-            check()
-            mj.barrier(comm)
-            print(f"passed {name} on rank {rank}", flush=True)
+    running.all_checks(globals(), comm)
