@@ -17,7 +17,8 @@ use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
@@ -26,6 +27,11 @@ use crate::process;
 
 /// How often Ctrl-C was pressed.
 static PRESSED: AtomicU64 = AtomicU64::new(0);
+/// How many of these Python's main thread has raised.
+static RAISED: AtomicU64 = AtomicU64::new(0);
+/// Wakes the thread that sees to that.
+static EVENT: AtomicI32 = AtomicI32::new(-1);
+static ONE: u64 = 1;
 /// Python's own handler of C's, behind the one here; 0 where Python handles no Ctrl-C.
 static PYTHONS: AtomicUsize = AtomicUsize::new(0);
 /// Whether it takes three arguments.
@@ -35,6 +41,12 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn press(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     PRESSED.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: a handler may write; the number wakes `follow`. What errors there are, the interrupted code must not see.
+    unsafe {
+        let errno = *libc::__errno_location();
+        libc::write(EVENT.load(Ordering::Relaxed), (&raw const ONE).cast(), size_of::<u64>());
+        *libc::__errno_location() = errno;
+    }
     let python = PYTHONS.load(Ordering::Relaxed);
     if TAKES_INFO.load(Ordering::Relaxed) {
         // SAFETY: the address of such a function, as the system gave it.
@@ -68,38 +80,62 @@ fn stand() {
     unsafe { libc::sigaction(libc::SIGINT, &before, null_mut()) };
 }
 
-/// Ctrl-C since a wait began.
+/// Ctrl-C since a wait began, or shortly before it.
 pub struct Presses {
     before: u64,
-    /// How often the waiting thread has looked since.
-    looks: Cell<u32>,
+    /// When the waiting thread first saw that Ctrl-C had been pressed.
+    seen: Cell<Option<Instant>>,
 }
 
 impl Default for Presses {
     fn default() -> Presses {
-        Presses { before: PRESSED.load(Ordering::Relaxed), looks: Cell::new(0) }
+        Presses { before: PRESSED.load(Ordering::Relaxed), seen: Cell::new(None) }
     }
 }
 
 impl Presses {
-    /// What Python raises, or has raised, for Ctrl-C since the wait began; asked ten times a second by the thread that
-    /// waits, which does not hold the interpreter's lock.
+    /// What Python raises, or has raised, for Ctrl-C; asked ten times a second by the thread that waits, which does not
+    /// hold the interpreter's lock.
     pub fn raised(&self) -> Option<String> {
-        /// JAX's newer releases look after signals while they wait. They come first, and raise KeyboardInterrupt where
-        /// they would otherwise raise the error of the call that failed.
-        const PATIENCE: u32 = 2;
+        /// JAX's newer releases look after signals five times a second while they wait. They come first, and raise
+        /// KeyboardInterrupt where they would otherwise raise the error of the call that failed.
+        const PATIENCE: Duration = Duration::from_millis(450);
         if !ENDING.load(Ordering::Relaxed) {
             // Whoever sets a handler in Python puts Python's back.
             stand();
-            if PRESSED.load(Ordering::Relaxed) == self.before {
+            let pressed = PRESSED.load(Ordering::Relaxed);
+            // Before this wait is before it for good only if the main thread has raised it: it may be in JAX, and wait
+            // for what this call is a part of.
+            if pressed == self.before && pressed == RAISED.load(Ordering::Relaxed) {
+                self.seen.set(None);
                 return None;
             }
-            self.looks.set(self.looks.get() + 1);
-            if self.looks.get() <= PATIENCE || !process::attached(is_pythons).unwrap_or(false) {
+            let seen = self.seen.get().unwrap_or_else(Instant::now);
+            self.seen.set(Some(seen));
+            if seen.elapsed() < PATIENCE || !process::attached(is_pythons).unwrap_or(false) {
                 return None;
             }
         }
         Some("KeyboardInterrupt".into())
+    }
+}
+
+/// Python's main thread runs this after the handlers of signals that have come, as soon as it is in the interpreter.
+extern "C" fn note_raised(pressed: *mut c_void) -> c_int {
+    RAISED.fetch_max(pressed.addr() as u64, Ordering::Relaxed);
+    0
+}
+
+/// For each time that Ctrl-C is pressed, have the main thread say when it has raised it. On a thread of its own, since
+/// a handler may not ask for this.
+fn follow(event: c_int) {
+    let mut presses = 0u64;
+    // SAFETY: reads the eight bytes of the number.
+    while unsafe { libc::read(event, (&raw mut presses).cast(), size_of::<u64>()) } == size_of::<u64>() as isize {
+        let pressed = std::ptr::without_provenance_mut(PRESSED.load(Ordering::Relaxed) as usize);
+        // SAFETY: the function may be called on the main thread at any time. If there is no room for it, the next call
+        // that waits takes the main thread for one that is not in the interpreter.
+        process::attached(|_| unsafe { pyo3::ffi::Py_AddPendingCall(Some(note_raised), pressed) });
     }
 }
 
@@ -134,6 +170,11 @@ pub fn watch(py: Python<'_>) -> PyResult<()> {
         && PYTHONS.load(Ordering::Relaxed) == 0
         && let Some(found) = installed()
     {
+        // SAFETY: makes a descriptor, or returns -1, to which nothing can be written or read.
+        let event = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        EVENT.store(event, Ordering::Relaxed);
+        let thread = std::thread::Builder::new().name("maypole-ctrl-c".into());
+        thread.spawn(move || follow(event))?;
         TAKES_INFO.store(found.sa_flags & libc::SA_SIGINFO != 0, Ordering::Relaxed);
         PYTHONS.store(found.sa_sigaction, Ordering::Relaxed);
     }

@@ -60,10 +60,11 @@ def test_ctrl_c(how):
         assert f"rank {rank} passed {how}" in printed, printed
 
 
-def test_ctrl_c_ends_the_process():
-    """A call that still waits does not hold up the exit; 130 is how a shell says SIGINT."""
-    printed = launch(2, HERE / "programs" / "interrupted.py", "at exit", status=130)
-    assert "rank 0 ends by itself" in printed and "rank 1 passed at exit" in printed, printed
+@pytest.mark.parametrize("how", ["at exit", "before the call"])
+def test_ctrl_c_ends_the_process(how):
+    """A call that still waits, or comes to wait, does not hold up the exit; 130 is how a shell says SIGINT."""
+    printed = launch(2, HERE / "programs" / "interrupted.py", how, status=130)
+    assert "rank 0 ends by itself" in printed and f"rank 1 passed {how}" in printed, printed
     assert "at exit, after a call" not in printed, printed
 
 
