@@ -79,6 +79,8 @@ def test_check(program, ranks, name):
     release = tuple(map(int, importlib.metadata.version("torch").split(".")[:2]))
     if program == "sharded" and release < (2, 6):
         pytest.skip("torch.distributed.fsdp has fully_shard from torch 2.6 on")
+    if program == "sharded" and release == (2, 8):
+        pytest.skip("gloo of torch 2.8, with which results are compared, sums in reduce_scatter, whatever it is asked for")
     told, ending = outcomes(program, ranks)
     assert name in told, f"the program ended before this check: {ending}"
     assert not told[name]["failures"], "\n".join(told[name]["failures"])
