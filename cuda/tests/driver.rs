@@ -466,6 +466,30 @@ fn an_own_handle_is_refused_by_name() {
     assert!(!format!("{:?}", memory.export().unwrap()).contains(char::is_numeric), "handles are keys");
 }
 
+/// A registration that the driver will not end keeps its memory: were the address used again, what lies there could not
+/// be registered.
+#[test]
+fn memory_whose_registration_cannot_be_ended_is_not_used_again() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let bytes = 1 << 16;
+    let mut refused = Vec::new();
+    for _ in 0..8 {
+        let region = HostRegion::private(bytes);
+        refused.push(region.as_ptr() as usize);
+        let registration = HostRegistration::new(&context, &region).unwrap();
+        emulator.set("FAIL", "cuMemHostUnregister:1:CUDA_ERROR_UNKNOWN");
+        drop((region, registration));
+        emulator.set("FAIL", "");
+    }
+    // More than could lie elsewhere by chance: an allocator gives the latest address first.
+    let regions: Vec<HostRegion> = (0..8).map(|_| HostRegion::private(bytes)).collect();
+    for region in &regions {
+        assert!(!refused.contains(&(region.as_ptr() as usize)));
+        HostRegistration::new(&context, region).unwrap();
+    }
+}
+
 /// Every call that can fail: once it does, the error has the call's name, the code's, and its meaning, and afterwards
 /// everything works as before.
 #[test]

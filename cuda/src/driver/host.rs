@@ -245,13 +245,17 @@ impl Drop for HostRegistration {
         if known.holders > 0 {
             return;
         }
-        if let Some(Registered { context, .. }) = all.remove(&key)
-            && let Ok(_entered) = context.enter()
-        {
+        let Some(Registered { context, .. }) = all.remove(&key) else { return };
+        let ended = context.enter().and_then(|_entered| {
             let _relaxed = Relaxed::new(context.driver());
             // SAFETY: registered in `new`, and nobody else holds it. Whoever queued work that uses it has waited for
             // that.
-            let _ = unsafe { context.driver().cuMemHostUnregister(self.region.as_ptr().cast()) };
+            Ok(unsafe { context.driver().cuMemHostUnregister(self.region.as_ptr().cast()) }?)
+        });
+        if ended.is_err() {
+            // The driver may still hold these pages: nothing else may come to lie at their address, where it could not
+            // be registered. So the memory stays for good.
+            std::mem::forget(self.region.clone());
         }
     }
 }
