@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once, Weak};
+use std::time::{Duration, Instant};
 
+use maypole::Communicator;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
@@ -14,6 +16,8 @@ static FORKS: AtomicU64 = AtomicU64::new(0);
 static LEAVING: AtomicBool = AtomicBool::new(false);
 /// Threads of ours that are in the interpreter.
 static INSIDE: AtomicU64 = AtomicU64::new(0);
+/// Threads of ours that leave a communicator.
+static PARTING: AtomicU64 = AtomicU64::new(0);
 /// Every communicator that Python has.
 static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 
@@ -21,6 +25,7 @@ extern "C" fn forked() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     // Of the threads there is one left.
     INSIDE.store(0, Ordering::SeqCst);
+    PARTING.store(0, Ordering::SeqCst);
 }
 
 /// Watch for forks from now on.
@@ -57,6 +62,29 @@ pub fn attached<R>(f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
     if LEAVING.load(Ordering::SeqCst) { None } else { Python::try_attach(f) }
 }
 
+/// Leave a communicator on a thread of its own: that may wait for other ranks, which must not happen with the GIL held.
+pub fn leave(comm: Arc<Communicator>) {
+    struct Parting(Option<Arc<Communicator>>);
+    impl Drop for Parting {
+        fn drop(&mut self) {
+            drop(self.0.take());
+            PARTING.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    PARTING.fetch_add(1, Ordering::SeqCst);
+    let parting = Parting(Some(comm));
+    // Without a thread it is left here, where the closure is dropped.
+    let _ = std::thread::Builder::new().name("maypole-leave".into()).spawn(move || drop(parting));
+}
+
+/// Wait until those that [`leave`] was told of have been left: a process that ends before counts as dead to the others.
+pub fn wait_until_left(at_most: Duration) {
+    let start = Instant::now();
+    while PARTING.load(Ordering::SeqCst) > 0 && start.elapsed() < at_most {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
 /// The interpreter is about to exit: leave every communicator as `close` does. Operations under way are cut off when
 /// the process ends, and other ranks that need them are told that this one is gone.
 #[pyfunction]
@@ -68,9 +96,9 @@ pub fn _leave(py: Python<'_>) {
             slot.close();
         }
         // Those inside wait for the interpreter, which this thread has just let go, and are out again soon.
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
-        while INSIDE.load(Ordering::SeqCst) > 0 && std::time::Instant::now() < until {
-            std::thread::sleep(std::time::Duration::from_micros(100));
+        let until = Instant::now() + Duration::from_secs(5);
+        while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_micros(100));
         }
     });
 }

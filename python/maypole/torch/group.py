@@ -14,7 +14,6 @@ import functools
 import os
 import sys
 import threading
-import time
 import warnings
 import weakref
 
@@ -22,7 +21,7 @@ import torch
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import distributed_c10d
 
-from .._maypole import ArgumentError, TorchLane
+from .._maypole import ArgumentError, TorchLane, TorchLink
 from .collectives import Collectives
 from .meeting import meet
 from .messages import Messages, monitored_barrier
@@ -110,10 +109,7 @@ class _Group(Collectives, Messages):
             return
         self._lane.close()
         self._link = _Gone("the process group was destroyed; it cannot be used any more")
-        # Where this process holds the job together, leaving waits for the others, who may have other things to do yet.
-        leaving = threading.Thread(target=link.close, name="maypole-leave", daemon=True)
-        leaving.start()
-        _leaving.append(leaving)
+        link.close()
 
     _shutdown = shutdown
 
@@ -122,7 +118,6 @@ class _Group(Collectives, Messages):
 
 
 _groups = weakref.WeakSet()
-_leaving = []
 
 
 @atexit.register
@@ -130,9 +125,7 @@ def _leave():
     """A process that ends without having left would count as dead to the others."""
     for group in list(_groups):
         group.shutdown()
-    end = time.monotonic() + _LAST_WAIT
-    for thread in _leaving:
-        thread.join(max(end - time.monotonic(), 0.0))
+    TorchLink.wait_until_left(_LAST_WAIT)
 
 
 def _forked():
@@ -144,7 +137,6 @@ def _forked():
             "the process group was made before this process was forked off, and belongs to its parent; "
             "call init_process_group here, or start processes by spawn"
         )
-    _leaving.clear()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -20,7 +20,7 @@ use pyo3::types::PyBytes;
 
 use self::job::{Handle, Job, Task};
 use self::lane::Order;
-use crate::{error, waiting};
+use crate::{error, process, waiting};
 
 /// The collectives by their numbers in `maypole/torch/kinds.py`.
 const COLLECTIVES: [Collective; 9] = [
@@ -245,10 +245,20 @@ impl Link {
         comm.verdict().map(|verdict| verdict.to_string())
     }
 
-    /// Leave the group. Waits for the others where this process holds the job together.
-    fn close(&self, py: Python<'_>) {
-        let comm = self.comm.write().take();
-        py.detach(|| drop(comm));
+    /// Leave the group, and come back at once: where this process holds the job together, leaving takes until the others
+    /// have left, who may have other things to do yet.
+    fn close(&self) {
+        if let Some(comm) = self.comm.write().take() {
+            process::leave(comm);
+        }
+    }
+
+    /// Wait until the groups that were closed or dropped so far have been left, at most so many seconds.
+    #[staticmethod]
+    fn wait_until_left(py: Python<'_>, seconds: f64) -> PyResult<()> {
+        let at_most = self::seconds(py, seconds)?;
+        py.detach(|| process::wait_until_left(at_most));
+        Ok(())
     }
 }
 
@@ -259,8 +269,7 @@ impl Drop for Link {
             // A child made by fork: the connections are the parent's, and its threads are not here.
             std::mem::forget(comm);
         } else {
-            // Leaving may wait for other ranks, which must not happen with the GIL held.
-            let _ = std::thread::Builder::new().name("maypole-leave".into()).spawn(move || drop(comm));
+            process::leave(comm);
         }
     }
 }
