@@ -33,6 +33,8 @@ pub const TESTS: &[Test] = &[
 
 /// How long streams are given to run to where they should not be.
 const HEAD_START: Duration = Duration::from_millis(20);
+/// How often the loss of a wait is tried with each rank late, until it shows.
+const ROUNDS: usize = 8;
 /// Bytes of a call.
 const N: usize = 3000;
 /// Bytes of a registered buffer: enough to be lent.
@@ -151,7 +153,8 @@ fn each_is_needed(trial: &Trial<'_>, at_least: u64) {
     }
     for nth in 1.. {
         let mut shows = false;
-        for late in &others {
+        // A loss shows only if somebody does run ahead, for which a busy machine may leave no time.
+        for late in others.iter().cycle().take(others.len() * ROUNDS) {
             let (right, lost) = attempt(trial, &format!("wait:{nth}"), *late);
             if !lost {
                 let waits = nth - 1;
@@ -159,8 +162,8 @@ fn each_is_needed(trial: &Trial<'_>, at_least: u64) {
                 println!("each of {waits} waits is needed");
                 return;
             }
-            shows |= !right;
-            if shows {
+            if !right {
+                shows = true;
                 break;
             }
         }
