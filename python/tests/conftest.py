@@ -1,6 +1,7 @@
 """What the tests share: ranks as threads, ranks as processes, and a line for everything that is skipped."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,9 @@ import maypole
 
 #: Nothing here takes longer, unless it hangs.
 PATIENCE = 60
+
+# Whoever runs the tests (nohup, a shell's background) may ignore signals that they are about, and programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def in_threads(n, rank, **settings):

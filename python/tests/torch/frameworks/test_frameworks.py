@@ -79,8 +79,10 @@ def test_check(program, ranks, name):
     release = tuple(map(int, importlib.metadata.version("torch").split(".")[:2]))
     if program == "sharded" and release < (2, 6):
         pytest.skip("torch.distributed.fsdp has fully_shard from torch 2.6 on")
-    if program == "sharded" and release == (2, 8):
-        pytest.skip("gloo of torch 2.8, with which results are compared, sums in reduce_scatter, whatever it is asked for")
+    if program == "sharded" and release < (2, 7):
+        pytest.skip("fully_shard of torch 2.6 does not run on CPU, under gloo neither")
+    if program == "sharded" and release < (2, 9):
+        pytest.skip("gloo of torch 2.7 and 2.8, with which results are compared, sums in reduce_scatter, whatever is asked for")
     told, ending = outcomes(program, ranks)
     assert name in told, f"the program ended before this check: {ending}"
     assert not told[name]["failures"], "\n".join(told[name]["failures"])
