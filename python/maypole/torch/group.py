@@ -11,6 +11,7 @@ import atexit
 import collections
 import datetime
 import functools
+import multiprocessing.util
 import os
 import sys
 import threading
@@ -59,6 +60,7 @@ class _Group(Collectives, Messages):
         self._finding = threading.Lock()
         self._options = _options(timeout)
         _groups.add(self)
+        _see_to_leaving()
 
     def getBackendName(self):
         return "maypole"
@@ -118,6 +120,8 @@ class _Group(Collectives, Messages):
 
 
 _groups = weakref.WeakSet()
+# The child of multiprocessing's that has been seen to.
+_child = None
 
 
 @atexit.register
@@ -126,6 +130,14 @@ def _leave():
     for group in list(_groups):
         group.shutdown()
     TorchLink.wait_until_left(_LAST_WAIT)
+
+
+def _see_to_leaving():
+    """Children that multiprocessing forks run none of their parent's exit functions, but finalizers of multiprocessing's."""
+    global _child
+    if _child != os.getpid() and multiprocessing.parent_process() is not None:
+        _child = os.getpid()
+        multiprocessing.util.Finalize(None, _leave, exitpriority=0)
 
 
 def _forked():

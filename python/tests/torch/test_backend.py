@@ -24,3 +24,8 @@ def test_a_rank_that_does_not_come_is_named(tmp_path):
 
 def test_beside_other_backends():
     run("beside.py", 2)
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_children_leave_when_they_end(how):
+    run("children.py", 1, how, timeout=120)
