@@ -1,12 +1,7 @@
-//! What nodes and the hub say to each other on a control connection, and how it is put into bytes.
-//!
-//! A frame is its length (4 bytes, little-endian) and that many bytes of [`postcard`]. A reader sets a bound on the
-//! length before it keeps anything, and holds only bytes that have arrived: a length by itself allocates nothing.
+//! What nodes and the hub say to each other on a control connection. [`super::wire`] puts it into bytes.
 
-use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::peer::Peer;
@@ -128,92 +123,6 @@ impl Runs {
     }
 }
 
-/// Bytes that have arrived and are not yet whole frames.
-#[derive(Default)]
-pub(super) struct Inbox {
-    bytes: Vec<u8>,
-}
-
-impl Inbox {
-    /// Read what `from` has, without waiting if it is non-blocking. `Ok(false)` when the other end has closed.
-    pub fn fill(&mut self, mut from: impl Read) -> io::Result<bool> {
-        let mut chunk = [0u8; 16 << 10];
-        loop {
-            match from.read(&mut chunk) {
-                Ok(0) => return Ok(false),
-                Ok(n) => {
-                    self.bytes.extend_from_slice(&chunk[..n]);
-                    // A short read has emptied the socket; level-triggered epoll calls again if it has not.
-                    if n < chunk.len() {
-                        return Ok(true);
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
-    /// The next whole frame, or `None` if it has not arrived. A frame longer than `limit` or that does not parse is an
-    /// error.
-    pub fn next<M: DeserializeOwned>(&mut self, limit: usize) -> io::Result<Option<M>> {
-        let Some(head) = self.bytes.first_chunk::<4>() else { return Ok(None) };
-        let length = u32::from_le_bytes(*head) as usize;
-        if length > limit {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("a frame of {length} bytes, more than {limit}"),
-            ));
-        }
-        if self.bytes.len() < 4 + length {
-            return Ok(None);
-        }
-        let message = postcard::from_bytes(&self.bytes[4..4 + length])
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("a frame that does not parse: {e}")))?;
-        self.bytes.drain(..4 + length);
-        Ok(Some(message))
-    }
-}
-
-/// Frames that are still to be written.
-#[derive(Default)]
-pub(super) struct Outbox {
-    bytes: Vec<u8>,
-    written: usize,
-}
-
-impl Outbox {
-    /// Append a frame.
-    pub fn push(&mut self, message: &impl Serialize) {
-        let body = postcard::to_stdvec(message).expect("these types always serialise");
-        let length = u32::try_from(body.len()).expect("frames are far below 4 GiB");
-        self.bytes.extend_from_slice(&length.to_le_bytes());
-        self.bytes.extend_from_slice(&body);
-    }
-
-    /// Write what `to` takes, without waiting if it is non-blocking. `Ok(true)` when nothing is left.
-    pub fn flush(&mut self, mut to: impl Write) -> io::Result<bool> {
-        while self.written < self.bytes.len() {
-            match to.write(&self.bytes[self.written..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => self.written += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        self.bytes.clear();
-        self.written = 0;
-        Ok(true)
-    }
-
-    /// Bytes that are still to be written.
-    pub fn backlog(&self) -> usize {
-        self.bytes.len() - self.written
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,36 +141,5 @@ mod tests {
         assert_eq!(Runs(vec![(3, -1, 5)]).ranks(4), None);
         assert_eq!(Runs(vec![(1, 0, 2)]).ranks(4), None, "the same rank twice");
         assert_eq!(Runs(vec![(usize::MAX, 1, 1)]).ranks(4), None);
-    }
-
-    #[test]
-    fn frames_survive_any_cut() {
-        let mut out = Outbox::default();
-        let sent = [ToNode::Farewell, ToNode::Failed { what: "x".repeat(300) }, ToNode::Farewell];
-        sent.iter().for_each(|m| out.push(m));
-        let mut wire = Vec::new();
-        assert!(out.flush(&mut wire).unwrap());
-        assert_eq!(out.backlog(), 0);
-        for cut in 0..wire.len() {
-            let mut inbox = Inbox::default();
-            let mut got: Vec<ToNode> = Vec::new();
-            for part in [&wire[..cut], &wire[cut..]] {
-                inbox.fill(part).unwrap();
-                while let Some(m) = inbox.next(TABLE_LIMIT).unwrap() {
-                    got.push(m);
-                }
-            }
-            assert_eq!(got, sent);
-        }
-    }
-
-    #[test]
-    fn long_and_garbled_frames_are_errors() {
-        let mut inbox = Inbox::default();
-        inbox.fill(&[0xff, 0xff, 0xff, 0x7f][..]).unwrap();
-        assert!(inbox.next::<ToHub>(RANK_LIMIT).is_err());
-        let mut inbox = Inbox::default();
-        inbox.fill(&[2, 0, 0, 0, 0xee, 0xee][..]).unwrap();
-        assert!(inbox.next::<ToHub>(RANK_LIMIT).is_err());
     }
 }

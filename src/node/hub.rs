@@ -16,8 +16,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::auth::{HUB, Key, Purpose};
 use super::court::Court;
 use super::door::{Door, split, token};
-use super::frame::{HELLO_LIMIT, Hello, HubPlace, Inbox, Outbox, RANK_LIMIT, ToHub, ToNode};
+use super::frame::{HELLO_LIMIT, Hello, HubPlace, RANK_LIMIT, ToHub, ToNode};
 use super::roster::Roster;
+use super::wire::{Body, Inbox, Outbox};
 use super::{peer, silence};
 use crate::config::{Config, Family};
 use crate::error::{Error, Result};
@@ -202,7 +203,8 @@ impl Hub {
     /// Something happened on a connection.
     fn hear(&mut self, id: u64) {
         let Some(line) = self.lines.get_mut(&id) else { return };
-        let open = line.inbox.fill(&line.stream);
+        let limit = if line.known.is_some() { RANK_LIMIT } else { HELLO_LIMIT };
+        let open = line.inbox.fill(&line.stream, limit);
         loop {
             let Some(line) = self.lines.get_mut(&id) else { return };
             let limit = if line.known.is_some() { RANK_LIMIT } else { HELLO_LIMIT };
@@ -270,9 +272,12 @@ impl Hub {
         tracing::debug!("all {} ranks have come", peers.len());
         let court = Court::new(peers.iter().map(|p| p.host.clone()).collect());
         let hub = HubPlace { rank, host: peer::host_name(), pid: std::process::id() };
-        let table = ToNode::Table { peers, hub };
+        // Once, whatever the number of ranks: it is as long as they are many.
+        let table = Body::of(&ToNode::Table { peers, hub });
         for id in &ranks {
-            self.send(*id, &table);
+            if let Some(line) = self.lines.get_mut(id) {
+                line.outbox.share(&table);
+            }
         }
         self.phase = Phase::Running { court, ranks, farewell_by: None };
     }

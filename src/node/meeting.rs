@@ -11,9 +11,10 @@ use nix::poll::PollFlags;
 
 use super::auth::{self, Errand, HUB, Key, Purpose};
 use super::dial::{self, Failures};
-use super::frame::{Hello, HubPlace, Inbox, Outbox, TABLE_LIMIT, ToHub, ToNode};
+use super::frame::{Hello, HubPlace, TABLE_LIMIT, ToHub, ToNode};
 use super::id::Meeting;
 use super::peer::{self, Peer, Settings};
+use super::wire::{Inbox, Outbox};
 use super::{hub, roster, silence};
 use crate::config::{Config, Family};
 use crate::error::{Error, Result};
@@ -321,7 +322,7 @@ fn introduce(
         auth::wait(control, PollFlags::POLLOUT, until, &|| false)?;
     }
     loop {
-        let open = inbox.fill(control)?;
+        let open = inbox.fill(control, TABLE_LIMIT)?;
         if let Some(word) = inbox.next(TABLE_LIMIT)? {
             return Ok(word);
         }

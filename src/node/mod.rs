@@ -16,7 +16,7 @@
 //! * `id`: what names a job and says where it meets. `meeting`: a rank's way in.
 //! * `hub`: the hub's I/O, around `roster` (who has come) and `court` (verdicts), both without I/O.
 //! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
-//! * `frame`: the control connection's messages. `auth`: showing the key. `door`: accepting strangers safely.
+//! * `frame`: the control connection's messages, `wire`: as bytes. `auth`: showing the key. `door`: accepting strangers safely.
 //!   `dial`: calling somebody with several addresses. `connecting`: making data connections. `silence`: hosts that
 //!   vanish. `peer`: what ranks know of each other.
 //!
@@ -38,6 +38,7 @@ mod roster;
 mod service;
 mod shared;
 mod silence;
+mod wire;
 
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;

@@ -14,8 +14,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::auth::{Errand, Purpose};
 use super::door::{Door, split, token};
-use super::frame::{Inbox, TABLE_LIMIT, ToHub, ToNode};
+use super::frame::{TABLE_LIMIT, ToHub, ToNode};
 use super::shared::{Shared, latest};
+use super::wire::Inbox;
 use super::{CONNECTIONS, handover};
 use crate::watch::Record;
 
@@ -142,7 +143,7 @@ impl Service {
 
     /// The control connection has something.
     fn hear(&mut self) {
-        let open = self.inbox.fill(&self.shared.control);
+        let open = self.inbox.fill(&self.shared.control, TABLE_LIMIT);
         self.obey();
         match open {
             Ok(true) => {}

@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 
 use super::auth::Key;
 use super::connecting::Underway;
-use super::frame::{HubPlace, Outbox, ToHub};
+use super::frame::{HubPlace, ToHub};
 use super::peer::Peer;
+use super::wire::Outbox;
 use crate::config::Config;
 use crate::error::Verdict;
 use crate::watch::{Record, Watch};
