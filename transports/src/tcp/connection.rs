@@ -3,9 +3,12 @@
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use socket2::SockRef;
 
+use super::seal::Seal;
+use super::wire::Wire;
 use crate::{LinkError, Result};
 
 /// Bytes that are read and thrown away at most when a link is closed, see [`Connections`]'s `Drop`.
@@ -15,6 +18,8 @@ const DISCARD: usize = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Connections {
     streams: Vec<TcpStream>,
+    /// One for each of `streams`, or none at all.
+    seals: Vec<Arc<Seal>>,
 }
 
 /// What one attempt to read brought.
@@ -44,7 +49,10 @@ impl Closed {
 }
 
 impl Connections {
-    pub fn new(streams: Vec<TcpStream>) -> Result<Self> {
+    pub fn new(wires: Vec<Wire>) -> Result<Self> {
+        let (streams, seals): (Vec<_>, Vec<_>) = wires.into_iter().map(|wire| (wire.stream, wire.seal)).unzip();
+        let seals: Vec<_> = seals.into_iter().flatten().map(Arc::new).collect();
+        assert!(seals.is_empty() || seals.len() == streams.len(), "a link is encrypted as a whole");
         for stream in &streams {
             let prepare = |stream: &TcpStream| {
                 stream.set_nonblocking(true)?;
@@ -56,11 +64,16 @@ impl Connections {
                 let _ = SockRef::from(stream).set_tcp_congestion(b"reno");
             }
         }
-        Ok(Self { streams })
+        Ok(Self { streams, seals })
     }
 
     pub fn len(&self) -> usize {
         self.streams.len()
+    }
+
+    /// The keys of each connection; none if they are not encrypted.
+    pub fn seals(&self) -> impl Iterator<Item = Arc<Seal>> {
+        self.seals.iter().cloned()
     }
 
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -134,7 +147,7 @@ impl Connections {
     }
 
     /// A connection by its addresses, for messages.
-    fn name(&self, index: usize) -> String {
+    pub fn name(&self, index: usize) -> String {
         let stream = &self.streams[index];
         let end = |address: io::Result<std::net::SocketAddr>| address.map_or("?".to_owned(), |a| a.to_string());
         let which = if self.len() > 1 { format!(" {} of {}", index + 1, self.len()) } else { String::new() };

@@ -28,6 +28,12 @@
 //! receiver takes them in stream order straight from the connections. `stripe.rs` argues why that needs no memory for
 //! reassembly.
 //!
+//! # Encryption
+//!
+//! Whoever connects the sockets may agree with the other end on keys ([`seal`]). Then the bytes of each connection go in
+//! records (`record.rs`), below everything else here: what is above, segments included, is what they carry. A byte
+//! that was changed on the way is an error of the receiver's, [`LinkError::Io`], and never handed out.
+//!
 //! # Ends
 //!
 //! Dropping a sender closes its direction: the peer's receiver gets what was sent, then
@@ -40,13 +46,16 @@
 //! its links ([`TcpSender::fds`]). One that waits for long asks [`TcpReceiver::path`] whether the network is to blame.
 
 mod connection;
+mod halves;
 mod path;
 mod poller;
 mod receiver;
+mod record;
+pub mod seal;
 mod sender;
 mod stripe;
+mod wire;
 
-use std::net::TcpStream;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -56,7 +65,9 @@ use connection::Connections;
 pub use path::{Path, is_unanswered};
 pub use poller::{Poller, Waker};
 pub use receiver::TcpReceiver;
+pub use record::{Opener, Sealer};
 pub use sender::TcpSender;
+pub use wire::Wire;
 
 /// Most connections that one link can have.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -65,7 +76,7 @@ pub const MAX_CONNECTIONS: usize = 16;
 ///
 /// `streams` are 1 to [`MAX_CONNECTIONS`] connected sockets; the peer must make its pair of the other ends of the same
 /// connections. Their order does not matter, their number does: one connection carries bare bytes, several carry
-/// segments. `credit` (bytes) is what each direction takes before its receiver asks; both ends should give the same.
+/// segments. A [`Wire`] with keys carries records: give all of them keys, or none. `credit` (bytes) is what each direction takes before its receiver asks; both ends should give the same.
 /// The sockets are made non-blocking and their small packets are not delayed. Buffer sizes are left to the kernel,
 /// which adapts them to the path: fixed ones of 256 KiB moved a third more between two ranks with a core each, since
 /// what is queued stays in cache, but several times less where ranks share cores and every full buffer is a change of
@@ -74,13 +85,13 @@ pub const MAX_CONNECTIONS: usize = 16;
 /// # Errors
 ///
 /// [`LinkError::Io`] if the number of connections is out of range or the system refuses a socket option.
-pub fn link(streams: Vec<TcpStream>, credit: usize) -> Result<(TcpSender, TcpReceiver)> {
+pub fn link<W: Into<Wire>>(streams: Vec<W>, credit: usize) -> Result<(TcpSender, TcpReceiver)> {
     if streams.is_empty() || streams.len() > MAX_CONNECTIONS {
         let text = format!("{} connections given, 1 to {MAX_CONNECTIONS} are possible", streams.len());
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, text);
         return Err(LinkError::Io { doing: "making a TCP link", source });
     }
-    let connections = Arc::new(Connections::new(streams)?);
+    let connections = Arc::new(Connections::new(streams.into_iter().map(Into::into).collect())?);
     let sender = TcpSender::new(Arc::clone(&connections), credit);
     Ok((sender, TcpReceiver::new(connections, credit)))
 }

@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 
 use super::connection::{Arrival, Connections};
+use super::halves::Incoming;
 use super::stripe::StripeIn;
 use crate::{LinkError, Receiver, Result};
 
@@ -25,7 +26,7 @@ const ELEMENT: usize = 64;
 /// The receiving half of a TCP link pair; see the [module](super) for what it promises.
 #[derive(Debug)]
 pub struct TcpReceiver {
-    connections: Arc<Connections>,
+    incoming: Incoming,
     inlet: Inlet,
     /// Most bytes held in the buffer.
     hold: usize,
@@ -47,11 +48,11 @@ enum Inlet {
 
 impl Inlet {
     /// One attempt to fill `first` and then `rest`; 0 when nothing is there. Together they must not be empty.
-    fn read(&mut self, connections: &Connections, first: &mut [u8], rest: &mut [u8]) -> Result<usize> {
+    fn read(&mut self, incoming: &mut Incoming, first: &mut [u8], rest: &mut [u8]) -> Result<usize> {
         let arrival = match self {
-            Self::Striped(stripe) => return stripe.read(connections, first, rest),
-            Self::Bare if rest.is_empty() => connections.read(0, &mut [IoSliceMut::new(first)])?,
-            Self::Bare => connections.read(0, &mut [IoSliceMut::new(first), IoSliceMut::new(rest)])?,
+            Self::Striped(stripe) => return stripe.read(incoming, first, rest),
+            Self::Bare if rest.is_empty() => incoming.read(0, &mut [IoSliceMut::new(first)])?,
+            Self::Bare => incoming.read(0, &mut [IoSliceMut::new(first), IoSliceMut::new(rest)])?,
         };
         match arrival {
             Arrival::Bytes(n) => Ok(n),
@@ -70,11 +71,11 @@ impl TcpReceiver {
         let hold = credit.max(LEAST);
         // Zeroed memory of this size comes from the kernel untouched: pages never read into cost nothing.
         let buffer = vec![0; 2 * hold].into_boxed_slice();
-        Self { connections, inlet, hold, buffer, start: 0, end: 0, failed: None }
+        Self { incoming: Incoming::new(connections), inlet, hold, buffer, start: 0, end: 0, failed: None }
     }
 
     pub(super) fn connections(&self) -> &Arc<Connections> {
-        &self.connections
+        self.incoming.connections()
     }
 
     fn buffered(&self) -> usize {
@@ -92,7 +93,7 @@ impl TcpReceiver {
             (self.start, self.end) = (0, self.buffered());
         }
         let to = self.buffer.len().min(self.end + wanted);
-        let outcome = self.inlet.read(&self.connections, &mut self.buffer[self.end..to], &mut []);
+        let outcome = self.inlet.read(&mut self.incoming, &mut self.buffer[self.end..to], &mut []);
         let n = self.keep(outcome);
         self.end += n;
         n
@@ -151,7 +152,7 @@ impl Receiver for TcpReceiver {
             self.fill();
             got += self.take(&mut into[got..]);
         } else if self.failed.is_none() {
-            let outcome = self.inlet.read(&self.connections, &mut into[got..], &mut self.buffer[..BEYOND]);
+            let outcome = self.inlet.read(&mut self.incoming, &mut into[got..], &mut self.buffer[..BEYOND]);
             let came = self.keep(outcome);
             self.end = came.saturating_sub(left);
             got += came.min(left);
@@ -171,7 +172,7 @@ impl Receiver for TcpReceiver {
 
 impl Drop for TcpReceiver {
     fn drop(&mut self) {
-        self.connections.shutdown(Shutdown::Both);
+        self.incoming.connections().shutdown(Shutdown::Both);
     }
 }
 

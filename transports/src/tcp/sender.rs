@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 
 use super::connection::Connections;
+use super::halves::Outgoing;
 use super::stripe::StripeOut;
 use crate::{LinkError, Result, Sender};
 
@@ -19,7 +20,7 @@ const EAGER: usize = 32 << 10;
 /// The sending half of a TCP link pair; see the [module](super) for what it promises.
 #[derive(Debug)]
 pub struct TcpSender {
-    connections: Arc<Connections>,
+    outgoing: Outgoing,
     outlet: Outlet,
     credit: usize,
     /// Staged bytes are `stage[start..end]`.
@@ -48,11 +49,11 @@ impl TcpSender {
         };
         // Zeroed memory of this size comes from the kernel untouched: pages never staged into cost nothing.
         let stage = vec![0; STAGE].into_boxed_slice();
-        Self { connections, outlet, credit, stage, start: 0, end: 0, failed: None }
+        Self { outgoing: Outgoing::new(connections), outlet, credit, stage, start: 0, end: 0, failed: None }
     }
 
     pub(super) fn connections(&self) -> &Connections {
-        &self.connections
+        self.outgoing.connections()
     }
 
     fn staged(&self) -> usize {
@@ -65,10 +66,10 @@ impl TcpSender {
         let taken = match &mut self.outlet {
             Outlet::Bare => match (staged, bytes) {
                 ([], []) => 0,
-                (one, []) | ([], one) => self.connections.write(0, &[IoSlice::new(one)])?,
-                _ => self.connections.write(0, &[IoSlice::new(staged), IoSlice::new(bytes)])?,
+                (one, []) | ([], one) => self.outgoing.write(0, &[IoSlice::new(one)])?,
+                _ => self.outgoing.write(0, &[IoSlice::new(staged), IoSlice::new(bytes)])?,
             },
-            Outlet::Striped(stripe) => stripe.write(&self.connections, staged, bytes)?,
+            Outlet::Striped(stripe) => stripe.write(&mut self.outgoing, staged, bytes)?,
         };
         let of_staged = taken.min(self.staged());
         self.start += of_staged;
@@ -128,7 +129,8 @@ impl Sender for TcpSender {
     fn flush(&mut self) -> Result<bool> {
         self.check()?;
         self.write(&[])?;
-        Ok(self.staged() == 0 && self.outlet.is_clear())
+        let passed_on = self.outgoing.flush()?;
+        Ok(passed_on && self.staged() == 0 && self.outlet.is_clear())
     }
 }
 
@@ -147,8 +149,8 @@ impl Drop for TcpSender {
         // Whoever drops a link with bytes still staged has given up on them, or it would have called `flush`; trying
         // once costs nothing.
         if self.failed.is_none() {
-            let _ = self.write(&[]);
+            let _ = self.write(&[]).and_then(|_| self.outgoing.flush());
         }
-        self.connections.shutdown(Shutdown::Write);
+        self.connections().shutdown(Shutdown::Write);
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use maypole_transports::fault::Fault;
 use maypole_transports::shm::{Group, Segment, Shape};
-use maypole_transports::{Receiver, Sender, tcp};
+use maypole_transports::tcp::{self, Wire, seal};
+use maypole_transports::{Receiver, Sender};
 
 /// One rank's ends of the links between two ranks.
 pub struct End {
@@ -48,11 +49,37 @@ impl Tcp {
 impl Factory for Tcp {
     fn pair(&self, credit: usize) -> (End, End) {
         let (a, b) = self.streams();
-        let end = |streams| {
-            let (sender, receiver) = tcp::link(streams, credit).unwrap();
-            End { sender: Box::new(sender), receiver: Box::new(receiver), _group: None }
+        (tcp_end(a, credit), tcp_end(b, credit))
+    }
+}
+
+fn tcp_end<W: Into<Wire>>(wires: Vec<W>, credit: usize) -> End {
+    let (sender, receiver) = tcp::link(wires, credit).unwrap();
+    End { sender: Box::new(sender), receiver: Box::new(receiver), _group: None }
+}
+
+/// The same, encrypted.
+pub struct Sealed(pub Tcp);
+
+impl Sealed {
+    /// Connected sockets with their keys, not made into links yet.
+    pub fn wires(&self) -> (Vec<Wire>, Vec<Wire>) {
+        let (a, b) = self.0.streams();
+        let meet = |(a, b)| {
+            let key = [9; 32];
+            let (caller, hello) = seal::call(&key);
+            let (hello, theirs) = seal::answer(&key, &hello).unwrap();
+            let ours = caller.answered(&hello).unwrap();
+            (Wire { stream: a, seal: Some(ours) }, Wire { stream: b, seal: Some(theirs) })
         };
-        (end(a), end(b))
+        a.into_iter().zip(b).map(meet).unzip()
+    }
+}
+
+impl Factory for Sealed {
+    fn pair(&self, credit: usize) -> (End, End) {
+        let (a, b) = self.wires();
+        (tcp_end(a, credit), tcp_end(b, credit))
     }
 }
 

@@ -3,11 +3,17 @@
 use maypole_transports::LinkError;
 use maypole_transports::fault::{Cut, Fault};
 
-use crate::factories::{End, Factory, Shm, Tcp};
+use crate::factories::{End, Factory, Sealed, Shm, Tcp};
 use crate::traffic::{bytes_at, until};
 
 fn factories() -> Vec<Box<dyn Factory>> {
-    vec![Box::new(Tcp::v4(1)), Box::new(Tcp::v4(3)), Box::new(Shm)]
+    vec![
+        Box::new(Tcp::v4(1)),
+        Box::new(Tcp::v4(3)),
+        Box::new(Sealed(Tcp::v4(1))),
+        Box::new(Sealed(Tcp::v4(3))),
+        Box::new(Shm),
+    ]
 }
 
 /// Everything that comes until the link is gone.

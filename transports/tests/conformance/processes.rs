@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use maypole_transports::shm::{Group, Segment};
-use maypole_transports::{LinkError, Receiver, Sender, tcp};
+use maypole_transports::tcp::{self, Wire};
+use maypole_transports::{LinkError, Receiver, Sender};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use crate::factories::{End, Factory, Shm, Tcp};
+use crate::factories::{End, Factory, Sealed, Shm, Tcp};
 use crate::traffic::{bytes_at, recv_all, send_all, until};
 
 /// Run `child` in a new process. It ends with status 0 if `child` returned, with 1 if it panicked.
@@ -73,26 +74,31 @@ fn tcp_between_processes() {
 fn a_killed_peer_is_gone_within_a_second() {
     for connections in [1, 4] {
         let (ours, theirs) = Tcp::v4(connections).streams();
-        let child = in_child(|| {
-            // The parent's ends were inherited too; while they were open here, nothing would break there.
-            let theirs = theirs.iter().map(|stream| stream.try_clone().unwrap()).collect();
-            let (mut sender, _receiver) = tcp::link(theirs, 64 << 10).unwrap();
-            send_all(&mut sender, &bytes_at(0, 5000), || {});
-            loop {
-                std::thread::sleep(Duration::from_secs(1));
-            }
-        });
-        // This process's copies of the child's ends must go, or the connections outlive the child.
-        drop(theirs);
-        let (mut sender, mut receiver) = tcp::link(ours, 64 << 10).unwrap();
-        assert_eq!(recv_all(&mut receiver, 5000), bytes_at(0, 5000));
-        kill(child, Signal::SIGKILL).unwrap();
-        let killed = Instant::now();
-        until("the receiver being told", || matches!(receiver.recv(&mut [0; 8]), Err(LinkError::Gone { .. })));
-        until("the sender being told", || {
-            matches!(sender.send(&[0; 100]).and_then(|_| sender.end()), Err(LinkError::Gone { .. }))
-        });
-        assert!(killed.elapsed() < Duration::from_secs(1), "it took {:?}", killed.elapsed());
-        waitpid(child, None).unwrap();
+        killed(ours, theirs);
+        let (ours, theirs) = Sealed(Tcp::v4(connections)).wires();
+        killed(ours, theirs);
     }
+}
+
+/// The peer of `ours` is a process that is killed.
+fn killed<W: Into<Wire>>(ours: Vec<W>, mut theirs: Vec<W>) {
+    let child = in_child(|| {
+        let (mut sender, _receiver) = tcp::link(std::mem::take(&mut theirs), 64 << 10).unwrap();
+        send_all(&mut sender, &bytes_at(0, 5000), || {});
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    });
+    // This process's copies of the child's ends must go, or the connections outlive the child.
+    drop(theirs);
+    let (mut sender, mut receiver) = tcp::link(ours, 64 << 10).unwrap();
+    assert_eq!(recv_all(&mut receiver, 5000), bytes_at(0, 5000));
+    kill(child, Signal::SIGKILL).unwrap();
+    let killed = Instant::now();
+    until("the receiver being told", || matches!(receiver.recv(&mut [0; 8]), Err(LinkError::Gone { .. })));
+    until("the sender being told", || {
+        matches!(sender.send(&[0; 100]).and_then(|_| sender.end()), Err(LinkError::Gone { .. }))
+    });
+    assert!(killed.elapsed() < Duration::from_secs(1), "it took {:?}", killed.elapsed());
+    waitpid(child, None).unwrap();
 }

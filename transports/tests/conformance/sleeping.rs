@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use maypole_transports::tcp::{self, Poller, TcpReceiver, TcpSender};
+use maypole_transports::tcp::{self, Poller, TcpReceiver, TcpSender, Wire};
 use maypole_transports::{Receiver, Sender};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use crate::factories::Tcp;
+use crate::factories::{Sealed, Tcp};
 use crate::traffic::{bytes_at, until};
 
 /// More than any sleep here should last on a busy machine, and far less than the sleeps' own limits.
@@ -61,15 +61,21 @@ struct Rank {
 
 fn ranks(connections: usize) -> (Rank, Rank) {
     let (a, b) = Tcp::v4(connections).streams();
-    let rank = |streams| {
-        let (sender, receiver) = tcp::link(streams, 64 << 10).unwrap();
-        let poller = Poller::new().unwrap();
-        sender.fds().for_each(|fd| poller.add(fd).unwrap());
-        // New sockets report that they can be written to. Nobody has waited for that.
-        poller.sleep(Duration::ZERO).unwrap();
-        Rank { sender, receiver, poller }
-    };
     (rank(a), rank(b))
+}
+
+fn encrypted(connections: usize) -> (Rank, Rank) {
+    let (a, b) = Sealed(Tcp::v4(connections)).wires();
+    (rank(a), rank(b))
+}
+
+fn rank<W: Into<Wire>>(wires: Vec<W>) -> Rank {
+    let (sender, receiver) = tcp::link(wires, 64 << 10).unwrap();
+    let poller = Poller::new().unwrap();
+    sender.fds().for_each(|fd| poller.add(fd).unwrap());
+    // New sockets report that they can be written to. Nobody has waited for that.
+    poller.sleep(Duration::ZERO).unwrap();
+    Rank { sender, receiver, poller }
 }
 
 /// How long one sleep of at most `at_most` lasts.
@@ -134,8 +140,7 @@ fn a_wake_before_the_sleep_counts_and_counts_once() {
 
 #[test]
 fn bytes_that_arrive_end_the_sleep_once() {
-    for connections in [1, 4] {
-        let (mut a, mut b) = ranks(connections);
+    for (mut a, mut b) in [ranks(1), ranks(4), encrypted(1), encrypted(4)] {
         a.sender.send(&[1; 100]).unwrap();
         assert!(a.sender.end().unwrap());
         assert!(sleep(&b.poller, LONG) < SOON);
@@ -148,8 +153,7 @@ fn bytes_that_arrive_end_the_sleep_once() {
 
 #[test]
 fn room_after_a_full_link_ends_the_sleep() {
-    for connections in [1, 3] {
-        let (mut a, mut b) = ranks(connections);
+    for (mut a, mut b) in [ranks(1), ranks(3), encrypted(1), encrypted(3)] {
         let block = bytes_at(0, 1 << 20);
         let mut sent = 0;
         // Full for a while, not just at the moment: what is under way has arrived.
@@ -178,7 +182,7 @@ fn room_after_a_full_link_ends_the_sleep() {
                 }
             });
             assert!(sleep(&a.poller, LONG) < SOON);
-            // With several connections some of what was taken may still wait for one of them.
+            // With several connections, or encrypted, some of what was taken may still wait for one of them.
             until("passing on the rest", || a.sender.flush().unwrap());
         });
         assert!(a.sender.send(&block).unwrap() > 0);
@@ -228,8 +232,7 @@ fn signals_do_not_make_sleep_fail_or_last() {
 
 #[test]
 fn ping_pong_asleep_loses_no_wakeup() {
-    for connections in [1, 2] {
-        let (mut a, mut b) = ranks(connections);
+    for (mut a, mut b) in [ranks(1), ranks(2), encrypted(1), encrypted(2)] {
         let take = |rank: &mut Rank| {
             let mut byte = [0];
             while rank.receiver.recv(&mut byte).unwrap() == 0 {

@@ -4,7 +4,8 @@ use std::io::IoSliceMut;
 use std::time::{Duration, Instant};
 
 use super::segment::{HEADER, SEGMENT, Segment, malformed};
-use crate::tcp::connection::{Arrival, Closed, Connections};
+use crate::tcp::connection::{Arrival, Closed};
+use crate::tcp::halves::Incoming;
 use crate::{LinkError, Result};
 
 /// Bytes read at once where a header is expected: a small segment comes with its header.
@@ -68,23 +69,23 @@ impl StripeIn {
     }
 
     /// Fill `first` and then `rest` with the stream's next bytes, as far as they are there; returns how many.
-    pub fn read(&mut self, connections: &Connections, first: &mut [u8], rest: &mut [u8]) -> Result<usize> {
+    pub fn read(&mut self, incoming: &mut Incoming, first: &mut [u8], rest: &mut [u8]) -> Result<usize> {
         let mut demand = Demand { first, rest, got: 0 };
         // An error after some bytes would lose them, so it is left for the next call, which finds it again.
-        match self.advance(connections, &mut demand) {
+        match self.advance(incoming, &mut demand) {
             Err(_) if demand.got > 0 => Ok(demand.got),
             outcome => outcome.map(|()| demand.got),
         }
     }
 
-    fn advance(&mut self, connections: &Connections, demand: &mut Demand<'_>) -> Result<()> {
+    fn advance(&mut self, incoming: &mut Incoming, demand: &mut Demand<'_>) -> Result<()> {
         while demand.left() > 0 && demand.got < ENOUGH {
-            let Some(index) = self.find(connections)? else {
+            let Some(index) = self.find(incoming)? else {
                 return self.check_closed();
             };
             self.current = index;
             let lane = &mut self.lanes[index];
-            let n = lane.take(connections, index, demand)?;
+            let n = lane.take(incoming, index, demand)?;
             if n == 0 {
                 // The rest of this segment can come on this connection only.
                 return lane.closed.as_ref().map_or(Ok(()), |closed| Err(closed.error()));
@@ -95,12 +96,12 @@ impl StripeIn {
     }
 
     /// The lane whose head is at `next`, looking for headers that have arrived meanwhile.
-    fn find(&mut self, connections: &Connections) -> Result<Option<usize>> {
+    fn find(&mut self, incoming: &mut Incoming) -> Result<Option<usize>> {
         let count = self.lanes.len();
         let mut heads = 0;
         for step in 0..count {
             let index = (self.current + step) % count;
-            if let Some(head) = self.lanes[index].head(connections, index)? {
+            if let Some(head) = self.lanes[index].head(incoming, index)? {
                 if head.offset == self.next {
                     return Ok(Some(index));
                 }
@@ -130,12 +131,12 @@ impl StripeIn {
 
 impl Lane {
     /// The segment at the head of this connection, if its header has arrived.
-    fn head(&mut self, connections: &Connections, index: usize) -> Result<Option<Segment>> {
+    fn head(&mut self, incoming: &mut Incoming, index: usize) -> Result<Option<Segment>> {
         if self.head.is_none() {
             if self.end - self.start < HEADER && self.closed.is_none() {
                 self.ahead.copy_within(self.start..self.end, 0);
                 (self.start, self.end) = (0, self.end - self.start);
-                match connections.read(index, &mut [IoSliceMut::new(&mut self.ahead[self.end..])])? {
+                match incoming.read(index, &mut [IoSliceMut::new(&mut self.ahead[self.end..])])? {
                     Arrival::Bytes(n) => self.end += n,
                     Arrival::Nothing => {}
                     Arrival::Closed(closed) => self.closed = Some(closed),
@@ -152,7 +153,7 @@ impl Lane {
     }
 
     /// Hand out bytes of the segment at the head; returns how many, 0 if none are there.
-    fn take(&mut self, connections: &Connections, index: usize, demand: &mut Demand<'_>) -> Result<usize> {
+    fn take(&mut self, incoming: &mut Incoming, index: usize, demand: &mut Demand<'_>) -> Result<usize> {
         let Some(head) = &mut self.head else { return Ok(0) };
         let want = head.left.min(demand.left());
         let n = if self.start < self.end {
@@ -170,7 +171,7 @@ impl Lane {
             // What follows the segment on this connection is the next header: have it come along.
             let beyond = if want == head.left { &mut self.ahead[..] } else { &mut [] };
             let parts = &mut [IoSliceMut::new(a), IoSliceMut::new(b), IoSliceMut::new(beyond)];
-            match connections.read(index, parts)? {
+            match incoming.read(index, parts)? {
                 Arrival::Bytes(n) => {
                     (self.start, self.end) = (0, n.saturating_sub(want));
                     n.min(want)

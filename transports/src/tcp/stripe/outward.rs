@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use super::segment::{HEADER, SEGMENT, Segment};
 use crate::Result;
-use crate::tcp::connection::Connections;
+use crate::tcp::halves::Outgoing;
 
 /// The sending side of a striped stream.
 #[derive(Debug)]
@@ -65,13 +65,13 @@ impl StripeOut {
 
     /// Pass on `staged` and then `bytes` as far as connections have room; returns how many bytes of the two together
     /// were taken.
-    pub fn write(&mut self, connections: &Connections, staged: &[u8], bytes: &[u8]) -> Result<usize> {
+    pub fn write(&mut self, outgoing: &mut Outgoing, staged: &[u8], bytes: &[u8]) -> Result<usize> {
         let supply = Supply { staged, bytes };
-        self.drain(connections)?;
+        self.drain(outgoing)?;
         let mut taken = 0;
         while taken < supply.len() {
             let Some((lane, mut left)) = self.open else {
-                match self.cut(connections, supply, taken, None)? {
+                match self.cut(outgoing, supply, taken, None)? {
                     Some(n) => taken += n,
                     None => break,
                 }
@@ -80,7 +80,7 @@ impl StripeOut {
             if self.lanes[lane].is_clear() {
                 let part = left.min(supply.len() - taken);
                 let [a, b] = supply.range(taken, taken + part);
-                let n = connections.write(lane, &[IoSlice::new(a), IoSlice::new(b)])?;
+                let n = outgoing.write(lane, &[IoSlice::new(a), IoSlice::new(b)])?;
                 taken += n;
                 left -= n;
                 self.open = (left > 0).then_some((lane, left));
@@ -93,7 +93,7 @@ impl StripeOut {
             if supply.len() - taken <= left {
                 break;
             }
-            let Some(n) = self.cut(connections, supply, taken + left, Some(lane))? else { break };
+            let Some(n) = self.cut(outgoing, supply, taken + left, Some(lane))? else { break };
             for part in supply.range(taken, taken + left) {
                 self.lanes[lane].spill.extend_from_slice(part);
             }
@@ -103,10 +103,11 @@ impl StripeOut {
     }
 
     /// Try to pass on what waits for its connection.
-    fn drain(&mut self, connections: &Connections) -> Result<()> {
+    fn drain(&mut self, outgoing: &mut Outgoing) -> Result<()> {
+        outgoing.flush()?;
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             if !lane.is_clear() {
-                lane.gone += connections.write(index, &[IoSlice::new(&lane.spill[lane.gone..])])?;
+                lane.gone += outgoing.write(index, &[IoSlice::new(&lane.spill[lane.gone..])])?;
                 if lane.is_clear() {
                     lane.spill.clear();
                     lane.gone = 0;
@@ -121,7 +122,7 @@ impl StripeOut {
     /// segment was cut.
     fn cut(
         &mut self,
-        connections: &Connections,
+        outgoing: &mut Outgoing,
         supply: Supply<'_>,
         from: usize,
         full: Option<usize>,
@@ -132,7 +133,7 @@ impl StripeOut {
         for _ in 0..self.lanes.len() {
             let lane = self.turn;
             if Some(lane) != full && self.lanes[lane].is_clear() {
-                let n = connections.write(lane, &[IoSlice::new(&header), IoSlice::new(a), IoSlice::new(b)])?;
+                let n = outgoing.write(lane, &[IoSlice::new(&header), IoSlice::new(a), IoSlice::new(b)])?;
                 if n > 0 {
                     self.lanes[lane].spill.extend_from_slice(&header[n.min(HEADER)..]);
                     let payload = n.saturating_sub(HEADER);
