@@ -67,7 +67,7 @@ pub enum Error {
 impl Error {
     /// An [`Error::System`] from an I/O error.
     pub(crate) fn system(doing: impl Into<String>, error: impl std::fmt::Display) -> Error {
-        Error::System { doing: doing.into(), what: error.to_string() }
+        Error::System { doing: doing.into(), what: crate::descriptors::explain(error) }
     }
     /// An [`Error::Bootstrap`].
     pub(crate) fn bootstrap(what: impl Into<String>) -> Error {

@@ -8,7 +8,7 @@
 //!
 //! Inside, ranks are a communicator's own unless the name says `world`.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::frame::{Runs, ToNode};
@@ -27,8 +27,8 @@ const ASKED: usize = 20;
 /// `question` of an inquest; an inquiry has its asker's rank plus one.
 const INQUEST_QUESTION: u64 = 0;
 
-/// A letter: to a world rank.
-pub(super) type Letter = (usize, ToNode);
+/// A letter, to world ranks.
+pub(super) type Letter = (Vec<usize>, ToNode);
 
 /// What became of a world rank's process.
 #[derive(Clone, Debug)]
@@ -53,13 +53,17 @@ struct Inquest {
     operation: Fingerprint,
     after: Duration,
     answers: HashMap<usize, Record>,
+    /// Who has been asked and has neither answered nor left.
+    awaited: BTreeSet<usize>,
     /// Who says that nothing gets through to whom.
     unheard: BTreeMap<usize, usize>,
 }
 
 /// One communicator.
 struct Case {
-    /// World ranks in the communicator's order.
+    /// World ranks in the communicator's order, as they were registered: every member registers the same.
+    runs: Runs,
+    /// The same, one by one.
     members: Vec<usize>,
     /// The other way round.
     places: HashMap<usize, usize>,
@@ -79,7 +83,14 @@ pub(super) struct Court {
     /// Host of each world rank, for people.
     hosts: Vec<String>,
     gone: Vec<Option<Gone>>,
+    /// How many have not.
+    there: usize,
+    /// How many have died, and on how many cases a verdict stands.
+    died: usize,
+    decided: usize,
     cases: HashMap<u64, Case>,
+    /// When an inquest or a suspicion may end, and in which case: what has ended otherwise stays listed until then.
+    due: BTreeSet<(Instant, u64)>,
     letters: Vec<Letter>,
 }
 
@@ -123,7 +134,16 @@ fn compare(asker: usize, operation: Fingerprint, peer: usize, record: &Record) -
 impl Court {
     /// A court for a world whose ranks are on `hosts`.
     pub fn new(hosts: Vec<String>) -> Court {
-        Court { gone: vec![None; hosts.len()], hosts, cases: HashMap::new(), letters: Vec::new() }
+        Court {
+            gone: vec![None; hosts.len()],
+            there: hosts.len(),
+            died: 0,
+            decided: 0,
+            hosts,
+            cases: HashMap::new(),
+            due: BTreeSet::new(),
+            letters: Vec::new(),
+        }
     }
 
     /// The letters written since the last call.
@@ -133,12 +153,12 @@ impl Court {
 
     /// Whether all ranks have gone.
     pub fn over(&self) -> bool {
-        self.gone.iter().all(Option::is_some)
+        self.there == 0
     }
 
     /// Whether something has gone wrong in the job.
     pub fn disturbed(&self) -> bool {
-        self.gone.iter().any(|g| matches!(g, Some(Gone::Died(_)))) || self.cases.values().any(|c| c.verdict.is_some())
+        self.died > 0 || self.decided > 0
     }
 
     /// Whether world rank `rank` has gone.
@@ -148,22 +168,25 @@ impl Court {
 
     /// World rank `from` belongs to `context`.
     pub fn register(&mut self, from: usize, context: u64, members: &Runs) {
-        let Some(members) = members.ranks(self.hosts.len()).filter(|m| m.contains(&from)) else {
-            tracing::warn!("rank {from} registered communicator {context:#x} with a list of ranks that makes no sense");
-            return;
-        };
+        // Each member registers: what follows happens once, and here its list is only compared.
         if let Some(case) = self.cases.get(&context) {
-            if case.members != members {
+            if case.runs != *members {
                 let rank = case.places.get(&from).copied().unwrap_or(0);
                 let why = format!("world rank {from} has another list of this communicator's members than the others");
                 self.declare(context, Verdict::Aborted { rank, why });
             }
             return;
         }
+        let runs = members.clone();
+        let Some(members) = members.ranks(self.hosts.len()).filter(|m| m.contains(&from)) else {
+            tracing::warn!("rank {from} registered communicator {context:#x} with a list of ranks that makes no sense");
+            return;
+        };
         let places = members.iter().enumerate().map(|(place, world)| (*world, place)).collect();
         let absent: Vec<(usize, Option<Gone>)> =
             members.iter().enumerate().map(|(place, world)| (place, self.gone[*world].clone())).collect();
         let case = Case {
+            runs,
             members,
             places,
             left: HashMap::new(),
@@ -193,7 +216,8 @@ impl Court {
                 let (peer, how) = (*peer, case.departure(*peer));
                 return self.declare_died(context, peer, how);
             }
-            case.suspicion.get_or_insert((now + LINK_GRACE, verdict));
+            let until = case.suspicion.get_or_insert((now + LINK_GRACE, verdict)).0;
+            self.due.insert((until, context));
             return;
         }
         self.declare(context, verdict);
@@ -205,7 +229,7 @@ impl Court {
         let Some(&world) = case.members.get(peer) else { return };
         let message = operation.is_point_to_point();
         if case.left.contains_key(&peer) && message {
-            return self.letters.push((from, ToNode::Left { context, rank: peer }));
+            return self.letters.push((vec![from], ToNode::Left { context, rank: peer }));
         }
         if case.left.contains_key(&peer) {
             return self.judge(context, asker, operation, peer, None);
@@ -220,7 +244,7 @@ impl Court {
             return;
         }
         let question = asker as u64 + 1;
-        self.letters.push((world, ToNode::Ask { context, sequence: operation.sequence, question }));
+        self.letters.push((vec![world], ToNode::Ask { context, sequence: operation.sequence, question }));
     }
 
     /// World rank `from`'s deadline, `after`, has passed in `operation`. `unheard`: a rank to which nothing that it
@@ -239,15 +263,17 @@ impl Court {
         }
         let unheard = unheard.map(|peer| (reporter, peer)).into_iter().collect();
         let until = now + INQUEST;
-        case.inquest = Some(Inquest { until, reporter, operation, after, answers: HashMap::new(), unheard });
+        let there = (0..case.members.len()).filter(|rank| *rank != reporter && !case.left.contains_key(rank));
+        let awaited: BTreeSet<usize> = there.collect();
         // Messages between two ranks have their own numbers: there the question is only whether a process answers, and
         // how far it is.
         let sequence = if operation.is_point_to_point() { u64::MAX } else { operation.sequence };
         let ask = ToNode::Ask { context, sequence, question: INQUEST_QUESTION };
-        let members = case.members.iter().enumerate();
-        let asked = members.filter(|(r, _)| *r != reporter && !case.left.contains_key(r)).map(|(_, world)| *world);
-        let letters: Vec<Letter> = asked.map(|world| (world, ask.clone())).collect();
-        self.letters.extend(letters);
+        let asked = awaited.iter().map(|rank| case.members[*rank]).collect();
+        let answers = HashMap::new();
+        case.inquest = Some(Inquest { until, reporter, operation, after, answers, awaited, unheard });
+        self.write(asked, ask);
+        self.due.insert((until, context));
         self.conclude_if_complete(context);
     }
 
@@ -264,6 +290,7 @@ impl Court {
         if question == INQUEST_QUESTION {
             if let Some(inquest) = &mut case.inquest {
                 inquest.answers.insert(rank, record);
+                inquest.awaited.remove(&rank);
                 inquest.unheard.extend(unheard.map(|peer| (rank, peer)));
                 self.conclude_if_complete(context);
             }
@@ -318,8 +345,12 @@ impl Court {
         }
         case.left.insert(rank, records);
         if case.left.len() == case.members.len() {
+            self.decided -= usize::from(case.verdict.is_some());
             self.cases.remove(&context);
             return;
+        }
+        if let Some(inquest) = &mut case.inquest {
+            inquest.awaited.remove(&rank);
         }
         if case.verdict.is_some() {
             return;
@@ -333,7 +364,8 @@ impl Court {
             asked.flat_map(|((asker, _), list)| list.iter().map(|operation| (*asker, *operation))).collect();
         for (asker, operation) in waiters {
             if operation.is_point_to_point() {
-                self.letters.push((self.cases[&context].members[asker], ToNode::Left { context, rank }));
+                let to = vec![self.cases[&context].members[asker]];
+                self.letters.push((to, ToNode::Left { context, rank }));
                 continue;
             }
             self.judge(context, asker, operation, rank, None);
@@ -346,6 +378,8 @@ impl Court {
         if self.gone[rank].is_some() {
             return;
         }
+        self.there -= 1;
+        self.died += usize::from(how.is_some());
         self.gone[rank] = Some(how.clone().map_or(Gone::InOrder, Gone::Died));
         let concerned: Vec<u64> = self
             .cases
@@ -365,15 +399,14 @@ impl Court {
 
     /// When [`Court::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        let of = |case: &Case| [case.inquest.as_ref().map(|i| i.until), case.suspicion.as_ref().map(|s| s.0)];
-        self.cases.values().flat_map(of).flatten().min()
+        self.due.first().map(|(until, _)| *until)
     }
 
     /// Time has passed.
     pub fn tick(&mut self, now: Instant) {
-        let contexts: Vec<u64> = self.cases.keys().copied().collect();
-        for context in contexts {
-            let case = self.cases.get_mut(&context).expect("listed above");
+        while let Some((_, context)) = self.due.first().copied().filter(|(until, _)| *until <= now) {
+            self.due.pop_first();
+            let Some(case) = self.cases.get_mut(&context) else { continue };
             if case.inquest.as_ref().is_some_and(|i| i.until <= now) {
                 self.conclude(context);
             } else if case.suspicion.as_ref().is_some_and(|s| s.0 <= now) {
@@ -405,10 +438,7 @@ impl Court {
     fn conclude_if_complete(&mut self, context: u64) {
         let Some(case) = self.cases.get(&context) else { return };
         let Some(inquest) = &case.inquest else { return };
-        let heard = |rank: &usize| {
-            *rank == inquest.reporter || inquest.answers.contains_key(rank) || case.left.contains_key(rank)
-        };
-        if (0..case.members.len()).all(|rank| heard(&rank)) {
+        if inquest.awaited.is_empty() {
             self.conclude(context);
         }
     }
@@ -467,13 +497,20 @@ impl Court {
         let Some(case) = self.cases.get_mut(&context).filter(|case| case.verdict.is_none()) else { return };
         tracing::debug!("communicator {context:#x}: {verdict}");
         case.verdict = Some(verdict.clone());
+        self.decided += 1;
         (case.inquest, case.suspicion) = (None, None);
         case.waiting.clear();
         case.audit.clear();
         let there =
             case.members.iter().enumerate().filter(|(r, w)| !case.left.contains_key(r) && self.gone[**w].is_none());
-        let letter = ToNode::Declare { context, verdict };
-        self.letters.extend(there.map(|(_, world)| (*world, letter.clone())));
+        let to = there.map(|(_, world)| *world).collect();
+        self.write(to, ToNode::Declare { context, verdict });
+    }
+
+    fn write(&mut self, to: Vec<usize>, letter: ToNode) {
+        if !to.is_empty() {
+            self.letters.push((to, letter));
+        }
     }
 }
 

@@ -25,10 +25,15 @@ fn op(sequence: u64, count: usize) -> Fingerprint {
     Fingerprint::collective(sequence, Collective::AllReduce, DataType::F32, Some(ReduceOp::Sum), 0, count)
 }
 
+/// The letters, one for each who gets it.
+fn letters(court: &mut Court) -> Vec<(usize, ToNode)> {
+    let each = |(to, letter): Letter| to.into_iter().map(move |rank| (rank, letter.clone()));
+    court.letters().into_iter().flat_map(each).collect()
+}
+
 /// Those who were told a verdict, in order, and the verdict, which must be one.
 fn told(court: &mut Court, context: u64) -> (Vec<usize>, Verdict) {
-    let mut letters: Vec<(usize, Verdict)> = court
-        .letters()
+    let mut letters: Vec<(usize, Verdict)> = letters(court)
         .into_iter()
         .filter_map(|(to, letter)| match letter {
             ToNode::Declare { context: c, verdict } if c == context => Some((to, verdict)),
@@ -45,7 +50,7 @@ fn asks(court: &mut Court) -> Vec<(usize, u64, u64)> {
         ToNode::Ask { sequence, question, .. } => (to, sequence, question),
         other => panic!("{other:?}"),
     };
-    court.letters().into_iter().map(ask).collect()
+    letters(court).into_iter().map(ask).collect()
 }
 
 fn abort(why: &str) -> Verdict {
@@ -67,7 +72,7 @@ fn the_first_report_stands() {
 fn a_death_is_told_in_each_communicators_own_ranks() {
     let mut court = court();
     court.departed(2, Some("gone".into()));
-    let letters = court.letters();
+    let letters = letters(&mut court);
     let verdict_of = |context| {
         letters.iter().find_map(|(_, l)| match l {
             ToNode::Declare { context: c, verdict: Verdict::Died { rank, host, .. } } if *c == context => {
@@ -318,9 +323,9 @@ fn who_waits_for_a_message_hears_that_its_other_side_left() {
     // An answer about the collective of the same number is none about the message.
     court.answer(2, WORLD, (1, 1), Record::Called(op(1, 5)), None);
     court.leave(2, WORLD, Vec::new());
-    assert_eq!(court.letters(), [(0, ToNode::Left { context: WORLD, rank: 2 })]);
+    assert_eq!(letters(&mut court), [(0, ToNode::Left { context: WORLD, rank: 2 })]);
     court.inquire(1, WORLD, message, 2);
-    assert_eq!(court.letters(), [(1, ToNode::Left { context: WORLD, rank: 2 })]);
+    assert_eq!(letters(&mut court), [(1, ToNode::Left { context: WORLD, rank: 2 })]);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::auth::{Errand, Key, Refusal, knock};
+use crate::descriptors;
 
 /// How long an address has before the next one is tried beside it.
 const STAGGER: Duration = Duration::from_millis(150);
@@ -114,7 +115,7 @@ fn start(address: SocketAddr, source: Option<IpAddr>) -> io::Result<Socket> {
 pub(super) fn explain(failures: &Failures) -> String {
     let mut parts: Vec<String> = Vec::new();
     for (address, refusal) in failures {
-        let part = format!("{address}: {refusal}");
+        let part = descriptors::explain(format!("{address}: {refusal}"));
         if !parts.contains(&part) {
             parts.push(part);
         }

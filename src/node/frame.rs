@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::peer::Peer;
+use super::peer::{Peer, Settings};
 use crate::error::Verdict;
 use crate::fingerprint::Fingerprint;
 use crate::watch::Record;
@@ -27,6 +27,8 @@ pub(super) struct Hello {
     pub process: u64,
     /// The process; `peer.rank` is the rank it was told.
     pub peer: Peer,
+    /// The settings on which all ranks must agree.
+    pub settings: Settings,
 }
 
 /// Who holds the job together.

@@ -102,6 +102,10 @@ fn attempt(
     let mut space = cmsg_space!([std::os::fd::RawFd; 1]);
     let message = recvmsg::<()>(socket.0.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
         .map_err(io::Error::from)?;
+    // So the kernel says that it had a descriptor for us and we no room for it.
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::from_raw_os_error(libc::EMFILE).into());
+    }
     let given = message.cmsgs().map_err(io::Error::from)?.find_map(|m| match m {
         ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
         _ => None,

@@ -4,37 +4,34 @@
 //!
 //! It ends when every rank has gone, or when the ranks could not be brought together and all were told so.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use maypole_transports::tcp;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::auth::{HUB, Key, Purpose};
 use super::court::Court;
-use super::door::{Door, split, token};
+use super::door::{Door, split};
 use super::frame::{HELLO_LIMIT, Hello, HubPlace, RANK_LIMIT, ToHub, ToNode};
+use super::lines::{Fault, Lines};
 use super::roster::Roster;
-use super::wire::{Body, Inbox, Outbox};
-use super::{peer, silence};
+use super::wire::Body;
+use super::{peer, roster, silence};
 use crate::config::{Config, Family};
+use crate::descriptors;
 use crate::error::{Error, Result};
 
 /// Token kinds of the loop.
 const DOOR: u8 = 0;
 const LINE: u8 = 1;
-/// How long a connection that has shown the key has to say who it is.
-const INTRODUCTION: Duration = Duration::from_secs(5);
 /// How long the hub, when the ranks could not be brought together, keeps its own process from ending so that the others
 /// can be told.
 const HELD: Duration = Duration::from_secs(1);
 /// How long the hub's own process waits in leaving for ranks that remain, once something has gone wrong.
 const DISTURBED: Duration = Duration::from_secs(3);
-/// Bytes that a connection may leave unread before it counts as dead.
-const BACKLOG: usize = 512 << 20;
 /// How many processes wait in the kernel for the hub to accept them.
 const QUEUE: i32 = 4096;
 
@@ -66,38 +63,11 @@ pub(super) fn listen(ip: Option<IpAddr>, port: u16, family: Family) -> io::Resul
 
 /// Start the hub's thread behind `listener`. `size`: the world size if this process knows it.
 pub(super) fn start(listener: TcpListener, key: Key, config: &Config, size: Option<usize>) -> Result<()> {
+    descriptors::raise();
     let failed = |e: io::Error| Error::system("cannot start the thread that holds the job together", e);
-    listener.set_nonblocking(true).map_err(failed)?;
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| failed(e.into()))?;
-    let door = Door::open(listener, DOOR, Purpose::Control, HUB, key, &epoll).map_err(failed)?;
-    let hub = Hub {
-        epoll,
-        door,
-        lines: HashMap::new(),
-        next_line: 0,
-        phase: Phase::Gathering(Roster::default()),
-        process: peer::process_id(),
-        patience: config.connect_timeout,
-        timeout: config.timeout,
-        give_up: Instant::now() + config.connect_timeout * if size.is_some() { 1 } else { 10 },
-        somebody_came: size.is_some(),
-    };
+    let hub = Hub::new(listener, key, config, size).map_err(failed)?;
     std::thread::Builder::new().name("maypole-hub".into()).spawn(move || hub.run()).map_err(failed)?;
     Ok(())
-}
-
-/// A control connection that has shown the key.
-struct Line {
-    stream: TcpStream,
-    inbox: Inbox,
-    outbox: Outbox,
-    /// Whether epoll watches for room to write.
-    wants_room: bool,
-    since: Instant,
-    /// Whether it has introduced itself, and whether it is a thread of the hub's own process.
-    known: Option<(usize, bool)>,
-    /// It has left and waits for a farewell.
-    leaving: bool,
 }
 
 enum Phase {
@@ -105,16 +75,15 @@ enum Phase {
     Gathering(Roster),
     /// They cannot be brought together; everybody who comes is told.
     Failed { what: String, size: usize, told: HashSet<usize>, held: HashSet<u64>, hold_until: Instant, until: Instant },
-    /// They have come. `ranks`: the connection of each; `farewell_by`: when this process' own last rank is let go at
-    /// the latest.
-    Running { court: Court, ranks: Vec<u64>, farewell_by: Option<Instant> },
+    /// They have come. `ranks`: the connection of each; `own`: how many ranks of this process have not gone;
+    /// `farewell_by`: when the last of them is let go at the latest.
+    Running { court: Court, ranks: Vec<u64>, own: usize, farewell_by: Option<Instant> },
 }
 
 struct Hub {
     epoll: Epoll,
     door: Door<TcpListener>,
-    lines: HashMap<u64, Line>,
-    next_line: u64,
+    lines: Lines,
     phase: Phase,
     process: u64,
     patience: Duration,
@@ -125,6 +94,23 @@ struct Hub {
 }
 
 impl Hub {
+    fn new(listener: TcpListener, key: Key, config: &Config, size: Option<usize>) -> io::Result<Hub> {
+        listener.set_nonblocking(true)?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let door = Door::open(listener, DOOR, Purpose::Control, HUB, key, &epoll)?;
+        Ok(Hub {
+            epoll,
+            door,
+            lines: Lines::new(LINE),
+            phase: Phase::Gathering(Roster::default()),
+            process: peer::process_id()?,
+            patience: config.connect_timeout,
+            timeout: config.timeout,
+            give_up: Instant::now() + config.connect_timeout * if size.is_some() { 1 } else { 10 },
+            somebody_came: size.is_some(),
+        })
+    }
+
     fn run(mut self) {
         super::quiet_thread();
         let mut events = [EpollEvent::empty(); 64];
@@ -139,7 +125,14 @@ impl Hub {
             for event in &events[..count] {
                 match split(event.data()) {
                     (DOOR, id) => self.door.attend(id, &self.epoll, &mut admitted),
-                    (_, id) => self.hear(id),
+                    (_, id) => {
+                        if event.events().contains(EpollFlags::EPOLLOUT) {
+                            self.lines.has_room(id);
+                        }
+                        if event.events() != EpollFlags::EPOLLOUT {
+                            self.hear(id);
+                        }
+                    }
                 }
             }
             for (stream, _) in admitted.drain(..) {
@@ -161,7 +154,7 @@ impl Hub {
             Phase::Failed { size, told, held, until, .. } => {
                 held.is_empty() && (told.len() >= *size || *until <= Instant::now())
             }
-            Phase::Running { court, .. } => court.over() && self.lines.values().all(|line| !line.leaving),
+            Phase::Running { court, .. } => court.over() && self.lines.iter().all(|(_, line)| !line.leaving),
         }
     }
 
@@ -173,40 +166,26 @@ impl Hub {
             }
             Phase::Running { court, farewell_by, .. } => [court.deadline(), *farewell_by],
         };
-        let strangers = self.lines.values().filter(|l| l.known.is_none()).map(|l| l.since + INTRODUCTION).min();
-        phase.into_iter().chain([self.door.deadline(), strangers]).flatten().min()
+        phase.into_iter().chain([self.door.deadline(), self.lines.deadline()]).flatten().min()
     }
 
     /// A connection has shown the key.
     fn greet(&mut self, stream: TcpStream) {
-        self.next_line += 1;
-        let id = self.next_line;
         if let Err(e) = silence::keep_alive(&stream, self.timeout) {
             tracing::debug!("no keep-alive on a control connection: {e}");
         }
-        if self.epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, token(LINE, id))).is_err() {
-            return;
+        if let Some(id) = self.lines.add(stream, &self.epoll) {
+            self.hear(id);
         }
-        let line = Line {
-            stream,
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
-            wants_room: false,
-            since: Instant::now(),
-            known: None,
-            leaving: false,
-        };
-        self.lines.insert(id, line);
-        self.hear(id);
     }
 
     /// Something happened on a connection.
     fn hear(&mut self, id: u64) {
-        let Some(line) = self.lines.get_mut(&id) else { return };
+        let Some(line) = self.lines.get_mut(id) else { return };
         let limit = if line.known.is_some() { RANK_LIMIT } else { HELLO_LIMIT };
         let open = line.inbox.fill(&line.stream, limit);
         loop {
-            let Some(line) = self.lines.get_mut(&id) else { return };
+            let Some(line) = self.lines.get_mut(id) else { return };
             let limit = if line.known.is_some() { RANK_LIMIT } else { HELLO_LIMIT };
             match line.inbox.next::<ToHub>(limit) {
                 Ok(Some(ToHub::Hello(hello))) if line.known.is_none() => self.introduce(id, hello),
@@ -229,17 +208,20 @@ impl Hub {
     /// A process says who it is.
     fn introduce(&mut self, id: u64, hello: Hello) {
         let rank = hello.peer.rank;
-        let own = hello.process == self.process;
-        self.lines.get_mut(&id).expect("it spoke").known = Some((rank, own));
+        let (size, own) = (hello.size, hello.process == self.process);
+        self.lines.get_mut(id).expect("it spoke").known = Some((rank, own));
         if !std::mem::replace(&mut self.somebody_came, true) {
             self.give_up = Instant::now() + self.patience;
         }
+        let shortage = matches!(&self.phase, Phase::Gathering(roster) if roster.size().is_none())
+            .then(|| self.shortage(hello.size))
+            .flatten();
         match &mut self.phase {
-            Phase::Gathering(roster) => match roster.admit(hello) {
+            Phase::Gathering(roster) => match shortage.map_or_else(|| roster.admit(hello), Err) {
                 Ok(false) => {}
                 Ok(true) => self.complete(),
                 Err(what) => {
-                    let size = roster.size().unwrap_or(0);
+                    let size = roster.size().unwrap_or(size);
                     self.fail(what, size, HashSet::new(), Instant::now() + HELD);
                 }
             },
@@ -252,21 +234,39 @@ impl Hub {
                     hello.peer.host,
                     ranks.len()
                 );
-                self.send(id, &ToNode::Failed { what });
+                self.lines.send(id, &ToNode::Failed { what });
                 // It is no rank of this job: what it says and when it goes concerns nobody.
-                self.lines.get_mut(&id).expect("it spoke").known = None;
+                self.lines.get_mut(id).expect("it spoke").known = None;
             }
         }
     }
 
+    /// What to tell everybody if this process cannot have a connection to each of `size` ranks.
+    fn shortage(&self, size: usize) -> Option<String> {
+        let strangers = self.lines.len() + self.door.guests();
+        let (limit, others) = (descriptors::limit(), descriptors::open().saturating_sub(strangers));
+        let needs = size.saturating_add(others);
+        (needs > limit && size <= roster::LARGEST).then(|| {
+            format!(
+                "process {} on host {}, which holds the job together, needs {needs} file descriptors: one for each of \
+                 the {size} ranks, beside {others} that it has open; but it may have {limit}; {}",
+                std::process::id(),
+                peer::host_name(),
+                descriptors::RAISE
+            )
+        })
+    }
+
     /// All have come.
     fn complete(&mut self) {
-        let Phase::Gathering(roster) = &self.phase else { return };
-        let (peers, rank) = roster.table(self.process);
+        let Phase::Gathering(roster) = &mut self.phase else { return };
+        let (peers, rank) = std::mem::take(roster).into_table(self.process);
         let mut ranks = vec![0; peers.len()];
-        for (id, line) in &self.lines {
-            if let Some((rank, _)) = line.known {
-                ranks[rank] = *id;
+        let mut own = 0;
+        for (id, line) in self.lines.iter() {
+            if let Some((rank, of_this_process)) = line.known {
+                ranks[rank] = id;
+                own += usize::from(of_this_process);
             }
         }
         tracing::debug!("all {} ranks have come", peers.len());
@@ -275,11 +275,9 @@ impl Hub {
         // Once, whatever the number of ranks: it is as long as they are many.
         let table = Body::of(&ToNode::Table { peers, hub });
         for id in &ranks {
-            if let Some(line) = self.lines.get_mut(id) {
-                line.outbox.share(&table);
-            }
+            self.lines.share(*id, &table);
         }
-        self.phase = Phase::Running { court, ranks, farewell_by: None };
+        self.phase = Phase::Running { court, ranks, own, farewell_by: None };
     }
 
     /// They cannot be brought together: tell all who are there. `gone`: those who need not be told; `hold_until`: how
@@ -288,7 +286,7 @@ impl Hub {
         tracing::debug!("the ranks cannot be brought together: {what}");
         let until = self.give_up.max(hold_until);
         self.phase = Phase::Failed { what, size, told: gone, held: HashSet::new(), hold_until, until };
-        let known: Vec<u64> = self.lines.iter().filter(|(_, l)| l.known.is_some()).map(|(id, _)| *id).collect();
+        let known: Vec<u64> = self.lines.iter().filter(|(_, l)| l.known.is_some()).map(|(id, _)| id).collect();
         for id in known {
             self.tell(id);
         }
@@ -297,19 +295,19 @@ impl Hub {
     /// Tell one process why the job cannot start; this process' own ranks later, see [`Hub::release`].
     fn tell(&mut self, id: u64) {
         let Phase::Failed { what, told, held, .. } = &mut self.phase else { return };
-        let Some((rank, own)) = self.lines.get(&id).and_then(|l| l.known) else { return };
+        let Some((rank, own)) = self.lines.get(id).and_then(|l| l.known) else { return };
         if own {
             held.insert(id);
         } else {
             told.insert(rank);
             let message = ToNode::Failed { what: what.clone() };
-            self.send(id, &message);
+            self.lines.send(id, &message);
         }
     }
 
     /// A rank says something.
     fn serve(&mut self, id: u64, frame: ToHub) {
-        let Some((from, own)) = self.lines.get(&id).and_then(|l| l.known) else { return };
+        let Some((from, own)) = self.lines.get(id).and_then(|l| l.known) else { return };
         let Phase::Running { court, .. } = &mut self.phase else { return };
         let now = Instant::now();
         match frame {
@@ -333,15 +331,11 @@ impl Hub {
     /// A rank leaves. The last one of this process is kept until the others have left too: the hub ends with the
     /// process.
     fn let_go(&mut self, id: u64, rank: usize, own: bool, how: Option<String>) {
-        let Phase::Running { court, ranks, farewell_by } = &mut self.phase else { return };
+        let Phase::Running { court, own: own_remain, farewell_by, .. } = &mut self.phase else { return };
+        *own_remain -= usize::from(own && !court.has_gone(rank));
         court.departed(rank, how);
-        self.lines.get_mut(&id).expect("it spoke").leaving = true;
-        let lines = &self.lines;
-        let own_remain = ranks
-            .iter()
-            .enumerate()
-            .any(|(rank, id)| !court.has_gone(rank) && lines.get(id).and_then(|l| l.known).is_some_and(|(_, own)| own));
-        if own && !own_remain && !court.over() {
+        self.lines.get_mut(id).expect("it spoke").leaving = true;
+        if own && *own_remain == 0 && !court.over() {
             *farewell_by = Some(Instant::now() + if court.disturbed() { DISTURBED } else { self.timeout });
         } else {
             self.farewell(id);
@@ -349,23 +343,23 @@ impl Hub {
     }
 
     fn farewell(&mut self, id: u64) {
-        self.send(id, &ToNode::Farewell);
-        if let Some(line) = self.lines.get_mut(&id) {
+        self.lines.send(id, &ToNode::Farewell);
+        if let Some(line) = self.lines.get_mut(id) {
             line.leaving = false;
         }
     }
 
     /// How connection `id` came to an end by `error`, for people.
-    fn fate(&self, id: u64, error: &io::Error) -> String {
+    fn fate(&mut self, id: u64, error: &io::Error) -> String {
         if !silence::is_silence(error) {
             return match error.kind() {
                 io::ErrorKind::ConnectionReset => "its process ended without leaving the job".to_string(),
                 _ => format!("its control connection failed ({error})"),
             };
         }
-        let others = self.lines.iter().filter(|(other, line)| **other != id && tcp::is_unanswered(&line.stream));
-        let mut ranks: Vec<usize> = others.filter_map(|(_, line)| Some(line.known?.0)).collect();
-        ranks.sort_unstable();
+        let own = self.lines.get(id).and_then(|line| line.known).map(|(rank, _)| rank);
+        let silent = self.lines.unanswered(Instant::now()).iter().copied();
+        let ranks: Vec<usize> = silent.filter(|rank| Some(*rank) != own).collect();
         let as_little = match &ranks[..] {
             [] => String::new(),
             ranks => format!(", nor of late from the hosts of world ranks {}", silence::list(ranks)),
@@ -379,8 +373,8 @@ impl Hub {
 
     /// A connection is over.
     fn hang_up(&mut self, id: u64, how: &str) {
-        let Some(line) = self.lines.remove(&id) else { return };
-        let Some((rank, _)) = line.known else { return };
+        let Some(line) = self.lines.remove(id) else { return };
+        let Some((rank, own)) = line.known else { return };
         match &mut self.phase {
             Phase::Gathering(roster) => {
                 let (what, size) = (roster.lost(rank, how), roster.size().unwrap_or(0));
@@ -390,18 +384,31 @@ impl Hub {
                 held.remove(&id);
                 told.insert(rank);
             }
-            Phase::Running { court, .. } => court.departed(rank, Some(how.to_string())),
+            Phase::Running { court, own: own_remain, .. } => {
+                *own_remain -= usize::from(own && !court.has_gone(rank));
+                court.departed(rank, Some(how.to_string()));
+            }
         }
     }
 
     /// Time has passed.
     fn tick(&mut self, now: Instant) {
         self.door.sweep(now, &self.epoll);
-        self.lines.retain(|_, l| l.known.is_some() || now < l.since + INTRODUCTION);
+        self.lines.sweep(now);
         match &mut self.phase {
             Phase::Gathering(roster) => {
                 if self.somebody_came && self.give_up <= now {
-                    let (what, size) = (roster.missing(self.patience), roster.size().unwrap_or(0));
+                    let (mut what, size) = (roster.missing(self.patience), roster.size().unwrap_or(0));
+                    if self.door.ran_out() {
+                        what += &format!(
+                            "; or the limit of {} file descriptors kept them out, which process {} on host {}, where \
+                             they meet, has reached; {}",
+                            descriptors::limit(),
+                            std::process::id(),
+                            peer::host_name(),
+                            descriptors::RAISE
+                        );
+                    }
                     self.fail(what, size, HashSet::new(), now);
                 }
             }
@@ -415,7 +422,7 @@ impl Hub {
                 }
                 if court.over() || farewell_by.is_some_and(|by| by <= now) {
                     *farewell_by = None;
-                    let leaving: Vec<u64> = self.lines.iter().filter(|(_, l)| l.leaving).map(|(id, _)| *id).collect();
+                    let leaving: Vec<u64> = self.lines.iter().filter(|(_, l)| l.leaving).map(|(id, _)| id).collect();
                     for id in leaving {
                         self.farewell(id);
                     }
@@ -429,60 +436,37 @@ impl Hub {
     /// whether it did.
     fn release(&mut self, now: Instant) -> bool {
         let Phase::Failed { what, size, told, held, hold_until, .. } = &mut self.phase else { return false };
-        let on_its_way = || self.lines.iter().any(|(id, line)| !held.contains(id) && line.outbox.backlog() > 0);
+        let on_its_way = || self.lines.any_unsent(held);
         let due = *hold_until <= now || told.len() + held.len() >= *size;
         if held.is_empty() || !due || *hold_until + HELD > now && on_its_way() {
             return false;
         }
         let message = ToNode::Failed { what: what.clone() };
         for id in std::mem::take(held) {
-            told.extend(self.lines.get(&id).and_then(|line| line.known).map(|(rank, _)| rank));
-            if let Some(line) = self.lines.get_mut(&id) {
-                line.outbox.push(&message);
-            }
+            told.extend(self.lines.get(id).and_then(|line| line.known).map(|(rank, _)| rank));
+            self.lines.send(id, &message);
         }
         true
-    }
-
-    /// Queue a frame.
-    fn send(&mut self, id: u64, message: &ToNode) {
-        if let Some(line) = self.lines.get_mut(&id) {
-            line.outbox.push(message);
-        }
     }
 
     /// Send the court's letters and whatever else is queued, as far as the connections take it.
     fn deliver(&mut self) {
         loop {
             if let Phase::Running { court, ranks, .. } = &mut self.phase {
-                for (rank, message) in court.letters() {
-                    if let Some(line) = self.lines.get_mut(&ranks[rank]) {
-                        line.outbox.push(&message);
-                    }
+                for (to, message) in court.letters() {
+                    let body = Body::of(&message);
+                    to.iter().for_each(|rank| self.lines.share(ranks[*rank], &body));
                 }
             }
-            let (mut broken, mut failed) = (Vec::new(), Vec::new());
-            for (id, line) in self.lines.iter_mut().filter(|(_, l)| l.outbox.backlog() > 0 || l.wants_room) {
-                match line.outbox.flush(&line.stream) {
-                    Ok(done) => {
-                        if line.wants_room == done {
-                            line.wants_room = !done;
-                            let more = if done { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };
-                            let mut event = EpollEvent::new(EpollFlags::EPOLLIN | more, token(LINE, *id));
-                            let _ = self.epoll.modify(&line.stream, &mut event);
-                        }
-                        if line.outbox.backlog() > BACKLOG {
-                            broken.push((*id, "its process does not read its control connection".to_string()));
-                        }
-                    }
-                    Err(e) => failed.push((*id, e)),
-                }
-            }
-            broken.extend(failed.into_iter().map(|(id, e)| (id, self.fate(id, &e))));
-            if broken.is_empty() {
+            let faults = self.lines.flush(&self.epoll);
+            if faults.is_empty() {
                 return;
             }
-            for (id, how) in broken {
+            for (id, fault) in faults {
+                let how = match fault {
+                    Fault::Deaf => "its process does not read its control connection".to_string(),
+                    Fault::Failed(e) => self.fate(id, &e),
+                };
                 // What it said before the connection broke counts: it may be its goodbye.
                 self.hear(id);
                 self.hang_up(id, &how);
@@ -494,9 +478,14 @@ impl Hub {
     fn flush_for(&mut self, time: Duration) {
         let until = Instant::now() + time;
         self.deliver();
-        while self.lines.values().any(|l| l.outbox.backlog() > 0) && Instant::now() < until {
+        while self.lines.any_unsent(&HashSet::new()) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
+            self.lines.try_again();
             self.deliver();
         }
     }
 }
+
+#[cfg(test)]
+#[path = "hub_tests.rs"]
+mod tests;

@@ -17,6 +17,7 @@ use super::peer::{self, Peer, Settings};
 use super::wire::{Inbox, Outbox};
 use super::{hub, roster, silence};
 use crate::config::{Config, Family};
+use crate::descriptors;
 use crate::error::{Error, Result};
 
 /// Between attempts to reach the meeting point: at first, and at most.
@@ -82,6 +83,7 @@ impl Point {
 /// reached.
 pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<Met> {
     let start = Instant::now();
+    descriptors::raise();
     if size == 0 || size > roster::LARGEST || u32::try_from(rank).is_err() {
         return Err(Error::bootstrap(format!(
             "rank {rank} of a world of {size}: the size must be from 1 to {} and the rank below it",
@@ -101,26 +103,27 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
     let route = control.local_addr().map_err(|e| Error::system("cannot tell this rank's own address", e))?.ip();
     let (data, published) = open_data(route, open, config)?;
     let (local, name) = open_local().map_err(|e| Error::system("cannot open a unix socket", e))?;
+    let system = |e| Error::system("cannot tell this process' host and namespaces", e);
     let hello = Hello {
         size,
         version: env!("CARGO_PKG_VERSION").to_string(),
-        process: peer::process_id(),
+        process: peer::process_id().map_err(system)?,
         peer: Peer {
             rank,
             host: peer::host_name(),
-            host_id: peer::host_id(config),
+            host_id: peer::host_id(config).map_err(system)?,
             pid: std::process::id(),
             data: published,
             local: name,
             cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
-            affinity: peer::affinity(),
-            settings: Settings::of(config),
+            affinity: super::affinity::affinity(),
         },
+        settings: Settings::of(config),
     };
     let mut inbox = Inbox::default();
     let what = introduce(&control, &mut inbox, hello, Instant::now() + config.connect_timeout + GRACE);
     match what {
-        Ok(ToNode::Table { peers, hub }) if peers.len() == size => {
+        Ok(ToNode::Table { peers, hub }) if peers.len() == size && in_order(&peers) => {
             Ok(Met { key, control, inbox, peers, hub, data, local })
         }
         Ok(ToNode::Failed { what }) => Err(Error::bootstrap(format!("rank {rank}: {what}"))),
@@ -196,7 +199,8 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instan
             _ => "does an earlier world of this program still live? Drop it on every rank first, or split or duplicate it.",
         };
         Error::bootstrap(format!(
-            "rank 0 cannot listen at the meeting point {host}:{port}: {e}; {holder} Give all ranks another one (MASTER_PORT)"
+            "rank 0 cannot listen at the meeting point {host}:{port}: {}; {holder} Give all ranks another one (MASTER_PORT)",
+            descriptors::explain(e)
         ))
     })?;
     let at = listener.local_addr().map_err(|e| Error::system("cannot tell the meeting point's address", e))?;
@@ -307,6 +311,11 @@ fn open_local() -> std::io::Result<(UnixListener, String)> {
     let listener = UnixListener::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(&name)?)?;
     listener.set_nonblocking(true)?;
     Ok((listener, name))
+}
+
+/// Whether each rank has its place.
+fn in_order(peers: &[Peer]) -> bool {
+    peers.iter().enumerate().all(|(rank, peer)| peer.rank == rank)
 }
 
 /// Say who this is and wait for the hub's word.

@@ -14,7 +14,8 @@
 //! ([`Node::connect`]) and hand each other shared memory ([`Node::fetch_fd`]).
 //!
 //! * `id`: what names a job and says where it meets. `meeting`: a rank's way in.
-//! * `hub`: the hub's I/O, around `roster` (who has come) and `court` (verdicts), both without I/O.
+//! * `hub`: the hub's I/O with its connections, `lines`, around `roster` (who has come) and `court` (verdicts), both
+//!   without I/O.
 //! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
 //! * `frame`: the control connection's messages, `wire`: as bytes. `auth`: showing the key. `door`: accepting strangers safely.
 //!   `dial`: calling somebody with several addresses. `connecting`: making data connections. `silence`: hosts that
@@ -23,6 +24,7 @@
 //! Nothing here is global to the process: threads may each have a node of their own. Forking is not supported: the
 //! child would keep the parent's connections open and hide its death.
 
+mod affinity;
 mod auth;
 mod connecting;
 mod court;
@@ -32,6 +34,7 @@ mod frame;
 mod handover;
 mod hub;
 mod id;
+mod lines;
 mod meeting;
 mod peer;
 mod roster;
@@ -51,10 +54,10 @@ use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+pub(crate) use self::affinity::affinity;
 use self::auth::{Errand, Purpose};
 use self::frame::{Runs, ToHub};
 pub use self::id::{Meeting, UniqueId};
-pub(crate) use self::peer::affinity;
 pub use self::peer::{Peer, Settings};
 use self::shared::{Registered, Shared};
 use crate::config::Config;
@@ -219,11 +222,12 @@ impl Node {
                 Some((verdict, rank)) => Error::Failed { rank, verdict },
                 None => Error::bootstrap(format!(
                     "rank {} could not get shared memory from rank {peer} (process {} on host {}) within \
-                     {:.1?}: {refusal}; if the ranks are in different containers, set MAYPOLE_TRANSPORT=tcp",
+                     {:.1?}: {}; if the ranks are in different containers, set MAYPOLE_TRANSPORT=tcp",
                     shared.rank,
                     other.pid,
                     other.host,
-                    start.elapsed()
+                    start.elapsed(),
+                    crate::descriptors::explain(refusal)
                 )),
             }
         })

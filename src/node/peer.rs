@@ -1,10 +1,12 @@
 //! What ranks know of each other: [`Peer`], and how a process describes itself.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Family};
+use crate::descriptors;
 use crate::error::{Error, Result};
 
 /// The most addresses that a rank publishes.
@@ -32,12 +34,11 @@ pub struct Peer {
     pub cores: usize,
     /// Which cores its affinity allows, 64 a word, lowest first; empty if unknown. Ranks bound to one core each have
     /// disjoint sets.
+    #[serde(with = "super::affinity")]
     pub affinity: Vec<u64>,
-    /// The settings on which all ranks must agree.
-    pub settings: Settings,
 }
 
-/// The settings that shape messages: all ranks must have the same.
+/// The settings that shape messages: all ranks must have the same. A rank says them as it comes, and never again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// Equal exactly if the settings are.
@@ -85,37 +86,32 @@ pub(super) fn host_name() -> String {
 }
 
 /// What identifies this boot of this machine and the namespaces `names`. Parts that cannot be read count as empty.
-fn machine(names: &[&str]) -> String {
-    let mut text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| host_name());
+///
+/// # Errors
+/// There is no file descriptor to read with: another time it would be another machine.
+fn machine(names: &[&str]) -> io::Result<String> {
+    let mut text = match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Err(e) if descriptors::ran_out(&e) => return Err(e),
+        read => read.unwrap_or_else(|_| host_name()),
+    };
     for name in names {
         let link = std::fs::read_link(format!("/proc/self/ns/{name}"));
         text += &format!("\n{name}={}", link.map(|l| l.to_string_lossy().into_owned()).unwrap_or_default());
     }
-    text
+    Ok(text)
 }
 
 /// See [`Peer::host_id`].
-pub(super) fn host_id(config: &Config) -> u64 {
+pub(super) fn host_id(config: &Config) -> io::Result<u64> {
     let uid = nix::unistd::geteuid();
     let named = config.host.as_deref().unwrap_or_default();
-    digest(format!("{}\nuid={uid}\nhost={named}", machine(&["pid", "ipc", "net", "user"])).as_bytes())
+    let machine = machine(&["pid", "ipc", "net", "user"])?;
+    Ok(digest(format!("{machine}\nuid={uid}\nhost={named}").as_bytes()))
 }
 
 /// Equal exactly for callers in one process, whatever their settings: process numbers start anew in each namespace.
-pub(super) fn process_id() -> u64 {
-    digest(format!("{}\npid={}", machine(&["pid"]), std::process::id()).as_bytes())
-}
-
-/// See [`Peer::affinity`].
-pub(crate) fn affinity() -> Vec<u64> {
-    use nix::sched::{CpuSet, sched_getaffinity};
-    let Ok(set) = sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return Vec::new() };
-    let mut words = vec![0u64; CpuSet::count().div_ceil(64)];
-    for cpu in (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)) {
-        words[cpu / 64] |= 1 << (cpu % 64);
-    }
-    words.truncate(words.iter().rposition(|w| *w != 0).map_or(0, |last| last + 1));
-    words
+pub(super) fn process_id() -> io::Result<u64> {
+    Ok(digest(format!("{}\npid={}", machine(&["pid"])?, std::process::id()).as_bytes()))
 }
 
 /// Whether `address` is of the family that was asked for.
@@ -129,10 +125,9 @@ pub(super) fn allowed(family: Family, address: &IpAddr) -> bool {
 
 /// Every usable address of this machine with its interface's name: IPv4 first, loopback last. Link-local IPv6 addresses
 /// are left out: they mean nothing without the interface's number, which differs between hosts.
-pub(super) fn interfaces() -> Vec<(String, IpAddr)> {
+pub(super) fn interfaces() -> io::Result<Vec<(String, IpAddr)>> {
     use nix::net::if_::InterfaceFlags;
-    let Ok(list) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
-    let mut found: Vec<(String, IpAddr)> = list
+    let mut found: Vec<(String, IpAddr)> = nix::ifaddrs::getifaddrs()?
         .filter(|i| i.flags.contains(InterfaceFlags::IFF_UP))
         .filter_map(|i| {
             let address = i.address?;
@@ -145,16 +140,16 @@ pub(super) fn interfaces() -> Vec<(String, IpAddr)> {
         })
         .collect();
     found.sort_by_key(|(_, ip)| (ip.is_loopback(), ip.is_ipv6()));
-    found
+    Ok(found)
 }
 
 /// The addresses that `MAYPOLE_INTERFACE` and `MAYPOLE_FAMILY` allow: all of the machine's if no interface is asked
 /// for.
 ///
 /// # Errors
-/// [`Error::Setting`] if there is none, naming the interfaces there are.
+/// [`Error::Setting`] if there is none, naming the interfaces there are; [`Error::System`] if they cannot be listed.
 pub(super) fn addresses(config: &Config) -> Result<Vec<IpAddr>> {
-    let all = interfaces();
+    let all = interfaces().map_err(|e| Error::system("cannot list the network interfaces of this host", e))?;
     let wanted = config.interface.as_deref();
     let literal: Option<IpAddr> = wanted.and_then(|w| w.parse().ok());
     let found: Vec<IpAddr> = all
@@ -195,11 +190,11 @@ mod tests {
     #[test]
     fn a_host_is_what_its_settings_say() {
         let mut config = Config::default();
-        let here = host_id(&config);
-        assert_eq!(here, host_id(&config));
+        let here = host_id(&config).unwrap();
+        assert_eq!(here, host_id(&config).unwrap());
         config.host = Some("elsewhere".into());
-        assert_ne!(here, host_id(&config));
-        assert_eq!(process_id(), process_id());
+        assert_ne!(here, host_id(&config).unwrap());
+        assert_eq!(process_id().unwrap(), process_id().unwrap());
     }
 
     #[test]
@@ -222,11 +217,5 @@ mod tests {
         assert!(error.contains("nosuch0") && error.contains("127.0.0.1"), "{error}");
         let config = Config { interface: Some("127.0.0.1".into()), ..Config::default() };
         assert_eq!(addresses(&config).unwrap(), [IpAddr::from([127, 0, 0, 1])]);
-    }
-
-    #[test]
-    fn affinity_names_at_least_this_core() {
-        let cores: u32 = affinity().iter().map(|w| w.count_ones()).sum();
-        assert!(cores as usize >= std::thread::available_parallelism().unwrap().get());
     }
 }

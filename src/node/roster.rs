@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::frame::Hello;
-use super::peer::Peer;
+use super::peer::{Peer, Settings};
 
 /// How many missing ranks an error names one by one.
 const NAMED: usize = 16;
@@ -13,49 +13,58 @@ pub(super) const LARGEST: usize = 1 << 20;
 /// The ranks that have come so far.
 #[derive(Default)]
 pub(super) struct Roster {
-    /// Set by the first to come.
+    /// World size, as the first to speak was told.
     size: Option<usize>,
-    come: Vec<Option<Hello>>,
+    /// The first to come: whoever agrees with that one agrees with all.
+    first: Option<First>,
+    /// By rank, with their processes.
+    come: Vec<Option<(Peer, u64)>>,
     count: usize,
 }
 
+struct First {
+    rank: usize,
+    settings: Settings,
+}
+
 /// A process as errors name it.
-fn who(hello: &Hello) -> String {
-    format!("rank {} (process {} on host {})", hello.peer.rank, hello.peer.pid, hello.peer.host)
+fn who(peer: &Peer) -> String {
+    format!("rank {} (process {} on host {})", peer.rank, peer.pid, peer.host)
 }
 
 impl Roster {
-    /// Take in one more. `Ok(true)`: now all have come.
+    /// Take in one more. `Ok(true)`: now all have come. Takes the same time however many have.
     ///
     /// # Errors
     /// What is wrong, for every rank to be told.
     pub fn admit(&mut self, hello: Hello) -> Result<bool, String> {
-        let (rank, size) = (hello.peer.rank, hello.size);
+        let Hello { size, version, process, peer, settings } = hello;
+        let rank = peer.rank;
+        // Whatever is wrong with the first to speak: this many are to be told.
+        let expected = *self.size.get_or_insert(size.min(LARGEST));
         let ours = env!("CARGO_PKG_VERSION");
-        if hello.version != ours {
+        if version != ours {
             return Err(format!(
-                "{} runs Maypole {}, but the meeting point runs {ours}; every rank needs the same version",
-                who(&hello),
-                hello.version
+                "{} runs Maypole {version}, but the meeting point runs {ours}; every rank needs the same version",
+                who(&peer),
             ));
         }
         if size > LARGEST {
-            return Err(format!("{} was told a world of {size} ranks; at most {LARGEST} can meet", who(&hello)));
+            return Err(format!("{} was told a world of {size} ranks; at most {LARGEST} can meet", who(&peer)));
         }
-        let expected = *self.size.get_or_insert(size);
-        if let Some(first) = self.come.iter().flatten().next().filter(|_| size != expected) {
+        if let Some(first) = self.first.as_ref().filter(|_| size != expected) {
             return Err(format!(
-                "the ranks were told different world sizes: {} says {expected}, {} says {size}; start every \
-                 rank of a job with the same size",
-                who(first),
-                who(&hello)
+                "the ranks were told different world sizes: {} says {expected}, {} says {size}; start every rank of \
+                 a job with the same size",
+                self.name(first.rank),
+                who(&peer)
             ));
         }
         if rank >= size {
             return Err(format!(
                 "{} is out of range: the world has {size} rank{}, numbered from 0 to {}; give each process its \
                  own rank below the size",
-                who(&hello),
+                who(&peer),
                 if size == 1 { "" } else { "s" },
                 size.saturating_sub(1)
             ));
@@ -63,26 +72,32 @@ impl Roster {
         if self.come.len() < size {
             self.come.resize(size, None);
         }
-        if let Some(other) = &self.come[rank] {
+        if let Some((other, _)) = &self.come[rank] {
             return Err(format!(
                 "two processes have rank {rank}: process {} on host {} and process {} on host {}; give each \
                  process its own rank",
-                other.peer.pid, other.peer.host, hello.peer.pid, hello.peer.host
+                other.pid, other.host, peer.pid, peer.host
             ));
         }
-        if let Some(other) = self.come.iter().flatten().find(|o| o.peer.settings.digest != hello.peer.settings.digest) {
+        let first = self.first.get_or_insert_with(|| First { rank, settings: settings.clone() });
+        if first.settings.digest != settings.digest {
+            let (first_rank, first_text) = (first.rank, first.settings.text.clone());
             return Err(format!(
-                "the ranks have different settings: {} has {}, {} has {}; set the same MAYPOLE_* variables \
+                "the ranks have different settings: {} has {first_text}, {} has {}; set the same MAYPOLE_* variables \
                  for every rank",
-                who(other),
-                other.peer.settings.text,
-                who(&hello),
-                hello.peer.settings.text
+                self.name(first_rank),
+                who(&peer),
+                settings.text
             ));
         }
-        self.come[rank] = Some(hello);
+        self.come[rank] = Some((peer, process));
         self.count += 1;
         Ok(self.count == size)
+    }
+
+    /// A rank as errors name it.
+    fn name(&self, rank: usize) -> String {
+        self.come.get(rank).and_then(Option::as_ref).map_or_else(|| format!("rank {rank}"), |(peer, _)| who(peer))
     }
 
     /// The world size, once somebody has come.
@@ -92,7 +107,7 @@ impl Roster {
 
     /// What to tell everybody when `rank` has gone before all had come. `how`: how that was noticed.
     pub fn lost(&self, rank: usize, how: &str) -> String {
-        let name = self.come.get(rank).and_then(Option::as_ref).map_or_else(|| format!("rank {rank}"), who);
+        let name = self.name(rank);
         format!("{name} was gone before all ranks had come ({how}); see its own output for why")
     }
 
@@ -117,15 +132,14 @@ impl Roster {
     }
 
     /// All peers by rank, once all have come; and the lowest rank in the process `process`.
-    pub fn table(&self, process: u64) -> (Vec<Peer>, Option<usize>) {
-        let own = self.come.iter().flatten().find(|h| h.process == process).map(|h| h.peer.rank);
-        (self.come.iter().flatten().map(|h| h.peer.clone()).collect(), own)
+    pub fn into_table(self, process: u64) -> (Vec<Peer>, Option<usize>) {
+        let own = self.come.iter().flatten().find(|(_, p)| *p == process).map(|(peer, _)| peer.rank);
+        (self.come.into_iter().flatten().map(|(peer, _)| peer).collect(), own)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::peer::Settings;
     use super::*;
     use crate::config::Config;
 
@@ -139,9 +153,9 @@ mod tests {
             local: String::new(),
             cores: 1,
             affinity: Vec::new(),
-            settings: Settings::of(&Config::default()),
         };
-        Hello { size, version: env!("CARGO_PKG_VERSION").into(), process: rank as u64, peer }
+        let settings = Settings::of(&Config::default());
+        Hello { size, version: env!("CARGO_PKG_VERSION").into(), process: rank as u64, peer, settings }
     }
 
     #[test]
@@ -151,7 +165,7 @@ mod tests {
         assert_eq!(roster.admit(hello(0, 3)), Ok(false));
         assert!(roster.missing(std::time::Duration::from_secs(1)).starts_with("rank 1 did not come within 1s (2 of 3"));
         assert_eq!(roster.admit(hello(1, 3)), Ok(true));
-        let (peers, own) = roster.table(1);
+        let (peers, own) = roster.into_table(1);
         assert_eq!(peers.iter().map(|p| p.rank).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(own, Some(1));
     }
@@ -173,7 +187,7 @@ mod tests {
         let text = after(hello(1, 3), &|h| h.version = "0.0.0".into());
         assert!(text.contains("0.0.0") && text.contains("rank 1"), "{text}");
         let text = after(hello(1, 3), &|h| {
-            h.peer.settings = Settings::of(&Config { ring: 1 << 20, ..Config::default() });
+            h.settings = Settings::of(&Config { ring: 1 << 20, ..Config::default() });
         });
         assert!(text.contains("MAYPOLE_RING=262144") && text.contains("MAYPOLE_RING=1048576"), "{text}");
         assert!(Roster::default().admit(hello(5, 2)).unwrap_err().contains("out of range"));

@@ -16,8 +16,10 @@ use serde::de::DeserializeOwned;
 const HEAD: usize = 4;
 /// How many bytes are read at a time.
 const CHUNK: usize = 16 << 10;
-/// An empty inbox gives memory back beyond this.
-const KEPT: usize = 4 * CHUNK;
+/// An empty inbox gives memory back beyond this: the hub has one for every rank.
+const KEPT: usize = 4 << 10;
+/// A body shorter than this is copied although others have it, too: it is written together with its neighbours.
+const SHORT: usize = 1 << 10;
 
 /// Bytes that have arrived and are not yet whole frames.
 #[derive(Default)]
@@ -124,9 +126,12 @@ impl Outbox {
         self.add(&body);
     }
 
-    /// Append a frame without copying its body.
+    /// Append a frame; a long body is not copied.
     pub fn share(&mut self, body: &Body) {
         self.add(&head(&body.0));
+        if body.0.len() < SHORT {
+            return self.add(&body.0);
+        }
         self.parts.push_back(Part::Shared(body.clone()));
         self.backlog += body.0.len();
     }
@@ -185,7 +190,7 @@ mod tests {
     #[test]
     fn frames_survive_any_cut() {
         let mut out = Outbox::default();
-        let sent = [ToNode::Farewell, failed(300), failed(200), ToNode::Farewell];
+        let sent = [ToNode::Farewell, failed(300), failed(SHORT), ToNode::Farewell];
         out.push(&sent[0]);
         out.push(&sent[1]);
         out.share(&Body::of(&sent[2]));
@@ -230,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_queue_goes_on_where_a_connection_took_no_more() {
-        let table = Body::of(&failed(50));
+        let table = Body::of(&failed(2 * SHORT));
         let mut out = Outbox::default();
         let mut narrow = Narrow { taken: Vec::new(), room: 0 };
         for _ in 0..5 {
@@ -246,7 +251,7 @@ mod tests {
         inbox.fill(&narrow.taken[..], TABLE_LIMIT).unwrap();
         for _ in 0..5 {
             assert_eq!(inbox.next(TABLE_LIMIT).unwrap(), Some(failed(2 * CHUNK)));
-            assert_eq!(inbox.next(TABLE_LIMIT).unwrap(), Some(failed(50)));
+            assert_eq!(inbox.next(TABLE_LIMIT).unwrap(), Some(failed(2 * SHORT)));
         }
     }
 

@@ -1,0 +1,254 @@
+//! The hub with many members, of which each is a socket of this test that says what a node would.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use maypole_collectives::schedule::Collective;
+use maypole_collectives::{DataType, ReduceOp};
+use nix::poll::PollFlags;
+use nix::time::{ClockId, clock_gettime};
+
+use super::super::auth::{Errand, Purpose, Refusal, knock, wait};
+use super::super::frame::{Runs, TABLE_LIMIT};
+use super::super::peer::{Peer, Settings};
+use super::super::wire::{Inbox, Outbox};
+use super::*;
+use crate::fingerprint::Fingerprint;
+use crate::watch::Record;
+
+/// Bytes that a thread has allocated and not freed, and the most that it ever had.
+struct ByThread;
+
+thread_local! {
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static MOST: Cell<isize> = const { Cell::new(0) };
+}
+
+fn book(bytes: isize) {
+    // A thread that ends may free after its counters are gone.
+    let _ = HELD.try_with(|held| {
+        held.set(held.get() + bytes);
+        MOST.with(|most| most.set(most.get().max(held.get())));
+    });
+}
+
+// SAFETY: everything is passed on to the system's allocator; counting does not allocate.
+unsafe impl GlobalAlloc for ByThread {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        book(layout.size() as isize);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        book(-(layout.size() as isize));
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // Both exist while the one is copied into the other.
+        book(size as isize);
+        book(-(layout.size() as isize));
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: ByThread = ByThread;
+
+const KEY: Key = [5; 32];
+const WORLD: u64 = 1;
+
+/// What a hub has used when it ends.
+struct Used {
+    memory: isize,
+    time: Duration,
+}
+
+/// A hub for `size` ranks, and where.
+fn hub(size: usize) -> (SocketAddr, std::thread::JoinHandle<Used>) {
+    crate::descriptors::raise();
+    let listener = listen(Some(Ipv4Addr::LOCALHOST.into()), 0, Family::V4).unwrap();
+    let at = listener.local_addr().unwrap();
+    let hub = std::thread::spawn(move || {
+        let config = Config { connect_timeout: Duration::from_secs(60), ..Config::default() };
+        Hub::new(listener, KEY, &config, Some(size)).unwrap().run();
+        let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
+        Used { memory: MOST.get(), time: time.into() }
+    });
+    (at, hub)
+}
+
+/// A control connection that plays a rank.
+struct Member {
+    rank: usize,
+    stream: TcpStream,
+    inbox: Inbox,
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+impl Member {
+    /// Connect and show the key.
+    fn arrive(rank: usize, at: SocketAddr) -> std::result::Result<Member, Refusal> {
+        let mut stream = TcpStream::connect(at)?;
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        let errand = Errand {
+            purpose: Purpose::Control,
+            from: rank as u32,
+            to: HUB,
+            context: 0,
+            channel: 0,
+            index: 0,
+            total: 0,
+        };
+        knock(&mut stream, &KEY, &errand, soon(), &|| false)?;
+        Ok(Member { rank, stream, inbox: Inbox::default() })
+    }
+
+    fn say(&self, frame: &ToHub) {
+        let mut outbox = Outbox::default();
+        outbox.push(frame);
+        while !outbox.flush(&self.stream).unwrap() {
+            wait(&self.stream, PollFlags::POLLOUT, soon(), &|| false).unwrap();
+        }
+    }
+
+    /// Eight ranks of a host, each bound to a core.
+    fn introduce(&self, size: usize) {
+        let peer = Peer {
+            rank: self.rank,
+            host: format!("node{:05}.cluster.example.org", self.rank / 8),
+            host_id: (self.rank / 8) as u64,
+            pid: 1000 + self.rank as u32,
+            data: (0..4).map(|i| SocketAddr::from(([10, i, (self.rank / 2048) as u8, 7], 40000))).collect(),
+            local: format!("maypole-{}-{:016x}", self.rank, self.rank),
+            cores: 1,
+            affinity: vec![1 << (self.rank % 8)],
+        };
+        let settings = Settings::of(&Config::default());
+        self.say(&ToHub::Hello(Hello {
+            size,
+            version: env!("CARGO_PKG_VERSION").into(),
+            process: 1 + self.rank as u64,
+            peer,
+            settings,
+        }));
+    }
+
+    fn hear(&mut self) -> ToNode {
+        loop {
+            if let Some(frame) = self.inbox.next(TABLE_LIMIT).unwrap() {
+                return frame;
+            }
+            wait(&self.stream, PollFlags::POLLIN, soon(), &|| false).unwrap();
+            assert!(self.inbox.fill(&self.stream, TABLE_LIMIT).unwrap(), "the hub closed rank {}'s line", self.rank);
+        }
+    }
+
+    /// Take in the table without making anything of it: its length and digest.
+    fn skip(&mut self) -> (usize, blake3::Hash) {
+        self.stream.set_nonblocking(false).unwrap();
+        let mut head = [0; 4];
+        self.stream.read_exact(&mut head).unwrap();
+        let mut body = vec![0; u32::from_le_bytes(head) as usize];
+        self.stream.read_exact(&mut body).unwrap();
+        self.stream.set_nonblocking(true).unwrap();
+        (body.len(), blake3::hash(&body))
+    }
+}
+
+/// What 2,000 ranks cost the process that holds their job together: they come, register the world, one of them waits in
+/// vain and all are asked, told the verdict, and let go.
+#[test]
+fn two_thousand_ranks_cost_the_hub_little() {
+    const RANKS: usize = 2000;
+    if crate::descriptors::limit() < 2 * RANKS + 500 {
+        println!("skipped: two_thousand_ranks_cost_the_hub_little: {}", crate::descriptors::RAISE);
+        return;
+    }
+    let (at, hub) = hub(RANKS);
+    let begun = Instant::now();
+    let mut members: Vec<Member> = (0..RANKS).map(|rank| Member::arrive(rank, at).unwrap()).collect();
+    // The last comes first, so that none of those who come finds the others at the beginning of a list.
+    members.iter().rev().for_each(|member| member.introduce(RANKS));
+    let ToNode::Table { peers, .. } = members[0].hear() else { panic!("a table") };
+    assert!(peers.len() == RANKS && peers.iter().enumerate().all(|(rank, peer)| peer.rank == rank));
+    let tables: Vec<_> = members[1..].iter_mut().map(Member::skip).collect();
+    assert!(tables.iter().all(|table| *table == tables[0]));
+    println!("{RANKS} ranks have met after {:?}; a table has {} bytes", begun.elapsed(), tables[0].0);
+    let everybody: Vec<usize> = (0..RANKS).collect();
+    let world = Runs::new(&everybody);
+    members.iter().for_each(|m| m.say(&ToHub::Register { context: WORLD, members: world.clone() }));
+    let operation = Fingerprint::collective(1, Collective::AllReduce, DataType::F32, Some(ReduceOp::Sum), 0, 4);
+    let stalled = ToHub::Stalled { context: WORLD, operation, after: Duration::from_secs(9), unheard: None };
+    // The hub serves connections in any order: all have registered once all have been answered.
+    members.iter().for_each(|m| m.say(&ToHub::Inquire { context: WORLD, operation, peer: m.rank }));
+    members.iter_mut().for_each(|m| assert!(matches!(m.hear(), ToNode::Ask { .. })));
+    members[7].say(&stalled);
+    for member in members.iter_mut().filter(|member| member.rank != 7) {
+        let ToNode::Ask { context, sequence, question } = member.hear() else { panic!("a question") };
+        let record = Record::NotYet(None);
+        member.say(&ToHub::Answer { context, sequence, question, record, unheard: None });
+    }
+    for member in &mut members {
+        let ToNode::Declare { verdict, .. } = member.hear() else { panic!("a verdict") };
+        assert!(matches!(verdict, crate::Verdict::Stalled { culprits, .. } if culprits.len() == RANKS - 1));
+    }
+    members.iter().for_each(|member| member.say(&ToHub::Bye));
+    members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Farewell)));
+    println!("and have left after {:?}", begun.elapsed());
+    drop(members);
+    let used = hub.join().unwrap();
+    println!("the hub had at most {:.1} MB and worked {:?}", used.memory as f64 / 1e6, used.time);
+    assert!(used.memory < 50_000_000, "{} bytes", used.memory);
+    assert!(used.time < Duration::from_secs(2), "{:?}", used.time);
+}
+
+/// Strangers connect as fast as they can, two thousand at a time, and say nothing; the ranks come among them.
+#[test]
+fn ranks_come_in_among_a_crowd_of_strangers() {
+    const RANKS: usize = 64;
+    const STRANGERS: usize = 2000;
+    let (at, hub) = hub(RANKS);
+    let over = AtomicBool::new(false);
+    let called = std::thread::scope(|scope| {
+        let strangers = scope.spawn(|| {
+            let mut crowd = VecDeque::with_capacity(STRANGERS);
+            let mut called = 0;
+            while !over.load(Ordering::Relaxed) {
+                // Where the queue is full this waits, as it should.
+                crowd.extend(TcpStream::connect_timeout(&at, Duration::from_millis(100)));
+                called += 1;
+                if crowd.len() == STRANGERS {
+                    crowd.pop_front();
+                }
+            }
+            called
+        });
+        let arrive = |rank| {
+            let until = soon();
+            loop {
+                match Member::arrive(rank, at) {
+                    Ok(member) => return member,
+                    Err(refusal) => assert!(Instant::now() < until, "rank {rank} is kept out: {refusal}"),
+                }
+            }
+        };
+        let mut members: Vec<Member> = (0..RANKS).map(arrive).collect();
+        members.iter().for_each(|member| member.introduce(RANKS));
+        members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Table { .. })));
+        members.iter().for_each(|member| member.say(&ToHub::Bye));
+        members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Farewell)));
+        over.store(true, Ordering::Relaxed);
+        strangers.join().unwrap()
+    });
+    hub.join().unwrap();
+    println!("{RANKS} ranks came in among {called} strangers");
+}
