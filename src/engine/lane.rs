@@ -387,9 +387,16 @@ impl<'a> Lane<'a> {
                 let bytes = self.bound.of(dst, i, self.round).1;
                 let offset = self.bound.offset(loan.first as usize + at + i, self.round);
                 let there = borrowed.address(offset, bytes)?;
-                // SAFETY: the address lies in the owner's part. The owner does not write it before `done`, nor, if the
-                // operation fails, while it is borrowed; and what it lends of this rank's own is apart from `dst`.
+                // SAFETY: the address lies in the owner's part, which stays mapped. The owner does not write it before
+                // `done`. If the operation has failed on its side, a thread waits until it is not borrowed any more;
+                // another process does not, and then these may be any bytes, which every element type allows and
+                // nobody gets to see, as follows. What it lends of this rank's own is apart from `dst`.
                 unsafe { self.take_in(dst, i, there, local) };
+            }
+            // Otherwise what lies in `dst` may be what the owner wrote after its operation had failed. This one cannot
+            // succeed any more either: the gate stays shut, so this rank waits here until it is told why.
+            if !borrowed.is_intact() {
+                return Ok(false);
             }
         }
         links.window().done(from, number);

@@ -9,6 +9,10 @@
 //! A lent buffer must not change while the operation runs. Out of place that is so for inputs, which are never written,
 //! and for what is published of an output, which is complete. In place a later step could overwrite what others still
 //! read; [`Algorithm::lends_in_place`] says where none does, and the verifier checks it.
+//!
+//! Where an operation fails, a lender goes on without its readers. What a reader in another process has taken in then
+//! counts only if the lender's gate was open afterwards; the argument is with
+//! [`Allocation`](maypole_transports::shm::allocation).
 
 use std::sync::Arc;
 
@@ -42,7 +46,8 @@ impl Loan {
     pub const NONE: Loan = Loan { allocation: 0, offset: 0, first: 0 };
 }
 
-/// Another rank's buffer while it is read; it cannot be taken back meanwhile.
+/// Another rank's buffer while it is read. A thread of this process cannot take it back meanwhile; another process can,
+/// and then it is no longer [intact](Borrowed::is_intact).
 pub(crate) struct Borrowed<'a> {
     memory: &'a Allocation,
     from: usize,
@@ -60,6 +65,14 @@ impl Borrowed<'_> {
         let at = within.and_then(|offset| self.memory.address(self.from, offset, bytes));
         // The owner may be a thread of this process: then it has exposed the address, and this is that very memory.
         at.map(std::ptr::with_exposed_provenance).ok_or_else(|| astray(self.from, &self.loan))
+    }
+
+    /// Whether all that was read so far is what its owner had lent. To be asked when everything is read, and before any
+    /// of it is passed on or the owner is told that this rank is done.
+    #[inline]
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.memory.gate(self.from).is_open()
     }
 }
 

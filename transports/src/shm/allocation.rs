@@ -9,11 +9,26 @@
 //! When a part may be read and when its owner may write it again is the window's protocol ([`super::window`]): a
 //! publication says that the bytes are there, and the owner writes them again only when every other member is done with
 //! it ([`crate::Window::unread`]). That leaves an operation that *failed*: its owner gets its memory back although
-//! others may not be done, and never will be. So a reader enters the part's gate before it reads and leaves it
-//! afterwards, and an owner whose operation failed shuts the gate and waits until nobody is inside. A reader raises the
-//! count, fences, and looks whether the gate is shut; the owner shuts it, fences, and looks at the count. The fences are
+//! others may not be done, and never will be. So each part has a gate, which its owner shuts before it goes on. A gate
+//! once shut stays so: the communicator has failed too.
+//!
+//! *Members that are threads.* A read beside a write would be a data race. So a reader enters the gate before it reads
+//! and leaves it afterwards, and an owner that has shut it waits until nobody is inside. A reader raises the count,
+//! fences, and looks whether the gate is shut; the owner shuts it, fences, and looks at the count. The fences are
 //! totally ordered: either the reader sees the gate shut and turns back, or the owner sees the reader and waits.
-//! `tests/loom` checks this. A gate once shut stays so: the communicator has failed too.
+//!
+//! *Members that are processes* are not waited for: one may have died inside. So a reader may find bytes that the owner
+//! has written since, or zeros where it has given them back. It must not take them for what was lent, and need not: when
+//! it has read, and before it says so or uses what it read, it looks at the gate again ([`Gate::is_open`]). Suppose that
+//! it has read a byte that was written after the gate was shut. The owner's fence lies between its store into `shut` and
+//! that write, the reader's between its read and the look; since the read found what was written behind the owner's
+//! fence, everything before that fence is seen behind the reader's, `shut` too. So a gate that is found open vouches
+//! for every byte before. The order of several reads does not matter, nor that a kernel or a copy makes them by halves.
+//! Giving memory back is a call to the system, which comes after the fence as a write does; and whoever finds the zeros
+//! has gone through the same system. A gate found shut says only that the bytes may be wrong: the reader fails with the
+//! communicator, as it would have had it come later.
+//!
+//! `tests/loom` checks both.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -46,6 +61,16 @@ impl Gate {
             return false;
         }
         true
+    }
+
+    /// Whether the gate is open still, looked at after reading: then all that was read is what the owner had lent. Where
+    /// members are processes nothing else says so.
+    #[inline]
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        // Behind the reads, whatever made them; see the module.
+        fence(Ordering::Acquire);
+        self.shut.load(Ordering::Relaxed) == 0
     }
 
     /// Everything that was to be read is read.
@@ -178,8 +203,8 @@ impl Allocation {
         unsafe { self.base.cast::<Gate>().add(member).as_ref() }
     }
 
-    /// Shut the gate of member `me`'s part and wait until nobody reads it. Other processes are not waited for: they may
-    /// have died inside, and what they read of a failed operation concerns nobody.
+    /// Shut the gate of member `me`'s part and, where the members are threads, wait until nobody reads it. Other
+    /// processes are not waited for: they may have died inside, and those that live look at the gate when they have read.
     pub fn take_back(&self, me: usize) {
         let gate = self.gate(me);
         gate.shut();
