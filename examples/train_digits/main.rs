@@ -2,7 +2,7 @@
 //! gradients, so that all ranks take the same step.
 //!
 //! ```text
-//! cargo run --release --example train_digits -- --ranks 4
+//! cargo run --release -p train_digits -- --ranks 4
 //! ```
 //!
 //! starts four ranks as threads. Without `--ranks`, this program is one rank of those that a launcher (mpirun, mpiexec,
