@@ -359,7 +359,8 @@ fn strangers_change_nothing() {
             garbage.write_all(&[0xa5; 4096]).unwrap();
             let mut answer = Vec::new();
             // Closed, or reset because not all of the garbage was read.
-            assert!(!matches!(garbage.read_to_end(&mut answer), Ok(n) if n > 0), "garbage gets no answer");
+            let _ = garbage.read_to_end(&mut answer);
+            assert!(answer.is_empty(), "garbage gets no answer: {answer:?}");
             (silent, half)
         };
         let crowd = bother(hub);

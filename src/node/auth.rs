@@ -1,15 +1,22 @@
 //! How both ends of a new connection show that they hold the job's key, before either keeps anything for the other.
 //!
 //! ```text
-//! caller                                   door
-//!   opening: magic, errand, nonce   ->              68 bytes
-//!                                   <-  answer: magic, nonce, MAC("door", opening, nonce)     72 bytes
-//!   proof: MAC("caller", opening, nonce) ->         32 bytes
+//! caller                                               door
+//!   opening: magic, errand, nonce          ->                                         68 bytes
+//!                                          <-  greeting: magic, nonce                 40 bytes
+//!   proof: MAC("caller", greeting, opening) ->                                        32 bytes
+//!                                          <-  answer: MAC("door", greeting, opening) 32 bytes
 //! ```
 //! MAC is BLAKE3 keyed with the job's key. Both nonces are fresh, so nothing recorded can be played again, and the
-//! errand (who calls, for whom, what for) is covered. The caller may write on at once after the proof. Everything has a
-//! fixed size: a stranger costs the door a few hundred bytes and a file descriptor until its time is up. The connection
-//! itself is not encrypted.
+//! errand (who calls, for whom, what for) is covered. The caller proves first: who does not hold the key gets a nonce
+//! and, if it tries, a refusal of zeros, whoever it asked for; nothing that a guess at the key could be checked with.
+//! (Somebody who listens where a door should be does get a caller's MAC; that is why short keys are refused.) The caller
+//! speaks first, although the door need not know yet what it says: where a listener's queue is full, the kernel may
+//! forget a connection that the caller takes for made, and learns of it again by what the caller sends.
+//!
+//! Both ends come out with a [`Key`] of this one connection, derived from the job's key, the greeting and the opening.
+//! The door may write on at once after its answer, the caller when it has seen it. Everything has a fixed size: a
+//! stranger costs the door a few hundred bytes and a file descriptor until its time is up.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -17,17 +24,19 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// The secret of a job.
-pub(super) type Key = [u8; 32];
+use super::key::Key;
 
 /// `to` of an errand that is for the hub, and the hub's own number at its door.
 pub(super) const HUB: u32 = u32::MAX;
 
 /// Opens both directions; the last byte is the version of this protocol.
-const MAGIC: [u8; 8] = *b"maypole\x01";
+const MAGIC: [u8; 8] = *b"maypole\x02";
+const GREETING: usize = 40;
 const OPENING: usize = 68;
-const ANSWER: usize = 72;
-const PROOF: usize = 32;
+/// A MAC's bytes: a caller's proof, a door's answer.
+const MAC: usize = 32;
+/// What a door answers to a proof by another key: no MAC is that.
+const REFUSED: [u8; MAC] = [0; MAC];
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +110,35 @@ impl Errand {
     }
 }
 
-fn mac(key: &Key, side: &[u8], opening: &[u8; OPENING], nonce: &[u8]) -> blake3::Hash {
-    blake3::Hasher::new_keyed(key).update(side).update(opening).update(nonce).finalize()
+/// What both ends have said before the proofs.
+struct Transcript<'a> {
+    greeting: &'a [u8; GREETING],
+    opening: &'a [u8; OPENING],
+}
+
+impl Transcript<'_> {
+    fn mac(&self, key: &Key, side: &[u8]) -> blake3::Hash {
+        blake3::Hasher::new_keyed(key.bytes()).update(side).update(self.greeting).update(self.opening).finalize()
+    }
+
+    /// The key of this connection: another one each time, and from it nobody learns the job's.
+    fn session(&self, key: &Key) -> Key {
+        let mut hasher = blake3::Hasher::new_derive_key("maypole 2026 connection key");
+        hasher.update(key.bytes()).update(self.greeting).update(self.opening);
+        Key::new(*hasher.finalize().as_bytes())
+    }
+}
+
+/// What is wrong with the first bytes of the other end, if anything. `start`: as much of [`MAGIC`] as has come.
+fn check_magic(start: &[u8]) -> Result<(), Refusal> {
+    let versionless = start.len().min(MAGIC.len() - 1);
+    if start[..versionless] != MAGIC[..versionless] {
+        return Err(Refusal::Stranger);
+    }
+    if start.len() >= MAGIC.len() && start[versionless] != MAGIC[versionless] {
+        return Err(Refusal::Version);
+    }
+    Ok(())
 }
 
 /// 32 fresh random bytes.
@@ -117,19 +153,19 @@ pub(super) fn random() -> io::Result<[u8; 32]> {
 pub(super) enum Standing {
     /// More has to arrive.
     Waiting,
-    /// It holds the key; this is what it wants.
-    Admitted(Errand),
-    /// It is to be closed.
-    Rejected(&'static str),
+    /// It holds the job's key; this is what it wants, and the key of this connection.
+    Admitted(Errand, Key),
+    /// It is to be closed. It said that it is this rank, if it showed a key, but another one.
+    Rejected(Refusal, Option<u32>),
 }
 
 /// The door's side of one connection that has not shown the key yet: a state machine that never waits.
 pub(super) struct Guest<S> {
     stream: S,
-    buffer: [u8; OPENING],
+    /// What it was greeted with, once its opening had come.
+    greeting: Option<[u8; GREETING]>,
+    buffer: [u8; OPENING + MAC],
     filled: usize,
-    /// The errand and the proof that must come, once the opening has been answered.
-    expected: Option<(Errand, blake3::Hash)>,
     /// When its time is up.
     pub deadline: Instant,
 }
@@ -137,7 +173,7 @@ pub(super) struct Guest<S> {
 impl<S: Read + Write> Guest<S> {
     /// A connection just accepted; `stream` is non-blocking.
     pub fn new(stream: S, deadline: Instant) -> Guest<S> {
-        Guest { stream, buffer: [0; OPENING], filled: 0, expected: None, deadline }
+        Guest { stream, greeting: None, buffer: [0; OPENING + MAC], filled: 0, deadline }
     }
 
     /// Give the connection up to whoever serves it now.
@@ -145,57 +181,83 @@ impl<S: Read + Write> Guest<S> {
         self.stream
     }
 
-    /// Take in what has arrived. `me` is who is called at this door, for `purpose` only. No byte after the proof is
-    /// read.
+    /// Take in what has arrived, and answer. `me` is who is called at this door, for `purpose` only. No byte after the
+    /// proof is read.
     pub fn advance(&mut self, key: &Key, me: u32, purpose: Purpose) -> Standing {
-        loop {
-            let want = if self.expected.is_some() { PROOF } else { OPENING };
-            if self.filled < want {
-                match self.stream.read(&mut self.buffer[self.filled..want]) {
-                    Ok(0) => return Standing::Rejected("it closed the connection"),
-                    Ok(n) => self.filled += n,
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => return Standing::Waiting,
-                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    Err(_) => return Standing::Rejected("the connection failed"),
+        self.admit(key, me, purpose).unwrap_or_else(|refusal| Standing::Rejected(refusal, None))
+    }
+
+    fn admit(&mut self, key: &Key, me: u32, purpose: Purpose) -> Result<Standing, Refusal> {
+        let greeting = loop {
+            match self.greeting {
+                Some(greeting) if self.filled == self.buffer.len() => break greeting,
+                None if self.filled >= OPENING => {
+                    self.greeting = Some(self.greet(random()?)?);
+                    continue;
                 }
-                continue;
+                _ => {}
             }
-            if let Some((errand, expected)) = self.expected {
-                let proof: [u8; PROOF] = *self.buffer.first_chunk().expect("read above");
-                // Comparing hashes takes the same time whatever they are.
-                let shown = blake3::Hash::from_bytes(proof) == expected;
-                return if shown { Standing::Admitted(errand) } else { Standing::Rejected("it holds another key") };
+            match self.stream.read(&mut self.buffer[self.filled..]) {
+                Ok(0) => return Err(Refusal::Closed),
+                Ok(n) => self.filled += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(Standing::Waiting),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
             }
-            let Some(errand) = Errand::parse(&self.buffer) else {
-                return Standing::Rejected("it does not speak Maypole");
-            };
-            if errand.purpose != purpose || errand.to != me {
-                return Standing::Rejected("it looks for somebody else");
+            let refusal = check_magic(&self.buffer[..self.filled.min(MAGIC.len())]);
+            if matches!(refusal, Err(Refusal::Version)) {
+                // A caller of the first version reads 72 bytes before it looks at any of them.
+                self.greet([0; 32])?;
+                self.say(&REFUSED)?;
             }
-            let Ok(nonce) = random() else { return Standing::Rejected("there is no randomness") };
-            let mut answer = [0; ANSWER];
-            answer[..8].copy_from_slice(&MAGIC);
-            answer[8..40].copy_from_slice(&nonce);
-            answer[40..].copy_from_slice(mac(key, b"door", &self.buffer, &nonce).as_bytes());
-            // A fresh connection has room for 72 bytes; one that has not is no caller of ours.
-            if !matches!(self.stream.write(&answer), Ok(ANSWER)) {
-                return Standing::Rejected("it takes no answer");
-            }
-            self.expected = Some((errand, mac(key, b"caller", &self.buffer, &nonce)));
-            self.filled = 0;
+            refusal?;
+        };
+        let (opening, proof) = self.buffer.split_first_chunk().expect("as long as both");
+        let transcript = Transcript { greeting: &greeting, opening };
+        let proof: [u8; MAC] = proof.try_into().expect("the rest of the buffer");
+        let errand = Errand::parse(opening);
+        // Comparing hashes takes the same time whatever they are. The key comes first: who does not hold it is not told
+        // whether there is anybody of that rank here.
+        if blake3::Hash::from_bytes(proof) != transcript.mac(key, b"caller") {
+            let (_, from) = (self.stream.write(&REFUSED), errand.map(|errand| errand.from));
+            return Ok(Standing::Rejected(Refusal::WrongKey, from));
         }
+        let Some(errand) = errand.filter(|errand| errand.purpose == purpose && errand.to == me) else {
+            return Err(Refusal::Elsewhere);
+        };
+        let (answer, session) = (transcript.mac(key, b"door"), transcript.session(key));
+        self.say(answer.as_bytes())?;
+        Ok(Standing::Admitted(errand, session))
+    }
+
+    /// Say which protocol this is.
+    fn greet(&mut self, nonce: [u8; 32]) -> Result<[u8; GREETING], Refusal> {
+        let mut greeting = [0; GREETING];
+        greeting[..8].copy_from_slice(&MAGIC);
+        greeting[8..].copy_from_slice(&nonce);
+        self.say(&greeting)?;
+        Ok(greeting)
+    }
+
+    /// Write all of it: a fresh connection has room for that; one that has not is no caller of ours.
+    fn say(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        if self.stream.write(bytes)? == bytes.len() { Ok(()) } else { Err(Refusal::Silent) }
     }
 }
 
-/// Why a door did not let the caller in.
+/// Why one end did not let the other in.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("it closed the connection: it belongs to another job or another rank")]
+    #[error("it closed the connection")]
     Closed,
     #[error("what listens there does not speak Maypole")]
     Stranger,
+    #[error("it runs another version of Maypole; every rank needs the same")]
+    Version,
     #[error("it holds another key: another job uses this address, or MAYPOLE_KEY differs")]
     WrongKey,
+    #[error("it holds the key, but is another rank")]
+    Elsewhere,
     #[error("it accepted the connection but did not answer in time")]
     Silent,
     #[error("given up")]
@@ -204,28 +266,30 @@ pub(super) enum Refusal {
     Io(#[from] io::Error),
 }
 
-/// The caller's side: show the key and have the door show it. Blocks until `deadline`, or until `give_up` says so
-/// (asked every 20 ms). `stream` is non-blocking and stays so.
+/// The caller's side: show the key and have the door show it; returns the key of this connection. Blocks until
+/// `deadline`, or until `give_up` says so (asked every 20 ms). `stream` is non-blocking and stays so.
 pub(super) fn knock<S: Read + Write + AsFd>(
     stream: &mut S,
     key: &Key,
     errand: &Errand,
     deadline: Instant,
     give_up: &dyn Fn() -> bool,
-) -> Result<(), Refusal> {
+) -> Result<Key, Refusal> {
     let opening = errand.opening(&random()?);
     transfer(stream, Transfer::Write(&opening), deadline, give_up)?;
-    let mut answer = [0; ANSWER];
+    let mut greeting = [0; GREETING];
+    transfer(stream, Transfer::Read(&mut greeting), deadline, give_up)?;
+    check_magic(&greeting[..MAGIC.len()])?;
+    let transcript = Transcript { greeting: &greeting, opening: &opening };
+    let proof = transcript.mac(key, b"caller");
+    transfer(stream, Transfer::Write(proof.as_bytes()), deadline, give_up)?;
+    let mut answer = [0; MAC];
     transfer(stream, Transfer::Read(&mut answer), deadline, give_up)?;
-    if answer[..8] != MAGIC {
-        return Err(Refusal::Stranger);
-    }
-    let nonce = &answer[8..40];
-    let shown = blake3::Hash::from_bytes(answer[40..].try_into().expect("32 bytes"));
-    if shown != mac(key, b"door", &opening, nonce) {
+    // Its refusal is no MAC either.
+    if blake3::Hash::from_bytes(answer) != transcript.mac(key, b"door") {
         return Err(Refusal::WrongKey);
     }
-    transfer(stream, Transfer::Write(mac(key, b"caller", &opening, nonce).as_bytes()), deadline, give_up)
+    Ok(transcript.session(key))
 }
 
 enum Transfer<'a> {
@@ -290,7 +354,7 @@ mod tests {
     const ERRAND: Errand =
         Errand { purpose: Purpose::Data, from: 3, to: 7, context: u64::MAX - 5, channel: 9, index: 1, total: 4 };
 
-    fn meet(caller: Key, door: Key, me: u32, purpose: Purpose) -> (Result<(), Refusal>, Standing) {
+    fn meet(caller: [u8; 32], door: [u8; 32], me: u32, purpose: Purpose) -> (Result<Key, Refusal>, Standing) {
         let (mut outside, inside) = UnixStream::pair().unwrap();
         outside.set_nonblocking(true).unwrap();
         inside.set_nonblocking(true).unwrap();
@@ -299,54 +363,110 @@ mod tests {
             let called = scope.spawn(move || {
                 let mut guest = Guest::new(inside, soon);
                 loop {
-                    match guest.advance(&door, me, purpose) {
+                    match guest.advance(&Key::new(door), me, purpose) {
                         Standing::Waiting => wait(&guest.stream, PollFlags::POLLIN, soon, &|| false).unwrap(),
                         standing => return standing,
                     }
                 }
             });
-            let result = knock(&mut outside, &caller, &ERRAND, soon, &|| false);
+            let result = knock(&mut outside, &Key::new(caller), &ERRAND, soon, &|| false);
             drop(outside);
             (result, called.join().unwrap())
         })
     }
 
     #[test]
-    fn the_same_key_opens() {
-        let (result, standing) = meet([1; 32], [1; 32], 7, Purpose::Data);
-        result.unwrap();
-        assert!(matches!(standing, Standing::Admitted(errand) if errand == ERRAND));
+    fn the_same_key_opens_and_both_ends_have_a_key_of_their_own() {
+        let mut sessions = Vec::new();
+        for _ in 0..2 {
+            let (result, standing) = meet([1; 32], [1; 32], 7, Purpose::Data);
+            let Standing::Admitted(errand, session) = standing else { panic!("{standing:?}") };
+            assert_eq!(errand, ERRAND);
+            assert_eq!(result.unwrap(), session);
+            assert_ne!(session, Key::new([1; 32]));
+            sessions.push(session);
+        }
+        assert_ne!(sessions[0], sessions[1], "each connection has another key");
     }
 
     #[test]
     fn another_key_another_rank_another_purpose_do_not() {
         let (result, standing) = meet([1; 32], [2; 32], 7, Purpose::Data);
-        assert!(matches!(result, Err(Refusal::WrongKey)));
-        assert!(matches!(standing, Standing::Rejected(_)));
-        let (result, _) = meet([1; 32], [1; 32], 8, Purpose::Data);
-        assert!(matches!(result, Err(Refusal::Closed)), "{result:?}");
-        let (result, _) = meet([1; 32], [1; 32], 7, Purpose::Control);
-        assert!(matches!(result, Err(Refusal::Closed)));
+        assert!(matches!(result, Err(Refusal::WrongKey)), "{result:?}");
+        assert!(matches!(standing, Standing::Rejected(Refusal::WrongKey, Some(3))), "{standing:?}");
+        for (me, purpose) in [(8, Purpose::Data), (7, Purpose::Control)] {
+            let (result, standing) = meet([1; 32], [1; 32], me, purpose);
+            assert!(matches!(result, Err(Refusal::Closed)), "{result:?}");
+            assert!(matches!(standing, Standing::Rejected(Refusal::Elsewhere, None)), "{standing:?}");
+        }
     }
 
-    #[test]
-    fn a_caller_that_cannot_prove_the_key_is_rejected() {
+    /// A door for rank 7 with a key that the other end does not hold, and a stranger who has said `words` there: what
+    /// the stranger reads before the connection is closed, and why it is.
+    fn stranger(words: &[u8]) -> (Vec<u8>, Refusal) {
         let (mut outside, inside) = UnixStream::pair().unwrap();
         inside.set_nonblocking(true).unwrap();
         let mut guest = Guest::new(inside, Instant::now());
-        outside.write_all(&ERRAND.opening(&[0; 32])).unwrap();
-        assert!(matches!(guest.advance(&[1; 32], 7, Purpose::Data), Standing::Waiting));
-        outside.write_all(&[0; PROOF]).unwrap();
-        assert!(matches!(guest.advance(&[1; 32], 7, Purpose::Data), Standing::Rejected(_)));
+        let key = Key::new([1; 32]);
+        assert!(matches!(guest.advance(&key, 7, Purpose::Data), Standing::Waiting), "silence waits");
+        outside.write_all(words).unwrap();
+        let Standing::Rejected(why, _) = guest.advance(&key, 7, Purpose::Data) else { panic!("let in") };
+        drop(guest);
+        let (mut read, mut byte) = (Vec::new(), [0]);
+        // Closing with unread bytes is a reset, after what was written.
+        while matches!(outside.read(&mut byte), Ok(1)) {
+            read.push(byte[0]);
+        }
+        (read, why)
     }
 
     #[test]
-    fn garbage_is_rejected_and_silence_waits() {
+    fn a_stranger_learns_a_nonce_and_nothing_more() {
+        // A real opening, for a rank that is here, for one that is not, for none; and any proof.
+        for (to, purpose) in [(7, Purpose::Data), (8, Purpose::Data), (HUB, Purpose::Control)] {
+            let opening = Errand { to, purpose, ..ERRAND }.opening(&[5; 32]);
+            let (read, why) = stranger(&[&opening[..], &[3; MAC]].concat());
+            assert!(matches!(why, Refusal::WrongKey), "{why:?}");
+            assert_eq!(read[..8], MAGIC);
+            assert_eq!(read[GREETING..], REFUSED);
+            assert_ne!(read[8..GREETING], [0; 32]);
+        }
+        // The opening alone gets the greeting only: a MAC over it could be compared with guesses.
         let (mut outside, inside) = UnixStream::pair().unwrap();
         inside.set_nonblocking(true).unwrap();
+        outside.set_nonblocking(true).unwrap();
         let mut guest = Guest::new(inside, Instant::now());
-        assert!(matches!(guest.advance(&[1; 32], 7, Purpose::Data), Standing::Waiting));
-        outside.write_all(&[b'G'; 200]).unwrap();
-        assert!(matches!(guest.advance(&[1; 32], 7, Purpose::Data), Standing::Rejected(_)));
+        outside.write_all(&ERRAND.opening(&[5; 32])).unwrap();
+        assert!(matches!(guest.advance(&Key::new([1; 32]), 7, Purpose::Data), Standing::Waiting));
+        let mut read = [0; 200];
+        assert_eq!(outside.read(&mut read).unwrap(), GREETING);
+        assert_eq!(outside.read(&mut read).unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn other_protocols_and_other_versions_are_told_apart() {
+        let (read, why) = stranger(b"GET / HTTP/1.0\r\n\r\n");
+        assert!(matches!(why, Refusal::Stranger) && read.is_empty(), "{why:?}");
+        // The first version's opening, and the 72 bytes for which it waits before it says what is wrong.
+        let (read, why) = stranger(&[&b"maypole\x01"[..], &[0; 60]].concat());
+        assert!(matches!(why, Refusal::Version) && read.len() == 72, "{why:?}");
+        for (first, expected) in [(&b"maypole\x03"[..], "another version"), (b"SSH-2.0-", "does not speak Maypole")] {
+            let (mut outside, mut inside) = UnixStream::pair().unwrap();
+            outside.set_nonblocking(true).unwrap();
+            inside.write_all(&[first, &[0; 32]].concat()).unwrap();
+            let soon = Instant::now() + Duration::from_secs(2);
+            let refusal = knock(&mut outside, &Key::new([1; 32]), &ERRAND, soon, &|| false).unwrap_err();
+            assert!(refusal.to_string().contains(expected), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_door_that_cannot_prove_the_key_is_rejected() {
+        let (mut outside, mut inside) = UnixStream::pair().unwrap();
+        outside.set_nonblocking(true).unwrap();
+        inside.write_all(&[&MAGIC[..], &[9; 32], &[4; MAC]].concat()).unwrap();
+        let soon = Instant::now() + Duration::from_secs(2);
+        let result = knock(&mut outside, &Key::new([1; 32]), &ERRAND, soon, &|| false);
+        assert!(matches!(result, Err(Refusal::WrongKey)), "{result:?}");
     }
 }

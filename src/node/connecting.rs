@@ -129,7 +129,7 @@ impl Shared {
                 total: connections as u16,
             };
             let failures = match dial::call(&other.data, source, &self.key, &errand, deadline, &give_up) {
-                Ok((stream, _)) => {
+                Ok((stream, ..)) => {
                     streams.push(stream);
                     continue;
                 }

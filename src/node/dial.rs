@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::auth::{Errand, Key, Refusal, knock};
+use super::auth::{Errand, Refusal, knock};
+use super::key::Key;
 use crate::descriptors;
 
 /// How long an address has before the next one is tried beside it.
@@ -24,7 +25,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 pub(super) type Failures = Vec<(SocketAddr, Refusal)>;
 
 /// Call the process at `addresses` for `errand`, from the local address `source` if one is given. Blocks until somebody
-/// has answered who holds the key, all have failed, or `deadline`. The stream is non-blocking, without Nagle's delay.
+/// has answered who holds the key, all have failed, or `deadline`. Returns the stream (non-blocking, without Nagle's
+/// delay), the address that answered, and the key of this connection.
 pub(super) fn call(
     addresses: &[SocketAddr],
     source: Option<IpAddr>,
@@ -32,12 +34,12 @@ pub(super) fn call(
     errand: &Errand,
     deadline: Instant,
     give_up: &dyn Fn() -> bool,
-) -> Result<(TcpStream, SocketAddr), Failures> {
+) -> Result<(TcpStream, SocketAddr, Key), Failures> {
     let mut untried: Vec<SocketAddr> = addresses.to_vec();
     let mut failures = Failures::new();
     while let Some((mut stream, address)) = connect(&mut untried, source, deadline, give_up, &mut failures) {
         match knock(&mut stream, key, errand, deadline.min(Instant::now() + ANSWER_TIME), give_up) {
-            Ok(()) => return Ok((stream, address)),
+            Ok(session) => return Ok((stream, address, session)),
             Err(refusal) => failures.push((address, refusal)),
         }
     }
@@ -139,7 +141,7 @@ mod tests {
         let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
         let addresses = [closed, deaf.local_addr().unwrap()];
         let soon = Instant::now() + Duration::from_millis(300);
-        let failures = call(&addresses, None, &[0; 32], &ERRAND, soon, &|| false).unwrap_err();
+        let failures = call(&addresses, None, &Key::new([0; 32]), &ERRAND, soon, &|| false).unwrap_err();
         let text = explain(&failures);
         assert!(text.contains("refused") && text.contains("did not answer in time"), "{text}");
         assert!(addresses.iter().all(|a| text.contains(&a.to_string())), "{text}");
@@ -163,7 +165,7 @@ mod tests {
         let begun = Instant::now();
         let up = move || begun.elapsed() > Duration::from_millis(50);
         let far = begun + Duration::from_secs(60);
-        call(&[deaf.local_addr().unwrap()], None, &[0; 32], &ERRAND, far, &up).unwrap_err();
+        call(&[deaf.local_addr().unwrap()], None, &Key::new([0; 32]), &ERRAND, far, &up).unwrap_err();
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
 }

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
-use super::auth::{Errand, Guest, Key, Purpose, Standing};
+use super::auth::{Errand, Guest, Purpose, Standing};
+use super::key::Key;
 use crate::descriptors;
 
 /// How long a guest has to show the key.
@@ -92,6 +93,9 @@ struct Standby<S> {
     from: Option<IpAddr>,
 }
 
+/// Who has shown the job's key: its connection, what it wants, and the key of this connection.
+pub(super) type Admitted<S> = (S, Errand, Key);
+
 /// See the [module](self).
 pub(super) struct Door<L: Listen> {
     listener: L,
@@ -143,7 +147,7 @@ impl<L: Listen> Door<L> {
 
     /// Something happened at number `id` of this door. Those who have shown the key are appended to `admitted`; they
     /// are no longer in `epoll`.
-    pub fn attend(&mut self, id: u64, epoll: &Epoll, admitted: &mut Vec<(L::Stream, Errand)>) {
+    pub fn attend(&mut self, id: u64, epoll: &Epoll, admitted: &mut Vec<Admitted<L::Stream>>) {
         if id != 0 {
             return self.hear(id, epoll, admitted);
         }
@@ -192,7 +196,7 @@ impl<L: Listen> Door<L> {
         stream: L::Stream,
         from: Option<IpAddr>,
         epoll: &Epoll,
-        admitted: &mut Vec<(L::Stream, Errand)>,
+        admitted: &mut Vec<Admitted<L::Stream>>,
     ) {
         if self.guests.len() >= self.room {
             self.evict();
@@ -228,17 +232,17 @@ impl<L: Listen> Door<L> {
         Some(guest)
     }
 
-    fn hear(&mut self, id: u64, epoll: &Epoll, admitted: &mut Vec<(L::Stream, Errand)>) {
+    fn hear(&mut self, id: u64, epoll: &Epoll, admitted: &mut Vec<Admitted<L::Stream>>) {
         let Some(standby) = self.guests.get_mut(&id) else { return };
         match standby.guest.advance(&self.key, self.me, self.purpose) {
             Standing::Waiting => {}
-            Standing::Admitted(errand) => {
+            Standing::Admitted(errand, session) => {
                 let stream = self.dismiss(id).expect("found above").into_stream();
                 let _ = epoll.delete(&stream);
-                admitted.push((stream, errand));
+                admitted.push((stream, errand, session));
             }
-            Standing::Rejected(why) => {
-                tracing::debug!("closed a connection for {:?}: {why}", self.purpose);
+            Standing::Rejected(why, from) => {
+                tracing::debug!("closed a connection for {:?} that says it is rank {from:?}'s: {why}", self.purpose);
                 self.dismiss(id);
             }
         }

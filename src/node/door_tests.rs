@@ -11,13 +11,15 @@ use super::super::hub::listen;
 use super::*;
 use crate::config::Family;
 
-const KEY: Key = [4; 32];
+fn key() -> Key {
+    Key::new([4; 32])
+}
 
 struct Entrance {
     door: Door<TcpListener>,
     epoll: Epoll,
     at: SocketAddr,
-    admitted: Vec<(TcpStream, Errand)>,
+    admitted: Vec<Admitted<TcpStream>>,
 }
 
 impl Entrance {
@@ -27,7 +29,7 @@ impl Entrance {
         listener.set_nonblocking(true).unwrap();
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port()));
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
-        let door = Door::open(listener, 0, Purpose::Control, HUB, KEY, &epoll).unwrap();
+        let door = Door::open(listener, 0, Purpose::Control, HUB, key(), &epoll).unwrap();
         Entrance { door, epoll, at, admitted: Vec::new() }
     }
 
@@ -73,7 +75,7 @@ fn a_crowd_from_elsewhere_does_not_drive_a_guest_out() {
     assert_eq!(entrance.door.guests(), entrance.door.room);
     slow.set_nonblocking(true).unwrap();
     let soon = Instant::now() + PATIENCE;
-    let knocking = std::thread::spawn(move || knock(&mut slow, &KEY, &ERRAND, soon, &|| false));
+    let knocking = std::thread::spawn(move || knock(&mut slow, &key(), &ERRAND, soon, &|| false));
     while !knocking.is_finished() {
         entrance.turn();
     }

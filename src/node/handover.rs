@@ -14,7 +14,8 @@ use nix::poll::PollFlags;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::auth::{Errand, Key, Refusal, knock, wait};
+use super::auth::{Errand, Refusal, knock, wait};
+use super::key::Key;
 
 /// Between attempts to connect.
 const RETRY: Duration = Duration::from_millis(2);

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::auth::{HUB, Key, Purpose};
+use super::auth::{HUB, Purpose};
 use super::court::Court;
 use super::door::{Door, split};
 use super::frame::{HELLO_LIMIT, Hello, HubPlace, RANK_LIMIT, ToHub, ToNode};
+use super::key::Key;
 use super::lines::{Fault, Lines};
 use super::roster::Roster;
 use super::wire::Body;
@@ -135,7 +136,7 @@ impl Hub {
                     }
                 }
             }
-            for (stream, _) in admitted.drain(..) {
+            for (stream, ..) in admitted.drain(..) {
                 self.greet(stream);
             }
             self.tick(Instant::now());

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use super::auth::{self, Key};
+use super::auth;
 use super::hub;
+use super::key::Key;
 use super::peer;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -47,7 +48,7 @@ impl UniqueId {
     /// [`Error::Setting`] if `MAYPOLE_INTERFACE` or `MAYPOLE_FAMILY` leave no address; [`Error::System`] if no port can
     /// be bound.
     pub fn create(config: &Config) -> Result<UniqueId> {
-        let key = auth::random().map_err(|e| Error::system("cannot make a key for the job", e))?;
+        let key = Key::new(auth::random().map_err(|e| Error::system("cannot make a key for the job", e))?);
         let ips = peer::addresses(config)?;
         let listener = hub::listen(config.interface.as_ref().map(|_| ips[0]), 0, config.family)
             .map_err(|e| Error::system("cannot open a port for the ranks to meet at", e))?;
@@ -60,14 +61,15 @@ impl UniqueId {
             .map(|ip| SocketAddr::new(ip, at.port()))
             .take(ADDRESSES)
             .collect();
+        let id = UniqueId::encode(&key, &addresses);
         hub::start(listener, key, config, None)?;
-        Ok(UniqueId::encode(&key, &addresses))
+        Ok(id)
     }
 
     fn encode(key: &Key, addresses: &[SocketAddr]) -> UniqueId {
         let mut bytes = [0; 128];
         bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..40].copy_from_slice(key);
+        bytes[8..40].copy_from_slice(key.bytes());
         bytes[40] = addresses.len() as u8;
         for (place, address) in bytes[FIRST..].chunks_exact_mut(ADDRESS).zip(addresses) {
             match address.ip() {
@@ -122,7 +124,7 @@ impl UniqueId {
 
     /// The job's key.
     pub(super) fn key(&self) -> Key {
-        *self.0[8..].first_chunk().expect("128 bytes")
+        Key::new(*self.0[8..].first_chunk().expect("128 bytes"))
     }
 
     /// Where the job meets, best first.
@@ -175,10 +177,10 @@ mod tests {
     fn ids_survive_the_way_and_changes_are_noticed() {
         let addresses: Vec<SocketAddr> =
             ["10.1.2.3:45678", "[2001:db8::1]:1", "[::1]:65535", "127.0.0.1:9"].map(|a| a.parse().unwrap()).to_vec();
-        let id = UniqueId::encode(&[7; 32], &addresses);
+        let id = UniqueId::encode(&Key::new([7; 32]), &addresses);
         let back = UniqueId::from_bytes(id.as_bytes()).unwrap();
         assert_eq!(back, id);
-        assert_eq!(back.key(), [7; 32]);
+        assert_eq!(back.key().bytes(), &[7; 32]);
         assert_eq!(back.addresses(), addresses);
         assert!(!format!("{id:?}").contains("7, 7"), "the key is not shown");
         for at in 0..128 {

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::auth::{self, Errand, HUB, Key, Purpose};
+use super::auth::{self, Errand, HUB, Purpose};
 use super::dial::{self, Failures};
 use super::frame::{Hello, HubPlace, TABLE_LIMIT, ToHub, ToNode};
 use super::id::Meeting;
+use super::key::Key;
 use super::peer::{self, Peer, Settings};
 use super::wire::{Inbox, Outbox};
 use super::{hub, roster, silence};
@@ -158,10 +159,10 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instan
             let id = super::UniqueId::from_bytes(id.as_bytes())?;
             return Ok((Point::Known(id.addresses()), id.key()));
         }
-        Meeting::Address { host, port, listener, key, earlier: 0 } => (host, port, listener, key, 0),
+        Meeting::Address { host, port, listener, key, earlier: 0 } => (host, port, listener, Key::new(key), 0),
         Meeting::Address { host, port, listener, key, earlier } => {
             let number = [key.as_slice(), &earlier.to_le_bytes()].concat();
-            (host, port, listener, blake3::derive_key("maypole 2026 later world", &number), earlier)
+            (host, port, listener, Key::new(blake3::derive_key("maypole 2026 later world", &number)), earlier)
         }
     };
     if rank != 0 {
@@ -208,7 +209,7 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instan
         ip if ip.is_unspecified() => SocketAddr::from(([127, 0, 0, 1], at.port())),
         _ => at,
     };
-    hub::start(listener, key, config, Some(size))?;
+    hub::start(listener, key.clone(), config, Some(size))?;
     Ok((Point::Named { host, port: at.port(), fallback: Some(fallback) }, key))
 }
 
@@ -240,7 +241,7 @@ fn reach(
             Ok(addresses) => {
                 let round = deadline.min(Instant::now() + ROUND);
                 let failures: Failures = match dial::call(&addresses, None, key, &errand, round, &|| false) {
-                    Ok(reached) => return Ok(reached),
+                    Ok((control, address, _)) => return Ok((control, address)),
                     Err(failures) => failures,
                 };
                 let wrong = failures.iter().any(|(_, r)| matches!(r, auth::Refusal::WrongKey));

@@ -17,7 +17,8 @@
 //! * `hub`: the hub's I/O with its connections, `lines`, around `roster` (who has come) and `court` (verdicts), both
 //!   without I/O.
 //! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
-//! * `frame`: the control connection's messages, `wire`: as bytes. `auth`: showing the key. `door`: accepting strangers safely.
+//! * `frame`: the control connection's messages, `wire`: as bytes. `auth`: showing the `key`. `door`: accepting strangers
+//!   safely.
 //!   `dial`: calling somebody with several addresses. `connecting`: making data connections. `silence`: hosts that
 //!   vanish. `peer`: what ranks know of each other.
 //!
@@ -34,6 +35,7 @@ mod frame;
 mod handover;
 mod hub;
 mod id;
+mod key;
 mod lines;
 mod meeting;
 mod peer;

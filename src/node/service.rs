@@ -65,8 +65,8 @@ impl Service {
         let me = shared.rank as u32;
         epoll.add(&shared.control, EpollEvent::new(EpollFlags::EPOLLIN, token(CONTROL, 0)))?;
         epoll.add(&shared.bell, EpollEvent::new(EpollFlags::EPOLLIN, token(BELL, 0)))?;
-        let data = Door::open(data, DATA, Purpose::Data, me, shared.key, &epoll)?;
-        let local = Door::open(local, LOCAL, Purpose::Local, me, shared.key, &epoll)?;
+        let data = Door::open(data, DATA, Purpose::Data, me, shared.key.clone(), &epoll)?;
+        let local = Door::open(local, LOCAL, Purpose::Local, me, shared.key.clone(), &epoll)?;
         let audit_pause = pace(&shared);
         Ok(Service {
             shared,
@@ -112,10 +112,10 @@ impl Service {
                     (_, id) => drop(self.fetchers.remove(&id)),
                 }
             }
-            for (stream, errand) in streams.drain(..) {
+            for (stream, errand, _) in streams.drain(..) {
                 self.arrive(stream, errand);
             }
-            for (stream, errand) in fetchers.drain(..) {
+            for (stream, errand, _) in fetchers.drain(..) {
                 self.park(stream, errand);
             }
             self.hand_over();

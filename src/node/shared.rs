@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 
-use super::auth::Key;
 use super::connecting::Underway;
 use super::frame::{HubPlace, ToHub};
+use super::key::Key;
 use super::peer::Peer;
 use super::wire::Outbox;
 use crate::config::Config;
