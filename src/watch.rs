@@ -6,7 +6,7 @@
 //! the verdict on every rank.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -37,6 +37,7 @@ pub enum Record {
 pub struct Watch {
     raised: AtomicBool,
     verdict: OnceLock<Verdict>,
+    given_up: AtomicBool,
     wake: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
     history: [[AtomicU64; 4]; REMEMBERED],
     latest: AtomicU64,
@@ -50,6 +51,7 @@ impl Default for Watch {
         Watch {
             raised: AtomicBool::new(false),
             verdict: OnceLock::new(),
+            given_up: AtomicBool::new(false),
             wake: Mutex::default(),
             history: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
             latest: AtomicU64::new(0),
@@ -72,6 +74,35 @@ impl Watch {
         self.verdict.get().cloned()
     }
 
+    /// Whether a verdict stands with which nothing can go on: any but a death, and a death once this rank has given up.
+    /// What a rank that died or left had done before may be all that an operation needs of it, see
+    /// [`Aftermath`](crate::engine::aftermath::Aftermath). One relaxed load where no verdict stands.
+    #[inline]
+    pub fn is_over(&self) -> bool {
+        self.raised() && self.is_over_for_good()
+    }
+
+    #[cold]
+    fn is_over_for_good(&self) -> bool {
+        fence(Ordering::Acquire);
+        self.given_up.load(Ordering::Relaxed) || !matches!(self.verdict.get(), Some(Verdict::Died { .. }))
+    }
+
+    /// This rank has failed in the communicator and does nothing in it any more: wake whatever else waits in it. Returns
+    /// whether it had not given up before.
+    pub fn give_up(&self) -> bool {
+        let first = !self.given_up.swap(true, Ordering::AcqRel);
+        if first {
+            self.wake.lock().iter().for_each(|wake| wake());
+        }
+        first
+    }
+
+    /// Whether nothing new will come from rank `rank`: the verdict says that it has died, or [`Watch::depart`] was told.
+    pub fn is_gone(&self, rank: usize) -> bool {
+        matches!(self.verdict.get(), Some(Verdict::Died { rank: dead, .. }) if *dead == rank) || self.has_departed(rank)
+    }
+
     /// Declare a verdict on this rank (the first counts) and wake whatever waits.
     pub fn declare(&self, verdict: Verdict) {
         let _ = self.verdict.set(verdict);
@@ -90,7 +121,7 @@ impl Watch {
         list.push(wake);
     }
 
-    /// Rank `rank` has left the communicator in good order. What it did before may still be on its way.
+    /// Rank `rank` has left the communicator, or does nothing in it any more. What it did before may still be on its way.
     pub fn depart(&self, rank: usize) {
         self.departed.lock().push(rank);
         for wake in self.wake.lock().iter() {
@@ -174,13 +205,14 @@ pub trait Jury: Send + Sync {
     /// Rank `asker` has waited in `operation` for rank `peer` longer than usual: compare with what `peer` did as that
     /// operation, and report a mismatch or a refusal if it did something else. A peer that has not come yet is no
     /// fault. Messages between two ranks have numbers of their own and are not compared: there the asker is told
-    /// ([`Watch::depart`]) if the peer has left.
+    /// ([`Watch::depart`]) if the peer has left, and so it is of every operation once a member's death is the verdict.
     fn inquire(&self, context: u64, asker: usize, operation: Fingerprint, peer: usize);
 
     /// Rank `reporter`'s deadline has passed in `operation`: find out which ranks have not entered it and declare
     /// [`Verdict::Stalled`].
     fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration);
 
-    /// Rank `rank` leaves the communicator in good order.
+    /// Rank `rank` does nothing in the communicator any more: it leaves it in good order, or has failed in it. Only the
+    /// first time counts.
     fn leave(&self, context: u64, rank: usize);
 }

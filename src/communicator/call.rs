@@ -256,7 +256,7 @@ impl Work {
         self.past = digest;
         inner.watch.enter(&operation);
         let court = &self.engine.court;
-        if court.watch.raised() {
+        if court.watch.is_over() {
             return Err(court.failed());
         }
         let outputs = collective.output_blocks(inner.rank, inner.size, root);

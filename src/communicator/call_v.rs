@@ -123,7 +123,7 @@ impl Work {
             .after(self.past);
         self.past = operation.digest();
         inner.watch.enter(&operation);
-        if self.engine.court.watch.raised() {
+        if self.engine.court.watch.is_over() {
             return Err(self.engine.court.failed());
         }
         let mut bound = spread.bind(&call, plan, buffers);

@@ -145,7 +145,7 @@ impl Jury for Threads {
         let Some(watch) = watches.get(peer) else { return };
         // Before its record: one that left has made no call after that.
         let left = self.has_left(context, peer);
-        if operation.is_point_to_point() {
+        if operation.is_point_to_point() || watches[asker].raised() {
             if left && !watches[asker].has_departed(peer) {
                 watches[asker].depart(peer);
             }
@@ -191,7 +191,7 @@ impl Jury for Threads {
 
     fn leave(&self, context: u64, rank: usize) {
         let mut all = self.living.lock();
-        let Some(living) = all.get_mut(&context) else { return };
+        let Some(living) = all.get_mut(&context).filter(|living| !living.left.contains(&rank)) else { return };
         living.left.push(rank);
         if living.left.len() == living.watches.len() {
             all.remove(&context);

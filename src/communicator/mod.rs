@@ -73,7 +73,8 @@ use crate::watch::{Jury, Watch};
 /// still be at it.
 ///
 /// After an error other than [`Error::Argument`](crate::Error::Argument) the communicator has failed for good, on every
-/// rank, and every further call returns the same error.
+/// rank, and every further call returns the same error. A rank that dies or leaves is one for those that need it: what
+/// can be completed with what it had sent is completed, and the error comes at the next call that cannot.
 ///
 /// It may be shared between threads; their calls are then ordered by when they were made, which must be the same on
 /// every rank to be of use. Dropping it leaves the group; it waits for nobody, unless it is attached to a device: then for
@@ -232,6 +233,7 @@ impl Communicator {
         self.inner.jury.report(self.inner.context, verdict.clone());
         // Not declared here at once: another rank's verdict may be on its way, and all ranks get the same.
         wait::for_verdict(&self.inner.watch, verdict);
+        self.inner.give_up();
     }
 
     /// The verdict on this communicator, if it has failed.
@@ -241,6 +243,14 @@ impl Communicator {
 }
 
 impl Inner {
+    /// This rank does nothing in the communicator any more, even if the verdict on it is one after which operations go on.
+    #[cold]
+    fn give_up(&self) {
+        if self.watch.give_up() {
+            self.jury.leave(self.context, self.rank);
+        }
+    }
+
     /// An operation panicked on this rank, or a callback said that it failed: nobody can go on.
     #[cold]
     fn panicked(&self, payload: &(dyn std::any::Any + Send)) -> crate::Error {
@@ -252,6 +262,7 @@ impl Inner {
         self.jury.report(self.context, verdict.clone());
         // Not declared here at once: as in `abort`.
         wait::for_verdict(&self.watch, verdict.clone());
+        self.give_up();
         crate::Error::Failed { rank: self.rank, verdict: self.watch.verdict().unwrap_or(verdict) }
     }
 }

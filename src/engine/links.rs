@@ -143,6 +143,19 @@ impl Links {
         }
     }
 
+    /// A rank that has not read all that this one has published.
+    #[cold]
+    pub fn unread(&mut self) -> Option<usize> {
+        self.window.as_mut().and_then(|window| window.unread().unwrap_or_else(|(rank, _)| Some(rank)))
+    }
+
+    /// This rank gives up, and those that wait for it must not do so for long.
+    #[cold]
+    pub fn close(&mut self) {
+        self.senders.fill_with(|| None);
+        self.receivers.fill_with(|| None);
+    }
+
     /// The sender to `to`, its fingerprint sent; `None` while the link is not connected or has no credit.
     pub fn open_sender(
         &mut self,

@@ -1,10 +1,11 @@
 //! The engine: runs a rank's schedules over its links.
 //!
 //! *Collectives decide, transports move, src composes*: this is the composing. [`bound`] turns chunks into bytes,
-//! [`lane`] runs one lane as a state machine, [`links`] makes and opens links, [`wait`] waits and gives up, [`small`]
-//! is the hand-fused path of the smallest messages. The engine belongs to one communicator on one rank and does one
+//! [`lane`] runs one lane as a state machine, [`links`] makes and opens links, [`wait`] waits and gives up, [`aftermath`]
+//! says what goes on after a death, [`small`] is the hand-fused path of the smallest messages. The engine belongs to one communicator on one rank and does one
 //! operation at a time.
 
+pub(crate) mod aftermath;
 pub(crate) mod alarm;
 pub(crate) mod bound;
 pub(crate) mod lane;
@@ -66,13 +67,26 @@ impl Engine {
     /// # Errors
     /// [`Error::Failed`] with the verdict that all ranks get.
     pub fn execute(&mut self, part: &Part<'_>) -> Result<()> {
+        if self.court.forbids(part.schedule) {
+            return Err(self.failed(self.court.failed()));
+        }
         self.stamp += 1;
         let mut lanes = std::mem::take(&mut self.lanes);
         let lane = |lane| Lane::new((part.schedule, lane), part.bound, part.operation, self.stamp);
         lanes.extend((0..part.schedule.lanes()).map(lane));
         let outcome = self.run(&mut lanes, part.operation, part.bound.lends());
         self.lanes = emptied(lanes);
-        outcome
+        outcome.map_err(|error| self.failed(error))
+    }
+
+    /// An operation has failed, perhaps amid a message: nothing else is begun with these links.
+    #[cold]
+    fn failed(&mut self, error: Error) -> Error {
+        self.court.give_up();
+        if matches!(self.court.watch.verdict(), Some(Verdict::Died { .. })) {
+            self.links.close();
+        }
+        error
     }
 
     fn run(&mut self, lanes: &mut [Lane<'_>], operation: &Fingerprint, lends: bool) -> Result<()> {
@@ -87,7 +101,7 @@ impl Engine {
             for lane in &mut *lanes {
                 match lane.advance(links).map_err(convict)? {
                     Progress::Moved => moved = true,
-                    Progress::Blocked(whom) => blocked_on = whom.or(blocked_on),
+                    Progress::Blocked(whom) => blocked_on = court.first_to_matter(whom, blocked_on),
                     Progress::Done => running -= 1,
                 }
             }
@@ -117,6 +131,13 @@ fn emptied(mut lanes: Vec<Lane<'_>>) -> Vec<Lane<'static>> {
 }
 
 impl Court {
+    /// For which of two ranks an operation that waits for both waits in vain, if for one.
+    #[inline]
+    fn first_to_matter(&self, one: Option<usize>, other: Option<usize>) -> Option<usize> {
+        let gone = || other.filter(|rank| self.watch.is_gone(*rank));
+        if self.watch.raised() { gone().or(one).or(other) } else { one.or(other) }
+    }
+
     /// The error that all ranks get for a lane's trouble.
     #[cold]
     pub fn convict_for(&self, trouble: Trouble, operation: &Fingerprint) -> Error {

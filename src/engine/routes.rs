@@ -91,6 +91,11 @@ impl Routes {
         self.places.iter().flatten().count() - 1
     }
 
+    /// Whether rank `peer` shares memory with this one.
+    pub fn is_near(&self, peer: usize) -> bool {
+        self.places[peer].is_some()
+    }
+
     /// Whether some ranks are reached by TCP.
     pub fn has_network(&self) -> bool {
         self.network.is_some()

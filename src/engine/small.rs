@@ -96,7 +96,7 @@ impl<'a> Participant<'a> {
         (operation, digest): (&'a Fingerprint, u32),
         mine: &[u8],
     ) -> Result<Participant<'a>> {
-        if court.watch.raised() {
+        if court.watch.is_over() {
             return Err(court.failed());
         }
         let exchange = links.exchange();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use maypole_transports::wait::{Idle, Next, Patience};
 
+use super::aftermath::Aftermath;
 use super::links::Links;
 use crate::error::{Error, Verdict};
 use crate::fingerprint::Fingerprint;
@@ -43,9 +44,10 @@ pub(crate) struct Court {
 }
 
 impl Court {
-    /// The error of a communicator on which a verdict stands.
+    /// The error of a communicator on which a verdict stands, for this rank's caller: it gives up with it.
     #[cold]
     pub fn failed(&self) -> Error {
+        self.give_up();
         let verdict = self.watch.verdict().unwrap_or(Verdict::Aborted { rank: self.me, why: "no reason given".into() });
         Error::Failed { rank: self.me, verdict }
     }
@@ -138,12 +140,14 @@ pub(crate) struct Questions {
     ask_at: Duration,
     /// A rank that had left when it was looked at last.
     departed: Option<usize>,
+    /// How the wait goes on where a member has died.
+    pub aftermath: Aftermath,
 }
 
 impl Questions {
     /// For a wait that has not become long yet.
     pub fn new() -> Questions {
-        Questions { since: None, ask_at: ASK_AFTER, departed: None }
+        Questions { since: None, ask_at: ASK_AFTER, departed: None, aftermath: Aftermath::default() }
     }
 
     /// Whether the wait has become long.
@@ -201,12 +205,14 @@ pub(crate) struct Wait<'a> {
     idle: Idle,
     armed: bool,
     questions: Questions,
+    /// How often something was done.
+    moves: u64,
 }
 
 impl<'a> Wait<'a> {
     pub fn new(court: &'a Court, operation: &'a Fingerprint) -> Wait<'a> {
         let idle = Idle::new(court.patience);
-        Wait { court, operation, idle, armed: false, questions: Questions::new() }
+        Wait { court, operation, idle, armed: false, questions: Questions::new(), moves: 0 }
     }
 
     /// Whether polling alone has not helped for a while: time to look at less likely causes.
@@ -222,17 +228,18 @@ impl<'a> Wait<'a> {
             self.disarm(links);
         }
         self.idle.reset();
+        self.moves += 1;
     }
 
     /// The last poll found nothing to do: pause, and return when it is worth polling again. `blocked_on`: for whom this
     /// rank waits, if for one.
     ///
     /// # Errors
-    /// When a verdict stands or the deadline has passed.
+    /// When a verdict stands with which this wait is in vain, or the deadline has passed.
     #[inline]
     pub fn nothing(&mut self, links: &mut Links, blocked_on: Option<usize>) -> Result<(), Error> {
         if self.court.watch.raised() {
-            return Err(self.court.failed());
+            self.go_on(links, blocked_on)?;
         }
         if self.idle.polls() == 64 {
             links.settle();
@@ -240,6 +247,17 @@ impl<'a> Wait<'a> {
         match self.idle.found_nothing() {
             Next::Poll => Ok(()),
             Next::Sleep => self.sleep(links, blocked_on),
+        }
+    }
+
+    /// A verdict stands.
+    #[cold]
+    fn go_on(&mut self, links: &mut Links, blocked_on: Option<usize>) -> Result<(), Error> {
+        let awaited = blocked_on.or_else(|| links.unread());
+        let aftermath = &mut self.questions.aftermath;
+        match aftermath.is_in_vain(self.court, self.operation, &links.routes, awaited, self.moves) {
+            true => Err(self.court.failed()),
+            false => Ok(()),
         }
     }
 
@@ -258,7 +276,7 @@ impl<'a> Wait<'a> {
         links.routes.rest().sleep(nap);
         self.disarm(links);
         crate::interrupt::look();
-        if self.court.watch.raised() {
+        if self.court.watch.is_over() {
             return Err(self.court.failed());
         }
         Ok(())

@@ -19,6 +19,7 @@ use super::shared::Shared;
 use super::{CONNECTIONS, Node, dial, peer};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
+use crate::watch::Watch;
 
 /// The most threads that make connections at the same time.
 const AT_ONCE: usize = 64;
@@ -110,9 +111,11 @@ impl Shared {
         assert!((1..=CONNECTIONS).contains(&connections), "from 1 to {CONNECTIONS} connections");
         let watch = self.contexts.lock().get(&context).map(|r| (r.watch.clone(), r.me));
         let member = self.member(context, peer);
+        let gone = |w: &Watch| member.is_some_and(|member| w.is_gone(member));
         let departed = || watch.as_ref().zip(member).is_some_and(|((w, _), member)| w.has_departed(member));
         let left = || self.leaving.load(Ordering::Acquire) || self.finished.lock().contains(&context);
-        let give_up = || watch.as_ref().is_some_and(|(w, _)| w.raised()) || departed() || left();
+        let ended = || watch.as_ref().is_some_and(|(w, _)| w.is_over() || w.raised() && gone(w));
+        let give_up = || ended() || departed() || left();
         let source = self.config.interface.as_ref().and_then(|_| peer::addresses(&self.config).ok()).map(|ips| ips[0]);
         let (start, other) = (Instant::now(), &self.peers[peer]);
         let deadline = start + self.config.connect_timeout;
@@ -135,7 +138,9 @@ impl Shared {
                 }
                 Err(failures) => failures,
             };
-            if let Some((verdict, me)) = watch.as_ref().and_then(|(w, me)| Some((w.verdict()?, *me))) {
+            if let Some((verdict, me)) =
+                watch.as_ref().filter(|_| ended()).and_then(|(w, me)| Some((w.verdict()?, *me)))
+            {
                 return Err(Error::Failed { rank: me, verdict });
             }
             if departed() {

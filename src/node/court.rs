@@ -105,6 +105,11 @@ impl Case {
         }
     }
 
+    /// Whether the verdict is that a member has died or left.
+    fn is_of_a_death(&self) -> bool {
+        matches!(self.verdict, Some(Verdict::Died { .. }))
+    }
+
     /// How `rank` left, for people.
     fn departure(&self, rank: usize) -> String {
         match self.left.get(&rank).and_then(|records| latest(records)) {
@@ -166,6 +171,11 @@ impl Court {
         self.gone[rank].is_some()
     }
 
+    /// World ranks that have not gone.
+    pub fn remaining(&self) -> Vec<usize> {
+        (0..self.gone.len()).filter(|rank| self.gone[*rank].is_none()).collect()
+    }
+
     /// World rank `from` belongs to `context`.
     pub fn register(&mut self, from: usize, context: u64, members: &Runs) {
         // Each member registers: what follows happens once, and here its list is only compared.
@@ -225,6 +235,9 @@ impl Court {
 
     /// World rank `from` waits in `operation` for rank `peer`.
     pub fn inquire(&mut self, from: usize, context: u64, operation: Fingerprint, peer: usize) {
+        if self.cases.get(&context).is_some_and(Case::is_of_a_death) {
+            return self.inquire_after_death(from, context, operation, peer);
+        }
         let Some((case, asker)) = self.case(from, context) else { return };
         let Some(&world) = case.members.get(peer) else { return };
         let message = operation.is_point_to_point();
@@ -245,6 +258,18 @@ impl Court {
         }
         let question = asker as u64 + 1;
         self.letters.push((vec![world], ToNode::Ask { context, sequence: operation.sequence, question }));
+    }
+
+    /// As [`Court::inquire`], where a member's death is the verdict: `from` only wants to know when `peer` has done all
+    /// that it will do.
+    fn inquire_after_death(&mut self, from: usize, context: u64, operation: Fingerprint, peer: usize) {
+        let case = self.cases.get_mut(&context).expect("seen by the caller");
+        let (Some(&asker), Some(&world)) = (case.places.get(&from), case.members.get(peer)) else { return };
+        if case.left.contains_key(&peer) || self.gone[world].is_some() {
+            self.letters.push((from, ToNode::Left { context, rank: peer }));
+        } else if !case.left.contains_key(&asker) {
+            case.waiting.insert((asker, peer), VecDeque::from([operation]));
+        }
     }
 
     /// World rank `from`'s deadline, `after`, has passed in `operation`. `unheard`: a rank to which nothing that it
@@ -353,7 +378,8 @@ impl Court {
             inquest.awaited.remove(&rank);
         }
         if case.verdict.is_some() {
-            return;
+            let waiters = case.waiting.keys().filter(|(_, peer)| *peer == rank).map(|(asker, _)| case.members[*asker]);
+            return self.letters.extend(waiters.map(|world| (world, ToNode::Left { context, rank })));
         }
         if matches!(&case.suspicion, Some((_, Verdict::Link { peer, .. })) if *peer == rank) {
             let how = case.departure(rank);
@@ -499,7 +525,10 @@ impl Court {
         case.verdict = Some(verdict.clone());
         self.decided += 1;
         (case.inquest, case.suspicion) = (None, None);
-        case.waiting.clear();
+        // After a death operations go on, and those that wait hear whose part in them is over.
+        if !case.is_of_a_death() {
+            case.waiting.clear();
+        }
         case.audit.clear();
         let there =
             case.members.iter().enumerate().filter(|(r, w)| !case.left.contains_key(r) && self.gone[**w].is_none());

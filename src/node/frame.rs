@@ -49,7 +49,7 @@ pub(super) enum ToHub {
     Hello(Hello),
     /// This rank belongs to a communicator of these world ranks.
     Register { context: u64, members: Runs },
-    /// This rank has left the communicator; these are its latest operations.
+    /// This rank has left the communicator, or has failed in it; these are its latest operations.
     Leave { context: u64, records: Vec<(u64, Record)> },
     /// This rank has something to declare.
     Report { context: u64, verdict: Verdict },
@@ -78,7 +78,7 @@ pub(super) enum ToNode {
     Declare { context: u64, verdict: Verdict },
     /// What did this rank do as operation `sequence`? `question` comes back with the answer.
     Ask { context: u64, sequence: u64, question: u64 },
-    /// A member that this rank inquired after has left in good order.
+    /// A member that this rank inquired after has left, or does nothing in the communicator any more.
     Left { context: u64, rank: usize },
     /// The hub knows that this rank has left and needs its process no longer.
     Farewell,

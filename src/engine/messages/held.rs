@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use maypole_collectives::DataType;
 use parking_lot::MutexGuard;
 
 use super::peer::Failure;
@@ -76,7 +77,7 @@ impl<'a> Held<'a> {
     /// As for [`Messages::post`].
     pub unsafe fn post(&mut self, messages: &[Message], count: &Count) {
         self.visits += 1;
-        if self.court.watch.raised() {
+        if self.court.watch.raised() && self.is_in_vain_to_post(messages) {
             self.fail();
             // SAFETY: the count is there, and none of these messages was posted.
             return messages.iter().for_each(|_| unsafe { Tally::on(count) }.fail());
@@ -92,16 +93,25 @@ impl<'a> Held<'a> {
         self.tell();
     }
 
-    /// Move everything on; returns whether anything moved. After this either no verdict stands or nothing is under way.
+    /// A verdict stands: whether it forbids to post these, see [`crate::engine::aftermath`].
+    #[cold]
+    fn is_in_vain_to_post(&self, messages: &[Message]) -> bool {
+        let watch = &self.court.watch;
+        watch.is_over() || messages.iter().any(|message| message.is_sent() && watch.is_gone(message.peer))
+    }
+
+    /// Move everything on; returns whether anything moved. After this nothing is under way that a verdict has ended.
     #[inline]
     pub fn advance(&mut self) -> bool {
-        if self.court.watch.raised() {
+        let raised = self.court.watch.raised();
+        if raised && self.court.watch.is_over() {
             self.fail();
             return true;
         }
         match self.traffic.advance() {
-            Ok(false) => false,
+            Ok(false) => raised && self.is_given_up(),
             Ok(true) => {
+                self.moves += 1;
                 self.tell();
                 true
             }
@@ -112,20 +122,43 @@ impl<'a> Held<'a> {
         }
     }
 
+    /// A death is the verdict, and nothing moved: give up if a message to or from a rank that is gone is under way. Not
+    /// only if somebody waits for it, since it may be that all they want is to be told.
+    #[cold]
+    fn is_given_up(&mut self) -> bool {
+        let State { traffic, court, aftermath, moves, .. } = &mut *self.state;
+        let Some((operation, rank)) = traffic.first_with(|rank| court.watch.is_gone(rank)) else { return false };
+        let in_vain = aftermath.is_in_vain(court, &operation, traffic.routes(), Some(rank), *moves);
+        if in_vain {
+            self.fail();
+        }
+        in_vain
+    }
+
     /// See [`Messages::look_for`].
     pub fn look_for(&mut self, tag: u32) -> Result<Option<usize>> {
-        if !self.court.watch.raised() {
+        if !self.court.watch.is_over() {
             match self.traffic.look_for(tag) {
                 Ok(found) => {
                     // Messages that others wait for may have come in front of it.
                     self.tell();
-                    return Ok(found);
+                    if found.is_some() || !self.court.watch.raised() || !self.is_in_vain_to_look(tag) {
+                        return Ok(found);
+                    }
                 }
                 Err(failure) => self.convict(*failure),
             }
         }
         self.fail();
         Err(self.court.failed())
+    }
+
+    /// A death is the verdict, and no rank has sent a message with this tag: whether none will.
+    #[cold]
+    fn is_in_vain_to_look(&mut self, tag: u32) -> bool {
+        let State { traffic, court, aftermath, moves, .. } = &mut *self.state;
+        let operation = Fingerprint::point_to_point(0, DataType::U8, 0, (court.me, court.me), tag);
+        aftermath.is_in_vain(court, &operation, traffic.routes(), None, *moves)
     }
 
     /// Something may be finished: wake those who may wait for it.
@@ -167,11 +200,19 @@ impl<'a> Held<'a> {
     /// The wait for `count` has become long. `None`: something has changed.
     #[cold]
     pub fn question(&mut self, count: &Count, questions: &mut Questions) -> Option<Duration> {
-        if self.court.watch.raised() {
+        let raised = self.court.watch.raised();
+        if raised && self.court.watch.is_over() {
             self.fail();
             return None;
         }
         let (operation, peer) = self.traffic.find(count)?;
+        if raised {
+            let State { traffic, court, moves, .. } = &mut *self.state;
+            if questions.aftermath.is_in_vain(court, &operation, traffic.routes(), Some(peer), *moves) {
+                self.fail();
+                return None;
+            }
+        }
         // A link says itself that its other end is gone, after what came before; where nothing hangs on a link, nothing
         // else would. Asked twice, since what it sent may have come just before it left.
         if self.court.watch.has_departed(peer) && self.traffic.is_pointless_without(peer) {
@@ -223,10 +264,12 @@ impl<'a> Held<'a> {
         self.fail();
     }
 
-    /// A verdict stands: give everything up.
+    /// A verdict has ended what is under way: give everything up.
     #[cold]
     fn fail(&mut self) {
-        self.traffic.fail();
+        self.court.give_up();
+        let dead = matches!(self.court.watch.verdict(), Some(Verdict::Died { .. }));
+        self.traffic.fail(dead);
         self.tell();
     }
 

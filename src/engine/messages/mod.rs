@@ -42,8 +42,8 @@
 //! that is done and sees nobody lead, though messages are under way, calls the attendant: there is one, since they were
 //! posted without being waited for.
 //!
-//! *Verdicts.* A verdict wakes the place of rest, so the leader sees it and fails everything. Where nobody leads,
-//! nothing is waited for, and whoever comes next sees it.
+//! *Verdicts.* A verdict wakes the place of rest, so the leader sees it and fails everything, or after a death what is
+//! in vain ([`super::aftermath`]). Where nobody leads, nothing is waited for, and whoever comes next sees it.
 //!
 //! # Why buffers are safe
 //!
@@ -71,6 +71,7 @@ use self::held::Held;
 pub(crate) use self::tally::Count;
 pub(crate) use self::traffic::Message;
 use self::traffic::Traffic;
+use super::aftermath::Aftermath;
 use super::alarm::Alarm;
 use super::rest::Rest;
 use super::routes::Routes;
@@ -111,8 +112,11 @@ struct State {
     /// What is to be done when a count is done, which may be just now: with the lock given back.
     endings: Vec<Ending>,
     ended: Vec<Ending>,
-    /// How often a caller has been here.
+    /// How often a caller has been here, and how often something has moved.
     visits: u64,
+    moves: u64,
+    /// What goes on after a death, of messages that nobody need wait for.
+    aftermath: Aftermath,
     attendant: Attendant,
 }
 
@@ -135,6 +139,8 @@ impl Messages {
             endings: Vec::new(),
             ended: Vec::new(),
             visits: 0,
+            moves: 0,
+            aftermath: Aftermath::default(),
             attendant: Attendant::default(),
         };
         Messages {

@@ -331,13 +331,21 @@ impl Peer {
 
     /// The first message that is counted on `tally`.
     pub fn find(&self, tally: Tally) -> Option<Fingerprint> {
+        self.posted_ones().find(|(counted, _)| *counted == tally).map(|(_, operation)| operation)
+    }
+
+    /// The first message that somebody has posted and that is not done.
+    pub fn first(&self) -> Option<Fingerprint> {
+        self.posted_ones().next().map(|(_, operation)| operation)
+    }
+
+    fn posted_ones(&self) -> impl Iterator<Item = (Tally, Fingerprint)> + '_ {
         let arriving = self.arriving.iter().filter_map(|a| match &a.into {
             Into::Buffer(message) => Some(message),
             Into::Stash(_) => None,
         });
         let incoming = arriving.chain(&self.expected).map(|m| (m.tally, m.operation));
-        let all = incoming.chain(self.outgoing.iter().map(|m| (m.tally, m.operation)));
-        all.into_iter().find(|(counted, _)| *counted == tally).map(|(_, operation)| operation)
+        incoming.chain(self.outgoing.iter().map(|m| (m.tally, m.operation)))
     }
 
     /// Whether nothing that this rank waits for can come any more once the other has left: it will read nothing, and
@@ -346,8 +354,12 @@ impl Peer {
         !self.outgoing.is_empty() || self.inward.is_none()
     }
 
-    /// Nothing will be done any more: count off everything as failed, and touch no buffer after that.
-    pub fn fail(&mut self) {
+    /// Nothing will be done any more: count off everything as failed, and touch no buffer after that. `close`: those
+    /// that wait for this rank are to learn so from the links.
+    pub fn fail(&mut self, close: bool) {
+        if close {
+            (self.outward, self.inward) = (None, None);
+        }
         self.outgoing.drain(..).for_each(|message| message.tally.fail());
         self.expected.drain(..).for_each(|message| message.tally.fail());
         if let Some(Arriving { into: Into::Buffer(message), .. }) = self.arriving.take() {

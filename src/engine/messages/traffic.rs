@@ -97,6 +97,10 @@ impl Traffic {
         Traffic { routes, stream_from, peers, listed: Vec::new(), known: Vec::new(), found: 0 }
     }
 
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
     /// See [`Routes::unheard`].
     pub fn unheard(&self) -> Option<usize> {
         self.routes.unheard()
@@ -235,6 +239,13 @@ impl Traffic {
         under_way.find_map(|(peer, rank)| Some((peer.find(tally)?, rank)))
     }
 
+    /// The first message under way with a rank that is `so`, and the rank.
+    #[cold]
+    pub fn first_with(&self, so: impl Fn(usize) -> bool) -> Option<(Fingerprint, usize)> {
+        let mut those = self.listed.iter().filter(|rank| so(**rank));
+        those.find_map(|rank| Some((self.peers[*rank].as_ref()?.first()?, *rank)))
+    }
+
     /// Whether waiting for messages to or from `peer` is pointless once it has left.
     #[cold]
     pub fn is_pointless_without(&self, peer: usize) -> bool {
@@ -247,11 +258,11 @@ impl Traffic {
         peer.map_or(0, |peer| peer.waiting_for(message.is_sent(), message.tag))
     }
 
-    /// Give everything up: no buffer is touched after this.
+    /// Give everything up: no buffer is touched after this. `close`: the links too, for good.
     #[cold]
-    pub fn fail(&mut self) {
+    pub fn fail(&mut self, close: bool) {
         for peer in self.peers.iter_mut().flatten() {
-            peer.fail();
+            peer.fail(close);
             peer.listed = false;
         }
         self.listed.clear();

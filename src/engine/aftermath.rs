@@ -1,0 +1,110 @@
+//! How an operation goes on once the death of a member is the communicator's verdict.
+//!
+//! A rank that has died, or left, had perhaps done all that the others need of it: its last contributions lie in rings,
+//! windows, lines and sockets. So that verdict, alone among verdicts, does not end what is under way, nor what begins
+//! later: an operation goes on while what it waits for can still come, and the verdict is its error as soon as it
+//! cannot.
+//!
+//! * *From a rank that is gone* comes what was there before it went. Memory shows all of it to a poll that begins when
+//!   the rank is known to be gone. A socket shows it before its end, which is seen as such ([`LinkError::Gone`]); the
+//!   word of the hub may be faster than either. Where there is no socket, or a host is cut off and no end comes, it
+//!   ends after [`LAST_WORDS`].
+//! * *From one that lives* may come what it passes on of the dead's, and it may be slow at it. It has [`SLOWEST`],
+//!   counted from when anything last moved. Mostly nobody waits that long: a rank that fails does nothing in the
+//!   communicator any more (it *gives up*). It closes its links there and tells the jury, of whom those that wait for it
+//!   have asked to hear. So failing spreads along what waits for what, and no further.
+//! * *To a rank that is gone* nothing is begun: it would be needed after its end.
+//!
+//! A rank that has given up begins nothing again in that communicator ([`Watch::is_over`](crate::watch::Watch::is_over)):
+//! its links may have stopped amid a message.
+//!
+//! [`LinkError::Gone`]: maypole_transports::LinkError::Gone
+
+use std::time::{Duration, Instant};
+
+use maypole_collectives::schedule::Schedule;
+
+use super::routes::Routes;
+use super::wait::Court;
+use crate::fingerprint::Fingerprint;
+
+/// How long what a rank that is gone has sent may take to show, where no link says when that is all.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+/// How long ranks that live may take to pass something on.
+const SLOWEST: Duration = Duration::from_secs(1);
+
+/// One wait after a death.
+#[derive(Default)]
+pub(crate) struct Aftermath {
+    /// Since when nothing has moved, or somebody is known to be gone.
+    still: Option<Instant>,
+    moves: u64,
+    /// Who was known to be gone at the last look.
+    gone: Option<usize>,
+    /// Whom this rank waits for, and has asked to be told of.
+    asked: Option<usize>,
+}
+
+impl Aftermath {
+    /// A verdict stands, and a poll of everything found nothing to do: whether it is in vain to go on in `operation`.
+    /// `awaited`: for whom it waits, if for one. `moves`: grows when anything is done.
+    #[cold]
+    pub fn is_in_vain(
+        &mut self,
+        court: &Court,
+        operation: &Fingerprint,
+        routes: &Routes,
+        awaited: Option<usize>,
+        moves: u64,
+    ) -> bool {
+        if court.watch.is_over() {
+            return true;
+        }
+        if std::mem::replace(&mut self.moves, moves) != moves {
+            self.still = None;
+        }
+        if let Some(rank) = awaited.filter(|rank| court.watch.is_gone(*rank)) {
+            if self.gone.replace(rank) != Some(rank) {
+                // What it left is for the next poll.
+                self.still = None;
+                return false;
+            }
+            return routes.is_near(rank) || self.lasts(LAST_WORDS);
+        }
+        if let Some(rank) = awaited.filter(|rank| self.asked != Some(*rank)) {
+            self.asked = Some(rank);
+            court.jury.inquire(court.context, court.me, *operation, rank);
+        }
+        self.lasts(SLOWEST)
+    }
+
+    fn lasts(&mut self, most: Duration) -> bool {
+        self.still.get_or_insert_with(Instant::now).elapsed() >= most
+    }
+}
+
+impl Court {
+    /// Nothing that this rank begins now in the communicator can be of use: it has failed in it, or the verdict is none
+    /// with which anything goes on, or `schedule` sends to a rank that is gone. One relaxed load where no verdict
+    /// stands.
+    #[inline]
+    pub fn forbids(&self, schedule: &dyn Schedule) -> bool {
+        self.watch.raised() && (self.watch.is_over() || self.is_for_the_gone(schedule))
+    }
+
+    #[cold]
+    fn is_for_the_gone(&self, schedule: &dyn Schedule) -> bool {
+        let steps = (0..schedule.lanes()).flat_map(|lane| (0..schedule.steps(lane)).map(move |i| (lane, i)));
+        let mut receivers = steps.filter_map(|(lane, i)| schedule.step(lane, i).peers().1);
+        receivers.any(|rank| self.watch.is_gone(rank))
+    }
+
+    /// This rank has failed in the communicator, and its caller is told: it does nothing there any more. Those that wait
+    /// for it are told so.
+    #[cold]
+    pub fn give_up(&self) {
+        if self.watch.give_up() {
+            self.jury.leave(self.context, self.me);
+        }
+    }
+}
