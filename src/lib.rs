@@ -34,6 +34,7 @@ mod descriptors;
 mod device;
 mod engine;
 pub mod error;
+pub mod exit;
 pub mod fingerprint;
 pub mod interrupt;
 pub mod launch;

@@ -206,8 +206,15 @@ pub unsafe extern "C" fn maypole_comm_subset(
     })
 }
 
-/// Leave the group. Waits for nobody; what other threads have under way with the communicator goes on, and so do requests
-/// and persistent operations, which keep it.
+/// Leave the group. Waits for nobody while this process has other communicators of the same world; the last one of rank 0's
+/// process (of the one that made the id, if it is a rank's) waits until the other processes have left that world too, since
+/// it holds the job together: however long they are at work, but a few seconds at most once something has gone wrong and
+/// nobody calls anything any more. A signal ends it as always. What other threads have under way with the communicator goes
+/// on, and so do requests and persistent operations, which keep it.
+///
+/// What a process has not destroyed when it ends, by returning from main, exit() or quick_exit(), is left as if it had been,
+/// after all its exit handlers and static destructors; what is under way then has a second to end. After _exit(), abort() or
+/// a signal the process counts as dead, and the other ranks are told so at once.
 #[unsafe(no_mangle)]
 pub extern "C" fn maypole_comm_destroy(comm: maypole_comm) -> maypole_status {
     enter("maypole_comm_destroy", || COMMUNICATORS.remove("comm", comm.addr() as u64).map(drop))

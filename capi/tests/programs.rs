@@ -5,7 +5,7 @@ mod prefix;
 
 use std::path::Path;
 
-use prefix::{compile, have, ranks, under_valgrind};
+use prefix::{compile, have, ranks, ranks_in, under_valgrind};
 
 /// A program's path, as an argument.
 fn path(program: &Path) -> &str {
@@ -55,6 +55,20 @@ fn every_function_in_every_form() {
 #[test]
 fn every_misuse_is_an_error_that_names_the_argument() {
     run("tests/programs/misuse.c", &[1, 2, 3], |_, _| "fine".into());
+}
+
+#[test]
+fn programs_that_destroy_nothing_leave_in_good_order() {
+    let program = compile("tests/programs/ends.cpp", None);
+    for transport in ["shm", "tcp"] {
+        let environment = [("MAYPOLE_TRANSPORT".into(), transport.into())];
+        for way in ["return", "exit", "quick_exit", "late static", "owned static", "request"] {
+            for _ in 0..3 {
+                let lines = ranks_in(&environment, 3, &[path(&program), way]);
+                assert_eq!(lines.iter().filter(|line| line.ends_with("] fine")).count(), 3, "{way}: {lines:#?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -50,8 +50,12 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if self.comm.get_mut().is_some() {
-            Python::attach(|py| waiting::detached(py, || self.close()));
+        let Some(comm) = self.comm.get_mut().take() else { return };
+        if self.generation == process::generation() {
+            // The collector of garbage must not wait for other ranks.
+            process::leave(comm);
+        } else {
+            std::mem::forget(comm);
         }
     }
 }
@@ -241,17 +245,18 @@ crate::forms::forms!(Communicator {
     }
 
     /// Leave the group. Every later call raises an ArgumentError; requests under way go on. Closing twice is fine, and
-    /// so is ``with maypole.init() as comm: ...``.
-    fn close(&self, py: Python<'_>) {
-        waiting::detached(py, || self.slot.close());
+    /// so is ``with maypole.init() as comm: ...``. Where this process holds the job together (usually rank 0's), closing
+    /// its last communicator waits until the other processes have left the job; Ctrl-C ends the wait.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        waiting::leaving(py, || self.slot.close())
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
         slf
     }
 
-    fn __exit__(&self, py: Python<'_>, _class: Maybe<'_>, _error: Maybe<'_>, _trace: Maybe<'_>) {
-        self.close(py);
+    fn __exit__(&self, py: Python<'_>, _class: Maybe<'_>, _error: Maybe<'_>, _trace: Maybe<'_>) -> PyResult<()> {
+        self.close(py)
     }
 
     fn __reduce__(&self) -> PyResult<()> {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use crate::communicator::Slot;
+use crate::waiting;
 
 /// How often this process is a fork of a process that had this module.
 static FORKS: AtomicU64 = AtomicU64::new(0);
@@ -16,8 +17,6 @@ static FORKS: AtomicU64 = AtomicU64::new(0);
 static LEAVING: AtomicBool = AtomicBool::new(false);
 /// Threads of ours that are in the interpreter.
 static INSIDE: AtomicU64 = AtomicU64::new(0);
-/// Threads of ours that leave a communicator.
-static PARTING: AtomicU64 = AtomicU64::new(0);
 /// Every communicator that Python has.
 static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 
@@ -25,7 +24,6 @@ extern "C" fn forked() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     // Of the threads there is one left.
     INSIDE.store(0, Ordering::SeqCst);
-    PARTING.store(0, Ordering::SeqCst);
 }
 
 /// Watch for forks from now on.
@@ -64,34 +62,19 @@ pub fn attached<R>(f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
 
 /// Leave a communicator on a thread of its own: that may wait for other ranks, which must not happen with the GIL held.
 pub fn leave(comm: Arc<Communicator>) {
-    struct Parting(Option<Arc<Communicator>>);
-    impl Drop for Parting {
-        fn drop(&mut self) {
-            drop(self.0.take());
-            PARTING.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-    PARTING.fetch_add(1, Ordering::SeqCst);
-    let parting = Parting(Some(comm));
     // Without a thread it is left here, where the closure is dropped.
-    let _ = std::thread::Builder::new().name("maypole-leave".into()).spawn(move || drop(parting));
+    let _ = std::thread::Builder::new().name("maypole-leave".into()).spawn(move || drop(comm));
 }
 
-/// Wait until those that [`leave`] was told of have been left: a process that ends before counts as dead to the others.
-pub fn wait_until_left(at_most: Duration) {
-    let start = Instant::now();
-    while PARTING.load(Ordering::SeqCst) > 0 && start.elapsed() < at_most {
-        std::thread::sleep(Duration::from_micros(100));
-    }
-}
-
-/// The interpreter is about to exit: leave every communicator as `close` does. Operations under way are cut off when
-/// the process ends, and other ranks that need them are told that this one is gone.
+/// The interpreter is about to exit: leave what this process is in, as the library does when a process ends. What is
+/// under way has a second to end. A signal's handler that raises ends the wait for others.
 #[pyfunction]
-pub fn _leave(py: Python<'_>) {
+pub fn _leave(py: Python<'_>) -> PyResult<()> {
+    let left = waiting::leaving(py, maypole::exit::leave);
     LEAVING.store(true, Ordering::SeqCst);
     let open = std::mem::take(&mut *OPEN.lock());
     py.detach(|| {
+        // They refuse calls from now on.
         for slot in open.iter().filter_map(Weak::upgrade) {
             slot.close();
         }
@@ -101,4 +84,5 @@ pub fn _leave(py: Python<'_>) {
             std::thread::sleep(Duration::from_micros(100));
         }
     });
+    left
 }

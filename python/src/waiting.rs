@@ -107,6 +107,17 @@ pub fn request<R>(py: Python<'_>, wait: impl FnOnce() -> R) -> PyResult<R> {
     }
 }
 
+/// Leave communicators, which may wait for other ranks to do so; a signal's handler that raises ends the wait.
+///
+/// # Errors
+/// What the handler raised.
+pub fn leaving(py: Python<'_>, leave: impl FnOnce()) -> PyResult<()> {
+    match in_frame(py, std::ptr::null(), leave) {
+        ((), None) => Ok(()),
+        ((), Some(raised)) => Err(raised),
+    }
+}
+
 fn in_frame<R>(py: Python<'_>, comm: *const Communicator, f: impl FnOnce() -> R) -> (R, Option<PyErr>) {
     Frame::new(comm, None).within(|| detached(py, f))
 }

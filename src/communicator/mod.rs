@@ -77,8 +77,11 @@ use crate::watch::{Jury, Watch};
 /// can be completed with what it had sent is completed, and the error comes at the next call that cannot.
 ///
 /// It may be shared between threads; their calls are then ordered by when they were made, which must be the same on
-/// every rank to be of use. Dropping it leaves the group; it waits for nobody, unless it is attached to a device: then for
-/// its own operations on streams, and for other processes to have read what they need of this one's device memory.
+/// every rank to be of use. Dropping it leaves the group, and so does the end of the process ([`exit`](crate::exit)). It waits
+/// for nobody, with two exceptions. Where it is attached to a device, it waits for its own operations on streams, and for
+/// other processes to have read what they need of this one's device memory. And the last communicator of a world in the
+/// process that holds it together, which is rank 0's or where the id was made, waits until the other processes have left
+/// it, however long they are at work.
 pub struct Communicator {
     pub(crate) inner: Arc<Inner>,
 }
@@ -172,7 +175,11 @@ impl Communicator {
             attaching: Mutex::new(()),
             own_stream: Mutex::new(None),
         };
-        Communicator { inner: Arc::new(inner) }
+        let inner = Arc::new(inner);
+        if matches!(inner.world, World::Processes(_)) {
+            crate::exit::list_communicator(&inner);
+        }
+        Communicator { inner }
     }
 
     /// This rank's number, from 0.
@@ -243,6 +250,12 @@ impl Communicator {
 }
 
 impl Inner {
+    /// Whether it has something under way that others may wait for: a collective that has begun or is queued, or a
+    /// message that is not quite sent.
+    pub(crate) fn is_at_work(&self) -> bool {
+        !self.watch.is_over() && (self.turns.are_taken() || self.messages.is_sending())
+    }
+
     /// This rank does nothing in the communicator any more, even if the verdict on it is one after which operations go on.
     #[cold]
     fn give_up(&self) {

@@ -41,6 +41,11 @@ impl Turns {
         first..first + count as u64
     }
 
+    /// Whether a number was taken that is not done.
+    pub fn are_taken(&self) -> bool {
+        self.next.load(Ordering::Relaxed) != self.serving.load(Ordering::Acquire)
+    }
+
     /// Wait until `number` is served.
     #[inline]
     pub fn enter(&self, number: u64) -> Ticket<'_> {

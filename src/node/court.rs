@@ -266,7 +266,7 @@ impl Court {
         let case = self.cases.get_mut(&context).expect("seen by the caller");
         let (Some(&asker), Some(&world)) = (case.places.get(&from), case.members.get(peer)) else { return };
         if case.left.contains_key(&peer) || self.gone[world].is_some() {
-            self.letters.push((from, ToNode::Left { context, rank: peer }));
+            self.letters.push((vec![from], ToNode::Left { context, rank: peer }));
         } else if !case.left.contains_key(&asker) {
             case.waiting.insert((asker, peer), VecDeque::from([operation]));
         }
@@ -379,7 +379,7 @@ impl Court {
         }
         if case.verdict.is_some() {
             let waiters = case.waiting.keys().filter(|(_, peer)| *peer == rank).map(|(asker, _)| case.members[*asker]);
-            return self.letters.extend(waiters.map(|world| (world, ToNode::Left { context, rank })));
+            return self.letters.push((waiters.collect(), ToNode::Left { context, rank }));
         }
         if matches!(&case.suspicion, Some((_, Verdict::Link { peer, .. })) if *peer == rank) {
             let how = case.departure(rank);

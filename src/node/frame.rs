@@ -40,6 +40,8 @@ pub(super) struct HubPlace {
     pub host: String,
     /// Its process.
     pub pid: u32,
+    /// Equal to [`Hello::process`] for nodes of that process.
+    pub process: u64,
 }
 
 /// From a node to the hub.
@@ -80,6 +82,8 @@ pub(super) enum ToNode {
     Ask { context: u64, sequence: u64, question: u64 },
     /// A member that this rank inquired after has left, or does nothing in the communicator any more.
     Left { context: u64, rank: usize },
+    /// The hub has failed and ends: nobody holds the job together any more.
+    Fallen { why: String },
     /// The hub knows that this rank has left and needs its process no longer.
     Farewell,
 }

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -31,8 +32,13 @@ const LINE: u8 = 1;
 /// How long the hub, when the ranks could not be brought together, keeps its own process from ending so that the others
 /// can be told.
 const HELD: Duration = Duration::from_secs(1);
-/// How long the hub's own process waits in leaving for ranks that remain, once something has gone wrong.
+/// How long the hub's own process waits in leaving for ranks that remain, once something has gone wrong and they call
+/// nothing any more.
 const DISTURBED: Duration = Duration::from_secs(3);
+/// When it first says for whom it waits; each time after that the time is doubled.
+const SAY_AFTER: Duration = Duration::from_secs(5);
+/// The longest time between two times that it says so.
+const SAY_AT_LEAST: Duration = Duration::from_secs(600);
 /// How many processes wait in the kernel for the hub to accept them.
 const QUEUE: i32 = 4096;
 
@@ -76,9 +82,35 @@ enum Phase {
     Gathering(Roster),
     /// They cannot be brought together; everybody who comes is told.
     Failed { what: String, size: usize, told: HashSet<usize>, held: HashSet<u64>, hold_until: Instant, until: Instant },
-    /// They have come. `ranks`: the connection of each; `own`: how many ranks of this process have not gone;
-    /// `farewell_by`: when the last of them is let go at the latest.
-    Running { court: Court, ranks: Vec<u64>, own: usize, farewell_by: Option<Instant> },
+    /// They have come. `ranks`: the connection of each; `own`: how many ranks of this process have not gone; `held`: the
+    /// last of them has left, and waits for the others; `active`: when a rank last did anything in a communicator, or
+    /// fell.
+    Running { court: Court, ranks: Vec<u64>, own: usize, held: Option<Held>, active: Instant },
+}
+
+/// A rank that has left, with its process, and is not let go yet: see [`Hub::let_go`].
+struct Held {
+    since: Instant,
+    /// When it is said next for whom it waits.
+    say_at: Instant,
+}
+
+impl Held {
+    /// When it is let go although others remain. Where something has gone wrong, they may never end.
+    fn until(&self, court: &Court, active: Instant) -> Option<Instant> {
+        court.disturbed().then(|| self.since.max(active) + DISTURBED)
+    }
+
+    /// Say for whom it waits.
+    fn say(&mut self, court: &Court, now: Instant) {
+        let others = silence::list(&court.remaining());
+        tracing::warn!(
+            "this process holds the job together and has left it {:.0?} ago; it waits for world ranks {others}, which \
+             are still at work, because they could not go on without it",
+            now - self.since
+        );
+        self.say_at = now + (now - self.since).clamp(SAY_AFTER, SAY_AT_LEAST);
+    }
 }
 
 struct Hub {
@@ -112,8 +144,17 @@ impl Hub {
         })
     }
 
+    /// Serve until nobody needs the hub any more. Should its thread fail, all are told.
     fn run(mut self) {
         super::quiet_thread();
+        let ended = catch_unwind(AssertUnwindSafe(|| self.hold()));
+        if let Err(why) = ended.unwrap_or_else(|panic| Err(super::defect(&*panic))) {
+            tracing::error!("the hub: {why}");
+            let _ = catch_unwind(AssertUnwindSafe(|| self.fall(&format!("its thread failed: {why}"))));
+        }
+    }
+
+    fn hold(&mut self) -> std::result::Result<(), String> {
         let mut events = [EpollEvent::empty(); 64];
         let mut admitted = Vec::new();
         while !self.finished() {
@@ -121,7 +162,7 @@ impl Hub {
             let count = match self.epoll.wait(&mut events, nap) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
-                Err(e) => return tracing::error!("the hub cannot wait for its connections: {e}"),
+                Err(e) => return Err(format!("it cannot wait for its connections: {e}")),
             };
             for event in &events[..count] {
                 match split(event.data()) {
@@ -146,6 +187,17 @@ impl Hub {
             }
         }
         self.flush_for(Duration::from_secs(1));
+        Ok(())
+    }
+
+    /// The hub ends though it is needed: tell everybody who is there.
+    fn fall(&mut self, why: &str) {
+        let gathering = !matches!(self.phase, Phase::Running { .. });
+        let what = format!("process {} on host {}, where the ranks meet: {why}", std::process::id(), peer::host_name());
+        let message = if gathering { ToNode::Failed { what } } else { ToNode::Fallen { why: why.to_string() } };
+        let known: Vec<u64> = self.lines.iter().filter(|(_, line)| line.known.is_some()).map(|(id, _)| id).collect();
+        known.into_iter().for_each(|id| self.lines.send(id, &message));
+        self.lines.flush(&self.epoll);
     }
 
     /// Whether nobody needs the hub any more.
@@ -165,7 +217,11 @@ impl Hub {
             Phase::Failed { held, hold_until, until, .. } => {
                 [Some(*until), Some(*hold_until).filter(|_| !held.is_empty())]
             }
-            Phase::Running { court, farewell_by, .. } => [court.deadline(), *farewell_by],
+            Phase::Running { court, held, active, .. } => {
+                let until =
+                    |held: &Held| held.until(court, *active).map_or(held.say_at, |until| until.min(held.say_at));
+                [court.deadline(), held.as_ref().map(until)]
+            }
         };
         phase.into_iter().chain([self.door.deadline(), self.lines.deadline()]).flatten().min()
     }
@@ -272,13 +328,13 @@ impl Hub {
         }
         tracing::debug!("all {} ranks have come", peers.len());
         let court = Court::new(peers.iter().map(|p| p.host.clone()).collect());
-        let hub = HubPlace { rank, host: peer::host_name(), pid: std::process::id() };
+        let hub = HubPlace { rank, host: peer::host_name(), pid: std::process::id(), process: self.process };
         // Once, whatever the number of ranks: it is as long as they are many.
         let table = Body::of(&ToNode::Table { peers, hub });
         for id in &ranks {
             self.lines.share(*id, &table);
         }
-        self.phase = Phase::Running { court, ranks, own, farewell_by: None };
+        self.phase = Phase::Running { court, ranks, own, held: None, active: Instant::now() };
     }
 
     /// They cannot be brought together: tell all who are there. `gone`: those who need not be told; `hold_until`: how
@@ -309,8 +365,15 @@ impl Hub {
     /// A rank says something.
     fn serve(&mut self, id: u64, frame: ToHub) {
         let Some((from, own)) = self.lines.get(id).and_then(|l| l.known) else { return };
-        let Phase::Running { court, .. } = &mut self.phase else { return };
+        let Phase::Running { court, active, .. } = &mut self.phase else { return };
+        #[cfg(test)]
+        if let ToHub::Register { context, .. } = &frame {
+            super::defect_tests::plant(super::defect_tests::HUB, *context);
+        }
         let now = Instant::now();
+        if !matches!(frame, ToHub::Answer { .. }) {
+            *active = now;
+        }
         match frame {
             ToHub::Hello(_) => self.hang_up(id, "it introduced itself twice"),
             ToHub::Register { context, members } => court.register(from, context, &members),
@@ -330,14 +393,15 @@ impl Hub {
     }
 
     /// A rank leaves. The last one of this process is kept until the others have left too: the hub ends with the
-    /// process.
+    /// process, and what they do may be healthy.
     fn let_go(&mut self, id: u64, rank: usize, own: bool, how: Option<String>) {
-        let Phase::Running { court, own: own_remain, farewell_by, .. } = &mut self.phase else { return };
+        let Phase::Running { court, own: own_remain, held, .. } = &mut self.phase else { return };
         *own_remain -= usize::from(own && !court.has_gone(rank));
         court.departed(rank, how);
         self.lines.get_mut(id).expect("it spoke").leaving = true;
         if own && *own_remain == 0 && !court.over() {
-            *farewell_by = Some(Instant::now() + if court.disturbed() { DISTURBED } else { self.timeout });
+            let since = Instant::now();
+            *held = Some(Held { since, say_at: since + SAY_AFTER });
         } else {
             self.farewell(id);
         }
@@ -385,7 +449,8 @@ impl Hub {
                 held.remove(&id);
                 told.insert(rank);
             }
-            Phase::Running { court, own: own_remain, .. } => {
+            Phase::Running { court, own: own_remain, active, .. } => {
+                *active = Instant::now();
                 *own_remain -= usize::from(own && !court.has_gone(rank));
                 court.departed(rank, Some(how.to_string()));
             }
@@ -414,19 +479,17 @@ impl Hub {
                 }
             }
             Phase::Failed { .. } => {}
-            Phase::Running { court, farewell_by, .. } => {
+            Phase::Running { court, held, active, .. } => {
                 court.tick(now);
-                if court.disturbed()
-                    && let Some(by) = farewell_by
-                {
-                    *by = (*by).min(now + DISTURBED);
-                }
-                if court.over() || farewell_by.is_some_and(|by| by <= now) {
-                    *farewell_by = None;
+                let Some(last) = held else { return };
+                if court.over() || last.until(court, *active).is_some_and(|until| until <= now) {
+                    *held = None;
                     let leaving: Vec<u64> = self.lines.iter().filter(|(_, l)| l.leaving).map(|(id, _)| id).collect();
                     for id in leaving {
                         self.farewell(id);
                     }
+                } else if last.say_at <= now {
+                    last.say(court, now);
                 }
             }
         }

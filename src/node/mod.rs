@@ -29,6 +29,8 @@ mod affinity;
 mod auth;
 mod connecting;
 mod court;
+#[cfg(test)]
+mod defect_tests;
 mod dial;
 mod door;
 mod frame;
@@ -54,7 +56,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 pub(crate) use self::affinity::affinity;
 use self::auth::{Errand, Purpose};
@@ -64,6 +66,7 @@ pub use self::peer::{Peer, Settings};
 use self::shared::{Registered, Shared};
 use crate::config::Config;
 use crate::error::{Error, Result, Verdict};
+use crate::exit::Membership;
 use crate::fingerprint::Fingerprint;
 use crate::watch::{Jury, Watch};
 
@@ -72,10 +75,11 @@ const CONNECTIONS: usize = 64;
 
 /// One rank's membership in a job. See the [module](self).
 ///
-/// Dropping it leaves the job in good order. That takes a round trip to the hub; in the process that has the hub, the
-/// last node to be dropped waits until the other processes have left too, at most `MAYPOLE_TIMEOUT` (a few seconds if
-/// something has gone wrong), because the hub ends with its process. A process that ends without dropping its node, or
-/// drops it while panicking, counts as dead.
+/// Dropping it leaves the job in good order, and so does the end of the process ([`exit`](crate::exit)). That takes a
+/// round trip to the hub; in the process that has the hub, the last node to go waits until the other processes have left
+/// too, because the hub ends with its process: however long they are at work, but no longer than a few seconds once
+/// something has gone wrong and no rank calls anything any more. A process that is killed or aborts, or drops its node
+/// while panicking, counts as dead.
 pub struct Node {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -114,10 +118,15 @@ impl Node {
             leaving: AtomicBool::new(false),
             troubled: AtomicBool::new(false),
             hub_lost: AtomicBool::new(false),
+            over: Mutex::new(false),
+            ended: Condvar::new(),
+            unawaited: AtomicBool::new(false),
         });
         let service = service::Service::new(shared.clone(), met.inbox, met.data, met.local).map_err(system)?;
         let thread =
             std::thread::Builder::new().name("maypole-node".into()).spawn(move || service.run()).map_err(system)?;
+        let membership: Arc<dyn Membership> = shared.clone();
+        crate::exit::list_membership(Arc::downgrade(&membership));
         Ok(Arc::new(Node { shared, thread: Some(thread) }))
     }
 
@@ -156,9 +165,14 @@ impl Node {
             watch.declare(verdict);
         }
         if shared.hub_lost.load(Ordering::Acquire) {
-            shared.declare_hub_lost();
+            shared.declare_hub_lost(None);
         }
         shared.ring();
+    }
+
+    /// Whether there is a verdict on `context`, of which this rank is a member that has not registered it.
+    pub fn has_ended(&self, context: u64) -> bool {
+        self.shared.early.lock().contains_key(&context)
     }
 
     /// This rank has no more to do with `context`; the others are told if [`Jury::leave`] has not told them.
@@ -278,23 +292,20 @@ impl Jury for Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let contexts: Vec<u64> = self.shared.contexts.lock().keys().copied().collect();
-        let panicking = std::thread::panicking();
-        for context in contexts.into_iter().filter(|_| !panicking) {
-            self.shared.leave(context);
-        }
-        self.shared.contexts.lock().clear();
-        self.shared.post(&if panicking {
-            ToHub::Fallen { how: "a thread of its process panicked".to_string() }
-        } else {
-            ToHub::Bye
-        });
-        self.shared.leaving.store(true, Ordering::Release);
-        self.shared.ring();
-        if let Some(thread) = self.thread.take().filter(|t| !crate::communicator::stream::is_this_thread(t)) {
+        self.shared.part();
+        if let Some(thread) = self.thread.take().filter(|t| !crate::communicator::stream::is_this_thread(t))
+            && self.shared.await_end()
+        {
             let _ = thread.join();
         }
     }
+}
+
+/// What a panic of a thread of ours is called, for people.
+fn defect(panic: &(dyn std::any::Any + Send)) -> String {
+    let words = panic.downcast_ref::<&str>().copied();
+    let words = words.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given");
+    format!("a defect in Maypole: {words}")
 }
 
 /// Keep signals away from this thread: handlers are the application's, and so are the threads they interrupt.

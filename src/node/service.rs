@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use super::door::{Door, split, token};
 use super::frame::{TABLE_LIMIT, ToHub, ToNode};
 use super::shared::{Shared, latest};
 use super::wire::Inbox;
-use super::{CONNECTIONS, handover};
+use super::{CONNECTIONS, defect, handover};
 use crate::watch::Record;
 
 /// Token kinds of the loop.
@@ -56,6 +57,8 @@ pub(super) struct Service {
     /// When a leaving node stops waiting for its farewell.
     leave_by: Option<Instant>,
     farewell: bool,
+    /// Whether the hub is a thread of this process.
+    holds_hub: bool,
 }
 
 impl Service {
@@ -68,6 +71,7 @@ impl Service {
         let data = Door::open(data, DATA, Purpose::Data, me, shared.key.clone(), &epoll)?;
         let local = Door::open(local, LOCAL, Purpose::Local, me, shared.key.clone(), &epoll)?;
         let audit_pause = pace(&shared);
+        let holds_hub = super::peer::process_id().is_ok_and(|own| own == shared.hub.process);
         Ok(Service {
             shared,
             epoll,
@@ -81,12 +85,24 @@ impl Service {
             audit_pause,
             leave_by: None,
             farewell: false,
+            holds_hub,
         })
     }
 
-    /// Serve until the node has left and the hub knows it.
+    /// Serve until the node has left and the hub knows it. Should the thread fail, the others are told.
     pub fn run(mut self) {
         super::quiet_thread();
+        let shared = self.shared.clone();
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(move || self.serve()));
+        let failed = ended.unwrap_or_else(|panic| Err(defect(&*panic)));
+        if let Err(why) = failed {
+            shared.fall(&format!("the thread that holds it in the job failed: {why}"));
+        }
+        *shared.over.lock() = true;
+        shared.ended.notify_all();
+    }
+
+    fn serve(&mut self) -> Result<(), String> {
         let mut events = [EpollEvent::empty(); 64];
         let (mut streams, mut fetchers) = (Vec::new(), Vec::new());
         self.obey();
@@ -95,10 +111,7 @@ impl Service {
             let count = match self.epoll.wait(&mut events, nap) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
-                Err(e) => {
-                    tracing::error!("rank {}: its node cannot wait for its connections: {e}", self.shared.rank);
-                    return self.lose_hub();
-                }
+                Err(e) => return Err(format!("it cannot wait for its connections: {e}")),
             };
             for event in &events[..count] {
                 match split(event.data()) {
@@ -122,6 +135,7 @@ impl Service {
             self.tick(Instant::now());
             self.flush();
         }
+        Ok(())
     }
 
     fn finished(&mut self) -> bool {
@@ -131,8 +145,9 @@ impl Service {
         let now = Instant::now();
         let troubled = self.shared.troubled.load(Ordering::Acquire);
         let patience = if troubled { TROUBLED } else { self.shared.config.timeout + FAREWELL_GRACE };
-        let by = *self.leave_by.get_or_insert(now + patience);
-        self.farewell || self.shared.hub_lost.load(Ordering::Acquire) || by <= now
+        // The hub of this very process keeps its last rank until the others have left.
+        let by = (!self.holds_hub).then(|| *self.leave_by.get_or_insert(now + patience));
+        self.farewell || self.shared.hub_lost.load(Ordering::Acquire) || by.is_some_and(|by| by <= now)
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -174,6 +189,11 @@ impl Service {
                     }
                 }
                 Ok(Some(ToNode::Farewell)) => self.farewell = true,
+                Ok(Some(ToNode::Fallen { why })) => {
+                    if !self.shared.leaving.load(Ordering::Acquire) {
+                        self.shared.declare_hub_lost(Some(&why));
+                    }
+                }
                 Ok(Some(ToNode::Table { .. } | ToNode::Failed { .. })) => {}
                 Err(e) => {
                     tracing::error!("rank {}: its control connection carried {e}", self.shared.rank);
@@ -188,7 +208,7 @@ impl Service {
         if !self.shared.hub_lost.swap(true, Ordering::AcqRel) {
             let _ = self.epoll.delete(&self.shared.control);
             if !self.shared.leaving.load(Ordering::Acquire) {
-                self.shared.declare_hub_lost();
+                self.shared.declare_hub_lost(None);
             }
         }
     }
@@ -239,6 +259,11 @@ impl Service {
 
     /// Time has passed.
     fn tick(&mut self, now: Instant) {
+        #[cfg(test)]
+        if self.shared.rank == 1 {
+            let contexts: Vec<u64> = self.shared.contexts.lock().keys().copied().collect();
+            contexts.into_iter().for_each(|context| super::defect_tests::plant(super::defect_tests::NODE, context));
+        }
         self.data.sweep(now, &self.epoll);
         self.local.sweep(now, &self.epoll);
         let mut due = Vec::new();

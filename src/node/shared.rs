@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::connecting::Underway;
 use super::frame::{HubPlace, ToHub};
@@ -17,6 +17,7 @@ use super::peer::Peer;
 use super::wire::Outbox;
 use crate::config::Config;
 use crate::error::Verdict;
+use crate::exit::Membership;
 use crate::watch::{Record, Watch};
 
 /// How long the hub has to answer a report before the rank acts alone: a stopped hub must not hold anybody past a
@@ -24,6 +25,8 @@ use crate::watch::{Record, Watch};
 const HUB_PATIENCE: Duration = Duration::from_secs(3);
 /// How many of its latest operations a rank that leaves a communicator tells.
 const TOLD_ON_LEAVING: usize = 16;
+/// How often a thread that waits for the others to leave looks around.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A communicator of which this rank is a member.
 pub(super) struct Registered {
@@ -72,6 +75,12 @@ pub(super) struct Shared {
     /// Whether any communicator of this rank has failed: then leaving does not wait for long.
     pub troubled: AtomicBool,
     pub hub_lost: AtomicBool,
+    /// Whether the node's thread has done all that it does.
+    pub over: Mutex<bool>,
+    /// That has become so.
+    pub ended: Condvar,
+    /// Whoever waited for it was told not to, and nobody does any more.
+    pub unawaited: AtomicBool,
 }
 
 impl Shared {
@@ -167,13 +176,30 @@ impl Shared {
         self.member(context, self.hub.rank?)
     }
 
-    /// The hub is gone, and with it all news of the others: every communicator of this rank fails.
-    pub fn declare_hub_lost(&self) {
+    /// The node's thread has failed and ends: nobody hears of this rank any more, nor it of the others. All its
+    /// communicators fail, and the hub is told why, if it can be.
+    pub fn fall(&self, how: &str) {
+        tracing::error!("rank {}: {how}", self.rank);
+        self.post(&ToHub::Fallen { how: how.to_string() });
+        self.hub_lost.store(true, Ordering::Release);
+        // Otherwise the hub would go on believing that somebody listens.
+        let _ = self.control.shutdown(std::net::Shutdown::Write);
+        let mine = self.contexts.lock().iter().filter(|(_, r)| r.members.len() > 1).map(|(c, r)| (*c, r.me)).collect();
+        let mine: Vec<(u64, usize)> = mine;
+        for (context, rank) in mine {
+            let (host, how) = (self.host_of_member(context, rank), how.to_string());
+            self.declare(context, Verdict::Died { rank, host, how });
+        }
+    }
+
+    /// The hub is gone, and with it all news of the others: every communicator of this rank fails. `why`: what the hub
+    /// itself has said.
+    pub fn declare_hub_lost(&self, why: Option<&str>) {
         let contexts: Vec<u64> =
             self.contexts.lock().iter().filter(|(_, r)| r.members.len() > 1).map(|(c, _)| *c).collect();
         for context in contexts {
             let host = self.hub.host.clone();
-            let (rank, how) = match (self.hub_as_member(context), self.hub.rank) {
+            let (rank, mut how) = match (self.hub_as_member(context), self.hub.rank) {
                 (Some(member), _) => {
                     (member, "its process, which held the job together, ended or cannot be reached".to_string())
                 }
@@ -188,8 +214,43 @@ impl Shared {
                     (0, format!("process {}, which made the unique id and held the job together, ended", self.hub.pid))
                 }
             };
+            if let Some(why) = why {
+                how = format!("{how}: {why}");
+            }
             self.declare(context, Verdict::Died { rank, host, how });
         }
+    }
+}
+
+impl Membership for Shared {
+    /// Tell the hub that this rank leaves the job in good order, or while panicking that it falls.
+    fn part(&self) {
+        if self.leaving.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let contexts: Vec<u64> = self.contexts.lock().keys().copied().collect();
+        let panicking = std::thread::panicking();
+        contexts.into_iter().filter(|_| !panicking).for_each(|context| self.leave(context));
+        self.contexts.lock().clear();
+        self.post(&if panicking {
+            ToHub::Fallen { how: "a thread of its process panicked".to_string() }
+        } else {
+            ToHub::Bye
+        });
+        self.ring();
+    }
+
+    /// Wait until the node's thread has ended, which it does when the hub has taken leave: in the hub's own process when
+    /// the others have left.
+    fn await_end(&self) -> bool {
+        let mut over = self.over.lock();
+        while !*over && !self.unawaited.load(Ordering::Relaxed) {
+            let late = self.ended.wait_for(&mut over, LOOK_EVERY).timed_out();
+            if late && MutexGuard::unlocked(&mut over, crate::interrupt::look) {
+                self.unawaited.store(true, Ordering::Relaxed);
+            }
+        }
+        *over
     }
 }
 

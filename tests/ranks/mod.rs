@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -243,15 +243,20 @@ impl Job {
     /// Wait until the ranks `from` have ended and check that they ended well.
     pub fn end(&mut self, from: &[usize]) {
         for rank in from {
-            let until = Instant::now() + 2 * PATIENCE;
-            let status = loop {
-                match self.ranks[*rank].try_wait().unwrap() {
-                    Some(status) => break status,
-                    None if Instant::now() > until => panic!("rank {rank} does not end"),
-                    None => std::thread::sleep(Duration::from_millis(5)),
-                }
-            };
+            let status = self.status(*rank);
             assert!(status.success(), "rank {rank}: {status}");
+        }
+    }
+
+    /// Wait until a rank has ended: how it did.
+    pub fn status(&mut self, rank: usize) -> ExitStatus {
+        let until = Instant::now() + 2 * PATIENCE;
+        loop {
+            match self.ranks[rank].try_wait().unwrap() {
+                Some(status) => break status,
+                None if Instant::now() > until => panic!("rank {rank} does not end"),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
         }
     }
 }

@@ -22,14 +22,13 @@ import torch
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import distributed_c10d
 
-from .._maypole import ArgumentError, TorchLane, TorchLink
+from .. import _maypole
+from .._maypole import ArgumentError, TorchLane
 from .collectives import Collectives
 from .meeting import meet
 from .messages import Messages, monitored_barrier
 from .work import Done
 
-# How long a process that ends waits for the ranks of groups that are left, in seconds.
-_LAST_WAIT = 60.0
 # The name of the threads that run asynchronous calls; longer ones are cut off.
 _LANE = "maypole-lane"
 
@@ -126,10 +125,10 @@ _child = None
 
 @atexit.register
 def _leave():
-    """A process that ends without having left would count as dead to the others."""
+    """A process that ends lets its groups end what was queued; then it leaves, and waits for others if they need it."""
     for group in list(_groups):
         group.shutdown()
-    TorchLink.wait_until_left(_LAST_WAIT)
+    _maypole._leave()
 
 
 def _see_to_leaving():

@@ -252,14 +252,6 @@ impl Link {
             process::leave(comm);
         }
     }
-
-    /// Wait until the groups that were closed or dropped so far have been left, at most so many seconds.
-    #[staticmethod]
-    fn wait_until_left(py: Python<'_>, seconds: f64) -> PyResult<()> {
-        let at_most = self::seconds(py, seconds)?;
-        py.detach(|| process::wait_until_left(at_most));
-        Ok(())
-    }
 }
 
 impl Drop for Link {

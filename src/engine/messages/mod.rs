@@ -223,6 +223,11 @@ impl Messages {
         held.question(count, questions).unwrap_or_default()
     }
 
+    /// Whether a message of this rank's is not quite sent.
+    pub fn is_sending(&self) -> bool {
+        self.hold().traffic.is_sending()
+    }
+
     /// A rank from which a message with this tag has come that nobody expects. Does not wait.
     ///
     /// # Errors

@@ -184,6 +184,11 @@ impl Peer {
         self.outgoing.is_empty() && self.expected.is_empty() && self.arriving.is_none()
     }
 
+    /// Whether a message to it is not quite sent.
+    pub fn is_sending(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
     /// Whether bytes from this rank can only come in if somebody takes them in ahead of their time.
     pub fn is_linked_but_unread(&self) -> bool {
         self.inward.is_some() && self.expected.is_empty() && self.arriving.is_none()

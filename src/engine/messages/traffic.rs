@@ -145,6 +145,11 @@ impl Traffic {
         self.listed.is_empty()
     }
 
+    /// Whether a message is not quite sent.
+    pub fn is_sending(&self) -> bool {
+        self.listed.iter().any(|rank| self.peers[*rank].as_ref().is_some_and(|peer| peer.is_sending()))
+    }
+
     /// Post a message and move it as far as it goes now.
     ///
     /// # Safety
