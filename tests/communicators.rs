@@ -206,6 +206,85 @@ fn the_ranks_that_are_left_go_on_in_a_subset() {
 
 /// Several communicators of one world with requests under way on threads of their own, dropped in a different order by
 /// each rank while the requests go on.
+#[test]
+fn a_subset_is_tried_again_by_ranks_that_have_not_tried_equally_often() {
+    let patience = Duration::from_secs(4);
+    role(|_| {
+        let world = Communicator::from_env().unwrap();
+        world.barrier().unwrap();
+        if world.rank() == 0 {
+            let start = Instant::now();
+            let error = world.subset(&[1, 0]).map(drop).expect_err("rank 1 does not come");
+            assert!(start.elapsed() >= patience && matches!(error, Error::Bootstrap { .. }), "{error}");
+        } else {
+            std::thread::sleep(patience + patience / 4);
+        }
+        // Rank 0's second time is rank 1's first.
+        match world.subset(&[1, 0]) {
+            Ok(pair) => works(&pair),
+            Err(error) => return say(error),
+        }
+        works(&world.subset(&[1, 0]).unwrap());
+        say("fine");
+    });
+    let test = "a_subset_is_tried_again_by_ranks_that_have_not_tried_equally_often";
+    let mut job = Job::start(test, "", 2, &[("MAYPOLE_CONNECT_TIMEOUT", &patience.as_secs().to_string())]);
+    for (_, line) in job.hear(&[0, 1]) {
+        assert_eq!(line, "fine");
+    }
+    job.end(&[0, 1]);
+}
+
+/// The limit of open files, once it was `files` beyond those that are open.
+fn limit_files(files: u64) -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    // The lowest free number is where the next one goes.
+    let next = std::os::fd::AsRawFd::as_raw_fd(&std::fs::File::open("/dev/null").unwrap());
+    setrlimit(Resource::RLIMIT_NOFILE, next as u64 + files, hard).unwrap();
+    soft
+}
+
+#[test]
+fn a_child_that_one_rank_cannot_make_is_made_on_none() {
+    role(|_| {
+        let world = Communicator::from_env().unwrap();
+        works(&world);
+        let starved = world.rank() == 1;
+        let color = Some((world.rank() / 2) as u32);
+        for what in ["duplicate", "split"] {
+            let soft = starved.then(|| limit_files(1));
+            let made = match what {
+                "duplicate" => world.duplicate().map(drop),
+                _ => world.split(color, 0).map(drop),
+            };
+            if let Some(soft) = soft {
+                use nix::sys::resource::{Resource, getrlimit, setrlimit};
+                let hard = getrlimit(Resource::RLIMIT_NOFILE).unwrap().1;
+                setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            }
+            // A part that it does not concern is there.
+            let concerned = what == "duplicate" || color == Some(0);
+            match made {
+                Ok(()) if !concerned => {}
+                Err(error) if concerned => assert!(starved || error.to_string().contains("rank 1 on host "), "{error}"),
+                Ok(()) => return say(format!("{what}: made on rank {}", world.rank())),
+                Err(error) => return say(format!("{what}: {error}")),
+            }
+        }
+        // And the one that they are made from is whole.
+        works(&world);
+        works(&world.duplicate().unwrap());
+        say("fine");
+    });
+    let test = "a_child_that_one_rank_cannot_make_is_made_on_none";
+    let mut job = Job::start(test, "", 4, &[("MAYPOLE_TRANSPORT", "tcp")]);
+    for (_, line) in job.hear(&[0, 1, 2, 3]) {
+        assert_eq!(line, "fine");
+    }
+    job.end(&[0, 1, 2, 3]);
+}
+
 fn drop_under_way(world: Communicator) {
     let me = world.rank();
     let done = AtomicUsize::new(0);

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 pub(super) struct Children {
     /// Those that all ranks made together.
     together: Mutex<u64>,
-    /// Those that a subset made, by its ranks in rising order.
+    /// Those that a subset made or tried to, by its ranks in rising order: the number of the next.
     subsets: Mutex<HashMap<Vec<usize>, u64>>,
 }
 
@@ -37,15 +37,17 @@ impl Communicator {
     ///
     /// # Errors
     /// [`Error::Argument`], on every rank, if others call [`Communicator::duplicate`]. [`Error::Failed`] as everywhere;
-    /// [`Error::Bootstrap`] and [`Error::System`] when the new one cannot be made, which leaves this one whole.
+    /// [`Error::Bootstrap`] and [`Error::System`] when the new one cannot be made, on one of its ranks and so on all of
+    /// them, which leaves this one whole.
     pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Communicator>> {
         let (number, all) = self.agree(SPLIT, color.map_or(-1, i64::from), key)?;
         let same = |r: &usize| color.is_some_and(|color| all[*r].0 == i64::from(color));
         let mut ranks: Vec<usize> = (0..self.size()).filter(same).collect();
         ranks.sort_by_key(|r| (all[*r].1, *r));
         let room = self.room(&ranks)?;
-        let Some(color) = color else { return Ok(None) };
-        self.child(&[TOGETHER, number, u64::from(color)], &ranks, room).map(Some)
+        let made =
+            color.map(|color| room.and_then(|room| self.child(&[TOGETHER, number, u64::from(color)], &ranks, room)));
+        self.together(made, &ranks)
     }
 
     /// Another communicator of the same ranks, with an order of operations of its own: for a part of a program, such as
@@ -58,7 +60,8 @@ impl Communicator {
         let (number, _) = self.agree(DUPLICATE, 0, 0)?;
         let ranks: Vec<usize> = (0..self.size()).collect();
         let room = self.room(&ranks)?;
-        self.child(&[TOGETHER, number, 0], &ranks, room)
+        let made = room.and_then(|room| self.child(&[TOGETHER, number, 0], &ranks, room));
+        self.together(Some(made), &ranks).map(|made| made.expect("this rank is a member"))
     }
 
     /// A communicator of some ranks of this one, which alone call it, all with the same list; ranked in the order of the
@@ -69,7 +72,7 @@ impl Communicator {
     /// # Errors
     /// [`Error::Argument`] if the list has a rank twice, one that does not exist, or not this one: nothing was started.
     /// [`Error::Failed`] if the same ranks pass them in different orders, [`Error::Bootstrap`] if some do not call it in
-    /// `MAYPOLE_CONNECT_TIMEOUT`.
+    /// `MAYPOLE_CONNECT_TIMEOUT`. After that it may be called again, also by those who had not called it at all.
     pub fn subset(&self, ranks: &[usize]) -> Result<Communicator> {
         let mut sorted = ranks.to_vec();
         sorted.sort_unstable();
@@ -88,12 +91,29 @@ impl Communicator {
         }
         let mut name = vec![SUBSET];
         name.extend(sorted.iter().map(|rank| *rank as u64));
+        name.push(0);
         let mut subsets = self.inner.children.subsets.lock();
-        let earlier = subsets.entry(sorted).or_default();
-        name.push(*earlier);
-        *earlier += 1;
+        let next = subsets.entry(sorted).or_default();
+        // Others may have tried without this rank meanwhile, and failed. Each of their attempts ended in a verdict, of
+        // which all members are told, those who had not come too: so this rank comes to the one that is open.
+        loop {
+            *name.last_mut().expect("pushed above") = *next;
+            *next += 1;
+            if !self.has_ended(&name) {
+                break;
+            }
+        }
         drop(subsets);
         self.child(&name, ranks, None)
+    }
+
+    /// Whether the child called `name` has had a verdict before this rank came to it.
+    fn has_ended(&self, name: &[u64]) -> bool {
+        match &self.inner.world {
+            World::Processes(node) => node.has_ended(child_context(self.inner.context, name)),
+            // Nothing is waited for there, so nobody fails alone.
+            World::Alone | World::Threads(_) => false,
+        }
     }
 
     /// Compare with all ranks what each calls; the number of the child, or of the children, and what each rank gave.
@@ -116,15 +136,35 @@ impl Communicator {
         Ok((*together, all.chunks_exact(3).map(|each| (each[1], each[2])).collect()))
     }
 
+    /// Tell all ranks whether this rank has `made` the child that it gets, if it gets one, of `ranks`: it is no use to
+    /// anybody unless all of those have.
+    fn together(&self, made: Option<Result<Communicator>>, ranks: &[usize]) -> Result<Option<Communicator>> {
+        let fine = made.as_ref().is_none_or(Result::is_ok);
+        let mut all = vec![0u8; self.size()];
+        self.all_gather(&[u8::from(fine)], &mut all)?;
+        let made = made.transpose()?;
+        match ranks.iter().find(|rank| made.is_some() && all[**rank] == 0) {
+            None => Ok(made),
+            Some(rank) => {
+                let host = &self.topology().hosts()[*rank];
+                // Its own words are the verdict on the child, if they have come by now.
+                let why =
+                    made.as_ref().and_then(|child| child.verdict()).map_or(String::new(), |why| format!(": {why}"));
+                let what = format!("rank {rank} on host {host} could not make its part of the communicator{why}");
+                Err(Error::bootstrap(what))
+            }
+        }
+    }
+
     /// Agree on where a child's ranks of this host have their segment: in the file in which this communicator's lies, so
     /// that none need be handed round. Every rank calls it, with the ranks of the child that it gets; with none if it
-    /// gets none. `None` where they share no memory.
-    fn room(&self, ranks: &[usize]) -> Result<Option<Room>> {
+    /// gets none. `None` where they share no memory; an error inside concerns the child only.
+    fn room(&self, ranks: &[usize]) -> Result<Result<Option<Room>>> {
         let inner = &*self.inner;
         let hosts = inner.topology.placement();
         let processes = matches!(inner.world, World::Processes(_)) && inner.config.transport != TransportChoice::Tcp;
         if !processes || hosts.count() == inner.size {
-            return Ok(None);
+            return Ok(Ok(None));
         }
         let here = |rank: &&usize| hosts.host(**rank) == hosts.host(inner.rank);
         let beside = ranks.iter().filter(here).count();
@@ -140,14 +180,16 @@ impl Communicator {
         let mut all = vec![0u64; inner.size];
         self.all_gather(&[mine], &mut all)?;
         let doing = || format!("rank {}: sharing memory", inner.rank);
-        reserved.transpose().map_err(|e| Error::system(doing(), e))?;
-        match (&inner.arena, first) {
+        if let Some(Err(error)) = reserved {
+            return Ok(Err(Error::system(doing(), error)));
+        }
+        Ok(match (&inner.arena, first) {
             (Some(arena), Some(first)) if beside > 1 => match all[first] {
                 0 => Err(Error::system(doing(), format!("rank {first} could make no room for it"))),
                 at => Ok(Some(Room { arena: arena.clone(), at })),
             },
             _ => Ok(None),
-        }
+        })
     }
 
     /// The child called `name` among this communicator's, of `ranks` of it.
