@@ -212,7 +212,10 @@ pub trait Jury: Send + Sync {
     /// [`Verdict::Stalled`].
     fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration);
 
-    /// Rank `rank` does nothing in the communicator any more: it leaves it in good order, or has failed in it. Only the
-    /// first time counts.
+    /// Rank `rank` has failed in the communicator and does nothing there any more, though it has not left it. Where a
+    /// member's death is the verdict, those that inquired after it are told.
+    fn give_up(&self, _context: u64, _rank: usize) {}
+
+    /// Rank `rank` leaves the communicator in good order.
     fn leave(&self, context: u64, rank: usize);
 }

@@ -43,6 +43,8 @@ struct Living {
     watches: Arc<Vec<Arc<Watch>>>,
     /// Members that have left.
     left: Vec<usize>,
+    /// Members that have failed in it.
+    given_up: Vec<usize>,
 }
 
 impl Threads {
@@ -71,7 +73,9 @@ impl Threads {
                     Segment::anonymous(shape).map_err(|e| Error::system("making a communicator's shared memory", e))?;
                 let watches: Arc<Vec<Arc<Watch>>> =
                     Arc::new(std::iter::repeat_with(Arc::default).take(shape.members).collect());
-                self.living.lock().insert(context, Living { watches: watches.clone(), left: Vec::new() });
+                self.living
+                    .lock()
+                    .insert(context, Living { watches: watches.clone(), left: Vec::new(), given_up: Vec::new() });
                 entry.insert(Family { segment, watches, members: members.to_vec(), missing: shape.members })
             }
         };
@@ -129,6 +133,11 @@ impl Threads {
     fn has_left(&self, context: u64, rank: usize) -> bool {
         self.living.lock().get(&context).is_some_and(|l| l.left.contains(&rank))
     }
+
+    /// Whether it does nothing there any more.
+    fn is_idle(&self, context: u64, rank: usize) -> bool {
+        self.living.lock().get(&context).is_some_and(|l| l.left.contains(&rank) || l.given_up.contains(&rank))
+    }
 }
 
 impl Jury for Threads {
@@ -145,8 +154,10 @@ impl Jury for Threads {
         let Some(watch) = watches.get(peer) else { return };
         // Before its record: one that left has made no call after that.
         let left = self.has_left(context, peer);
-        if operation.is_point_to_point() || watches[asker].raised() {
-            if left && !watches[asker].has_departed(peer) {
+        let after_verdict = watches[asker].raised();
+        if operation.is_point_to_point() || after_verdict {
+            let idle = if after_verdict { self.is_idle(context, peer) } else { left };
+            if idle && !watches[asker].has_departed(peer) {
                 watches[asker].depart(peer);
             }
             return;
@@ -189,9 +200,15 @@ impl Jury for Threads {
         self.report(context, Verdict::Stalled { operation, reporter, after, culprits });
     }
 
+    fn give_up(&self, context: u64, rank: usize) {
+        if let Some(living) = self.living.lock().get_mut(&context) {
+            living.given_up.push(rank);
+        }
+    }
+
     fn leave(&self, context: u64, rank: usize) {
         let mut all = self.living.lock();
-        let Some(living) = all.get_mut(&context).filter(|living| !living.left.contains(&rank)) else { return };
+        let Some(living) = all.get_mut(&context) else { return };
         living.left.push(rank);
         if living.left.len() == living.watches.len() {
             all.remove(&context);

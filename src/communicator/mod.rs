@@ -260,7 +260,7 @@ impl Inner {
     #[cold]
     fn give_up(&self) {
         if self.watch.give_up() {
-            self.jury.leave(self.context, self.rank);
+            self.jury.give_up(self.context, self.rank);
         }
     }
 

@@ -7,9 +7,9 @@
 //!
 //! * *From a rank that is gone* comes what was there before it went. Memory shows all of it to a poll that begins when
 //!   the rank is known to be gone. A socket shows it before its end, which is seen as such ([`LinkError::Gone`]); the
-//!   word of the hub may be faster than either. Where there is no socket, or a host is cut off and no end comes, it
-//!   ends after [`LAST_WORDS`].
-//! * *From one that lives* may come what it passes on of the dead's, and it may be slow at it. It has [`SLOWEST`],
+//!   word of the hub may be faster than either. Where there is no socket yet, or a host is cut off and no end comes, it
+//!   has [`SLOWEST`]. So it has where no verdict stands and a message is waited for whose sender has left in good order.
+//! * *From one that lives* may come what it passes on of the dead's, and it may be slow at it. It has [`SLOWEST`], too,
 //!   counted from when anything last moved. Mostly nobody waits that long: a rank that fails does nothing in the
 //!   communicator any more (it *gives up*). It closes its links there and tells the jury, of whom those that wait for it
 //!   have asked to hear. So failing spreads along what waits for what, and no further.
@@ -28,9 +28,8 @@ use super::routes::Routes;
 use super::wait::Court;
 use crate::fingerprint::Fingerprint;
 
-/// How long what a rank that is gone has sent may take to show, where no link says when that is all.
-const LAST_WORDS: Duration = Duration::from_millis(250);
-/// How long ranks that live may take to pass something on.
+/// How long what is still to come may take to show: what a rank that is gone had sent, where no link says when that is all
+/// (its connection may stand in a queue of the kernel's, or of this rank's node), and what ranks that live pass on.
 const SLOWEST: Duration = Duration::from_secs(1);
 
 /// One wait after a death.
@@ -64,22 +63,28 @@ impl Aftermath {
             self.still = None;
         }
         if let Some(rank) = awaited.filter(|rank| court.watch.is_gone(*rank)) {
-            if self.gone.replace(rank) != Some(rank) {
-                // What it left is for the next poll.
-                self.still = None;
-                return false;
-            }
-            return routes.is_near(rank) || self.lasts(LAST_WORDS);
+            return self.is_all(routes, rank);
         }
         if let Some(rank) = awaited.filter(|rank| self.asked != Some(*rank)) {
             self.asked = Some(rank);
             court.jury.inquire(court.context, court.me, *operation, rank);
         }
-        self.lasts(SLOWEST)
+        self.is_long()
     }
 
-    fn lasts(&mut self, most: Duration) -> bool {
-        self.still.get_or_insert_with(Instant::now).elapsed() >= most
+    /// Rank `rank` is known to be gone, and a poll of everything found nothing of it: whether nothing more will come.
+    #[cold]
+    pub fn is_all(&mut self, routes: &Routes, rank: usize) -> bool {
+        if self.gone.replace(rank) != Some(rank) {
+            // What it left is for the next poll.
+            self.still = None;
+            return false;
+        }
+        routes.is_near(rank) || self.is_long()
+    }
+
+    fn is_long(&mut self) -> bool {
+        self.still.get_or_insert_with(Instant::now).elapsed() >= SLOWEST
     }
 }
 
@@ -104,7 +109,7 @@ impl Court {
     #[cold]
     pub fn give_up(&self) {
         if self.watch.give_up() {
-            self.jury.leave(self.context, self.me);
+            self.jury.give_up(self.context, self.me);
         }
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! Inside, ranks are a communicator's own unless the name says `world`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::frame::{Runs, ToNode};
@@ -69,6 +69,8 @@ struct Case {
     places: HashMap<usize, usize>,
     /// Members that have left, with their latest operations.
     left: HashMap<usize, Vec<(u64, Record)>>,
+    /// Members that have failed in it, where a death is the verdict.
+    given_up: HashSet<usize>,
     verdict: Option<Verdict>,
     inquest: Option<Inquest>,
     /// A lost link that waits for a better explanation.
@@ -200,6 +202,7 @@ impl Court {
             members,
             places,
             left: HashMap::new(),
+            given_up: HashSet::new(),
             verdict: None,
             inquest: None,
             suspicion: None,
@@ -265,7 +268,7 @@ impl Court {
     fn inquire_after_death(&mut self, from: usize, context: u64, operation: Fingerprint, peer: usize) {
         let case = self.cases.get_mut(&context).expect("seen by the caller");
         let (Some(&asker), Some(&world)) = (case.places.get(&from), case.members.get(peer)) else { return };
-        if case.left.contains_key(&peer) || self.gone[world].is_some() {
+        if case.left.contains_key(&peer) || case.given_up.contains(&peer) || self.gone[world].is_some() {
             self.letters.push((vec![from], ToNode::Left { context, rank: peer }));
         } else if !case.left.contains_key(&asker) {
             case.waiting.insert((asker, peer), VecDeque::from([operation]));
@@ -361,6 +364,24 @@ impl Court {
         }
     }
 
+    /// World rank `from` has failed in `context`, and does nothing there any more.
+    pub fn give_up(&mut self, from: usize, context: u64) {
+        let Some(case) = self.cases.get_mut(&context).filter(|case| case.is_of_a_death()) else { return };
+        let Some(&rank) = case.places.get(&from) else { return };
+        case.given_up.insert(rank);
+        self.tell_waiters(context, rank);
+    }
+
+    /// After a death: `rank` does nothing any more.
+    fn tell_waiters(&mut self, context: u64, rank: usize) {
+        let case = &self.cases[&context];
+        let waiters = case.waiting.keys().filter(|(_, peer)| *peer == rank).map(|(asker, _)| case.members[*asker]);
+        let waiters: Vec<usize> = waiters.collect();
+        if !waiters.is_empty() {
+            self.letters.push((waiters, ToNode::Left { context, rank }));
+        }
+    }
+
     /// World rank `from` has left `context`.
     pub fn leave(&mut self, from: usize, context: u64, records: Vec<(u64, Record)>) {
         let Some(case) = self.cases.get_mut(&context) else { return };
@@ -378,8 +399,7 @@ impl Court {
             inquest.awaited.remove(&rank);
         }
         if case.verdict.is_some() {
-            let waiters = case.waiting.keys().filter(|(_, peer)| *peer == rank).map(|(asker, _)| case.members[*asker]);
-            return self.letters.push((waiters.collect(), ToNode::Left { context, rank }));
+            return self.tell_waiters(context, rank);
         }
         if matches!(&case.suspicion, Some((_, Verdict::Link { peer, .. })) if *peer == rank) {
             let how = case.departure(rank);

@@ -51,7 +51,9 @@ pub(super) enum ToHub {
     Hello(Hello),
     /// This rank belongs to a communicator of these world ranks.
     Register { context: u64, members: Runs },
-    /// This rank has left the communicator, or has failed in it; these are its latest operations.
+    /// This rank has failed in the communicator and does nothing there any more.
+    GiveUp { context: u64 },
+    /// This rank has left the communicator; these are its latest operations.
     Leave { context: u64, records: Vec<(u64, Record)> },
     /// This rank has something to declare.
     Report { context: u64, verdict: Verdict },

@@ -377,6 +377,7 @@ impl Hub {
         match frame {
             ToHub::Hello(_) => self.hang_up(id, "it introduced itself twice"),
             ToHub::Register { context, members } => court.register(from, context, &members),
+            ToHub::GiveUp { context } => court.give_up(from, context),
             ToHub::Leave { context, records } => court.leave(from, context, records),
             ToHub::Report { context, verdict } => court.report(from, context, verdict, now),
             ToHub::Inquire { context, operation, peer } => court.inquire(from, context, operation, peer),

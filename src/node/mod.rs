@@ -285,6 +285,10 @@ impl Jury for Node {
         shared.post_or_else(context, &ToHub::Stalled { context, operation, after, unheard }, alone);
     }
 
+    fn give_up(&self, context: u64, _rank: usize) {
+        self.shared.post(&ToHub::GiveUp { context });
+    }
+
     fn leave(&self, context: u64, _rank: usize) {
         self.shared.leave(context);
     }

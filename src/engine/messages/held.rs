@@ -14,6 +14,9 @@ use crate::engine::wait::Questions;
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
 
+/// The time between two looks for what a rank that has left may have sent.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// The lock, held. If the thread begins to panic meanwhile, everything is failed when it lets go.
 pub(super) struct Held<'a> {
     messages: &'a Messages,
@@ -214,12 +217,12 @@ impl<'a> Held<'a> {
             }
         }
         // A link says itself that its other end is gone, after what came before; where nothing hangs on a link, nothing
-        // else would. Asked twice, since what it sent may have come just before it left.
-        if self.court.watch.has_departed(peer) && self.traffic.is_pointless_without(peer) {
-            if !questions.has_departed(peer) {
-                return None;
-            }
-            return self.convict_departed(peer, &operation);
+        // else would.
+        if !raised && self.court.watch.has_departed(peer) && self.traffic.is_pointless_without(peer) {
+            return match questions.aftermath.is_all(self.traffic.routes(), peer) {
+                true => self.convict_departed(peer, &operation),
+                false => Some(LOOK_AGAIN),
+            };
         }
         if questions.is_late(&self.court) && operation.receiver() == Some(self.court.me) {
             let tags = self.traffic.unwanted_tags(peer);
