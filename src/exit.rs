@@ -18,17 +18,18 @@
 //! *Not at* `_exit`, `abort`, or the death by a signal: those are deaths to the others, at once. A child by `fork` leaves
 //! nothing in its parent's name.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork;
 use parking_lot::Mutex;
 
 use crate::communicator::Inner;
 
 /// How long what is under way may take to end.
 const UNDER_WAY: Duration = Duration::from_secs(1);
-/// How long another thread may hold the list: only a child by `fork`, made at a bad moment, meets more.
+/// How long another thread may hold the list.
 const LIST_WITHIN: Duration = Duration::from_secs(1);
 
 /// One rank's membership in a job.
@@ -41,20 +42,22 @@ pub(crate) trait Membership: Send + Sync {
 
 /// What one process is a member of.
 struct Memberships {
-    /// It; a child by `fork` has the list of its parent, too.
-    process: u32,
     /// In jobs; also those whose node is being dropped just now.
     jobs: Vec<Weak<dyn Membership>>,
     communicators: Vec<Weak<Inner>>,
 }
 
-static HERE: Mutex<Memberships> = Mutex::new(Memberships { process: 0, jobs: Vec::new(), communicators: Vec::new() });
+static HERE: Mutex<Memberships> = Mutex::new(Memberships { jobs: Vec::new(), communicators: Vec::new() });
+/// One more than the [generation](fork::generation) of the process that has listed something last, 0 at first: a child by
+/// `fork` has its parent's list, and perhaps a lock on it that is never given back.
+static LISTED_BY: AtomicU64 = AtomicU64::new(0);
 static REGISTERED: AtomicBool = AtomicBool::new(false);
 
 impl Memberships {
     /// Without what is gone, and without what was the parent's.
     fn renew(&mut self) {
-        if std::mem::replace(&mut self.process, std::process::id()) != self.process {
+        let process = fork::generation() + 1;
+        if LISTED_BY.swap(process, Ordering::Relaxed) != process {
             // Not dropped: that may be for the parent only.
             std::mem::forget(std::mem::take(&mut self.jobs));
             std::mem::forget(std::mem::take(&mut self.communicators));
@@ -86,6 +89,9 @@ pub(crate) fn list_communicator(communicator: &Arc<Inner>) {
 ///
 /// [`look_with`]: crate::interrupt::look_with
 pub fn leave() {
+    if LISTED_BY.load(Ordering::Relaxed) != fork::generation() + 1 {
+        return;
+    }
     let (jobs, communicators) = {
         let Some(mut here) = HERE.try_lock_for(LIST_WITHIN) else { return };
         here.renew();

@@ -81,4 +81,5 @@ pub use maypole_collectives::schedule::Collective;
 pub use maypole_collectives::{
     DataType, Element, F8E4M3, F8E5M2, Hosts, Operator, Order, ReduceOp, UserFn, UserFnWith, UserOp,
 };
+pub use maypole_transports::fork;
 pub use node::UniqueId;

@@ -84,7 +84,7 @@ impl Communicator {
     /// # Errors
     /// [`Error::Argument`] where the settings ask for an algorithm that cannot run here.
     pub fn describe(&self, call: &Call, variable: Option<usize>) -> Result<String> {
-        let _ticket = self.inner.turns.enter(self.inner.turns.take());
+        let _ticket = self.inner.turn(self.inner.turns.take())?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.inner.work() };
         let bytes = call.count * call.dtype.size();
@@ -134,7 +134,7 @@ impl Inner {
     /// # Safety
     /// The buffers are valid for the lengths given until this returns, and nobody else writes them or reads the output.
     pub(super) unsafe fn run(&self, number: u64, call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
-        let _ticket = self.turns.enter(number);
+        let _ticket = self.turn(number)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.work() };
         work.sequence += 1;

@@ -56,7 +56,7 @@ impl Inner {
         lengths: Lengths,
         sides: Sides<'_>,
     ) -> Result<()> {
-        let _ticket = self.turns.enter(number);
+        let _ticket = self.turn(number)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.work() };
         work.sequence += 1;

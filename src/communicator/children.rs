@@ -74,6 +74,7 @@ impl Communicator {
     /// [`Error::Failed`] if the same ranks pass them in different orders, [`Error::Bootstrap`] if some do not call it in
     /// `MAYPOLE_CONNECT_TIMEOUT`. After that it may be called again, also by those who had not called it at all.
     pub fn subset(&self, ranks: &[usize]) -> Result<Communicator> {
+        self.inner.owner.check()?;
         let mut sorted = ranks.to_vec();
         sorted.sort_unstable();
         let size = self.size();
@@ -118,6 +119,7 @@ impl Communicator {
 
     /// Compare with all ranks what each calls; the number of the child, or of the children, and what each rank gave.
     fn agree(&self, call: i64, color: i64, key: i64) -> Result<(u64, Vec<(i64, i64)>)> {
+        self.inner.owner.check()?;
         // Locked until all have answered, so that children made by several threads have the same numbers on every rank,
         // if the ranks make them in the same order.
         let mut together = self.inner.children.together.lock();

@@ -98,6 +98,7 @@ impl Inner {
     /// # Safety
     /// The buffers of the calls are valid, and nobody else writes them or reads the outputs, until this returns.
     pub(super) unsafe fn run_group(&self, items: &[Item]) -> Result<()> {
+        self.owner.check()?;
         let (messages, collectives) = (messages_of(items), collectives_of(items));
         let tickets = Tickets { turns: &self.turns, numbers: self.turns.take_several(tickets_of(items)) };
         if let Err(what) = self.check_group(items, &messages) {
@@ -119,6 +120,7 @@ impl Inner {
     /// # Safety
     /// As for [`Inner::run_group`], until the outcome has ended.
     pub(super) unsafe fn start_group(self: &Arc<Self>, items: Vec<Item>, stream: Option<&Stream>) -> Result<Outcome> {
+        self.owner.check()?;
         let messages = messages_of(&items);
         let collectives = tickets_of(&items);
         if let Err(what) = self.check_group(&items, &messages) {

@@ -41,6 +41,7 @@ use std::cell::UnsafeCell;
 use std::sync::{Arc, OnceLock};
 
 use maypole_collectives::Order;
+use maypole_transports::fork::{Own, Process};
 use maypole_transports::shm::Arena;
 use parking_lot::Mutex;
 
@@ -54,12 +55,12 @@ use self::blocks::Spread;
 use self::build::World;
 use self::children::Children;
 use self::stream::Stream;
-use self::turn::Turns;
+use self::turn::{Ticket, Turns};
 use crate::config::{Config, TransportChoice};
 use crate::device::state::Device;
 use crate::engine::messages::Messages;
 use crate::engine::{Engine, wait};
-use crate::error::Verdict;
+use crate::error::{Error, Result, Verdict};
 use crate::topology::Topology;
 use crate::tuner::{self, Tuner};
 use crate::watch::{Jury, Watch};
@@ -82,11 +83,53 @@ use crate::watch::{Jury, Watch};
 /// other processes to have read what they need of this one's device memory. And the last communicator of a world in the
 /// process that holds it together, which is rank 0's or where the id was made, waits until the other processes have left
 /// it, however long they are at work.
+///
+/// It belongs to the process that made it. In a child by `fork` every call returns [`Error::Argument`], and dropping it
+/// does nothing, to it or to the parent; the same holds for everything made of it.
 pub struct Communicator {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Own<Arc<Inner>>,
+}
+
+/// Whose something is.
+#[derive(Clone, Copy)]
+pub(crate) struct Owner {
+    process: Process,
+    rank: usize,
+}
+
+impl Owner {
+    /// Rank `rank`, in this process.
+    fn new(rank: usize) -> Owner {
+        Owner { process: Process::this(), rank }
+    }
+
+    #[inline]
+    fn is_here(&self) -> bool {
+        self.process.is_this()
+    }
+
+    /// Whether it may be used here. One relaxed load.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] in a process that was forked off since.
+    #[inline]
+    fn check(&self) -> Result<()> {
+        if self.is_here() { Ok(()) } else { Err(self.elsewhere()) }
+    }
+
+    #[cold]
+    fn elsewhere(&self) -> Error {
+        let what = format!(
+            "process {} was forked off by the one that is this rank, and is no rank itself: connections and threads \
+             stayed with its parent; make communicators after forking, or start processes by spawn or exec",
+            std::process::id()
+        );
+        Error::Argument { rank: self.rank, what }
+    }
 }
 
 pub(crate) struct Inner {
+    owner: Owner,
     world: World,
     context: u64,
     /// World rank of each rank.
@@ -155,6 +198,7 @@ impl Communicator {
         let (watch, jury) = (engine.court.watch.clone(), engine.court.jury.clone());
         let work = Work { engine, tuner, sequence: 0, past: 0, spread: Spread::default() };
         let inner = Inner {
+            owner: Owner::new(rank),
             world,
             context,
             members,
@@ -179,7 +223,7 @@ impl Communicator {
         if matches!(inner.world, World::Processes(_)) {
             crate::exit::list_communicator(&inner);
         }
-        Communicator { inner }
+        Communicator { inner: Own::new(inner) }
     }
 
     /// This rank's number, from 0.
@@ -210,7 +254,7 @@ impl Communicator {
     /// Set the deadline of this rank's operations from the next on: one that takes longer fails the communicator, with an
     /// error that names the ranks that have not come. `MAYPOLE_TIMEOUT` is the first value.
     pub fn set_timeout(&self, timeout: std::time::Duration) {
-        let _ticket = self.inner.turns.enter(self.inner.turns.take());
+        let Ok(_ticket) = self.inner.turn(self.inner.turns.take()) else { return };
         // SAFETY: this thread holds the ticket to the end of the function.
         unsafe { self.inner.work() }.engine.court.timeout = timeout;
         self.inner.messages.set_timeout(timeout);
@@ -227,7 +271,7 @@ impl Communicator {
     /// whatever the algorithm, the transport, the hosts and the length of the message. It costs large reductions some
     /// speed, most where many ranks share hosts.
     pub fn set_order(&self, order: Order) {
-        let _ticket = self.inner.turns.enter(self.inner.turns.take());
+        let Ok(_ticket) = self.inner.turn(self.inner.turns.take()) else { return };
         // SAFETY: this thread holds the ticket to the end of the function.
         unsafe { self.inner.work() }.tuner.order = order;
     }
@@ -236,6 +280,9 @@ impl Communicator {
     /// `why`, unless it had failed before. Returns once the verdict stands here, which takes a round trip to the
     /// process that holds the job together.
     pub fn abort(&self, why: &str) {
+        if !self.inner.owner.is_here() {
+            return;
+        }
         let verdict = Verdict::Aborted { rank: self.rank(), why: why.to_string() };
         self.inner.jury.report(self.inner.context, verdict.clone());
         // Not declared here at once: another rank's verdict may be on its way, and all ranks get the same.
@@ -264,9 +311,27 @@ impl Inner {
         }
     }
 
+    /// Whether this rank is the process that calls.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] in a child of it.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        self.owner.check()
+    }
+
+    /// The turn with that number; waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] in a child of the process that is this rank.
+    #[inline]
+    fn turn(&self, number: u64) -> Result<Ticket<'_>> {
+        self.owner.check()?;
+        Ok(self.turns.enter(number))
+    }
+
     /// An operation panicked on this rank, or a callback said that it failed: nobody can go on.
     #[cold]
-    fn panicked(&self, payload: &(dyn std::any::Any + Send)) -> crate::Error {
+    fn panicked(&self, payload: &(dyn std::any::Any + Send)) -> Error {
         let why = match payload.downcast_ref::<raw::CallbackFailed>() {
             Some(raw::CallbackFailed(why)) => why.clone(),
             None => "an operation panicked".into(),
@@ -276,7 +341,7 @@ impl Inner {
         // Not declared here at once: as in `abort`.
         wait::for_verdict(&self.watch, verdict.clone());
         self.give_up();
-        crate::Error::Failed { rank: self.rank, verdict: self.watch.verdict().unwrap_or(verdict) }
+        Error::Failed { rank: self.rank, verdict: self.watch.verdict().unwrap_or(verdict) }
     }
 }
 

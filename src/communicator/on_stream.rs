@@ -57,6 +57,7 @@ impl Communicator {
     /// # Errors
     /// As [`Communicator::alloc`], and [`Error::Argument`] if the communicator is not attached to a device.
     pub fn alloc_device<T: Element>(&self, len: usize) -> Result<DeviceBuffer<T>> {
+        self.inner.owner.check()?;
         let device = self.inner.device.get().ok_or_else(|| Error::Argument {
             rank: self.rank(),
             what: "alloc_device: the communicator is not attached to a device yet; call attach first".into(),
@@ -67,6 +68,7 @@ impl Communicator {
     /// This communicator's device, brought together with the others' now if it was not.
     pub(crate) fn attached(&self, context: std::result::Result<&Arc<Context>, CudaError>) -> Result<Arc<Device>> {
         let inner = &*self.inner;
+        inner.owner.check()?;
         let other = |device: &Device, context: &Arc<Context>| Error::Argument {
             rank: inner.rank,
             what: format!("the communicator is attached to {:?}, but this is for {context:?}", device.context),
@@ -92,7 +94,7 @@ impl Communicator {
     pub(crate) fn run_on(&self, stream: &Stream, call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
         let device = self.attached(Ok(stream.context()))?;
         let inner = &*self.inner;
-        let _ticket = inner.turns.enter(inner.turns.take());
+        let _ticket = inner.turn(inner.turns.take())?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { inner.work() };
         work.sequence += 1;
@@ -143,7 +145,7 @@ impl Communicator {
     ) -> Result<()> {
         let device = self.attached(Ok(stream.context()))?;
         let inner = &*self.inner;
-        let _ticket = inner.turns.enter(inner.turns.take());
+        let _ticket = inner.turn(inner.turns.take())?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { inner.work() };
         work.sequence += 1;
@@ -198,7 +200,7 @@ impl Communicator {
     pub(crate) fn describe_on(&self, stream: &Stream, call: &Call, variable: Option<usize>) -> Result<String> {
         let device = self.attached(Ok(stream.context()))?;
         let inner = &*self.inner;
-        let _ticket = inner.turns.enter(inner.turns.take());
+        let _ticket = inner.turn(inner.turns.take())?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let order = unsafe { inner.work() }.tuner.order;
         let state = &mut *device.state.lock();
@@ -217,6 +219,7 @@ impl Communicator {
 
     /// Wait for what was queued on `stream`.
     pub(crate) fn synchronize_on(&self, stream: &Stream) -> Result<()> {
+        self.inner.owner.check()?;
         match self.inner.device.get() {
             Some(device) => device.sentry.synchronize(name(stream)),
             None => stream.synchronize().map_err(|source| Error::Device { rank: self.rank(), source }),
@@ -331,7 +334,7 @@ impl Inner {
 
     /// Refuse the operation that has ticket `number`.
     pub(super) fn refuse_as<T>(&self, number: u64, what: String) -> Result<T> {
-        let _ticket = self.turns.enter(number);
+        let _ticket = self.turn(number)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.work() };
         work.sequence += 1;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork::Own;
 use parking_lot::{Condvar, Mutex};
 
-use super::Inner;
+use super::{Inner, Owner};
 use crate::engine::alarm::Alarm;
 use crate::engine::messages::{Count, Messages};
 use crate::engine::wait::Questions;
@@ -30,8 +31,8 @@ pub enum Outcome {
 type Then = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// The outcome of an operation on a stream, shared between who runs it and who waits.
-#[derive(Default)]
 pub struct Completion {
+    owner: Owner,
     done: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -46,7 +47,7 @@ struct State {
 
 /// Messages under way, and the communicator that they need.
 pub struct Posted {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Own<Arc<Inner>>,
     /// Shared with what is to be done when it is there, which may outlive this.
     pub(super) count: Arc<Count>,
 }
@@ -54,11 +55,17 @@ pub struct Posted {
 impl Posted {
     /// Of `messages` messages that are about to be posted.
     pub(super) fn new(inner: &Arc<Inner>, messages: usize) -> Arc<Posted> {
-        Arc::new(Posted { inner: inner.clone(), count: Arc::new(Count::of(messages)) })
+        Arc::new(Posted { inner: Own::new(inner.clone()), count: Arc::new(Count::of(messages)) })
     }
 }
 
 impl Completion {
+    /// Of an operation of this communicator.
+    pub(super) fn new(inner: &Inner) -> Arc<Completion> {
+        let (done, state, changed) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
+        Arc::new(Completion { owner: inner.owner, done, state, changed })
+    }
+
     pub(super) fn set(&self, result: Result<()>) {
         let mut state = self.state.lock();
         state.result = Some(result.clone());
@@ -93,8 +100,17 @@ impl Completion {
 }
 
 impl Outcome {
+    /// The process in which it ends: in a child of it, nobody would.
+    fn owner(&self) -> &Owner {
+        match self {
+            Outcome::Posted(posted) => &posted.inner.owner,
+            Outcome::Queued(completion) | Outcome::Both(completion, _) => &completion.owner,
+        }
+    }
+
     /// Wait until the operation has ended.
     pub(super) fn wait(&self) -> Result<()> {
+        self.owner().check()?;
         match self {
             Outcome::Queued(completion) => completion.wait(),
             Outcome::Posted(posted) => posted.inner.messages.wait(&posted.count),
@@ -114,6 +130,9 @@ impl Outcome {
 
     /// Have `then` called with the result: at once if it has ended, otherwise on the thread that ends it.
     pub(super) fn when_done(&self, then: Then) {
+        if let Err(elsewhere) = self.owner().check() {
+            return then(Err(elsewhere));
+        }
         let posted_done = |messages: &Arc<Messages>, count: &Arc<Count>, then| messages.when_done(count, then);
         match self {
             Outcome::Queued(completion) => completion.when_done(then),
@@ -143,8 +162,11 @@ impl Outcome {
         }
     }
 
-    /// Whether it has ended; moves messages on.
+    /// Whether it has ended, or never will; moves messages on.
     pub(super) fn test(&self) -> bool {
+        if !self.owner().is_here() {
+            return true;
+        }
         let messages = self.posted().is_none_or(|posted| posted.inner.messages.test(&posted.count));
         messages && self.is_complete()
     }

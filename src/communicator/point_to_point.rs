@@ -58,6 +58,7 @@ impl Communicator {
     /// # Errors
     /// [`Error::Failed`] as everywhere.
     pub fn sender(&self, tag: u32) -> Result<Option<usize>> {
+        self.inner.owner.check()?;
         self.inner.messages.look_for(tag)
     }
 
@@ -135,9 +136,10 @@ impl Tagged<'_> {
 }
 
 impl Inner {
-    /// Refuse messages to or from ranks that there are not, and addresses that are none.
+    /// Refuse messages to or from ranks that there are not, and addresses that are none; all, in a child of this rank.
     #[inline]
     pub(super) fn check_peers(&self, messages: &[Message]) -> Result<()> {
+        self.owner.check()?;
         let bytes = |message: &Message| message.count.checked_mul(message.dtype.size());
         let right = |message: &Message| {
             let possible = bytes(message).is_some_and(|bytes| isize::try_from(bytes).is_ok());

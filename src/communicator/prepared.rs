@@ -36,7 +36,7 @@ impl Inner {
             Some(sides) => self.spread(&call, sides, lengths, &mut spread),
         }
         .map_err(refuse)?;
-        let _ticket = self.turns.enter(self.turns.take());
+        let _ticket = self.turn(self.turns.take())?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.work() };
         let (scratch, how) = match sides {
@@ -71,7 +71,7 @@ impl Inner {
     /// The buffers have the lengths that it was prepared for, are valid until this returns, and nobody else writes them
     /// or reads the output.
     pub(super) unsafe fn run_prepared(&self, number: u64, prepared: &Prepared, buffers: Buffers) -> Result<()> {
-        let _ticket = self.turns.enter(number);
+        let _ticket = self.turn(number)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.work() };
         work.sequence += 1;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use maypole_collectives::{Element, ReduceOp};
 use maypole_transports::LinkError;
+use maypole_transports::fork::Own;
 use maypole_transports::shm::Allocation;
 
 use super::build::World;
@@ -25,7 +26,8 @@ use crate::error::{Error, Result};
 /// respect.
 ///
 /// Dropping it is this rank's affair alone: it waits for nobody, and its memory goes back to the system (the addresses
-/// when the other ranks have dropped theirs or the communicator goes). It may outlive the communicator.
+/// when the other ranks have dropped theirs or the communicator goes). It may outlive the communicator. A child by `fork` sees
+/// the parent's memory itself, where it is shared, and not a copy: what either writes the other reads.
 pub struct Registered<T> {
     elements: NonNull<[T]>,
     home: Home,
@@ -34,7 +36,7 @@ pub struct Registered<T> {
 /// Whose memory it is.
 enum Home {
     /// This member's part of an allocation.
-    Shared(Arc<Allocation>, usize),
+    Shared(Own<Arc<Allocation>>, usize),
     /// Memory of this process.
     Own(Layout),
 }
@@ -48,7 +50,7 @@ impl<T: Element> Registered<T> {
     fn shared(memory: Arc<Allocation>, member: usize, len: usize) -> Registered<T> {
         let at = memory.part(member).0.cast::<T>();
         let elements = NonNull::slice_from_raw_parts(at, len);
-        Registered { elements, home: Home::Shared(memory, member) }
+        Registered { elements, home: Home::Shared(Own::new(memory), member) }
     }
 
     /// Memory that nobody else sees, zero, aligned like the kernels like it.
@@ -101,6 +103,8 @@ impl<T: fmt::Debug> fmt::Debug for Registered<T> {
 impl<T> Drop for Registered<T> {
     fn drop(&mut self) {
         match &self.home {
+            // The parent of a child still has it.
+            Home::Shared(memory, _) if !memory.is_ours() => {}
             Home::Shared(memory, member) => memory.give_back(*member),
             // SAFETY: allocated with this layout in `ordinary`, and given back only here.
             Home::Own(layout) => unsafe { std::alloc::dealloc(self.elements.as_ptr().cast(), *layout) },
@@ -124,6 +128,7 @@ impl Communicator {
     /// every rank if on one: nothing is left behind, and the communicator stays usable. [`Error::Failed`] as everywhere.
     pub fn alloc<T: Element>(&self, len: usize) -> Result<Registered<T>> {
         let inner = &*self.inner;
+        inner.owner.check()?;
         let bytes = len.checked_mul(size_of::<T>()).filter(|bytes| *bytes <= isize::MAX as usize);
         // One at a time, so that allocations have the same numbers on every rank.
         let mut number = inner.allocations.lock();

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, Element, ReduceOp};
+use maypole_transports::fork::Process;
 use parking_lot::Mutex;
 
 use super::call::{Buffers, Lengths};
@@ -36,6 +37,7 @@ use crate::error::Result;
 /// What outlives the asynchronous calls made in it. Made by [`scope`]; `'env` is what their buffers are borrowed for.
 pub struct Scope<'env> {
     started: Mutex<Vec<Outcome>>,
+    process: Process,
     _env: PhantomData<&'env mut &'env ()>,
 }
 
@@ -58,12 +60,14 @@ pub fn scope<'env, R>(f: impl FnOnce(&Scope<'env>) -> R) -> R {
     struct WaitForAll<'s, 'env>(&'s Scope<'env>);
     impl Drop for WaitForAll<'_, '_> {
         fn drop(&mut self) {
-            for outcome in self.0.started.lock().drain(..) {
+            // A child by `fork` has none of the threads, and perhaps a lock that one of them held.
+            let Some(mut started) = self.0.process.is_this().then(|| self.0.started.lock()) else { return };
+            for outcome in started.drain(..) {
                 let _ = outcome.wait();
             }
         }
     }
-    let scope = Scope { started: Mutex::default(), _env: PhantomData };
+    let scope = Scope { started: Mutex::default(), process: Process::this(), _env: PhantomData };
     let _all = WaitForAll(&scope);
     f(&scope)
 }
@@ -413,7 +417,7 @@ impl Inner {
         tickets: usize,
         run: impl FnOnce(&Inner, Range<u64>) -> Result<()> + Send + 'static,
     ) -> Result<Outcome> {
-        let completion: Arc<Completion> = Arc::default();
+        let completion = Completion::new(self);
         self.queue_several(stream, tickets, |stream, numbers| {
             stream.push(Box::new(completing(self, &completion, move |inner: &Inner| run(inner, numbers))));
         })?;
@@ -439,9 +443,13 @@ impl Inner {
             unsafe { self.messages.post(&[message], &posted.count) };
             return outcome;
         };
-        let completion: Arc<Completion> = Arc::default();
+        let completion = Completion::new(self);
         let outcome = Outcome::Queued(completion.clone());
         known(outcome.clone());
+        if let Err(elsewhere) = stream.check(self.rank) {
+            completion.set(Err(elsewhere));
+            return outcome;
+        }
         // SAFETY: the caller's promise.
         let run = move |inner: &Inner| unsafe { inner.messages.run(&[message]) };
         stream.push(Box::new(completing(self, &completion, run)));

@@ -10,6 +10,7 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use maypole_transports::fork::Own;
 use parking_lot::{Condvar, Mutex};
 
 use super::Inner;
@@ -42,10 +43,11 @@ struct State {
     closed: bool,
 }
 
-/// A queue of operations and the thread that runs them. Dropping it waits until the queue is empty.
+/// A queue of operations and the thread that runs them. Dropping it waits until the queue is empty, but in a child by
+/// `fork`, which has no such thread and can queue nothing on it.
 pub struct Stream {
     queue: Arc<Queue>,
-    thread: Option<JoinHandle<()>>,
+    thread: Own<Option<JoinHandle<()>>>,
 }
 
 impl Stream {
@@ -60,7 +62,19 @@ impl Stream {
             .name("maypole-stream".into())
             .spawn(move || jobs.serve())
             .map_err(|e| Error::system("starting a stream's thread", e))?;
-        Ok(Stream { queue, thread: Some(thread) })
+        Ok(Stream { queue, thread: Own::new(Some(thread)) })
+    }
+
+    /// Refuse to queue anything in a child of the process that has the thread. `rank`: whose operation it would be.
+    ///
+    /// # Errors
+    /// [`Error::Argument`].
+    pub(super) fn check(&self, rank: usize) -> Result<()> {
+        if self.thread.is_ours() {
+            return Ok(());
+        }
+        let what = "the stream was made before this process was forked off, and its thread stayed with the parent";
+        Err(Error::Argument { rank, what: what.to_string() })
     }
 
     /// Queue work that is done once. It does not panic.
@@ -106,7 +120,8 @@ impl Inner {
     /// stream could wait for a turn that lies behind it in its own queue.
     ///
     /// # Errors
-    /// [`Error::System`] when the communicator's own stream gets no thread; nothing was queued.
+    /// [`Error::System`] when the communicator's own stream gets no thread, [`Error::Argument`] in a child of whoever made
+    /// the communicator or the stream; nothing was queued.
     pub(super) fn queue(&self, stream: Option<&Stream>, push: impl FnOnce(&Stream, u64)) -> Result<()> {
         self.queue_several(stream, 1, |stream, numbers| push(stream, numbers.start))
     }
@@ -118,6 +133,8 @@ impl Inner {
         tickets: usize,
         push: impl FnOnce(&Stream, Range<u64>),
     ) -> Result<()> {
+        self.owner.check()?;
+        stream.map_or(Ok(()), |stream| stream.check(self.rank))?;
         let mut own = self.own_stream.lock();
         let stream = match (stream, &mut *own) {
             (Some(stream), _) => stream,
@@ -138,6 +155,9 @@ pub(crate) fn is_this_thread<T>(thread: &JoinHandle<T>) -> bool {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        if !self.thread.is_ours() {
+            return;
+        }
         self.queue.state.lock().closed = true;
         self.queue.changed.notify_one();
         let thread = self.thread.take().expect("taken only here");

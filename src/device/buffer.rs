@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytemuck::{cast_slice, cast_slice_mut};
 use maypole_collectives::Element;
 use maypole_cuda::{Context, CudaError, DeviceMemory, Stream};
+use maypole_transports::fork::Process;
 
 use super::limbo;
 
@@ -25,6 +26,7 @@ use super::limbo;
 /// tenth of a second at most. No host function of yours on a stream may wait for a thread that uses communicators or drops
 /// buffers.
 pub struct DeviceBuffer<T> {
+    process: Process,
     /// `None` only while it is dropped.
     memory: Option<Arc<DeviceMemory>>,
     /// What else goes with it.
@@ -159,7 +161,7 @@ impl<T> DeviceBuffer<T> {
         len: usize,
         home: Option<Box<dyn Any + Send + Sync>>,
     ) -> DeviceBuffer<T> {
-        DeviceBuffer { memory: Some(memory), home, len, _elements: PhantomData }
+        DeviceBuffer { process: Process::this(), memory: Some(memory), home, len, _elements: PhantomData }
     }
 
     fn memory(&self) -> &Arc<DeviceMemory> {
@@ -196,6 +198,10 @@ impl<T> Drop for DeviceBuffer<T> {
     fn drop(&mut self) {
         // A registration keeps the memory, and sees to the rest.
         let (memory, home) = (self.memory.take(), self.home.take());
+        if !self.process.is_this() {
+            // The parent's, as is the context.
+            return std::mem::forget((memory, home));
+        }
         match (memory, home) {
             (Some(memory), None) => limbo::give_back_buffer(memory),
             shared => drop(shared),

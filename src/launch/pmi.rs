@@ -31,6 +31,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
@@ -82,7 +83,7 @@ struct Connection {
     /// A request went unanswered: whatever comes next cannot be told apart from its answer.
     lost: bool,
     /// The process that connected: a forked child must not take leave in its name.
-    pid: nix::unistd::Pid,
+    process: fork::Process,
 }
 
 impl Connection {
@@ -126,6 +127,7 @@ impl Connection {
     }
 
     fn new(stream: File, rank: usize, size: usize) -> Connection {
+        fork::close_in_children(&stream);
         Connection {
             stream,
             buffer: Vec::new(),
@@ -134,7 +136,7 @@ impl Connection {
             kvsname: String::new(),
             piece: PIECE,
             lost: false,
-            pid: nix::unistd::getpid(),
+            process: fork::Process::this(),
         }
     }
 
@@ -356,7 +358,7 @@ fn leave_at_exit() {
         // Another thread may be inside a request while main returns; then mpiexec is better left alone.
         let Some(mut shared) = SHARED.try_lock() else { return };
         let Some(mut connection) = shared.take() else { return };
-        if connection.pid == nix::unistd::getpid() {
+        if connection.process.is_this() {
             // The answer only matters in that mpiexec has then read the request.
             let _ = connection.request("cmd=finalize", "finalize_ack", Instant::now() + Duration::from_secs(2));
         }

@@ -19,6 +19,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork;
+
 use super::Board;
 use crate::error::{Error, Result};
 
@@ -60,6 +62,7 @@ impl TcpStore {
             std::thread::sleep(Duration::from_millis(50));
         };
         stream.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
+        fork::close_in_children(&stream);
         let mut store = TcpStore { stream: Some(stream), address, key };
         let mut hello = vec![VALIDATE];
         hello.extend(MAGIC.to_ne_bytes());

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -102,6 +103,7 @@ fn connect(
 /// Begin one connection.
 fn start(address: SocketAddr, source: Option<IpAddr>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    fork::close_in_children(&socket);
     socket.set_nonblocking(true)?;
     if let Some(ip) = source.filter(|ip| ip.is_ipv4() == address.is_ipv4()) {
         socket.bind(&SocketAddr::new(ip, 0).into())?;

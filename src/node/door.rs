@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::auth::{Errand, Guest, Purpose, Standing};
@@ -62,6 +63,7 @@ impl Listen for TcpListener {
     type Stream = TcpStream;
     fn admit(&self) -> io::Result<Option<(TcpStream, Option<IpAddr>)>> {
         let (stream, from) = self.accept()?;
+        fork::close_in_children(&stream);
         let prepared = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
         Ok(prepared.is_ok().then_some((stream, Some(origin(from.ip())))))
     }
@@ -71,6 +73,7 @@ impl Listen for UnixListener {
     type Stream = UnixStream;
     fn admit(&self) -> io::Result<Option<(UnixStream, Option<IpAddr>)>> {
         let (stream, _) = self.accept()?;
+        fork::close_in_children(&stream);
         // Abstract sockets have no file permissions: the kernel's word on who calls takes their place.
         let caller = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials);
         let ours = caller.is_ok_and(|caller| caller.uid() == nix::unistd::geteuid().as_raw());

@@ -69,6 +69,8 @@ pub(super) enum ToHub {
     Bye,
     /// This rank leaves the job because something went wrong in its process.
     Fallen { how: String },
+    /// The process of that rank, on this rank's host, has ended.
+    Ended { rank: usize },
 }
 
 /// From the hub to a node.

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork;
 use nix::cmsg_space;
 use nix::poll::PollFlags;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt};
@@ -88,6 +89,7 @@ fn attempt(
     give_up: &dyn Fn() -> bool,
 ) -> Result<OwnedFd, Refusal> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    fork::close_in_children(&socket);
     socket.set_nonblocking(true)?;
     socket.connect(&SockAddr::unix(format!("\0{name}"))?)?;
     let owner = getsockopt(&socket, sockopt::PeerCredentials).map_err(io::Error::from)?;
@@ -113,5 +115,7 @@ fn attempt(
     });
     let fd = given.ok_or(Refusal::Closed)?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else in the process knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    fork::close_in_children(&fd);
+    Ok(fd)
 }

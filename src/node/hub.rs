@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -18,7 +19,7 @@ use super::court::Court;
 use super::door::{Door, split};
 use super::frame::{HELLO_LIMIT, Hello, HubPlace, RANK_LIMIT, ToHub, ToNode};
 use super::key::Key;
-use super::lines::{Fault, Lines};
+use super::lines::{Fault, Line, Lines};
 use super::roster::Roster;
 use super::wire::Body;
 use super::{peer, roster, silence};
@@ -39,6 +40,8 @@ const DISTURBED: Duration = Duration::from_secs(3);
 const SAY_AFTER: Duration = Duration::from_secs(5);
 /// The longest time between two times that it says so.
 const SAY_AT_LEAST: Duration = Duration::from_secs(600);
+/// How a rank died that left without a word.
+const ENDED: &str = "its process ended without leaving the job";
 /// How many processes wait in the kernel for the hub to accept them.
 const QUEUE: i32 = 4096;
 
@@ -48,6 +51,7 @@ pub(super) fn listen(ip: Option<IpAddr>, port: u16, family: Family) -> io::Resul
     let bind = |ip: IpAddr| {
         let address = SocketAddr::new(ip, port);
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        fork::close_in_children(&socket);
         if address.is_ipv6() {
             socket.set_only_v6(family == Family::V6 || !ip.is_unspecified())?;
         }
@@ -124,6 +128,8 @@ struct Hub {
     /// When gathering ends.
     give_up: Instant,
     somebody_came: bool,
+    /// Connections of processes that have ended, as their neighbours say: a child may keep them open.
+    ended: Vec<u64>,
 }
 
 impl Hub {
@@ -141,6 +147,7 @@ impl Hub {
             timeout: config.timeout,
             give_up: Instant::now() + config.connect_timeout * if size.is_some() { 1 } else { 10 },
             somebody_came: size.is_some(),
+            ended: Vec::new(),
         })
     }
 
@@ -179,6 +186,14 @@ impl Hub {
             }
             for (stream, ..) in admitted.drain(..) {
                 self.greet(stream);
+            }
+            for id in std::mem::take(&mut self.ended) {
+                // What it said before it ended counts.
+                let says_more = |line: &Line| matches!(line.stream.peek(&mut [0]), Ok(1..));
+                while self.lines.get(id).is_some_and(says_more) {
+                    self.hear(id);
+                }
+                self.hang_up(id, ENDED);
             }
             self.tick(Instant::now());
             self.deliver();
@@ -254,7 +269,7 @@ impl Hub {
         }
         match open {
             Ok(true) => {}
-            Ok(false) => self.hang_up(id, "its process ended without leaving the job"),
+            Ok(false) => self.hang_up(id, ENDED),
             Err(e) => {
                 let how = self.fate(id, &e);
                 self.hang_up(id, &how);
@@ -365,7 +380,7 @@ impl Hub {
     /// A rank says something.
     fn serve(&mut self, id: u64, frame: ToHub) {
         let Some((from, own)) = self.lines.get(id).and_then(|l| l.known) else { return };
-        let Phase::Running { court, active, .. } = &mut self.phase else { return };
+        let Phase::Running { court, ranks, active, .. } = &mut self.phase else { return };
         #[cfg(test)]
         if let ToHub::Register { context, .. } = &frame {
             super::defect_tests::plant(super::defect_tests::HUB, *context);
@@ -390,6 +405,7 @@ impl Hub {
             ToHub::Audit { context, records } => court.audit(from, context, records),
             ToHub::Bye => self.let_go(id, from, own, None),
             ToHub::Fallen { how } => self.let_go(id, from, own, Some(how)),
+            ToHub::Ended { rank } => self.ended.extend(ranks.get(rank).copied()),
         }
     }
 
@@ -419,7 +435,7 @@ impl Hub {
     fn fate(&mut self, id: u64, error: &io::Error) -> String {
         if !silence::is_silence(error) {
             return match error.kind() {
-                io::ErrorKind::ConnectionReset => "its process ended without leaving the job".to_string(),
+                io::ErrorKind::ConnectionReset => ENDED.to_string(),
                 _ => format!("its control connection failed ({error})"),
             };
         }

@@ -7,6 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork;
 use nix::poll::PollFlags;
 
 use super::auth::{self, Errand, HUB, Purpose};
@@ -216,6 +217,7 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instan
 /// A listener that the launcher has bound.
 fn inherit(fd: OwnedFd) -> std::io::Result<TcpListener> {
     let socket = socket2::Socket::from(fd);
+    fork::close_in_children(&socket);
     socket.set_cloexec(true)?;
     socket.listen(1024)?;
     Ok(socket.into())
@@ -310,6 +312,7 @@ fn open_local() -> std::io::Result<(UnixListener, String)> {
     let random = u64::from_le_bytes(*auth::random()?.first_chunk().expect("32 bytes"));
     let name = format!("maypole-{}-{random:016x}", std::process::id());
     let listener = UnixListener::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(&name)?)?;
+    fork::close_in_children(&listener);
     listener.set_nonblocking(true)?;
     Ok((listener, name))
 }

@@ -20,10 +20,10 @@
 //! * `frame`: the control connection's messages, `wire`: as bytes. `auth`: showing the `key`. `door`: accepting strangers
 //!   safely.
 //!   `dial`: calling somebody with several addresses. `connecting`: making data connections. `silence`: hosts that
-//!   vanish. `peer`: what ranks know of each other.
+//!   vanish. `neighbour`: processes of this host that end. `peer`: what ranks know of each other.
 //!
-//! Nothing here is global to the process: threads may each have a node of their own. Forking is not supported: the
-//! child would keep the parent's connections open and hide its death.
+//! Nothing here is global to the process: threads may each have a node of their own. Children by `fork` have none: see
+//! [`fork`].
 
 mod affinity;
 mod auth;
@@ -40,6 +40,7 @@ mod id;
 mod key;
 mod lines;
 mod meeting;
+mod neighbour;
 mod peer;
 mod roster;
 mod service;
@@ -54,6 +55,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork::{self, Own};
 use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::{Condvar, Mutex};
@@ -81,8 +83,8 @@ const CONNECTIONS: usize = 64;
 /// something has gone wrong and no rank calls anything any more. A process that is killed or aborts, or drops its node
 /// while panicking, counts as dead.
 pub struct Node {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    shared: Own<Arc<Shared>>,
+    thread: Own<Option<JoinHandle<()>>>,
 }
 
 impl Node {
@@ -127,7 +129,7 @@ impl Node {
             std::thread::Builder::new().name("maypole-node".into()).spawn(move || service.run()).map_err(system)?;
         let membership: Arc<dyn Membership> = shared.clone();
         crate::exit::list_membership(Arc::downgrade(&membership));
-        Ok(Arc::new(Node { shared, thread: Some(thread) }))
+        Ok(Arc::new(Node { shared: Own::new(shared), thread: Own::new(Some(thread)) }))
     }
 
     /// This rank in the world.
@@ -209,6 +211,7 @@ impl Node {
     /// Offer `fd` (a memfd) to the ranks of this host that fetch number `number` for `context`, until
     /// [`Node::unshare_fd`] or [`Node::unregister`].
     pub fn share_fd(&self, context: u64, number: u32, fd: OwnedFd) {
+        fork::close_in_children(&fd);
         self.shared.offered.lock().insert((context, number), Arc::new(fd));
         self.shared.ring();
     }
@@ -296,6 +299,9 @@ impl Jury for Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if !self.shared.is_ours() {
+            return;
+        }
         self.shared.part();
         if let Some(thread) = self.thread.take().filter(|t| !crate::communicator::stream::is_this_thread(t))
             && self.shared.await_end()

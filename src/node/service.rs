@@ -16,6 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use super::auth::{Errand, Purpose};
 use super::door::{Door, split, token};
 use super::frame::{TABLE_LIMIT, ToHub, ToNode};
+use super::neighbour::{Ending, Neighbours, Next};
 use super::shared::{Shared, latest};
 use super::wire::Inbox;
 use super::{CONNECTIONS, defect, handover};
@@ -27,6 +28,8 @@ const BELL: u8 = 1;
 const DATA: u8 = 2;
 const LOCAL: u8 = 3;
 const FETCHER: u8 = 4;
+const NEIGHBOUR: u8 = 5;
+const HUB: u8 = 6;
 
 /// How often what ranks have called is compared while they are at work, at first and when nothing happens. Larger
 /// worlds take longer: all of it goes through the hub.
@@ -50,6 +53,11 @@ pub(super) struct Service {
     /// Ranks that wait for a descriptor that is not offered yet, with its context and number.
     fetchers: HashMap<u64, (UnixStream, (u64, u32))>,
     next_fetcher: u64,
+    neighbours: Neighbours,
+    /// The rank whose process this one watches.
+    neighbour: Option<(usize, Ending)>,
+    /// The hub's process, where it is another one of this host.
+    hub: Option<Ending>,
     /// Whether epoll watches for room on the control connection.
     wants_room: bool,
     audit_at: Instant,
@@ -72,6 +80,7 @@ impl Service {
         let local = Door::open(local, LOCAL, Purpose::Local, me, shared.key.clone(), &epoll)?;
         let audit_pause = pace(&shared);
         let holds_hub = super::peer::process_id().is_ok_and(|own| own == shared.hub.process);
+        let neighbours = Neighbours::of(shared.rank, &shared.peers);
         Ok(Service {
             shared,
             epoll,
@@ -80,6 +89,9 @@ impl Service {
             local,
             fetchers: HashMap::new(),
             next_fetcher: 0,
+            neighbours,
+            neighbour: None,
+            hub: None,
             wants_room: false,
             audit_at: Instant::now() + audit_pause,
             audit_pause,
@@ -106,6 +118,8 @@ impl Service {
         let mut events = [EpollEvent::empty(); 64];
         let (mut streams, mut fetchers) = (Vec::new(), Vec::new());
         self.obey();
+        self.watch_hub();
+        self.watch_next();
         while !self.finished() {
             let nap = self.deadline().map_or(EpollTimeout::NONE, super::nap_until);
             let count = match self.epoll.wait(&mut events, nap) {
@@ -121,6 +135,8 @@ impl Service {
                     }
                     (DATA, id) => self.data.attend(id, &self.epoll, &mut streams),
                     (LOCAL, id) => self.local.attend(id, &self.epoll, &mut fetchers),
+                    (NEIGHBOUR, _) => self.neighbour_ended(),
+                    (HUB, _) => self.hub_ended(),
                     // A fetcher has nothing to say: it has gone.
                     (_, id) => drop(self.fetchers.remove(&id)),
                 }
@@ -210,6 +226,51 @@ impl Service {
             if !self.shared.leaving.load(Ordering::Acquire) {
                 self.shared.declare_hub_lost(None);
             }
+        }
+    }
+
+    /// Watch the hub's process.
+    fn watch_hub(&mut self) {
+        match self.neighbours.hub(self.shared.hub.rank, &self.shared.peers) {
+            Next::Lives(_, ending) => {
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, token(HUB, 0));
+                self.hub = self.epoll.add(&ending, event).ok().map(|()| ending);
+            }
+            Next::HasEnded(_) => self.hub_ended(),
+            Next::Nobody => {}
+        }
+    }
+
+    /// The hub's process has ended. What it said before counts.
+    fn hub_ended(&mut self) {
+        if let Some(ending) = self.hub.take() {
+            // A child that has a copy of the descriptor must not keep it in the set.
+            let _ = self.epoll.delete(&ending);
+        }
+        self.hear();
+        self.lose_hub();
+    }
+
+    /// Watch the process of the next rank of this host.
+    fn watch_next(&mut self) {
+        self.neighbour = loop {
+            match self.neighbours.next(&self.shared.peers) {
+                Next::HasEnded(rank) => self.shared.post(&ToHub::Ended { rank }),
+                Next::Nobody => break None,
+                Next::Lives(rank, ending) => {
+                    let event = EpollEvent::new(EpollFlags::EPOLLIN, token(NEIGHBOUR, 0));
+                    break self.epoll.add(&ending, event).ok().map(|()| (rank, ending));
+                }
+            }
+        };
+    }
+
+    /// The watched process has ended.
+    fn neighbour_ended(&mut self) {
+        if let Some((rank, ending)) = self.neighbour.take() {
+            let _ = self.epoll.delete(&ending);
+            self.shared.post(&ToHub::Ended { rank });
+            self.watch_next();
         }
     }
 

@@ -35,6 +35,7 @@
 //! * [`fault`]: wraps a link and delays, truncates or severs it, for tests.
 
 pub mod fault;
+pub mod fork;
 pub mod shm;
 mod sync;
 pub mod tcp;

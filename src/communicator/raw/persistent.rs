@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use maypole_transports::fork::Own;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::communicator::blocks::Blocks;
@@ -75,7 +76,7 @@ impl Again for Run {
 /// It keeps the communicator, which leaves its group when both are dropped. Dropping it while it runs waits for the run.
 pub struct RawPersistent {
     run: Arc<Run>,
-    inner: Arc<Inner>,
+    inner: Own<Arc<Inner>>,
 }
 
 impl Communicator {
@@ -90,7 +91,7 @@ impl Communicator {
     /// `input` and `output` are as in [`Communicator::run_at`], and stay so while the operation runs: from each start to
     /// the wait for it or to the operation's drop. They are mapped until then.
     pub unsafe fn persistent_at(&self, call: Call, input: *const u8, output: *mut u8) -> Result<RawPersistent> {
-        let inner = &self.inner;
+        let inner: &Arc<Inner> = &self.inner;
         let (buffers, lengths) =
             inner.locate(&call, input, output).map_err(|what| Error::Argument { rank: inner.rank, what })?;
         let prepared = inner.prepare(call, lengths, None)?;
@@ -112,7 +113,7 @@ impl Communicator {
         input: (*const u8, Blocks<'_>),
         output: (*mut u8, Blocks<'_>),
     ) -> Result<RawPersistent> {
-        let inner = &self.inner;
+        let inner: &Arc<Inner> = &self.inner;
         let (buffers, lengths, sides) =
             inner.locate_v(&call, input, output).map_err(|what| Error::Argument { rank: inner.rank, what })?;
         let prepared = inner.prepare(call, lengths, Some(sides))?;
@@ -133,7 +134,7 @@ impl RawPersistent {
             state: Mutex::new(State { number: 0, outcome: Ok(()), pending: false }),
             changed: Condvar::new(),
         };
-        RawPersistent { run: Arc::new(run), inner }
+        RawPersistent { run: Arc::new(run), inner: Own::new(inner) }
     }
 
     /// Start it on the communicator's own stream, behind what was called before, and return at once.
@@ -167,7 +168,7 @@ impl RawPersistent {
 
     /// Whether [`RawPersistent::wait`] will not block: it is not running.
     pub fn test(&self) -> bool {
-        !self.run.running.load(Ordering::Acquire)
+        !self.run.running.load(Ordering::Acquire) || !self.inner.is_ours()
     }
 
     /// Wait for the run that was started. Returns at once if none was.
@@ -175,12 +176,16 @@ impl RawPersistent {
     /// # Errors
     /// Those of the blocking call. It may be started again, but the communicator has failed for good.
     pub fn wait(&self) -> Result<()> {
+        self.inner.check_process()?;
         self.settled().collect()
     }
 
     /// [`RawPersistent::wait`], at most for so long: `None` if the run has not ended, as the time is up or
     /// [`interrupt`](crate::interrupt) says so. It goes on then.
     pub fn wait_for(&self, at_most: Duration) -> Option<Result<()>> {
+        if let Err(elsewhere) = self.inner.check_process() {
+            return Some(Err(elsewhere));
+        }
         // A time that no clock reaches is none.
         let until = Instant::now().checked_add(at_most);
         let mut state = self.run.state.lock();
@@ -222,6 +227,7 @@ impl RawPersistent {
 
     /// Its state, if it may be started.
     fn idle(&self) -> Result<MutexGuard<'_, State>> {
+        self.inner.check_process()?;
         let state = self.run.state.lock();
         if !state.pending {
             return Ok(state);

@@ -227,6 +227,7 @@ impl Communicator {
 
     /// Queue messages.
     fn exchange(&self, stream: &Stream, messages: &[Message]) -> Result<()> {
+        self.inner.check_process()?;
         let refused = |what: String| Error::Argument { rank: self.rank(), what };
         self.inner.in_turn(|device| {
             let Some(device) = device else {

@@ -1,0 +1,261 @@
+//! Forks: which process something belongs to, and what a child must not keep.
+//!
+//! A child by `fork` has a copy of its parent's memory and of its descriptors, and of its threads
+//! the one that called. It is no rank. So three things are seen to here, by a handler of
+//! `pthread_atfork` that runs in every such child before `fork` returns there:
+//!
+//! * **Descriptors.** The kernel closes a connection when its *last* copy is closed. A child that
+//!   kept one would hide its parent's death from the other ranks, hold the port of its doors, and
+//!   could write into its streams. What was given to [`close_in_children`] is therefore gone in the
+//!   child; its number leads to nothing, so that whoever closes it there closes nothing of the
+//!   child's own.
+//! * **Values.** Dropping what was inherited would say goodbye in the parent's name, or wait for a
+//!   lock or a thread that is not there. An [`Own`] value is dropped in the process that made it,
+//!   and in no other.
+//! * **Calls.** [`Process::is_this`] costs a load, so that every call can refuse to serve a child.
+//!
+//! `vfork` and `posix_spawn` run no handlers and need none: the child has its parent's memory until
+//! it executes another program, and all descriptors are closed then. A child by the bare system
+//! call `clone` is not seen; it keeps copies of the descriptors, as does one that is forked in the
+//! instant in which another thread makes one. That the parent has died must then be found out by
+//! other means.
+
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// How often, since [`watch`] was first called, this process' ancestors have forked down to it.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// Numbers of descriptors that are noted; what lies above stays open in children.
+const NOTED: usize = 1 << 16;
+/// What children must not keep, by the number of the descriptor: which file it was, 0 for none. An
+/// entry is not removed when the descriptor is closed, since that happens in too many places: by
+/// then the number leads to another file, or to none. No locks: a child would find them as they
+/// were.
+static KEPT: [AtomicU64; NOTED] = [const { AtomicU64::new(0) }; NOTED];
+/// All entries from here on are 0.
+static END: AtomicUsize = AtomicUsize::new(0);
+
+/// Notice forks from now on. Called by everything here; a fork before the first call leaves nothing
+/// behind in the child.
+pub fn watch() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: the handler touches atomics and makes system calls, which the child of a process
+        // with threads may do. Should the system refuse it, forks are not noticed.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
+}
+
+/// How often this process' ancestors, since one of them first used this crate, have forked down to
+/// it: 0 in one that was not forked off. One relaxed load.
+#[inline]
+pub fn generation() -> u64 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// A process, to be told from its forks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process(u64);
+
+impl Process {
+    /// The one that calls.
+    pub fn this() -> Process {
+        watch();
+        Process(generation())
+    }
+
+    /// Whether it is the one that calls. One relaxed load.
+    #[inline]
+    pub fn is_this(self) -> bool {
+        self.0 == generation()
+    }
+}
+
+/// A value of the process that made it. The copy that a fork has of it is never dropped, only
+/// forgotten.
+#[derive(Debug)]
+pub struct Own<T> {
+    process: Process,
+    value: ManuallyDrop<T>,
+}
+
+impl<T> Own<T> {
+    /// The caller's.
+    pub fn new(value: T) -> Own<T> {
+        Own { process: Process::this(), value: ManuallyDrop::new(value) }
+    }
+
+    /// Whether it is this process'.
+    #[inline]
+    pub fn is_ours(&self) -> bool {
+        self.process.is_this()
+    }
+}
+
+impl<T> Deref for Own<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Own<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+impl<T> Drop for Own<T> {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            // SAFETY: dropped only here, and not used any more.
+            unsafe { ManuallyDrop::drop(&mut self.value) }
+        }
+    }
+}
+
+/// Have children by `fork` not keep `fd`, a socket or a file that is this process' own, which may
+/// close it at any time.
+pub fn close_in_children(fd: impl AsFd) {
+    watch();
+    let fd = fd.as_fd().as_raw_fd();
+    let (Some(entry), Some(file)) = (KEPT.get(fd as usize), file(fd)) else { return };
+    entry.store(file, Ordering::Relaxed);
+    END.fetch_max(fd as usize + 1, Ordering::Relaxed);
+}
+
+/// Which file a descriptor leads to: never 0, and never the same for two sockets or two files that
+/// exist at the same time. `None` if it is closed.
+fn file(fd: RawFd) -> Option<u64> {
+    let mut about = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: there is room for what is asked. The call may be made in a signal handler and after a
+    // fork.
+    if unsafe { libc::fstat(fd, about.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: filled in, as the call succeeded.
+    let about = unsafe { about.assume_init() };
+    Some(about.st_ino.rotate_left(32) ^ about.st_dev | 1)
+}
+
+/// What `fork` runs in the child. Nothing here allocates, locks or panics.
+extern "C" fn in_child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+    // What stands in place of the descriptors: reads and writes of it fail at once.
+    let mut nothing = -1;
+    for (fd, entry) in KEPT.iter().take(END.swap(0, Ordering::Relaxed)).enumerate() {
+        let kept = entry.swap(0, Ordering::Relaxed);
+        let fd = fd as RawFd;
+        if kept == 0 || file(fd) != Some(kept) {
+            continue;
+        }
+        // SAFETY: system calls on a descriptor that is the parent's own, as its file shows; nobody
+        // in the child uses it.
+        unsafe {
+            if nothing < 0 {
+                nothing = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+            }
+            // Without a number to spare it is merely closed, and then there is one.
+            if nothing < 0 || libc::dup3(nothing, fd, libc::O_CLOEXEC) < 0 {
+                libc::close(fd);
+            }
+        }
+    }
+    if nothing >= 0 {
+        // SAFETY: made above.
+        unsafe { libc::close(nothing) };
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::FromRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Run `body` in a child; whether it returned `true` there.
+    fn in_a_child(body: impl FnOnce() -> bool) -> bool {
+        // SAFETY: the child only runs `body`, which makes system calls and touches atomics, and
+        // exits.
+        match unsafe { libc::fork() } {
+            0 => {
+                let code = i32::from(!body());
+                // SAFETY: no conditions.
+                unsafe { libc::_exit(code) }
+            }
+            child => {
+                assert!(child > 0);
+                let mut status = 0;
+                // SAFETY: waits for the child made above.
+                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                status == 0
+            }
+        }
+    }
+
+    #[test]
+    fn a_child_keeps_no_copy_and_other_files_are_left_alone() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (other, _end) = UnixStream::pair().unwrap();
+        close_in_children(&ours);
+        // A number that was noted and leads to another file by now.
+        let (closed, _also) = UnixStream::pair().unwrap();
+        close_in_children(&closed);
+        let number = closed.as_raw_fd();
+        // SAFETY: `closed` owned the number, and is the stream made here from now on.
+        unsafe { assert_eq!(libc::dup2(other.as_raw_fd(), number), number) };
+        std::mem::forget(closed);
+        // SAFETY: as above.
+        let reused = unsafe { UnixStream::from_raw_fd(number) };
+        let open = |fd: RawFd| file(fd).is_some();
+        assert!(in_a_child(|| {
+            let replaced = unsafe { libc::send(ours.as_raw_fd(), c"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) } < 0;
+            replaced && open(ours.as_raw_fd()) && file(reused.as_raw_fd()) == file(other.as_raw_fd())
+        }));
+        // While a child lives that had a copy, the end of the parent's is the end of the
+        // connection. SAFETY: as in `in_a_child`.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            loop {
+                // SAFETY: no conditions.
+                unsafe { libc::pause() };
+            }
+        }
+        drop(ours);
+        theirs.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let read = theirs.read(&mut [0]);
+        // SAFETY: the child made above.
+        unsafe { assert!(libc::kill(child, libc::SIGKILL) == 0 && libc::waitpid(child, &mut 0, 0) == child) };
+        assert_eq!(read.expect("the child keeps the connection"), 0);
+    }
+
+    #[test]
+    fn what_is_inherited_is_forgotten() {
+        struct Flag<'a>(&'a AtomicU64);
+        impl Drop for Flag<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let dropped = AtomicU64::new(0);
+        let (value, process) = (Own::new(Flag(&dropped)), Process::this());
+        assert!(value.is_ours() && process.is_this());
+        let value = std::cell::Cell::new(Some(value));
+        assert!(in_a_child(|| {
+            let foreign = value.take().is_some_and(|value| !value.is_ours()) && !process.is_this();
+            // One of the child's own is dropped there.
+            drop(Own::new(Flag(&dropped)));
+            foreign && dropped.load(Ordering::Relaxed) == 1
+        }));
+        drop(value);
+        assert_eq!(dropped.load(Ordering::Relaxed), 1);
+    }
+}
