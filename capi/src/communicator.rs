@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_int};
 use maypole::{Communicator, UniqueId};
 
 use crate::config::{config_of, maypole_config, order_of, seconds};
-use crate::entry::{array_of, check_out, enter, give, rank_of, text_of, watch_forks};
+use crate::entry::{array_of, check_out, enter, give, rank_of, text_of};
 use crate::status::*;
 use crate::table::{Kind, Table};
 
@@ -52,7 +52,7 @@ pub unsafe extern "C" fn maypole_comm_init_env(
 ) -> maypole_status {
     enter("maypole_comm_init_env", || {
         check_out("comm", comm)?;
-        watch_forks();
+        maypole::fork::watch();
         // SAFETY: the caller's promise, here and below.
         let config = unsafe { config_of(config) }?;
         // SAFETY: as above.
@@ -72,7 +72,7 @@ pub unsafe extern "C" fn maypole_unique_id_create(
 ) -> maypole_status {
     enter("maypole_unique_id_create", || {
         check_out("id", id)?;
-        watch_forks();
+        maypole::fork::watch();
         // SAFETY: the caller's promise, here and below.
         let made = UniqueId::create(&unsafe { config_of(config) }?)?;
         // SAFETY: as above.
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn maypole_comm_init_id(
         if rank >= size {
             return Err(Fault::argument(format!("rank is {rank}, but size is {size}")));
         }
-        watch_forks();
+        maypole::fork::watch();
         // SAFETY: as above.
         let config = unsafe { config_of(config) }?;
         let made = Communicator::from_id(&UniqueId::from_bytes(&bytes)?, rank, size, config)?;
@@ -126,7 +126,7 @@ pub unsafe extern "C" fn maypole_comm_init_threads(
     enter("maypole_comm_init_threads", || {
         check_out("comms", comms)?;
         let size = rank_of("size", size)?;
-        watch_forks();
+        maypole::fork::watch();
         // SAFETY: the caller's promise, here and below.
         let config = unsafe { config_of(config) }?;
         for (rank, made) in Communicator::threads_with(size, config)?.into_iter().enumerate() {

@@ -3,31 +3,16 @@
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use maypole::fork;
 
 use crate::error::remember;
 use crate::status::*;
 
-/// This process is a fork of one in which [`watch_forks`] was called.
-static FORKED: AtomicBool = AtomicBool::new(false);
-
-/// Have forks of this process from now on marked. Called before anything is made that does not survive one.
-pub(crate) fn watch_forks() {
-    extern "C" fn in_child() {
-        FORKED.store(true, Ordering::Relaxed);
-    }
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: the handler only stores to a static. Should the system refuse it, forks are not noticed.
-        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-    });
-}
-
 /// Run a call's body: its error becomes this thread's latest, and nothing unwinds.
 #[inline]
 pub(crate) fn enter(function: &'static str, body: impl FnOnce() -> Outcome) -> maypole_status {
-    if FORKED.load(Ordering::Relaxed) {
+    if fork::generation() != 0 {
         return forked(function);
     }
     match catch_unwind(AssertUnwindSafe(body)) {

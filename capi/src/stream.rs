@@ -111,7 +111,7 @@ fn made(stream: Stream, to: *mut maypole_stream) -> Outcome {
 pub unsafe extern "C" fn maypole_stream_create(stream: *mut maypole_stream) -> maypole_status {
     enter("maypole_stream_create", || {
         check_out("stream", stream)?;
-        crate::entry::watch_forks();
+        maypole::fork::watch();
         made(Stream::Host(Host { queue: maypole::Stream::new()?, queued: Mutex::default() }), stream)
     })
 }
@@ -138,7 +138,7 @@ pub unsafe extern "C" fn maypole_stream_from_cuda(
 ) -> maypole_status {
     enter("maypole_stream_from_cuda", || {
         check_out("stream", stream)?;
-        crate::entry::watch_forks();
+        maypole::fork::watch();
         // SAFETY: the caller's promise.
         let adopted = unsafe { cuda::Stream::adopt(cuda_stream) };
         made(Stream::Cuda(adopted.map_err(|error| Fault::new(MAYPOLE_ERROR_DEVICE, error.to_string()))?), stream)

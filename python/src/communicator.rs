@@ -40,11 +40,7 @@ impl Slot {
 
     /// Leave. Not while the interpreter's lock is held: what still runs may need it.
     pub fn close(&self) {
-        let comm = self.comm.write().take();
-        if self.generation != process::generation() {
-            // The parent's: leaving it would speak for the parent.
-            std::mem::forget(comm);
-        }
+        drop(self.comm.write().take());
     }
 }
 

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::array::Array;
-use crate::{array, dlpack, process, waiting};
+use crate::{array, dlpack, waiting};
 
 /// Device memory that the ranks of the host read where it lies; made by ``comm.on(stream).alloc``.
 ///
@@ -18,13 +18,12 @@ pub struct DeviceMemory {
     memory: Option<DeviceBuffer<u8>>,
     count: usize,
     dtype: DataType,
-    generation: u64,
 }
 
 impl DeviceMemory {
     /// Memory as `count` elements of `dtype`.
     pub fn new(memory: DeviceBuffer<u8>, count: usize, dtype: DataType) -> DeviceMemory {
-        DeviceMemory { memory: Some(memory), count, dtype, generation: process::generation() }
+        DeviceMemory { memory: Some(memory), count, dtype }
     }
 
     fn memory(&self) -> &DeviceBuffer<u8> {
@@ -89,11 +88,6 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         let memory = self.memory.take();
-        if self.generation != process::generation() {
-            // The parent's, as is the context.
-            std::mem::forget(memory);
-            return;
-        }
         // The driver may wait for what is on the device, and what is there for another thread.
         Python::attach(|py| waiting::detached(py, || drop(memory)));
     }

@@ -71,8 +71,7 @@ crate::forms::forms!(Group {
     #[pyo3(signature = (stream=None))]
     fn start<'py>(&self, py: Python<'py>, stream: Option<Py<Stream>>) -> PyResult<Bound<'py, PyAny>> {
         let comm = self.slot.open(py)?;
-        let stream = stream.as_ref().map(|stream| stream.get().open()).transpose();
-        let stream = stream.map_err(|what| error::argument(py, what))?;
+        let stream = stream.as_ref().map(|stream| stream.get().open());
         let calls = std::mem::take(&mut *self.calls.lock());
         let started = waiting::detached(py, || {
             let mut group = comm.raw_group();

@@ -42,7 +42,7 @@ use pyo3::prelude::*;
 /// Collective communication; see the package `maypole`.
 #[pymodule]
 fn _maypole(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    process::watch_forks();
+    maypole::fork::watch();
     waiting::register();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;

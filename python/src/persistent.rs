@@ -12,7 +12,7 @@ use crate::communicator::Slot;
 use crate::prepared::{Held, Prepared};
 use crate::stream::Stream;
 use crate::variable::{self, Arguments};
-use crate::{error, messages, process, waiting};
+use crate::{error, messages, waiting};
 
 /// A communicator's calls in their persistent form: ``comm.persistent``. Each returns a Persistent and runs nothing.
 #[pyclass(module = "maypole", frozen)]
@@ -43,9 +43,7 @@ impl Form for PersistentCalls {
         let Prepared { what, held, result } = call;
         // SAFETY: the object keeps `held` until the operation is gone.
         let made = waiting::blocking(py, &comm, || unsafe { what.keep(&comm) })?;
-        let generation = process::generation();
-        let persistent =
-            Persistent { raw: Some(made), comm: Some(comm), held: Some(held), result: result.unbind(), generation };
+        let persistent = Persistent { raw: Some(made), comm: Some(comm), held: Some(held), result: result.unbind() };
         Ok(Bound::new(py, persistent)?.into_any())
     }
 }
@@ -66,15 +64,12 @@ pub struct Persistent {
     comm: Option<Arc<maypole::Communicator>>,
     held: Option<Held>,
     result: Py<PyAny>,
-    generation: u64,
 }
 
 impl Persistent {
-    fn parts(&self, py: Python<'_>) -> PyResult<(&RawPersistent, &maypole::Communicator)> {
-        match (&self.raw, &self.comm) {
-            (Some(raw), Some(comm)) if self.generation == process::generation() => Ok((raw, comm)),
-            _ => Err(error::argument(py, "this process was forked off after the call was made, and is no rank")),
-        }
+    fn parts(&self) -> (&RawPersistent, &maypole::Communicator) {
+        const KEPT: &str = "it is not being dropped";
+        (self.raw.as_ref().expect(KEPT), self.comm.as_ref().expect(KEPT))
     }
 
     fn outcome(&self, py: Python<'_>, outcome: maypole::Result<()>) -> PyResult<Py<PyAny>> {
@@ -91,9 +86,8 @@ impl Persistent {
     /// Start it, on a stream of yours or the communicator's own, and return at once.
     #[pyo3(signature = (stream=None))]
     fn start(&self, py: Python<'_>, stream: Option<Py<Stream>>) -> PyResult<()> {
-        let (raw, _) = self.parts(py)?;
-        let stream = stream.as_ref().map(|stream| stream.get().open()).transpose();
-        let stream = stream.map_err(|what| error::argument(py, what))?;
+        let (raw, _) = self.parts();
+        let stream = stream.as_ref().map(|stream| stream.get().open());
         let started = waiting::detached(py, || match stream {
             None => raw.start(),
             Some(stream) => raw.start_on(stream),
@@ -104,7 +98,7 @@ impl Persistent {
     /// Wait for the run that was started, and return the array that has the result. Returns at once if none was.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
-        let (raw, _) = self.parts(py)?;
+        let (raw, _) = self.parts();
         let at_most = match timeout {
             None => Duration::MAX,
             Some(seconds) => Duration::try_from_secs_f64(seconds.max(0.0))
@@ -118,15 +112,15 @@ impl Persistent {
 
     /// Start it and wait for it: what costs least.
     fn run(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let (raw, comm) = self.parts(py)?;
+        let (raw, comm) = self.parts();
         let outcome = waiting::blocking(py, comm, || Ok(raw.run()))?;
         self.outcome(py, outcome)
     }
 
     /// Whether it does not run: ``wait`` will not block.
     #[getter]
-    fn done(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(self.parts(py)?.0.test())
+    fn done(&self) -> bool {
+        self.parts().0.test()
     }
 
     fn __repr__(&self) -> &'static str {
@@ -136,13 +130,8 @@ impl Persistent {
 
 impl Drop for Persistent {
     fn drop(&mut self) {
-        let parts = (self.raw.take(), self.comm.take(), self.held.take());
-        if self.generation != process::generation() {
-            std::mem::forget(parts);
-            return;
-        }
         // A run under way ends first, at the latest at its deadline; it may need the interpreter.
-        let (raw, comm, held) = parts;
+        let (raw, comm, held) = (self.raw.take(), self.comm.take(), self.held.take());
         Python::attach(|py| {
             waiting::detached(py, || drop((raw, comm)));
             drop(held);

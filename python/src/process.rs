@@ -1,7 +1,7 @@
 //! What happens to the process: it may fork, and the interpreter may shut down, while there are communicators.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Once, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use maypole::Communicator;
@@ -11,33 +11,43 @@ use pyo3::prelude::*;
 use crate::communicator::Slot;
 use crate::waiting;
 
-/// How often this process is a fork of a process that had this module.
-static FORKS: AtomicU64 = AtomicU64::new(0);
 /// The interpreter is about to go: threads of ours must not ask for it any more.
 static LEAVING: AtomicBool = AtomicBool::new(false);
 /// Threads of ours that are in the interpreter.
-static INSIDE: AtomicU64 = AtomicU64::new(0);
+static INSIDE: Threads = Threads(AtomicU64::new(0));
 /// Every communicator that Python has.
 static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 
-extern "C" fn forked() {
-    FORKS.fetch_add(1, Ordering::Relaxed);
-    // Of the threads there is one left.
-    INSIDE.store(0, Ordering::SeqCst);
-}
+/// How many threads are somewhere. Those of a parent are not in its fork, and do not count there: beside their number it
+/// has the generation's.
+struct Threads(AtomicU64);
 
-/// Watch for forks from now on.
-pub fn watch_forks() {
-    static ONCE: Once = Once::new();
-    // SAFETY: the handler does nothing but set two atomics, which a child of a process with threads may do.
-    ONCE.call_once(|| unsafe {
-        libc::pthread_atfork(None, None, Some(forked));
-    });
+impl Threads {
+    fn count(word: u64) -> u64 {
+        if word >> 32 == generation() & u64::from(u32::MAX) { word & u64::from(u32::MAX) } else { 0 }
+    }
+
+    fn change(&self, change: impl Fn(u64) -> u64) {
+        let changed = |word| Some(generation() << 32 | change(Self::count(word)));
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, changed);
+    }
+
+    fn come(&self) {
+        self.change(|count| count + 1);
+    }
+
+    fn go(&self) {
+        self.change(|count| count.saturating_sub(1));
+    }
+
+    fn are_there(&self) -> bool {
+        Self::count(self.0.load(Ordering::SeqCst)) > 0
+    }
 }
 
 /// Which of a line of forks this process is: what was made under another number belongs to a parent.
 pub fn generation() -> u64 {
-    FORKS.load(Ordering::Relaxed)
+    maypole::fork::generation()
 }
 
 /// Have a communicator closed at the interpreter's exit.
@@ -52,10 +62,10 @@ pub fn attached<R>(f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
     struct Inside;
     impl Drop for Inside {
         fn drop(&mut self) {
-            INSIDE.fetch_sub(1, Ordering::SeqCst);
+            INSIDE.go();
         }
     }
-    INSIDE.fetch_add(1, Ordering::SeqCst);
+    INSIDE.come();
     let _inside = Inside;
     if LEAVING.load(Ordering::SeqCst) { None } else { Python::try_attach(f) }
 }
@@ -80,7 +90,7 @@ pub fn _leave(py: Python<'_>) -> PyResult<()> {
         }
         // Those inside wait for the interpreter, which this thread has just let go, and are out again soon.
         let until = Instant::now() + Duration::from_secs(5);
-        while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+        while INSIDE.are_there() && Instant::now() < until {
             std::thread::sleep(Duration::from_micros(100));
         }
     });

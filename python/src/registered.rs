@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::array::Array;
-use crate::{array, dlpack, operation, process};
+use crate::{array, dlpack, operation};
 
 /// Memory that the ranks of the host read where it lies; made by ``Communicator.alloc``.
 ///
@@ -13,19 +13,18 @@ use crate::{array, dlpack, operation, process};
 /// keep it; ``memory.array()`` is the same for NumPy with the types of ml_dtypes.
 #[pyclass(module = "maypole", frozen)]
 pub struct Registered {
-    /// Bytes; `None` only while it is dropped.
-    memory: Option<maypole::Registered<u8>>,
+    /// Bytes.
+    memory: maypole::Registered<u8>,
     address: usize,
     count: usize,
     dtype: DataType,
-    generation: u64,
 }
 
 impl Registered {
     /// Memory as `count` elements of `dtype`.
     pub fn new(mut memory: maypole::Registered<u8>, count: usize, dtype: DataType) -> Registered {
         let address = memory.as_mut_ptr().addr();
-        Registered { memory: Some(memory), address, count, dtype, generation: process::generation() }
+        Registered { memory, address, count, dtype }
     }
 
     fn at(&self) -> *mut u8 {
@@ -50,7 +49,7 @@ impl Registered {
     /// that share no memory.
     #[getter]
     fn is_shared(&self) -> bool {
-        self.memory.as_ref().is_some_and(maypole::Registered::is_shared)
+        self.memory.is_shared()
     }
 
     /// It as a NumPy array, which keeps it.
@@ -82,14 +81,5 @@ impl Registered {
 
     fn __repr__(&self) -> String {
         format!("<maypole.Registered: {} x {}>", self.count, array::name(self.dtype))
-    }
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        if self.generation != process::generation() {
-            // The parent's, which still uses it.
-            std::mem::forget(self.memory.take());
-        }
     }
 }

@@ -28,7 +28,6 @@ pub struct Request {
 struct Orphan {
     raw: RawRequest,
     _held: Vec<Held>,
-    generation: u64,
 }
 
 static ORPHANS: Mutex<Vec<Orphan>> = Mutex::new(Vec::new());
@@ -36,10 +35,7 @@ static ORPHANS: Mutex<Vec<Orphan>> = Mutex::new(Vec::new());
 /// Take those orphans out that have ended.
 fn ended_orphans() -> Vec<Orphan> {
     let mut orphans = ORPHANS.lock();
-    let (own, parents): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut *orphans).into_iter().partition(|orphan| orphan.generation == process::generation());
-    std::mem::forget(parents);
-    let (ended, rest) = own.into_iter().partition(|orphan| orphan.raw.test());
+    let (ended, rest) = std::mem::take(&mut *orphans).into_iter().partition(|orphan| orphan.raw.test());
     *orphans = rest;
     ended
 }
@@ -129,10 +125,6 @@ impl Drop for Request {
     fn drop(&mut self) {
         let Some(raw) = self.raw.take() else { return };
         let held = std::mem::take(&mut *self.held.lock());
-        if self.generation != process::generation() {
-            std::mem::forget((raw, held));
-            return;
-        }
         Python::attach(|py| {
             let rest = waiting::detached(py, || match raw.test() {
                 true => None,
@@ -140,7 +132,7 @@ impl Drop for Request {
                 false => Some(raw),
             });
             if let Some(raw) = rest {
-                let orphan = Orphan { raw, _held: held, generation: self.generation };
+                let orphan = Orphan { raw, _held: held };
                 waiting::detached(py, || ORPHANS.lock().push(orphan));
             }
         });

@@ -42,8 +42,7 @@ impl Form for Start {
         comm: Arc<maypole::Communicator>,
         call: Prepared<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let stream = self.stream.as_ref().map(|stream| stream.get().open()).transpose();
-        let stream = stream.map_err(|what| error::argument(py, what))?;
+        let stream = self.stream.as_ref().map(|stream| stream.get().open());
         let Prepared { what, held, result } = call;
         // SAFETY: the request keeps `held` until it is done.
         let started = waiting::detached(py, || unsafe { what.start(&comm, stream) });

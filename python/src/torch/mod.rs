@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use maypole::cuda::Stream;
+use maypole::fork::Process;
 use maypole::{Blocks, Call, Collective, Communicator, Config, DataType, RawRequest, ReduceOp, UniqueId};
 use parking_lot::RwLock;
 use pyo3::prelude::*;
@@ -74,8 +75,8 @@ fn target(address: usize) -> *mut u8 {
 #[pyclass(module = "maypole._maypole", name = "TorchLink", frozen)]
 pub struct Link {
     comm: RwLock<Option<Arc<Communicator>>>,
-    /// The process that made it. A child made by fork has its memory, but is no rank.
-    process: u32,
+    /// The process that made it: a child by fork need not leave.
+    process: Process,
 }
 
 impl Link {
@@ -84,7 +85,7 @@ impl Link {
     }
 
     fn new(comm: Communicator) -> Link {
-        Link { comm: RwLock::new(Some(Arc::new(comm))), process: std::process::id() }
+        Link { comm: RwLock::new(Some(Arc::new(comm))), process: Process::this() }
     }
 }
 
@@ -257,10 +258,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         let Some(comm) = self.comm.get_mut().take() else { return };
-        if std::process::id() != self.process {
-            // A child made by fork: the connections are the parent's, and its threads are not here.
-            std::mem::forget(comm);
-        } else {
+        if self.process.is_this() {
             process::leave(comm);
         }
     }
