@@ -167,9 +167,9 @@ fn numa() -> String {
 }
 
 fn shared_memory() -> String {
-    match nix::sys::memfd::memfd_create(c"maypole-info", nix::sys::memfd::MFdFlags::MFD_CLOEXEC) {
+    match maypole_transports::shm::Arena::create() {
         Ok(_) => "shared memory between processes: yes (memfd)".to_string(),
-        Err(error) => format!("no: memfd_create: {error}"),
+        Err(error) => format!("no: {error}"),
     }
 }
 

@@ -1,12 +1,14 @@
 //! Making communicators: bringing ranks together and giving each its links.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use maypole_transports::shm::{Arena, Group, Segment, Shape};
 use maypole_transports::tcp::Poller;
 use maypole_transports::wait::Patience;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use super::local::Threads;
@@ -229,18 +231,18 @@ impl Communicator {
         let mut places = vec![None; members.len()];
         let mut group = None;
         if local.len() > 1 {
-            for (place, rank) in local.iter().enumerate() {
-                places[*rank] = Some(place);
-            }
-            let place = places[me].expect("this rank is local to itself");
-            group = Some(Arc::new(match room {
-                Some(room) => room.move_in(me, place, shape(local.len(), &config))?,
+            let place = local.iter().position(|rank| *rank == me).expect("this rank is local to itself");
+            group = match room {
+                Some(room) => Some(room.move_in(me, place, shape(local.len(), &config))?),
                 None => share_group(node, (context, &members, &local), &watch, &config, place)?,
-            }));
-        } else {
-            places[me] = Some(0);
+            };
         }
-        let far = local.len() < members.len();
+        match &group {
+            Some(_) => local.iter().enumerate().for_each(|(place, rank)| places[*rank] = Some(place)),
+            None => places[me] = Some(0),
+        }
+        let group = group.map(Arc::new);
+        let far = places.contains(&None);
         let network = || far.then(|| network(node, (context, &members), &config)).transpose();
         let [collectives, messages] = CHANNELS_APART;
         let routes = [
@@ -358,6 +360,15 @@ impl Room {
     }
 }
 
+/// What is handed to the others in place of memory that there is not, for as long as the communicator is there.
+fn stand_in() -> nix::Result<OwnedFd> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map(OwnedFd::from)
+}
+
+fn is_stand_in(fd: &OwnedFd) -> bool {
+    nix::sys::stat::fstat(fd).is_ok_and(|about| about.st_mode & libc::S_IFMT != libc::S_IFREG)
+}
+
 /// The segment of a communicator with `members` ranks on this host.
 pub(super) fn shape(members: usize, config: &Config) -> Shape {
     Shape {
@@ -370,22 +381,39 @@ pub(super) fn shape(members: usize, config: &Config) -> Shape {
 }
 
 /// The lowest local rank makes the segment, the others fetch it from there. It waits until all have, so that whoever
-/// has a communicator may drop it at once.
+/// has a communicator may drop it at once. `None` on all of them where the system does not let it, and TCP will do.
 fn share_group(
     node: &Node,
     (context, members, local): (u64, &[usize], &[usize]),
     watch: &Watch,
     config: &Config,
     place: usize,
-) -> Result<Group> {
+) -> Result<Option<Group>> {
     let shape = shape(local.len(), config);
     let rank = local[place];
     let system = |e| Error::system(format!("rank {rank}: sharing memory"), e);
     if place > 0 {
         let fd = node.fetch_fd(members[local[0]], context, SEGMENT)?;
-        return Ok(Group::new(Segment::open(shape, fd).map_err(system)?, place));
+        if is_stand_in(&fd) {
+            return Ok(None);
+        }
+        return Ok(Some(Group::new(Segment::open(shape, fd).map_err(system)?, place)));
     }
-    let segment = Segment::create(shape).map_err(system)?;
+    let segment = match Segment::create(shape) {
+        Ok(segment) => segment,
+        Err(refusal) if config.transport == TransportChoice::Auto => {
+            node.share_fd(context, SEGMENT, stand_in().map_err(|e| Error::system("making an eventfd", e))?);
+            static SAID: std::sync::Once = std::sync::Once::new();
+            SAID.call_once(|| {
+                tracing::warn!(
+                    "rank {rank}: the ranks of this host talk over TCP, which is slower, because they cannot share \
+                     memory: {refusal}; MAYPOLE_TRANSPORT=tcp says that this is meant"
+                );
+            });
+            return Ok(None);
+        }
+        Err(refusal) => return Err(system(refusal)),
+    };
     let fd = segment.fd().expect("made with a descriptor").try_clone_to_owned().map_err(|e| Error::system("dup", e))?;
     let group = Group::new(segment, place);
     node.share_fd(context, SEGMENT, fd);
@@ -394,7 +422,7 @@ fn share_group(
         let absent = group.absent();
         if absent.is_empty() {
             node.unshare_fd(context, SEGMENT);
-            return Ok(group);
+            return Ok(Some(group));
         }
         if let Some(verdict) = watch.verdict() {
             return Err(Error::Failed { rank, verdict });

@@ -30,15 +30,13 @@
 //!
 //! `tests/loom` checks both.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::arena;
+use super::memory::{self, page};
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::{LinkError, Result};
-
-const PAGE: usize = 4096;
 
 /// Who reads a part, and whether that is still allowed. A line of its own.
 #[repr(C, align(64))]
@@ -110,11 +108,11 @@ unsafe impl Sync for Allocation {}
 
 /// Offset and bytes of each part, and the bytes of the whole. `None` where a usize cannot count them.
 fn layout(lengths: &[usize]) -> Option<(Vec<(usize, usize)>, usize)> {
-    let mut end = (lengths.len() * size_of::<Gate>()).next_multiple_of(PAGE);
+    let mut end = (lengths.len() * size_of::<Gate>()).next_multiple_of(page());
     let mut parts = Vec::with_capacity(lengths.len());
     for length in lengths {
         parts.push((end, *length));
-        end = end.checked_add(length.checked_next_multiple_of(PAGE)?)?;
+        end = end.checked_add(length.checked_next_multiple_of(page())?)?;
     }
     (end <= isize::MAX as usize).then_some((parts, end))
 }
@@ -133,7 +131,7 @@ impl Allocation {
     /// [`LinkError::Io`] when the system refuses the memory's addresses.
     pub fn create(lengths: &[usize], threads: bool) -> Result<(Arc<Allocation>, OwnedFd)> {
         let (_, bytes) = layout(lengths).ok_or_else(too_long)?;
-        let fd = arena::memfd(bytes)?;
+        let fd = memory::memfd(bytes, false)?;
         Ok((Allocation::map(lengths, threads, &fd)?, fd))
     }
 
@@ -142,13 +140,16 @@ impl Allocation {
     /// # Errors
     /// [`LinkError::Io`] when the file's size does not fit the lengths, or the system refuses the mapping.
     pub fn open(lengths: &[usize], fd: &OwnedFd) -> Result<Arc<Allocation>> {
-        arena::check_size(fd, layout(lengths).ok_or_else(too_long)?.1)?;
+        memory::check(fd, layout(lengths).ok_or_else(too_long)?.1)?;
         Allocation::map(lengths, false, fd)
     }
 
     fn map(lengths: &[usize], threads: bool, fd: &OwnedFd) -> Result<Arc<Allocation>> {
         let (parts, bytes) = layout(lengths).ok_or_else(too_long)?;
-        let base = arena::map(bytes, Some((fd, 0)))?;
+        let base = memory::map(bytes, Some((fd, 0)))?;
+        // The others' parts are in their own core dumps.
+        // SAFETY: mapped just now.
+        unsafe { memory::advise(base, bytes, libc::MADV_DONTDUMP) };
         Ok(Arc::new(Allocation { base, bytes, parts, threads }))
     }
 
@@ -162,15 +163,10 @@ impl Allocation {
         if length == 0 {
             return Ok(());
         }
-        let flags = nix::fcntl::FallocateFlags::empty();
-        loop {
-            match nix::fcntl::fallocate(fd.as_fd(), flags, offset as i64, length as i64) {
-                Err(nix::errno::Errno::EINTR) => {}
-                other => {
-                    return other.map_err(|e| LinkError::Io { doing: "setting memory aside", source: e.into() });
-                }
-            }
-        }
+        memory::set_aside(fd, offset as u64, length)?;
+        // SAFETY: the part is mapped, and begins at a page.
+        unsafe { memory::advise(self.part(me).0, length, libc::MADV_DODUMP) };
+        Ok(())
     }
 
     /// Member `member`'s part: a multiple of the page size, and how many bytes it has.
@@ -238,7 +234,18 @@ impl Drop for Allocation {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+
+    #[test]
+    fn with_large_pages_every_part_begins_at_one() {
+        memory::fake::PAGE.set(Some(64 << 10));
+        let (parts, bytes) = layout(&[10, 0, 100_000, 7]).unwrap();
+        assert!(parts.iter().all(|(at, _)| at.is_multiple_of(64 << 10)) && bytes.is_multiple_of(64 << 10), "{parts:?}");
+        members_see_each_others_parts();
+        memory::fake::PAGE.set(None);
+    }
 
     #[test]
     fn members_see_each_others_parts() {
@@ -247,7 +254,8 @@ mod tests {
         let theirs = Allocation::open(&lengths, &fd).unwrap();
         for (member, length) in lengths.into_iter().enumerate() {
             mine.commit(member, fd.as_fd()).unwrap();
-            assert!(mine.part(member).0.as_ptr().addr().is_multiple_of(PAGE) && mine.part(member).1 == length);
+            let (at, bytes) = mine.part(member);
+            assert!((at.as_ptr().addr() - mine.base.as_ptr().addr()).is_multiple_of(page()) && bytes == length);
         }
         let at = mine.part(2).0.as_ptr();
         // SAFETY: byte 4999 lies in the part, and nobody else has touched it yet.
@@ -268,7 +276,7 @@ mod tests {
         assert!(theirs.is_unused());
         // SAFETY: as above; the part is mapped still.
         assert_eq!(unsafe { std::ptr::with_exposed_provenance::<u8>(there).read() }, 0, "its memory is gone");
-        assert!(Allocation::open(&[10, 0, 50_000], &fd).unwrap_err().to_string().contains("bytes"));
+        assert!(Allocation::open(&[10, 0, 500_000], &fd).unwrap_err().to_string().contains("bytes"));
         assert!(Allocation::create(&[usize::MAX, 1], true).is_err());
     }
 

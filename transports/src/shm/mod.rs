@@ -3,6 +3,7 @@
 //! A [`Segment`] is the memory, a [`Group`] one rank's place in it. Processes share a file, an [`Arena`]; threads share
 //! an anonymous mapping. Nothing else differs, so ranks as threads run the very code that ranks as processes do.
 //!
+//! * `memory`: memfds and mappings of them, when memory is taken, and what happens where there is none.
 //! * [`ring`]: links, a ring of bytes for each ordered pair of ranks and channel.
 //! * [`window`]: publications that all members read, for one-sided schedules.
 //! * [`allocation`]: memory of the application's own that members read where it lies.
@@ -13,6 +14,7 @@
 pub mod allocation;
 mod arena;
 pub mod line;
+mod memory;
 pub mod ring;
 mod segment;
 pub mod window;

@@ -10,7 +10,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::arena::{self, Arena, PAGE};
+use super::arena::Arena;
+use super::memory::{self, page};
 use crate::Result;
 
 /// Sizes that all members of a segment must agree on.
@@ -29,16 +30,19 @@ pub struct Shape {
     pub window: usize,
 }
 
+/// Parts of a segment that are used apart begin at multiples of this: where pages are as long, which is usual, one that
+/// is not used takes no memory, and each lies near whoever uses it first.
+const APART: usize = 4096;
 /// Lines of one rank's small publication, see [`super::line`].
 pub(super) const LINES: usize = 10;
 /// Bytes of the body that takes what does not fit into the lines.
 pub(super) const BODY: usize = 16 << 10;
 
-const _: () = assert!(LINES * 64 <= PAGE);
+const _: () = assert!(LINES * 64 <= APART);
 
 impl Shape {
     /// Bytes of one set of lines and its body.
-    const EXCHANGE: usize = (LINES * 64).next_multiple_of(PAGE) + BODY;
+    const EXCHANGE: usize = (LINES * 64).next_multiple_of(APART) + BODY;
 
     /// Where each part begins; offsets in bytes.
     pub(super) fn bell(&self, member: usize, channel: usize) -> usize {
@@ -52,19 +56,19 @@ impl Shape {
         self.members * 192
     }
     fn lines_base(&self) -> usize {
-        (self.unmapped() + 64).next_multiple_of(PAGE)
+        (self.unmapped() + 64).next_multiple_of(APART)
     }
     pub(super) fn lines(&self, member: usize, parity: usize) -> usize {
         self.lines_base() + (member * 2 + parity) * Self::EXCHANGE
     }
     pub(super) fn body(&self, member: usize, parity: usize) -> usize {
-        self.lines(member, parity) + PAGE
+        self.lines(member, parity) + APART
     }
     fn windows_base(&self) -> usize {
         self.lines_base() + self.members * 2 * Self::EXCHANGE
     }
     fn window_stride(&self) -> usize {
-        (64 + self.members * 64).next_multiple_of(PAGE) + 2 * self.window.next_multiple_of(PAGE)
+        (64 + self.members * 64).next_multiple_of(APART) + 2 * self.window.next_multiple_of(APART)
     }
     pub(super) fn published(&self, member: usize) -> usize {
         self.windows_base() + member * self.window_stride()
@@ -74,24 +78,25 @@ impl Shape {
     }
     pub(super) fn place(&self, member: usize, parity: usize) -> usize {
         self.published(member)
-            + (64 + self.members * 64).next_multiple_of(PAGE)
-            + parity * self.window.next_multiple_of(PAGE)
+            + (64 + self.members * 64).next_multiple_of(APART)
+            + parity * self.window.next_multiple_of(APART)
     }
     fn rings_base(&self) -> usize {
         self.windows_base() + self.members * self.window_stride()
     }
     fn ring_stride(&self) -> usize {
-        PAGE + self.ring.next_multiple_of(PAGE)
+        APART + self.ring.next_multiple_of(APART)
     }
     pub(super) fn ring_state(&self, from: usize, to: usize, channel: usize) -> usize {
         self.rings_base() + ((from * self.members + to) * self.channels + channel) * self.ring_stride()
     }
     pub(super) fn ring_data(&self, from: usize, to: usize, channel: usize) -> usize {
-        self.ring_state(from, to, channel) + PAGE
+        self.ring_state(from, to, channel) + APART
     }
-    /// Bytes of the whole segment, as addresses; memory is taken only where it is touched.
+    /// Bytes of the whole segment, as addresses, a multiple of the page size; memory is taken only where it is touched.
     pub fn bytes(&self) -> usize {
-        self.rings_base() + self.members * self.members * self.channels * self.ring_stride()
+        let rings = self.members * self.members * self.channels * self.ring_stride();
+        (self.rings_base() + rings).next_multiple_of(page())
     }
 }
 
@@ -111,7 +116,7 @@ unsafe impl Send for Segment {}
 unsafe impl Sync for Segment {}
 
 impl Segment {
-    /// Memory for ranks that are threads of this process (or its forks).
+    /// Memory for ranks that are threads of this process; not for its forks.
     pub fn anonymous(shape: Shape) -> Result<Arc<Segment>> {
         Segment::map(shape, None)
     }
@@ -130,7 +135,7 @@ impl Segment {
     /// [`LinkError::Io`](crate::LinkError::Io) when the file is shorter than the shape asks, or the system refuses the
     /// mapping.
     pub fn open(shape: Shape, fd: OwnedFd) -> Result<Arc<Segment>> {
-        Segment::map(shape, Some((Arena::open(fd)?, PAGE as u64)))
+        Segment::map(shape, Some((Arena::open(fd)?, Arena::first())))
     }
 
     /// Map a segment in a file that this process has open, at a place that one of its members has
@@ -146,7 +151,7 @@ impl Segment {
         assert!(shape.ring.is_power_of_two() && shape.window.is_multiple_of(64), "{shape:?}");
         let base = match &home {
             Some((arena, at)) => arena.map(*at, shape.bytes())?,
-            None => arena::map(shape.bytes(), None)?,
+            None => memory::map_apart(shape.bytes(), None)?,
         };
         Ok(Arc::new(Segment { base, shape, home }))
     }

@@ -53,8 +53,9 @@ fn shm_between_processes() {
         let group = Group::new(segment, me);
         End { sender: group.sender(1 - me, 0), receiver: group.receiver(1 - me, 0), _group: Some(group) }
     };
+    // Of the parent's own descriptor the child has none; this one is for the child.
+    let fd = segment.fd().unwrap().try_clone_to_owned().unwrap();
     let child = in_child(|| {
-        let fd = segment.fd().unwrap().try_clone_to_owned().unwrap();
         let mut end = end(Segment::open(shape, fd).unwrap(), 1);
         [8, 100_000, 3_000_000].into_iter().for_each(|len| echo(&mut end, len));
     });

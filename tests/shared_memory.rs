@@ -1,0 +1,71 @@
+//! Hosts that do not let ranks share memory: they talk over TCP instead, or are told what forbids it.
+
+mod ranks;
+
+use maypole::{Communicator, ReduceOp};
+use nix::sys::resource::{Resource, setrlimit};
+use ranks::{Job, role, say};
+
+/// From now on no file of this process may be longer than a few pages.
+fn limit_files() {
+    setrlimit(Resource::RLIMIT_FSIZE, 64 << 10, 64 << 10).unwrap();
+}
+
+/// From now on `memfd_create` is refused, as filters in containers do.
+fn forbid_memfds() {
+    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let answer = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut steps = [
+        step(load, 0, 0, 0),
+        step(equal, 0, 1, libc::SYS_memfd_create as u32),
+        step(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        step(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: the filter is read during the call; it concerns this thread and those that it starts.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter, 0, 0) == 0
+    };
+    assert!(set, "no filter: {}", std::io::Error::last_os_error());
+}
+
+fn rank(role: &str) {
+    match role {
+        "files" => limit_files(),
+        _ => forbid_memfds(),
+    }
+    let comm = match Communicator::from_env() {
+        Ok(comm) => comm,
+        Err(error) => return say(error),
+    };
+    let small = [1.0f32];
+    let mut sum = [0.0f32];
+    comm.all_reduce(&small, &mut sum, ReduceOp::Sum).unwrap();
+    assert_eq!(sum, [3.0]);
+    let mut large = comm.alloc::<f32>(300_000).unwrap();
+    assert!(!large.is_shared());
+    large.fill(1.0);
+    comm.duplicate().unwrap().all_reduce_in_place(&mut large, ReduceOp::Sum).unwrap();
+    assert!(large.iter().all(|x| *x == 3.0));
+    comm.send_recv(&[7u8], (comm.rank() + 1) % 3, &mut [0u8], (comm.rank() + 2) % 3).unwrap();
+    say("it works");
+}
+
+#[test]
+fn ranks_that_may_not_share_memory_talk_over_tcp() {
+    role(rank);
+    let test = "ranks_that_may_not_share_memory_talk_over_tcp";
+    for (what, hint) in [("files", "ulimit -f"), ("memfds", "vm.memfd_noexec")] {
+        let mut job = Job::start(test, what, 3, &[]);
+        assert!(job.hear(&[0, 1, 2]).iter().all(|(_, said)| said == "it works"));
+        job.end(&[0, 1, 2]);
+        let mut job = Job::start(test, what, 3, &[("MAYPOLE_TRANSPORT", "shm")]);
+        let said = job.hear(&[0, 1, 2]);
+        println!("{what}: {}", said[0].1);
+        assert!(said.iter().all(|(_, said)| said.contains(hint) && said.contains("MAYPOLE_TRANSPORT=tcp")), "{said:?}");
+        job.end(&[0, 1, 2]);
+    }
+}
