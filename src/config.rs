@@ -372,8 +372,6 @@ fn size(text: &str, low: usize, high: usize) -> std::result::Result<usize, &'sta
 }
 
 fn seconds(text: &str) -> std::result::Result<Duration, &'static str> {
-    match text.parse::<f64>() {
-        Ok(s) if s > 0.0 && s < 1e9 => Ok(Duration::from_secs_f64(s)),
-        _ => Err("expected a positive number of seconds"),
-    }
+    let time = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.filter(|time| !time.is_zero()).ok_or("expected a positive number of seconds")
 }

@@ -30,6 +30,7 @@
 pub mod command;
 pub mod communicator;
 pub mod config;
+mod deadline;
 mod descriptors;
 mod device;
 mod engine;

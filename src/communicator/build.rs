@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::local::Threads;
 use super::{Communicator, Inner};
 use crate::config::{Config, TransportChoice};
+use crate::deadline::deadline;
 use crate::engine::Engine;
 use crate::engine::links::{Links, WINDOW_HEADER};
 use crate::engine::messages::Messages;
@@ -67,7 +68,7 @@ pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>>
             if let Some(id) = &own {
                 board.post(id.as_bytes())?;
             }
-            let notice = board.read(Instant::now() + config.connect_timeout)?;
+            let notice = board.read(deadline(Instant::now(), config.connect_timeout))?;
             let id = own.map_or_else(|| UniqueId::from_bytes(&notice), Ok)?;
             // What rank 0 posted may vanish when it takes leave of the launcher: not before all have read it and come.
             let node = Node::join(Meeting::Id(id), rank, size, config);
@@ -417,7 +418,8 @@ fn share_group(
     let fd = segment.fd().expect("made with a descriptor").try_clone_to_owned().map_err(|e| Error::system("dup", e))?;
     let group = Group::new(segment, place);
     node.share_fd(context, SEGMENT, fd);
-    let (deadline, mut pause) = (Instant::now() + config.connect_timeout, Duration::from_micros(20));
+    let deadline = deadline(Instant::now(), config.connect_timeout);
+    let mut pause = Duration::from_micros(20);
     loop {
         let absent = group.absent();
         if absent.is_empty() {

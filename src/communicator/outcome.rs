@@ -11,6 +11,7 @@ use maypole_transports::fork::Own;
 use parking_lot::{Condvar, Mutex};
 
 use super::{Inner, Owner};
+use crate::deadline::deadline;
 use crate::engine::alarm::Alarm;
 use crate::engine::messages::{Count, Messages};
 use crate::engine::wait::Questions;
@@ -123,9 +124,8 @@ impl Outcome {
 
     /// [`Outcome::wait`], but only for so long; `None` if it has not ended then.
     pub(super) fn wait_for(&self, at_most: Duration) -> Option<Result<()>> {
-        // A time that no clock reaches is none.
-        let until = Instant::now().checked_add(at_most);
-        wait_any_until(&[self], until).map(|_| self.wait())
+        let until = deadline(Instant::now(), at_most);
+        wait_any_until(&[self], Some(until)).map(|_| self.wait())
     }
 
     /// Have `then` called with the result: at once if it has ended, otherwise on the thread that ends it.

@@ -31,6 +31,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use crate::config::Config;
+use crate::deadline::deadline;
 use crate::error::{Error, Result};
 
 pub use environment::{LAUNCHER, LISTEN_FD, LISTEN_PORT};
@@ -150,7 +151,7 @@ pub fn launcher_name(lookup: &dyn Fn(&str) -> Option<String>) -> Result<&'static
 /// launcher that does not answer. Both name the variable and say what was expected.
 pub fn detect(config: &Config, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Launch> {
     let lookup = &|name: &str| lookup(name).filter(|value| !value.is_empty());
-    let deadline = Instant::now() + config.connect_timeout;
+    let deadline = deadline(Instant::now(), config.connect_timeout);
     let mut launch = match find(lookup)? {
         Found::Environment(variables) => variables.launch(deadline)?,
         Found::Pmix => pmix::launch(lookup, deadline)?,

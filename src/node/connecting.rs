@@ -17,6 +17,7 @@ use super::auth::{Errand, Purpose};
 use super::frame::ToHub;
 use super::shared::Shared;
 use super::{CONNECTIONS, Node, dial, peer};
+use crate::deadline::deadline;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::watch::Watch;
@@ -118,7 +119,7 @@ impl Shared {
         let give_up = || ended() || departed() || left();
         let source = self.config.interface.as_ref().and_then(|_| peer::addresses(&self.config).ok()).map(|ips| ips[0]);
         let (start, other) = (Instant::now(), &self.peers[peer]);
-        let deadline = start + self.config.connect_timeout;
+        let deadline = deadline(start, self.config.connect_timeout);
         let mut pause = Duration::from_millis(1);
         let mut streams = Vec::new();
         while streams.len() < connections {

@@ -24,6 +24,7 @@ use super::roster::Roster;
 use super::wire::Body;
 use super::{peer, roster, silence};
 use crate::config::{Config, Family};
+use crate::deadline::deadline;
 use crate::descriptors;
 use crate::error::{Error, Result};
 
@@ -145,7 +146,10 @@ impl Hub {
             process: peer::process_id()?,
             patience: config.connect_timeout,
             timeout: config.timeout,
-            give_up: Instant::now() + config.connect_timeout * if size.is_some() { 1 } else { 10 },
+            give_up: deadline(
+                Instant::now(),
+                config.connect_timeout.saturating_mul(if size.is_some() { 1 } else { 10 }),
+            ),
             somebody_came: size.is_some(),
             ended: Vec::new(),
         })
@@ -283,7 +287,7 @@ impl Hub {
         let (size, own) = (hello.size, hello.process == self.process);
         self.lines.get_mut(id).expect("it spoke").known = Some((rank, own));
         if !std::mem::replace(&mut self.somebody_came, true) {
-            self.give_up = Instant::now() + self.patience;
+            self.give_up = deadline(Instant::now(), self.patience);
         }
         let shortage = matches!(&self.phase, Phase::Gathering(roster) if roster.size().is_none())
             .then(|| self.shortage(hello.size))

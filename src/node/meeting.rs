@@ -19,6 +19,7 @@ use super::peer::{self, Peer, Settings};
 use super::wire::{Inbox, Outbox};
 use super::{hub, roster, silence};
 use crate::config::{Config, Family};
+use crate::deadline::deadline;
 use crate::descriptors;
 use crate::error::{Error, Result};
 
@@ -123,7 +124,8 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
         settings: Settings::of(config),
     };
     let mut inbox = Inbox::default();
-    let what = introduce(&control, &mut inbox, hello, Instant::now() + config.connect_timeout + GRACE);
+    let patience = config.connect_timeout.saturating_add(GRACE);
+    let what = introduce(&control, &mut inbox, hello, deadline(Instant::now(), patience));
     match what {
         Ok(ToNode::Table { peers, hub }) if peers.len() == size && in_order(&peers) => {
             Ok(Met { key, control, inbox, peers, hub, data, local })
@@ -137,7 +139,7 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
              see the output of the process that holds it ({})",
             match refusal {
                 auth::Refusal::Closed => "the process there ended".to_string(),
-                auth::Refusal::Silent => format!("nothing was heard for {:?}", config.connect_timeout + GRACE),
+                auth::Refusal::Silent => format!("nothing was heard for {patience:?}"),
                 other => other.to_string(),
             },
             match &point {
@@ -232,7 +234,7 @@ fn reach(
     start: Instant,
     patience: Duration,
 ) -> Result<(TcpStream, SocketAddr)> {
-    let deadline = start + config.connect_timeout;
+    let deadline = deadline(start, config.connect_timeout);
     let errand =
         Errand { purpose: Purpose::Control, from: rank as u32, to: HUB, context: 0, channel: 0, index: 0, total: 0 };
     let mut pause = RETRY.0;

@@ -67,6 +67,7 @@ pub use self::id::{Meeting, UniqueId};
 pub use self::peer::{Peer, Settings};
 use self::shared::{Registered, Shared};
 use crate::config::Config;
+use crate::deadline::deadline;
 use crate::error::{Error, Result, Verdict};
 use crate::exit::Membership;
 use crate::fingerprint::Fingerprint;
@@ -235,7 +236,7 @@ impl Node {
             index: 0,
             total: 1,
         };
-        let deadline = start + shared.config.connect_timeout;
+        let deadline = deadline(start, shared.config.connect_timeout);
         handover::fetch(&other.local, &shared.key, &errand, deadline, &give_up).map_err(|refusal| {
             match watch.as_ref().and_then(|(w, me)| Some((w.verdict()?, *me))) {
                 Some((verdict, rank)) => Error::Failed { rank, verdict },

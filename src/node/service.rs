@@ -20,6 +20,7 @@ use super::neighbour::{Ending, Neighbours, Next};
 use super::shared::{Shared, latest};
 use super::wire::Inbox;
 use super::{CONNECTIONS, defect, handover};
+use crate::deadline::deadline;
 use crate::watch::Record;
 
 /// Token kinds of the loop.
@@ -160,9 +161,10 @@ impl Service {
         }
         let now = Instant::now();
         let troubled = self.shared.troubled.load(Ordering::Acquire);
-        let patience = if troubled { TROUBLED } else { self.shared.config.timeout + FAREWELL_GRACE };
+        let timeout = self.shared.config.timeout;
+        let patience = if troubled { TROUBLED } else { timeout.saturating_add(FAREWELL_GRACE) };
         // The hub of this very process keeps its last rank until the others have left.
-        let by = (!self.holds_hub).then(|| *self.leave_by.get_or_insert(now + patience));
+        let by = (!self.holds_hub).then(|| *self.leave_by.get_or_insert(deadline(now, patience)));
         self.farewell || self.shared.hub_lost.load(Ordering::Acquire) || by.is_some_and(|by| by <= now)
     }
 

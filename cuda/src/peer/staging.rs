@@ -191,9 +191,9 @@ impl Staging {
         let exported = mapped.is_exported();
         let own = mapped.close();
         words.left(me).store(1);
-        let until = Instant::now() + patience;
+        let begun = Instant::now();
         while exported && !words.all_left() {
-            if Instant::now() >= until {
+            if begun.elapsed() >= patience {
                 Mapped::abandon(own);
                 return false;
             }

@@ -54,6 +54,7 @@ pub(crate) use self::crossing::Passage;
 use self::crossing::{Incoming, Outgoing, Progress, Signs};
 pub(crate) use self::ring::Ring;
 use super::sentry::Flag;
+use crate::deadline::deadline;
 use crate::engine::lane::Trouble;
 use crate::engine::routes::{DEVICE, Pair, Routes};
 use crate::engine::wait::Court;
@@ -155,7 +156,7 @@ impl Courier {
     /// Wait until everything is carried, what was sent is with the kernel, or there is a verdict, but no longer than
     /// `at_most`. Returns whether so.
     pub fn finish(&self, at_most: Duration) -> bool {
-        let until = Instant::now() + at_most;
+        let until = deadline(Instant::now(), at_most);
         let mut inbox = self.shared.inbox.lock();
         while !inbox.idle {
             if self.shared.idle.wait_until(&mut inbox, until).timed_out() {

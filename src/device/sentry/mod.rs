@@ -40,6 +40,7 @@ use std::time::{Duration, Instant};
 use maypole_transports::wait::{Idle, Next, Patience};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::deadline::deadline;
 use crate::engine::wait::{Court, for_verdict};
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
@@ -282,7 +283,7 @@ impl Sentry {
     pub fn drain(&self) -> bool {
         let state = self.shared.state.lock();
         let (latest, patience) = (state.outstanding.back().map(|task| task.number), state.court.patience);
-        let until = Instant::now().checked_add(state.court.timeout);
+        let until = Some(deadline(Instant::now(), state.court.timeout));
         drop(state);
         if let Some(number) = latest {
             self.shared.await_end(number, patience, until);

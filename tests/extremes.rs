@@ -1,0 +1,86 @@
+//! Arguments at the edge of what their types hold: times that no clock reaches.
+
+mod ranks;
+
+use std::time::Duration;
+
+use maypole::config::TransportChoice;
+use maypole::{Call, Collective, Communicator, Config, DataType, ReduceOp};
+use ranks::{Job, config, role, say, threads};
+
+fn sum(comm: &Communicator) {
+    let mut buffer = [1.0f32; 1000];
+    comm.all_reduce_in_place(&mut buffer, ReduceOp::Sum).unwrap();
+    assert_eq!(buffer, [comm.size() as f32; 1000], "rank {}", comm.rank());
+}
+
+/// Settings without any deadline.
+fn endless(transport: TransportChoice) -> Config {
+    let mut config = config(transport);
+    (config.timeout, config.connect_timeout) = (Duration::MAX, Duration::MAX);
+    config
+}
+
+#[test]
+fn processes_without_a_deadline_meet_and_part() {
+    role(|transport| {
+        let transport = if transport == "tcp" { TransportChoice::Tcp } else { TransportChoice::Auto };
+        let comm = Communicator::from_env_with(endless(transport)).unwrap();
+        sum(&comm);
+        let part = comm.split(Some(0), 0).unwrap().expect("a part");
+        sum(&part);
+        if comm.rank() == 0 {
+            // It holds the hub, which has to stay for the other.
+            drop((part, comm));
+        } else {
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(part.verdict().or(comm.verdict()), None);
+            drop((part, comm));
+        }
+        say("parted");
+    });
+    for transport in ["auto", "tcp"] {
+        let mut job = Job::start("processes_without_a_deadline_meet_and_part", transport, 2, &[]);
+        job.hear(&[0, 1]);
+        job.end(&[0, 1]);
+    }
+}
+
+#[test]
+fn waits_without_a_deadline_end_with_what_they_wait_for() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        threads(2, &endless(transport), |comm| {
+            comm.set_timeout(Duration::MAX);
+            sum(&comm);
+            // One comes so late that the other sleeps.
+            std::thread::sleep(Duration::from_millis(200 * comm.rank() as u64));
+            sum(&comm);
+            let call =
+                Call { collective: Collective::AllReduce, dtype: DataType::I32, count: 1, op: ReduceOp::Sum, root: 0 };
+            let (mut input, mut output) = (7i32, 0i32);
+            // SAFETY: both are one element, which stays to the end of the block.
+            unsafe {
+                let (from, to) = ((&raw mut input).cast::<u8>(), (&raw mut output).cast::<u8>());
+                let request = comm.start_at(call, from, to, None).unwrap();
+                request.wait_for(Duration::MAX).expect("it has ended").unwrap();
+                let persistent = comm.persistent_at(call, from, to).unwrap();
+                persistent.start().unwrap();
+                persistent.wait_for(Duration::MAX).expect("it has ended").unwrap();
+            }
+            assert_eq!(output, 14);
+        });
+    }
+}
+
+#[test]
+fn settings_may_be_longer_than_anything_runs() {
+    let mut config = Config::default();
+    config.set("MAYPOLE_TIMEOUT", "1e18").unwrap();
+    config.set("MAYPOLE_CONNECT_TIMEOUT", "1e18").unwrap();
+    config.set("MAYPOLE_SPIN", "18446744073709551615").unwrap();
+    assert_eq!(config.timeout, Duration::from_secs(1_000_000_000_000_000_000));
+    threads(2, &config, |comm| sum(&comm));
+    for wrong in ["0", "-1", "nan", "inf", "1e20"] {
+        config.set("MAYPOLE_TIMEOUT", wrong).expect_err(wrong);
+    }
+}
