@@ -127,7 +127,8 @@ impl Loans {
     pub fn borrow(&self, from: usize, loan: &Loan) -> Result<Option<Borrowed<'_>>, Trouble> {
         let known = self.allocations.iter().find(|(number, _)| *number == loan.allocation);
         let Some((_, memory)) = known else { return Err(astray(from, loan)) };
-        Ok(memory.gate(from).enter().then_some(Borrowed { memory, from, loan: *loan }))
+        // Made only once inside: dropping it leaves, and who was not let in must not.
+        Ok(memory.gate(from).enter().then(|| Borrowed { memory, from, loan: *loan }))
     }
 
     /// An operation that lent failed: nobody reads rank `me`'s parts any more when this returns.
@@ -153,5 +154,22 @@ impl Links {
         }
         let locate = |at, blocks| if blocks > 0 { self.loans.locate(self.me, at, blocks * block) } else { None };
         bound.loans = [locate(bound.input, blocks[0]), locate(bound.output.cast_const(), blocks[1])];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_let_in_does_not_leave() {
+        let (memory, _fd) = Allocation::create(&[64, 64], true).unwrap();
+        let mut loans = Loans::default();
+        loans.add(1, memory.clone());
+        let loan = Loan { allocation: 1, offset: 0, first: 0 };
+        assert!(matches!(loans.borrow(1, &loan), Ok(Some(_))));
+        loans.take_back(1);
+        assert!(matches!(loans.borrow(1, &loan), Ok(None)));
+        assert!(memory.gate(1).is_empty(), "the owner would wait for ever, or not for one who is inside");
     }
 }
