@@ -134,7 +134,39 @@ pub enum Verdict {
     },
 }
 
+/// The longest text of a verdict or a refusal, in bytes. Ranks send them to each other: a reason may come with a program's
+/// source or a traceback, and must not be what ends the job.
+const LONGEST_TEXT: usize = 16 << 10;
+
+/// `text`, or its beginning and a word that the rest is missing, if it is longer than other ranks need to be told.
+pub(crate) fn cut(mut text: String) -> String {
+    if text.len() > LONGEST_TEXT {
+        let word = format!(" ... (cut here: {} bytes in all)", text.len());
+        let mut ends = (0..=LONGEST_TEXT - word.len()).rev();
+        text.truncate(ends.find(|end| text.is_char_boundary(*end)).unwrap_or(0));
+        text.push_str(&word);
+        text.shrink_to_fit();
+    }
+    text
+}
+
 impl Verdict {
+    /// The same with each text [`cut`] to what ranks send to each other.
+    pub(crate) fn cut(mut self) -> Verdict {
+        let shorten = |text: &mut String| *text = cut(std::mem::take(text));
+        match &mut self {
+            Verdict::Died { host, how: text, .. } | Verdict::Link { host, what: text, .. } => {
+                [host, text].into_iter().for_each(shorten);
+            }
+            Verdict::Refused { why, .. } | Verdict::Aborted { why, .. } => shorten(why),
+            Verdict::Stalled { culprits, .. } => {
+                culprits.iter_mut().flat_map(|(_, host, state)| [host, state]).for_each(shorten);
+            }
+            Verdict::Mismatch { .. } => {}
+        }
+        self
+    }
+
     /// `operation` did not end within `after`, and the network is to blame: what rank `link.0` sends to rank `link.1`
     /// on `host` goes unanswered.
     pub(crate) fn unheard(operation: Fingerprint, link: (usize, usize), host: String, after: Duration) -> Verdict {
@@ -181,6 +213,43 @@ impl std::fmt::Display for Verdict {
             Verdict::Link { rank, peer, host, what } => {
                 write!(f, "rank {rank} lost its link to rank {peer} on host {host}: {what}")
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_once_between_two_characters() {
+        for text in ["x".repeat(LONGEST_TEXT), String::new(), "é".repeat(LONGEST_TEXT / 2)] {
+            assert_eq!(cut(text.clone()), text);
+        }
+        for filler in ["x", "é", "€", "🦀"] {
+            let short = cut(filler.repeat(2 << 20));
+            let word = format!(" ... (cut here: {} bytes in all)", filler.len() << 21);
+            let kept = short.strip_suffix(&word).unwrap_or_else(|| panic!("{}", &short[short.len() - 100..]));
+            assert!(short.len() <= LONGEST_TEXT && short.len() > LONGEST_TEXT - 4, "{}", short.len());
+            assert!(kept.replace(filler, "").is_empty());
+            assert_eq!(cut(short.clone()), short);
+        }
+    }
+
+    #[test]
+    fn every_text_of_a_verdict_is_cut() {
+        let long = || "x".repeat(LONGEST_TEXT + 1);
+        let operation = Fingerprint::point_to_point(1, maypole_collectives::DataType::U8, 0, (0, 1), 0);
+        let all = [
+            Verdict::Died { rank: 0, host: long(), how: long() },
+            Verdict::Refused { rank: 0, sequence: 1, why: long() },
+            Verdict::Stalled { operation, reporter: 0, after: Duration::ZERO, culprits: vec![(0, long(), long()); 2] },
+            Verdict::Aborted { rank: 0, why: long() },
+            Verdict::Link { rank: 0, peer: 1, host: long(), what: long() },
+        ];
+        for verdict in all {
+            let said = format!("{:?}", verdict.cut());
+            assert!(said.contains("(cut here: ") && !said.contains(&long()), "{said}");
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Verdict;
+use crate::error::{Verdict, cut};
 use crate::fingerprint::Fingerprint;
 
 /// How many of the latest operations a rank remembers: more than may be queued on streams and not have ended.
@@ -103,9 +103,10 @@ impl Watch {
         matches!(self.verdict.get(), Some(Verdict::Died { rank: dead, .. }) if *dead == rank) || self.has_departed(rank)
     }
 
-    /// Declare a verdict on this rank (the first counts) and wake whatever waits.
+    /// Declare a verdict on this rank (the first counts) and wake whatever waits. Texts longer than ranks tell each other
+    /// are cut.
     pub fn declare(&self, verdict: Verdict) {
-        let _ = self.verdict.set(verdict);
+        let _ = self.verdict.set(verdict.cut());
         self.raised.store(true, Ordering::Release);
         for wake in self.wake.lock().iter() {
             wake();
@@ -155,13 +156,14 @@ impl Watch {
         self.latest.store(operation.sequence, Ordering::Release);
     }
 
-    /// Remember that this rank refuses operation `sequence`. Only the rank itself calls this.
+    /// Remember that this rank refuses operation `sequence`. Only the rank itself calls this. A long reason is cut, as in
+    /// [`Watch::declare`].
     pub fn refuse(&self, sequence: u64, why: String) {
         let mut refusals = self.refusals.lock();
         if refusals.len() == REMEMBERED {
             refusals.remove(0);
         }
-        refusals.push((sequence, why));
+        refusals.push((sequence, cut(why)));
         drop(refusals);
         self.latest.store(sequence, Ordering::Release);
     }

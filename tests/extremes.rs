@@ -1,12 +1,12 @@
-//! Arguments at the edge of what their types hold: times that no clock reaches.
+//! Arguments at the edge of what their types hold: times that no clock reaches, texts of megabytes.
 
 mod ranks;
 
 use std::time::Duration;
 
 use maypole::config::TransportChoice;
-use maypole::{Call, Collective, Communicator, Config, DataType, ReduceOp};
-use ranks::{Job, config, role, say, threads};
+use maypole::{Call, Collective, Communicator, Config, DataType, Error, ReduceOp, UserOp, Verdict};
+use ranks::{Job, config, role, say, threads, verdict};
 
 fn sum(comm: &Communicator) {
     let mut buffer = [1.0f32; 1000];
@@ -83,4 +83,81 @@ fn settings_may_be_longer_than_anything_runs() {
     for wrong in ["0", "-1", "nan", "inf", "1e20"] {
         config.set("MAYPOLE_TIMEOUT", wrong).expect_err(wrong);
     }
+}
+
+const LONG: usize = 2 << 20;
+
+/// # Safety
+/// As for [`maypole::UserFn`].
+unsafe fn verbose(_: *mut u8, _: *const u8, _: *const u8, _: usize) {
+    std::panic::resume_unwind(Box::new("x".repeat(LONG)));
+}
+
+/// # Safety
+/// As for [`maypole::UserFn`].
+unsafe fn silent(_: *mut u8, _: *const u8, _: *const u8, _: usize) {}
+
+/// What both ranks of `comm` are told when rank 0 gives a reason of megabytes, by each door. Each leads to a verdict on
+/// that communicator; the others go on.
+fn long_reasons(comm: &Communicator) -> Vec<Verdict> {
+    let long = "x".repeat(LONG);
+    let function = if comm.rank() == 0 { verbose } else { silent };
+    // SAFETY: neither touches anything; what is left is an operand.
+    let op = ReduceOp::User(unsafe { UserOp::from_raw(3, DataType::F32, function) });
+    let both = |part: &Communicator| {
+        let first = part.all_reduce_in_place(&mut [1.0f32; 1000], op);
+        first.and_then(|()| part.barrier()).expect_err("rank 0 panics")
+    };
+    let doors: [&dyn Fn(&Communicator) -> Error; 3] = [
+        &|part| {
+            part.abort(&long);
+            part.barrier().expect_err("it was aborted")
+        },
+        // More often than a rank that leaves tells of.
+        &|part| {
+            (0..20).for_each(|_| drop(part.refuse(long.clone())));
+            part.all_reduce_in_place(&mut [1u8; 3], ReduceOp::Sum).expect_err("others wait in vain")
+        },
+        &both,
+    ];
+    let mut told = Vec::new();
+    for (number, door) in doors.into_iter().enumerate() {
+        let part = comm.duplicate().unwrap();
+        let error = match (comm.rank(), number) {
+            (0, _) => door(&part),
+            (_, 2) => both(&part),
+            _ => part.barrier().expect_err("rank 0 aborts or refuses it"),
+        };
+        told.push(verdict(&error));
+        drop(part);
+        sum(comm);
+    }
+    told
+}
+
+/// That all were told the same of rank 0, shortened.
+fn are_cut(told: &[Vec<Verdict>]) {
+    for (door, said) in told[0].iter().enumerate() {
+        assert!(told.iter().all(|other| other[door] == *said), "not all were told the same");
+        let text = said.to_string();
+        assert!(text.contains("xxxx") && text.contains("(cut here: 20971"), "{}", &text[..200]);
+        assert!(text.starts_with("rank 0 ") && text.len() < 20_000, "{}", &text[..200]);
+    }
+}
+
+#[test]
+fn a_reason_of_megabytes_ends_one_communicator() {
+    role(|_| {
+        let comm = Communicator::from_env_with(config(TransportChoice::Auto)).unwrap();
+        let told = long_reasons(&comm);
+        are_cut(&[told.clone()]);
+        // Short enough for a line.
+        say(format!("{:?}", told.iter().map(|said| said.to_string().len()).collect::<Vec<_>>()));
+        sum(&comm);
+    });
+    are_cut(&threads(2, &config(TransportChoice::Auto), |comm| long_reasons(&comm)));
+    let mut job = Job::start("a_reason_of_megabytes_ends_one_communicator", "rank", 2, &[]);
+    let said = job.hear(&[0, 1]);
+    assert_eq!(said[0].1, said[1].1);
+    job.end(&[0, 1]);
 }

@@ -255,3 +255,24 @@ def test_fork_after_init():
         assert step.run()[0] == 1 and comm.all_reduce(x)[0] == 1
 
     rank(maypole.threads(1)[0])
+
+
+def test_a_reason_of_megabytes():
+    def rank(comm):
+        first, second = comm.duplicate(), comm.duplicate()
+        if comm.rank == 0:
+            first.abort("x" * (2 << 20))
+        with pytest.raises(maypole.AbortedError, match="rank 0 aborted .*xxx .*cut here: 2097152 bytes in all") as told:
+            first.barrier()
+        assert len(str(told.value)) < 20_000
+
+        def verbose(a, b):
+            raise ValueError("y" * (2 << 20))
+
+        op = maypole.Op(verbose if comm.rank == 0 else np.add, name="verbose")
+        with pytest.raises(maypole.AbortedError, match="rank 0 aborted .*yyy .*cut here: 20971"):
+            second.all_reduce(np.ones(1000), op)
+            second.barrier()
+        comm.barrier()
+
+    in_threads(2, rank)

@@ -277,8 +277,8 @@ impl Communicator {
     }
 
     /// Give up: every rank's present and future calls on this communicator return an error that names this rank and
-    /// `why`, unless it had failed before. Returns once the verdict stands here, which takes a round trip to the
-    /// process that holds the job together.
+    /// `why` (of a text of more than 16 KiB, the beginning), unless it had failed before. Returns once the verdict stands
+    /// here, which takes a round trip to the process that holds the job together.
     pub fn abort(&self, why: &str) {
         if !self.inner.owner.is_here() {
             return;

@@ -125,6 +125,7 @@ impl Shared {
     }
 
     pub fn report(&self, context: u64, verdict: Verdict) {
+        let verdict = verdict.cut();
         self.post_or_else(context, &ToHub::Report { context, verdict: verdict.clone() }, verdict);
     }
 

@@ -224,6 +224,23 @@ static void disagreement(maypole_comm comm) {
     OK(maypole_comm_destroy(copy));
 }
 
+/* A reason of megabytes ends the communicator that it is about, and no other. */
+static void long_reasons(maypole_comm comm) {
+    enum { LENGTH = 2 << 20 };
+    char *reason = malloc(LENGTH + 1);
+    maypole_comm copy;
+    CHECK(reason);
+    memset(reason, 'x', LENGTH);
+    reason[LENGTH] = 0;
+    OK(maypole_comm_duplicate(comm, &copy));
+    if (rank == 0) OK(maypole_comm_abort(copy, reason));
+    REFUSED(maypole_barrier(copy, NULL), MAYPOLE_ERROR_FAILED, "(cut here: 2097152 bytes in all)");
+    CHECK(strstr(maypole_last_error(), "rank 0 aborted the communicator: xxxx"));
+    OK(maypole_comm_destroy(copy));
+    OK(maypole_barrier(comm, NULL));
+    free(reason);
+}
+
 int main(void) {
     maypole_comm comm;
     int one = 1, sum;
@@ -237,6 +254,7 @@ int main(void) {
     later_config();
     failing_callback(comm);
     disagreement(comm);
+    long_reasons(comm);
     forked(comm);
     OK(maypole_all_reduce(comm, &one, &sum, 1, MAYPOLE_I32, MAYPOLE_SUM, NULL));
     CHECK(sum == size);
