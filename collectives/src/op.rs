@@ -57,7 +57,7 @@ pub trait Operator {
     type Element: Element;
     /// Names the operation in fingerprints: ranks that use different ids as the same operation are told.
     const ID: u32;
-    /// a ⊕ b. It must not panic.
+    /// a ⊕ b. A panic is caught and ends the communicator: on every rank its calls return an error that says so.
     fn combine(a: Self::Element, b: Self::Element) -> Self::Element;
 }
 

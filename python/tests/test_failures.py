@@ -87,21 +87,45 @@ def test_an_operation_that_raises():
     in_threads(2, rank)
 
 
-@pytest.mark.parametrize("way", ["start", "group", "persistent"])
-def test_an_operation_that_raises_elsewhere(way):
+@pytest.mark.parametrize("count", [3, 1000, 250_000])
+@pytest.mark.parametrize("way", ["blocking", "scan", "v", "start", "start v", "group", "persistent", "persistent run"])
+def test_an_operation_that_raises_elsewhere(way, count):
+    def call(comm, x, op):
+        if way == "blocking":
+            return comm.all_reduce(x, op)
+        if way == "scan":
+            return comm.scan(x, op)
+        if way == "v":
+            return comm.reduce_scatter_v(x, [1, count - 1], op)
+        if way == "start":
+            return comm.start.all_reduce(x, op).wait()
+        if way == "start v":
+            return comm.start.reduce_scatter_v(x, [1, count - 1], op).wait()
+        if way == "group":
+            with comm.group() as group:
+                group.all_reduce(x, op)
+            return None
+        kept = comm.persistent.all_reduce(x, op)
+        if way == "persistent run":
+            return kept.run()
+        kept.start()
+        return kept.wait()
+
     def rank(comm):
-        op = maypole.Op(lambda a, b: 1 / 0, name="division")
-        x = np.ones(3)
-        with pytest.raises(maypole.AbortedError, match="ZeroDivisionError"):
-            if way == "start":
-                comm.start.all_reduce(x, op).wait()
-            elif way == "group":
-                with comm.group() as group:
-                    group.all_reduce(x, op)
-            else:
-                call = comm.persistent.all_reduce(x, op)
-                call.start()
-                call.wait()
+        # The first rank combines nothing in a scan.
+        raising = 1 if way == "scan" else 0
+        op = maypole.Op((lambda a, b: 1 / 0) if comm.rank == raising else np.add, name="division")
+        x = np.ones(count, dtype=np.float32)
+        try:
+            # A rank that needed nothing more of the one that raises may be done.
+            done = call(comm, x, op)
+            assert comm.rank != raising
+            if way in ("blocking", "start", "persistent", "persistent run"):
+                assert (done == 2).all()
+        except maypole.AbortedError:
+            pass
+        with pytest.raises(maypole.AbortedError, match=f"rank {raising} aborted .*ZeroDivisionError"):
+            comm.all_reduce(x)
 
     in_threads(2, rank)
 

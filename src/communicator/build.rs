@@ -331,10 +331,11 @@ impl Inner {
     }
 
     /// What whoever waits on this communicator outside its engine needs to know. Waits for the operations before.
-    pub(crate) fn court(&self) -> Court {
-        let _ticket = self.turns.enter(self.turns.take());
-        // SAFETY: this thread holds the ticket to the end of the function.
-        unsafe { self.work() }.engine.court.clone()
+    ///
+    /// # Errors
+    /// Those of [`Inner::between`].
+    pub(crate) fn court(&self) -> Result<Court> {
+        self.between(|work| work.engine.court.clone())
     }
 }
 

@@ -1,5 +1,6 @@
 //! One operation: its arguments checked, its plan chosen, its schedule run.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use maypole_collectives::schedule::{Buffer, Collective, Schedule};
@@ -19,7 +20,7 @@ pub struct Call {
     pub collective: Collective,
     /// Element type.
     pub dtype: DataType,
-    /// Elements per block.
+    /// Elements per block; ignored by a barrier, which has no blocks.
     pub count: usize,
     /// The operation, for collectives that reduce; ignored by the others.
     pub op: ReduceOp,
@@ -32,6 +33,33 @@ pub struct Call {
 pub(crate) struct Buffers {
     pub input: *const u8,
     pub output: *mut u8,
+}
+
+impl Buffers {
+    /// Buffers at addresses that may be null where there is nothing: an empty slice, too, needs one that is not.
+    pub fn at(input: *const u8, output: *mut u8) -> Buffers {
+        let input = if input.is_null() { NonNull::<u64>::dangling().cast().as_ptr() } else { input.cast_mut() };
+        let output = if output.is_null() { NonNull::<u64>::dangling().cast().as_ptr() } else { output };
+        Buffers { input, output }
+    }
+}
+
+impl Call {
+    /// The same without what the collective ignores, though it would be multiplied.
+    pub(super) fn meant(self) -> Call {
+        let count = if self.collective == Collective::Barrier { 0 } else { self.count };
+        Call { count, ..self }
+    }
+
+    /// How many bytes `elements` elements in each of `blocks` blocks are. The error says that no memory is as large.
+    #[inline]
+    pub(super) fn bytes(&self, elements: usize, blocks: usize) -> std::result::Result<usize, String> {
+        let bytes = elements.checked_mul(self.dtype.size()).and_then(|block| block.checked_mul(blocks));
+        bytes.filter(|bytes| isize::try_from(*bytes).is_ok()).ok_or_else(|| {
+            let (name, dtype) = (self.collective.name(), self.dtype);
+            format!("{name}: {elements} elements of {dtype} are more bytes than there are")
+        })
+    }
 }
 
 // SAFETY: plain addresses. Whoever makes a `Buffers` sees to it that they stay valid, and unshared, until the operation
@@ -50,7 +78,7 @@ impl Communicator {
     /// have: nothing was started, and ranks that wait for this one are told. [`Error::Failed`] with the verdict that
     /// all ranks get.
     pub fn call(&self, call: Call, input: &[u8], output: &mut [u8]) -> Result<()> {
-        let number = self.inner.turns.take();
+        let number = self.inner.number()?;
         let buffers = Buffers { input: input.as_ptr(), output: output.as_mut_ptr() };
         let lengths = Lengths::Apart { input: input.len(), output: output.len() };
         // SAFETY: the slices are borrowed until this returns, and their lengths are checked before they are used.
@@ -60,7 +88,7 @@ impl Communicator {
     /// [`Communicator::call`] in place: `buffer` is the larger of this rank's input and output, and the smaller lies
     /// inside it, at this rank's block ([`Collective::in_place_block`], as in NCCL). All-to-all replaces every block.
     pub fn call_in_place(&self, call: Call, buffer: &mut [u8]) -> Result<()> {
-        let number = self.inner.turns.take();
+        let number = self.inner.number()?;
         let buffers = Buffers { input: buffer.as_ptr(), output: buffer.as_mut_ptr() };
         // SAFETY: as above.
         unsafe { self.inner.run(number, call, buffers, Lengths::InPlace { buffer: buffer.len() }) }
@@ -84,13 +112,15 @@ impl Communicator {
     /// # Errors
     /// [`Error::Argument`] where the settings ask for an algorithm that cannot run here.
     pub fn describe(&self, call: &Call, variable: Option<usize>) -> Result<String> {
-        let _ticket = self.inner.turn(self.inner.turns.take())?;
+        let _ticket = self.inner.turn(self.inner.number()?)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.inner.work() };
-        let bytes = call.count * call.dtype.size();
+        let call = call.meant();
         let root = if call.collective.is_rooted() { call.root } else { 0 };
+        let bytes = call.bytes(variable.unwrap_or(call.count), 1);
+        let bytes = bytes.map_err(|what| Error::Argument { rank: self.rank(), what })?;
         let plan = match variable {
-            Some(elements) => work.tuner.plan_v(call.collective, root, elements * call.dtype.size())?,
+            Some(_) => work.tuner.plan_v(call.collective, root, bytes)?,
             None if work.fuses(call.collective, call.op, bytes) => return Ok("one exchange over shared memory".into()),
             None => work.tuner.plan(call.collective, root, bytes)?,
         };
@@ -134,17 +164,16 @@ impl Inner {
     /// # Safety
     /// The buffers are valid for the lengths given until this returns, and nobody else writes them or reads the output.
     pub(super) unsafe fn run(&self, number: u64, call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
-        let _ticket = self.turn(number)?;
-        // SAFETY: this thread holds the ticket to the end of the function.
-        let work = unsafe { self.work() };
-        work.sequence += 1;
-        if let Err(what) = self.check(&call, lengths) {
-            self.watch.refuse(work.sequence, what.clone());
-            return Err(Error::Argument { rank: self.rank, what });
-        }
-        let way = work.way(&call).inspect_err(|error| self.watch.refuse(work.sequence, error.to_string()))?;
-        // SAFETY: the lengths are right, by the check; the rest is the caller's promise.
-        unsafe { work.collective(self, (call, &way), buffers, matches!(lengths, Lengths::InPlace { .. })) }
+        let call = call.meant();
+        self.operation(number, &call, |work| {
+            if let Err(what) = self.check(&call, lengths) {
+                self.watch.refuse(work.sequence, what.clone());
+                return Err(Error::Argument { rank: self.rank, what });
+            }
+            let way = work.way(&call).inspect_err(|error| self.watch.refuse(work.sequence, error.to_string()))?;
+            // SAFETY: the lengths are right, by the check; the rest is the caller's promise.
+            unsafe { work.collective(self, (call, &way), buffers, matches!(lengths, Lengths::InPlace { .. })) }
+        })
     }
 
     /// Bytes of input that are copied before the operation starts: those that must be scaled, or that the operation

@@ -25,7 +25,7 @@ impl Communicator {
     /// [`Error::Argument`] for blocks that do not fit the buffers, overflow, overlap in the output or are not as many
     /// as there should be; [`Error::Failed`] where ranks disagree about a count, as everywhere.
     pub fn call_v(&self, call: Call, input: (&[u8], Blocks<'_>), output: (&mut [u8], Blocks<'_>)) -> Result<()> {
-        let number = self.inner.turns.take();
+        let number = self.inner.number()?;
         let buffers = Buffers { input: input.0.as_ptr(), output: output.0.as_mut_ptr() };
         let lengths = Lengths::Apart { input: input.0.len(), output: output.0.len() };
         // SAFETY: the slices are borrowed until this returns, and the blocks are checked against their lengths.
@@ -35,7 +35,7 @@ impl Communicator {
     /// [`Communicator::call_v`] in place, as [`Communicator::call_in_place`]: `blocks` are those of the larger buffer;
     /// in all-to-all, of both.
     pub fn call_v_in_place(&self, call: Call, buffer: &mut [u8], blocks: Blocks<'_>) -> Result<()> {
-        let number = self.inner.turns.take();
+        let number = self.inner.number()?;
         let buffers = Buffers { input: buffer.as_ptr(), output: buffer.as_mut_ptr() };
         let lengths = Lengths::InPlace { buffer: buffer.len() };
         // SAFETY: as above.
@@ -56,25 +56,22 @@ impl Inner {
         lengths: Lengths,
         sides: Sides<'_>,
     ) -> Result<()> {
-        let _ticket = self.turn(number)?;
-        // SAFETY: this thread holds the ticket to the end of the function.
-        let work = unsafe { self.work() };
-        work.sequence += 1;
-        let mut spread = std::mem::take(&mut work.spread);
-        let outcome = match self.spread(&call, sides, lengths, &mut spread) {
-            Ok(()) => work.plan_v(&call, &spread).and_then(|plan| {
-                // SAFETY: the blocks lie within the buffers, by the check; the rest is the caller's promise.
-                unsafe {
-                    work.collective_v(self, (call, &plan, &spread), buffers, matches!(lengths, Lengths::InPlace { .. }))
-                }
-            }),
-            Err(what) => Err(Error::Argument { rank: self.rank, what }),
-        };
-        if let Err(Error::Argument { what, .. }) = &outcome {
-            self.watch.refuse(work.sequence, what.clone());
-        }
-        work.spread = spread;
-        outcome
+        self.operation(number, &call, |work| {
+            let mut spread = std::mem::take(&mut work.spread);
+            let outcome = match self.spread(&call, sides, lengths, &mut spread) {
+                Ok(()) => work.plan_v(&call, &spread).and_then(|plan| {
+                    let in_place = matches!(lengths, Lengths::InPlace { .. });
+                    // SAFETY: the blocks lie within the buffers, by the check; the rest is the caller's promise.
+                    unsafe { work.collective_v(self, (call, &plan, &spread), buffers, in_place) }
+                }),
+                Err(what) => Err(Error::Argument { rank: self.rank, what }),
+            };
+            if let Err(Error::Argument { what, .. }) = &outcome {
+                self.watch.refuse(work.sequence, what.clone());
+            }
+            work.spread = spread;
+            outcome
+        })
     }
 
     /// Check a call with variable counts and write its blocks out.

@@ -21,7 +21,6 @@ use super::call::{Buffers, Lengths};
 use super::group::{Collected, Item, Task};
 use super::outcome::{Outcome, Posted};
 use super::stream::Stream;
-use super::turn::Turns;
 use super::{Call, Inner, Work};
 use crate::engine::messages::{Count, Message};
 use crate::error::{Error, Result};
@@ -51,7 +50,7 @@ impl Drop for UnderWay<'_> {
 
 /// The tickets of a group's collectives that have not been used yet. They are used up when it goes.
 struct Tickets<'a> {
-    turns: &'a Turns,
+    inner: &'a Inner,
     numbers: Range<u64>,
 }
 
@@ -64,7 +63,7 @@ impl Tickets<'_> {
 impl Drop for Tickets<'_> {
     fn drop(&mut self) {
         for number in self.numbers.by_ref() {
-            drop(self.turns.enter(number));
+            drop(self.inner.turn(number));
         }
     }
 }
@@ -100,7 +99,7 @@ impl Inner {
     pub(super) unsafe fn run_group(&self, items: &[Item]) -> Result<()> {
         self.owner.check()?;
         let (messages, collectives) = (messages_of(items), collectives_of(items));
-        let tickets = Tickets { turns: &self.turns, numbers: self.turns.take_several(tickets_of(items)) };
+        let tickets = Tickets { inner: self, numbers: self.numbers(tickets_of(items))? };
         if let Err(what) = self.check_group(items, &messages) {
             self.refuse(tickets, &what);
             return Err(Error::Argument { rank: self.rank, what });
@@ -127,7 +126,7 @@ impl Inner {
             self.start(stream, collectives, {
                 let what = what.clone();
                 move |inner: &Inner, numbers| {
-                    inner.refuse(Tickets { turns: &inner.turns, numbers }, &what);
+                    inner.refuse(Tickets { inner, numbers }, &what);
                     Ok(())
                 }
             })?;
@@ -135,7 +134,7 @@ impl Inner {
         }
         if stream.is_some() {
             return self.start(stream, collectives, move |inner: &Inner, numbers| {
-                let tickets = Tickets { turns: &inner.turns, numbers };
+                let tickets = Tickets { inner, numbers };
                 let count = Count::of(messages.len());
                 // SAFETY: the caller's promise; `UnderWay` waits for the count before anything is let go of.
                 unsafe { inner.messages.post(&messages, &count) };
@@ -151,7 +150,7 @@ impl Inner {
             0 => Outcome::Posted(posted.clone()),
             _ => {
                 let queued = self.start(None, collectives, move |inner: &Inner, numbers| {
-                    let tickets = Tickets { turns: &inner.turns, numbers };
+                    let tickets = Tickets { inner, numbers };
                     // SAFETY: the caller's promise.
                     unsafe { inner.run_collectives(&collectives_of(&items), tickets) }
                 })?;
@@ -170,23 +169,11 @@ impl Inner {
     ///
     /// # Safety
     /// As for [`Inner::run_group`].
-    unsafe fn run_collectives(&self, collectives: &[Named<'_>], tickets: Tickets<'_>) -> Result<()> {
-        // SAFETY: passed on to the caller.
-        let run = || unsafe { self.run_in_order(collectives, tickets) };
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|payload| {
-            // An operation of the user's panicked. The others may wait for this rank, and its messages for them.
-            self.panicked(&*payload);
-            std::panic::resume_unwind(payload)
-        })
-    }
-
-    /// # Safety
-    /// As for [`Inner::run_group`].
-    unsafe fn run_in_order(&self, collectives: &[Named<'_>], mut tickets: Tickets<'_>) -> Result<()> {
+    unsafe fn run_collectives(&self, collectives: &[Named<'_>], mut tickets: Tickets<'_>) -> Result<()> {
         let mut rest = collectives;
         while let [(first, named_call), ..] = rest {
             let number = tickets.next();
-            let together = self.fusible(number, rest);
+            let together = self.fusible(number, rest)?;
             let (call, buffers, lengths) = (first.call, first.buffers, first.lengths);
             let done = match (together, &first.sides) {
                 // SAFETY: the caller's promise.
@@ -197,7 +184,7 @@ impl Inner {
                     // Those that go with it need no turn of their own: what it passes on is passed on by them.
                     for _ in 1..together {
                         let later = tickets.next();
-                        drop(self.turns.enter(later - 1));
+                        drop(self.turn(later - 1)?);
                     }
                     // SAFETY: the caller's promise.
                     unsafe { self.run_fused(number + together as u64 - 1, &rest[..together]) }
@@ -237,7 +224,8 @@ impl Inner {
     /// that do not learn of it.
     fn refuse(&self, mut tickets: Tickets<'_>, what: &str) {
         while !tickets.numbers.is_empty() {
-            let _ticket = self.turns.enter(tickets.next());
+            // One that is given up, as the communicator has failed, needs no refusal.
+            let Ok(_ticket) = self.turn(tickets.next()) else { continue };
             // SAFETY: this thread holds the ticket as long as it uses the work.
             let work = unsafe { self.work() };
             work.sequence += 1;
@@ -247,9 +235,12 @@ impl Inner {
 
     /// How many of these collectives, from the first, are done as one all-reduce. `number`: the ticket of the first, which
     /// stays to be used.
-    fn fusible(&self, number: u64, collectives: &[Named<'_>]) -> usize {
+    ///
+    /// # Errors
+    /// Those of [`Inner::turn`].
+    fn fusible(&self, number: u64, collectives: &[Named<'_>]) -> Result<usize> {
         let [(Collected { call: first, .. }, _), (Collected { call: second, .. }, _), ..] = collectives else {
-            return 1;
+            return Ok(1);
         };
         let bytes = |call: &Call| call.count * call.dtype.size();
         // None of them has variable counts: there is no such all-reduce.
@@ -260,9 +251,9 @@ impl Inner {
             (fits && common).then(|| Fingerprint::collective(0, call.collective, call.dtype, Some(call.op), 0, 0))
         };
         if kind(first).is_none() || kind(first) != kind(second) {
-            return 1;
+            return Ok(1);
         }
-        let ticket = self.turns.enter(number);
+        let ticket = self.turn(number)?;
         // SAFETY: this thread holds the ticket as long as it uses the work.
         let work = unsafe { self.work() };
         let order = work.order(first, bytes(first));
@@ -276,7 +267,7 @@ impl Inner {
         };
         let together = collectives.iter().take_while(fits).count().max(1);
         ticket.keep();
-        together
+        Ok(together)
     }
 
     /// Run all-reduces of one type and operation as one.

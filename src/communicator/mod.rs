@@ -10,7 +10,7 @@
 //! * [`registered`]: buffers that the ranks of a host read where they lie.
 //! * [`raw`]: all of it on memory by address, for other languages.
 //! * `on_stream`: operations on device buffers, queued on a CUDA stream.
-//! * `turn`: the order of operations. `local`: the jury of ranks that are threads.
+//! * `turn`: the order of operations. `panics`: their end when one of them panics. `local`: the jury of ranks that are threads.
 
 pub mod blocks;
 pub(crate) mod build;
@@ -23,6 +23,7 @@ mod group_v;
 mod local;
 mod on_stream;
 mod outcome;
+mod panics;
 pub mod persistent;
 pub mod planner;
 mod planner_v;
@@ -55,7 +56,7 @@ use self::blocks::Spread;
 use self::build::World;
 use self::children::Children;
 use self::stream::Stream;
-use self::turn::{Ticket, Turns};
+use self::turn::Turns;
 use crate::config::{Config, TransportChoice};
 use crate::device::state::Device;
 use crate::engine::messages::Messages;
@@ -253,10 +254,11 @@ impl Communicator {
 
     /// Set the deadline of this rank's operations from the next on: one that takes longer fails the communicator, with an
     /// error that names the ranks that have not come. `MAYPOLE_TIMEOUT` is the first value.
+    ///
+    /// # Panics
+    /// In a user's operation of this communicator, which would wait for itself.
     pub fn set_timeout(&self, timeout: std::time::Duration) {
-        let Ok(_ticket) = self.inner.turn(self.inner.turns.take()) else { return };
-        // SAFETY: this thread holds the ticket to the end of the function.
-        unsafe { self.inner.work() }.engine.court.timeout = timeout;
+        self.inner.set(|work| work.engine.court.timeout = timeout);
         self.inner.messages.set_timeout(timeout);
         if let Some(device) = self.inner.device.get() {
             device.sentry.set_timeout(timeout);
@@ -270,10 +272,11 @@ impl Communicator {
     /// With [`Order::Canonical`] each element is ((x0 ⊕ x1) ⊕ x2) ⊕ ..., in the order of the ranks: the same bits
     /// whatever the algorithm, the transport, the hosts and the length of the message. It costs large reductions some
     /// speed, most where many ranks share hosts.
+    ///
+    /// # Panics
+    /// As [`Communicator::set_timeout`].
     pub fn set_order(&self, order: Order) {
-        let Ok(_ticket) = self.inner.turn(self.inner.turns.take()) else { return };
-        // SAFETY: this thread holds the ticket to the end of the function.
-        unsafe { self.inner.work() }.tuner.order = order;
+        self.inner.set(|work| work.tuner.order = order);
     }
 
     /// Give up: every rank's present and future calls on this communicator return an error that names this rank and
@@ -317,31 +320,6 @@ impl Inner {
     /// [`Error::Argument`] in a child of it.
     pub(crate) fn check_process(&self) -> Result<()> {
         self.owner.check()
-    }
-
-    /// The turn with that number; waits for it.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] in a child of the process that is this rank.
-    #[inline]
-    fn turn(&self, number: u64) -> Result<Ticket<'_>> {
-        self.owner.check()?;
-        Ok(self.turns.enter(number))
-    }
-
-    /// An operation panicked on this rank, or a callback said that it failed: nobody can go on.
-    #[cold]
-    fn panicked(&self, payload: &(dyn std::any::Any + Send)) -> Error {
-        let why = match payload.downcast_ref::<raw::CallbackFailed>() {
-            Some(raw::CallbackFailed(why)) => why.clone(),
-            None => "an operation panicked".into(),
-        };
-        let verdict = Verdict::Aborted { rank: self.rank, why };
-        self.jury.report(self.context, verdict.clone());
-        // Not declared here at once: as in `abort`.
-        wait::for_verdict(&self.watch, verdict.clone());
-        self.give_up();
-        Error::Failed { rank: self.rank, verdict: self.watch.verdict().unwrap_or(verdict) }
     }
 }
 

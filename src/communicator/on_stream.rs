@@ -93,8 +93,8 @@ impl Communicator {
     /// Queue operation `call` on `stream`. The buffers are addresses of device memory.
     pub(crate) fn run_on(&self, stream: &Stream, call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
         let device = self.attached(Ok(stream.context()))?;
-        let inner = &*self.inner;
-        let _ticket = inner.turn(inner.turns.take())?;
+        let (inner, call) = (&*self.inner, call.meant());
+        let _ticket = inner.turn(inner.number()?)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { inner.work() };
         work.sequence += 1;
@@ -145,7 +145,7 @@ impl Communicator {
     ) -> Result<()> {
         let device = self.attached(Ok(stream.context()))?;
         let inner = &*self.inner;
-        let _ticket = inner.turn(inner.turns.take())?;
+        let _ticket = inner.turn(inner.number()?)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { inner.work() };
         work.sequence += 1;
@@ -200,7 +200,7 @@ impl Communicator {
     pub(crate) fn describe_on(&self, stream: &Stream, call: &Call, variable: Option<usize>) -> Result<String> {
         let device = self.attached(Ok(stream.context()))?;
         let inner = &*self.inner;
-        let _ticket = inner.turn(inner.turns.take())?;
+        let _ticket = inner.turn(inner.number()?)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let order = unsafe { inner.work() }.tuner.order;
         let state = &mut *device.state.lock();
@@ -316,9 +316,8 @@ struct Queued<'a> {
 
 impl Inner {
     /// Do something with the device, in this communicator's turn; `None`: it is attached to none.
-    pub(crate) fn in_turn<T>(&self, with: impl FnOnce(Option<&Device>) -> T) -> T {
-        let _ticket = self.turns.enter(self.turns.take());
-        with(self.device.get().map(|device| &**device))
+    pub(crate) fn in_turn<T>(&self, with: impl FnOnce(Option<&Device>) -> Result<T>) -> Result<T> {
+        self.between(|_| with(self.device.get().map(|device| &**device)))?
     }
 
     /// Refuse operation `sequence`.
@@ -329,7 +328,7 @@ impl Inner {
 
     /// Refuse the operation that this would be.
     pub(super) fn refuse_next<T>(&self, what: String) -> Result<T> {
-        self.refuse_as(self.turns.take(), what)
+        self.refuse_as(self.number()?, what)
     }
 
     /// Refuse the operation that has ticket `number`.

@@ -36,7 +36,7 @@ impl Inner {
             Some(sides) => self.spread(&call, sides, lengths, &mut spread),
         }
         .map_err(refuse)?;
-        let _ticket = self.turn(self.turns.take())?;
+        let _ticket = self.turn(self.number()?)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.work() };
         let (scratch, how) = match sides {
@@ -77,7 +77,7 @@ impl Inner {
         work.sequence += 1;
         let Prepared { call, in_place, how } = prepared;
         // SAFETY: the lengths were checked when the call was prepared; the rest is the caller's promise.
-        unsafe {
+        self.operation(number, call, |work| unsafe {
             match how {
                 How::Even(way) => work.collective(self, (*call, way), buffers, *in_place),
                 How::Variable(spread, plan) => work.collective_v(self, (*call, plan, spread), buffers, *in_place),

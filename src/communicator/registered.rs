@@ -153,7 +153,8 @@ impl Communicator {
             node.unshare_fd(inner.context, *number as u32);
         }
         if fine != [1] || told.is_err() {
-            inner.with_loans(|loans| loans.remove(*number));
+            // Where it has failed, nobody will look there.
+            let _ = inner.with_loans(|loans| loans.remove(*number));
             if let World::Threads(threads) = &inner.world {
                 threads.forget_allocation(inner.context, *number);
             }
@@ -197,17 +198,18 @@ impl Communicator {
                 memory
             }
         };
-        inner.with_loans(|loans| loans.add(number, memory.clone()));
+        inner.with_loans(|loans| loans.add(number, memory.clone()))?;
         Ok(memory)
     }
 }
 
 impl Inner {
     /// Have the engine's loans changed, between two operations.
-    fn with_loans(&self, change: impl FnOnce(&mut Loans)) {
-        let _ticket = self.turns.enter(self.turns.take());
-        // SAFETY: this thread holds the ticket to the end of the function.
-        change(&mut unsafe { self.work() }.engine.links.loans);
+    ///
+    /// # Errors
+    /// Those of [`Inner::between`].
+    fn with_loans(&self, change: impl FnOnce(&mut Loans)) -> Result<()> {
+        self.between(|work| change(&mut work.engine.links.loans))
     }
 }
 

@@ -465,9 +465,11 @@ fn completing(
 ) -> impl FnOnce() + Send + 'static {
     let (inner, completion) = (inner.clone(), completion.clone());
     move || {
-        // A user's operation may panic. The panic ends the communicator, not the stream's thread.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&inner)));
-        let result = result.unwrap_or_else(|payload| Err(inner.panicked(&*payload)));
+        // What a user's operation panics with has ended in `Inner::operation`. A defect of Maypole's own must not end the
+        // stream's thread either: others wait for what is behind it, without a deadline.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&inner))).unwrap_or_else(|payload| {
+            Err(inner.panicked(&*payload, || "a stream's operation panicked, which is a defect in Maypole".into()))
+        });
         // First, so that whoever has waited for everything and dropped the communicator has left: not a thread that may
         // end with the process before it has said goodbye.
         drop(inner);

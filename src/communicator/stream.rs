@@ -121,7 +121,7 @@ impl Inner {
     ///
     /// # Errors
     /// [`Error::System`] when the communicator's own stream gets no thread, [`Error::Argument`] in a child of whoever made
-    /// the communicator or the stream; nothing was queued.
+    /// the communicator or the stream, and those of [`Inner::number`]; nothing was queued.
     pub(super) fn queue(&self, stream: Option<&Stream>, push: impl FnOnce(&Stream, u64)) -> Result<()> {
         self.queue_several(stream, 1, |stream, numbers| push(stream, numbers.start))
     }
@@ -141,7 +141,7 @@ impl Inner {
             (None, Some(stream)) => stream,
             (None, none) => none.insert(Stream::new()?),
         };
-        push(stream, self.turns.take_several(tickets));
+        push(stream, self.numbers(tickets)?);
         Ok(())
     }
 }

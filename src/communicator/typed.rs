@@ -3,7 +3,8 @@
 //! What every method has in common: it blocks until this rank's part is done; the buffers are borrowed until it
 //! returns; counts are elements; [`Error::Argument`](crate::Error::Argument) means that nothing was started and nothing
 //! touched, [`Error::Failed`](crate::Error::Failed) that the communicator has failed on every rank, and the output is
-//! then undefined. Every rank of the communicator must make the same call.
+//! then undefined. So it is where a user's operation panics: the panic is caught, and every rank is told of it. Every
+//! rank of the communicator must make the same call.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use maypole_collectives::schedule::Collective;

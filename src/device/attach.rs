@@ -296,7 +296,7 @@ impl Communicator {
         let routes = self.inner.device_routes();
         let routes = self.unanimous(DOING, routes)?;
         let fabric = Fabric { words: Arc::new(words), staging, poison, me, crowded };
-        let device = Device::new(context.clone(), self.inner.court(), size, fabric, (executor, planner), routes);
+        let device = Device::new(context.clone(), self.inner.court()?, size, fabric, (executor, planner), routes);
         let device = self.unanimous(DOING, device)?;
         tracing::info!(
             rank,

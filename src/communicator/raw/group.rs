@@ -80,7 +80,7 @@ impl RawGroup<'_> {
     pub fn run(self) -> Result<()> {
         let inner = &self.comm.inner;
         // SAFETY: whoever collected the calls promised that their buffers stay until this returns.
-        inner.catching(|| unsafe { inner.run_group(&self.items) })
+        unsafe { inner.run_group(&self.items) }
     }
 
     /// Start the calls. Collectives are queued on `stream`, or else on the communicator's own; messages are posted at

@@ -17,8 +17,6 @@ mod on_stream;
 mod persistent;
 mod request;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use maypole_collectives::DataType;
 use maypole_collectives::schedule::Collective;
 
@@ -47,7 +45,7 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`Communicator::call`]. [`Error::Argument`] also for an address that is null and for buffers that overlap in
-    /// another way than in place. A panic of a user's operation is caught: [`Error::Failed`], on every rank.
+    /// another way than in place.
     ///
     /// # Safety
     /// `input` is readable and `output` writable for these blocks, in host memory, and nobody else writes them or reads
@@ -58,7 +56,7 @@ impl Communicator {
         match inner.locate(&call, input, output) {
             Ok((buffers, lengths)) => {
                 // SAFETY: the lengths are those that the caller promised.
-                inner.catching(|| unsafe { inner.run(inner.turns.take(), call, buffers, lengths) })
+                unsafe { inner.run(inner.number()?, call, buffers, lengths) }
             }
             Err(what) => inner.refuse_next(what),
         }
@@ -110,7 +108,7 @@ impl Communicator {
         match inner.locate_v(&call, input, output) {
             Ok((buffers, lengths, sides)) => {
                 // SAFETY: the lengths are those that the caller promised.
-                inner.catching(|| unsafe { inner.run_v(inner.turns.take(), call, buffers, lengths, sides) })
+                unsafe { inner.run_v(inner.number()?, call, buffers, lengths, sides) }
             }
             Err(what) => inner.refuse_next(what),
         }
@@ -219,12 +217,6 @@ impl Communicator {
 }
 
 impl Inner {
-    /// Run a user's operation among others, which may panic. That ends the communicator, not the caller.
-    #[inline]
-    pub(super) fn catching(&self, run: impl FnOnce() -> Result<()>) -> Result<()> {
-        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| Err(self.panicked(&*payload)))
-    }
-
     /// Refuse the operation that this would be when its turn comes, so that ranks that wait for it are told; here now.
     #[cold]
     fn refuse_in_turn<T>(self: &std::sync::Arc<Self>, stream: Option<&Stream>, what: String) -> Result<T> {

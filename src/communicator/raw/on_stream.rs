@@ -42,7 +42,7 @@ impl Communicator {
             Some(Memory::Host) => {
                 stream.synchronize().map_err(|source| inner.refused_by_driver(source))?;
                 // SAFETY: the lengths are those that the caller promised.
-                inner.catching(|| unsafe { inner.run(inner.turns.take(), call, buffers, lengths) })
+                unsafe { inner.run(inner.number()?, call, buffers, lengths) }
             }
         }
     }
@@ -77,7 +77,7 @@ impl Communicator {
             Some(Memory::Host) => {
                 stream.synchronize().map_err(|source| inner.refused_by_driver(source))?;
                 // SAFETY: the lengths are those that the caller promised.
-                inner.catching(|| unsafe { inner.run_v(inner.turns.take(), call, buffers, lengths, sides) })
+                unsafe { inner.run_v(inner.number()?, call, buffers, lengths, sides) }
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::communicator::call::Buffers;
 use crate::communicator::prepared::Prepared;
 use crate::communicator::stream::{Again, Stream};
 use crate::communicator::{Call, Communicator, Inner};
+use crate::deadline::deadline;
 use crate::error::{Error, Result};
 
 /// The longest sleep without a look around.
@@ -56,12 +57,8 @@ impl Again for Run {
     fn run(&self) {
         let number = self.state.lock().number;
         let Some(inner) = self.inner.upgrade() else { unreachable!("the operation waits for its run before it goes") };
-        // A user's operation may panic. The panic ends the communicator, not the stream's thread.
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            // SAFETY: whoever made the operation keeps the buffers valid and untouched while this runs.
-            unsafe { inner.run_prepared(number, &self.prepared, self.buffers) }
-        }));
-        let outcome = outcome.unwrap_or_else(|payload| Err(inner.panicked(&*payload)));
+        // SAFETY: whoever made the operation keeps the buffers valid and untouched while this runs.
+        let outcome = unsafe { inner.run_prepared(number, &self.prepared, self.buffers) };
         drop(inner);
         let mut state = self.state.lock();
         state.outcome = outcome;
@@ -160,7 +157,7 @@ impl RawPersistent {
     /// As [`RawPersistent::start`] and [`RawPersistent::wait`].
     pub fn run(&self) -> Result<()> {
         let mut state = self.idle()?;
-        self.begin(&mut state, self.inner.turns.take());
+        self.begin(&mut state, self.inner.number()?);
         drop(state);
         Again::run(&*self.run);
         self.wait()
@@ -186,11 +183,10 @@ impl RawPersistent {
         if let Err(elsewhere) = self.inner.check_process() {
             return Some(Err(elsewhere));
         }
-        // A time that no clock reaches is none.
-        let until = Instant::now().checked_add(at_most);
+        let until = deadline(Instant::now(), at_most);
         let mut state = self.run.state.lock();
         while !self.test() {
-            let nap = until.map_or(NAP, |until| until.saturating_duration_since(Instant::now()).min(NAP));
+            let nap = until.saturating_duration_since(Instant::now()).min(NAP);
             if nap.is_zero() {
                 return None;
             }

@@ -118,7 +118,7 @@ fn world(size: usize, change: impl Fn(&mut Config), body: impl Fn(Rank) + Sync) 
             s.spawn(move || {
                 let comm = Communicator::from_id(&id, rank, size, config).unwrap();
                 let routes = comm.inner.device_routes().unwrap().expect("all others are far");
-                let court = comm.inner.court();
+                let court = comm.inner.court().unwrap();
                 let trouble = Arc::new(AtomicU32::new(0));
                 // SAFETY: the word lies where the handle says.
                 let flag = unsafe { Flag::new(&*trouble, trouble.clone()) };
