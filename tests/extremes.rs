@@ -1,11 +1,12 @@
-//! Arguments at the edge of what their types hold: times that no clock reaches, texts of megabytes.
+//! Arguments at the edge of what their types hold: times that no clock reaches, texts of megabytes, no memory and counts
+//! that no memory has.
 
 mod ranks;
 
 use std::time::Duration;
 
 use maypole::config::TransportChoice;
-use maypole::{Call, Collective, Communicator, Config, DataType, Error, ReduceOp, UserOp, Verdict};
+use maypole::{Blocks, Call, Collective, Communicator, Config, DataType, Error, ReduceOp, UserOp, Verdict};
 use ranks::{Job, config, role, say, threads, verdict};
 
 fn sum(comm: &Communicator) {
@@ -160,4 +161,76 @@ fn a_reason_of_megabytes_ends_one_communicator() {
     let said = job.hear(&[0, 1]);
     assert_eq!(said[0].1, said[1].1);
     job.end(&[0, 1]);
+}
+
+fn call(collective: Collective, count: usize, op: ReduceOp) -> Call {
+    Call { collective, dtype: DataType::F32, count, op, root: 0 }
+}
+
+#[test]
+fn where_there_is_nothing_no_address_is_needed() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        for size in [1, 2] {
+            threads(size, &config(transport), |comm| {
+                let (nowhere, to) = (std::ptr::null::<u8>(), std::ptr::null_mut::<u8>());
+                for op in [ReduceOp::Sum, ReduceOp::PreMulSum(2.0)] {
+                    for collective in Collective::ALL {
+                        let op = if collective.is_scan() { ReduceOp::Sum } else { op };
+                        let call = call(collective, 0, op);
+                        // SAFETY: there are no elements.
+                        unsafe {
+                            comm.run_at(call, nowhere, to).unwrap();
+                            comm.start_at(call, nowhere, to, None).unwrap().wait().unwrap();
+                            comm.persistent_at(call, nowhere, to).unwrap().run().unwrap();
+                            let mut group = comm.raw_group();
+                            group.call_at(call, nowhere, to);
+                            group.run().unwrap();
+                        }
+                    }
+                }
+                let none = vec![0; size];
+                let blocks = Blocks::packed(&none);
+                // SAFETY: as above.
+                unsafe {
+                    let all_to_all = call(Collective::AllToAll, 0, ReduceOp::Sum);
+                    comm.run_v_at(all_to_all, (nowhere, blocks), (to, blocks)).unwrap();
+                    let next = (comm.rank() + 1) % size;
+                    let received = comm.start_recv_at(DataType::F32, 0, to, next, 0, None).unwrap();
+                    comm.send_at(DataType::F32, 0, nowhere, next, 0).unwrap();
+                    received.wait().unwrap();
+                }
+                sum(&comm);
+            });
+        }
+    }
+}
+
+#[test]
+fn counts_that_no_memory_has_are_refused_and_a_barrier_has_none() {
+    threads(2, &config(TransportChoice::Tcp), |comm| {
+        let mut output = [0u8; 4];
+        for count in [usize::MAX, usize::MAX / 4 + 1, isize::MAX as usize / 4 + 1] {
+            for collective in Collective::ALL.into_iter().filter(|c| *c != Collective::Barrier) {
+                let call = call(collective, count, ReduceOp::Sum);
+                let told = comm.describe(&call, None).expect_err("no such memory").to_string();
+                assert!(told.contains("more bytes than there are"), "{told}");
+                comm.describe(&call, Some(count)).expect_err("no such memory");
+                // Both refuse alike, and stay in step.
+                let refused = comm.call(call, &[], &mut output);
+                assert!(matches!(refused, Err(Error::Argument { .. })), "{collective:?} {count}: {refused:?}");
+            }
+            let barrier = call(Collective::Barrier, count, ReduceOp::Sum);
+            comm.call(barrier, &[], &mut []).unwrap();
+            comm.describe(&barrier, None).unwrap();
+            // SAFETY: a barrier has no elements.
+            unsafe {
+                comm.run_at(barrier, std::ptr::null(), std::ptr::null_mut()).unwrap();
+                comm.persistent_at(barrier, std::ptr::null(), std::ptr::null_mut()).unwrap().run().unwrap();
+                let mut group = comm.raw_group();
+                group.call_at(barrier, std::ptr::null(), std::ptr::null_mut());
+                group.run().unwrap();
+            }
+        }
+        sum(&comm);
+    });
 }

@@ -205,10 +205,13 @@ impl Communicator {
         let order = unsafe { inner.work() }.tuner.order;
         let state = &mut *device.state.lock();
         state.planner.tuner.order = order;
+        let call = call.meant();
         let root = if call.collective.is_rooted() { call.root } else { 0 };
+        let bytes = call.bytes(variable.unwrap_or(call.count), 1);
+        let bytes = bytes.map_err(|what| Error::Argument { rank: inner.rank, what })?;
         let plan = match variable {
-            Some(elements) => state.planner.tuner.plan_v(call.collective, root, elements * call.dtype.size())?,
-            None => state.planner.tuner.plan(call.collective, root, call.count * call.dtype.size())?,
+            Some(_) => state.planner.tuner.plan_v(call.collective, root, bytes)?,
+            None => state.planner.tuner.plan(call.collective, root, bytes)?,
         };
         let links = state.planner.tuner.links();
         let staging = if state.is_staged_on_device() { "device" } else { "pinned host" };

@@ -28,6 +28,7 @@ impl Inner {
     /// # Errors
     /// [`Error::Argument`], without a trace: no operation was called.
     pub(super) fn prepare(&self, call: Call, lengths: Lengths, sides: Option<Sides<'_>>) -> Result<Prepared> {
+        let call = call.meant();
         let refuse = |what| Error::Argument { rank: self.rank, what };
         let in_place = matches!(lengths, Lengths::InPlace { .. });
         let mut spread = Spread::default();
@@ -71,10 +72,6 @@ impl Inner {
     /// The buffers have the lengths that it was prepared for, are valid until this returns, and nobody else writes them
     /// or reads the output.
     pub(super) unsafe fn run_prepared(&self, number: u64, prepared: &Prepared, buffers: Buffers) -> Result<()> {
-        let _ticket = self.turn(number)?;
-        // SAFETY: this thread holds the ticket to the end of the function.
-        let work = unsafe { self.work() };
-        work.sequence += 1;
         let Prepared { call, in_place, how } = prepared;
         // SAFETY: the lengths were checked when the call was prepared; the rest is the caller's promise.
         self.operation(number, call, |work| unsafe {
@@ -82,6 +79,6 @@ impl Inner {
                 How::Even(way) => work.collective(self, (*call, way), buffers, *in_place),
                 How::Variable(spread, plan) => work.collective_v(self, (*call, plan, spread), buffers, *in_place),
             }
-        }
+        })
     }
 }

@@ -40,8 +40,8 @@ impl Communicator {
     ///
     /// `input` has as many blocks of `call.count` elements as the collective takes on this rank
     /// ([`Collective::input_blocks`]) and `output` as many as it gives ([`Collective::output_blocks`]). Where there are
-    /// none the address is not looked at. In place: the smaller buffer lies inside the larger at this rank's block
-    /// ([`Collective::in_place_block`]), or both addresses are the same where they are equally long.
+    /// none, or `call.count` is 0, the address may be null. In place: the smaller buffer lies inside the larger at this
+    /// rank's block ([`Collective::in_place_block`]), or both addresses are the same where they are equally long.
     ///
     /// # Errors
     /// As [`Communicator::call`]. [`Error::Argument`] also for an address that is null and for buffers that overlap in
@@ -233,18 +233,13 @@ impl Inner {
         input: *const u8,
         output: *mut u8,
     ) -> std::result::Result<(Buffers, Lengths), String> {
-        let Call { collective, dtype, count, root, .. } = *call;
+        let call = call.meant();
+        let Call { collective, dtype, count, root, .. } = call;
         let (rank, size) = (self.rank, self.size);
         // A root that is no rank is refused with the other arguments, later.
         let root = if collective.is_rooted() { root.min(size - 1) } else { 0 };
         let blocks = [collective.input_blocks(rank, size, root), collective.output_blocks(rank, size, root)];
-        let length = |blocks: usize| {
-            let bytes = count.checked_mul(dtype.size()).and_then(|block| block.checked_mul(blocks));
-            bytes.filter(|bytes| isize::try_from(*bytes).is_ok())
-        };
-        let (Some(inputs), Some(outputs)) = (length(blocks[0]), length(blocks[1])) else {
-            return Err(format!("{}: {count} elements of {dtype} are more bytes than there are", collective.name()));
-        };
+        let (inputs, outputs) = (call.bytes(count, blocks[0])?, call.bytes(count, blocks[1])?);
         let block = collective.in_place_block(rank).unwrap_or(0) * count * dtype.size();
         let (from, to) = (input.addr(), output.addr());
         let in_place = match blocks[0].cmp(&blocks[1]) {
@@ -253,7 +248,7 @@ impl Inner {
             std::cmp::Ordering::Equal => from == to,
         };
         self.check_addresses(collective.name(), (from, inputs), (to, outputs), in_place)?;
-        let buffers = Buffers { input, output };
+        let buffers = Buffers::at(input, output);
         match in_place && collective == Collective::AllToAll {
             true => Ok((buffers, Lengths::InPlace { buffer: outputs })),
             false => Ok((buffers, Lengths::Apart { input: inputs, output: outputs })),
@@ -281,7 +276,7 @@ impl Inner {
             if sent.counts() != received.counts() || sent.displacements() != received.displacements() {
                 return Err(format!("{name}_v: in place, the blocks of the input and of the output must be the same"));
             }
-            let buffers = Buffers { input, output };
+            let buffers = Buffers::at(input, output);
             return Ok((buffers, Lengths::InPlace { buffer: outputs }, Sides::InPlace(received)));
         }
         // Where the own block of the larger side begins. Whether there is one is checked with the blocks, later.
@@ -294,7 +289,7 @@ impl Inner {
         };
         self.check_addresses(name, (from, inputs), (to, outputs), in_place)?;
         let lengths = Lengths::Apart { input: inputs, output: outputs };
-        Ok((Buffers { input, output }, lengths, Sides::Apart { input: sent, output: received }))
+        Ok((Buffers::at(input, output), lengths, Sides::Apart { input: sent, output: received }))
     }
 
     /// What is wrong with the addresses of two buffers of so many bytes, if anything.

@@ -69,7 +69,7 @@ impl Communicator {
         };
         let name = call.collective.name();
         let memory = match inner.memory(name, filled(buffers, lengths))? {
-            None => inner.memory(name, pointed_to(buffers))?,
+            None => inner.memory(name, pointed_to(input.0, output.0))?,
             known => known,
         };
         match memory {
@@ -200,8 +200,8 @@ fn filled(buffers: Buffers, lengths: Lengths) -> [Option<usize>; 2] {
 }
 
 /// The addresses of the buffers of a call, whether there are bytes or not.
-fn pointed_to(buffers: Buffers) -> [Option<usize>; 2] {
-    [buffers.input.addr(), buffers.output.addr()].map(|at| Some(at).filter(|at| *at != 0))
+fn pointed_to(input: *const u8, output: *mut u8) -> [Option<usize>; 2] {
+    [input.addr(), output.addr()].map(|at| Some(at).filter(|at| *at != 0))
 }
 
 impl Inner {
