@@ -217,11 +217,13 @@ mod tests {
         let reused = unsafe { UnixStream::from_raw_fd(number) };
         let open = |fd: RawFd| file(fd).is_some();
         assert!(in_a_child(|| {
-            let replaced = unsafe { libc::send(ours.as_raw_fd(), c"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) } < 0;
-            replaced && open(ours.as_raw_fd()) && file(reused.as_raw_fd()) == file(other.as_raw_fd())
+            let byte = c"x".as_ptr().cast();
+            // SAFETY: the byte is there.
+            let sent = unsafe { libc::send(ours.as_raw_fd(), byte, 1, libc::MSG_NOSIGNAL) };
+            sent < 0 && open(ours.as_raw_fd()) && file(reused.as_raw_fd()) == file(other.as_raw_fd())
         }));
-        // While a child lives that had a copy, the end of the parent's is the end of the
-        // connection. SAFETY: as in `in_a_child`.
+        // While a child lives that had a copy, the end of the parent's is the end of the connection.
+        // SAFETY: as in `in_a_child`.
         let child = unsafe { libc::fork() };
         if child == 0 {
             loop {

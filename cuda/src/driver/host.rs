@@ -146,6 +146,9 @@ impl std::fmt::Debug for HostRegion {
     }
 }
 
+/// A multiple of the page size of every machine that has a driver: pages are of 4, 16 or 64 KiB.
+pub(crate) const PAGE: usize = 64 << 10;
+
 /// Whole pages, since that is what can be registered.
 struct Pages(NonNull<u8>, std::alloc::Layout);
 
@@ -156,7 +159,7 @@ unsafe impl Sync for Pages {}
 
 impl Pages {
     fn zeroed(bytes: usize) -> Pages {
-        const PAGE: usize = 4096;
+        // The driver pins whole pages: what is another's must not lie in one of them.
         let layout = std::alloc::Layout::from_size_align(bytes.max(1).next_multiple_of(PAGE), PAGE)
             .expect("a length that fits into memory");
         // SAFETY: the layout is not empty.

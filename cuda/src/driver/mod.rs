@@ -29,6 +29,7 @@ use libloading::os::unix;
 pub use context::{Context, Entered};
 pub use error::{CudaError, Result};
 pub use event::Event;
+pub(crate) use host::PAGE;
 pub use host::{HostRegion, HostRegistration, Pinned};
 pub use ipc::{ImportedMemory, IpcHandle};
 pub use memory::DeviceMemory;

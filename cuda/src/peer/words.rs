@@ -22,14 +22,13 @@ use std::sync::atomic::AtomicU32;
 
 use super::ALLOCATIONS;
 use crate::Word;
-use crate::driver::HostRegistration;
+use crate::driver::{HostRegistration, PAGE};
 
 /// Bytes from one word to the next.
 pub const LINE: usize = 64;
 /// Bytes of a member's record of a foreign header. It begins with the word `trouble`; the rest is for kernels to fill
 /// and hosts to read.
 pub const TROUBLE: usize = 2 * LINE;
-const PAGE: usize = 4096;
 /// Lines of a member's own: started, ended, left, progress, and the record.
 const OWN: usize = 4 + TROUBLE / LINE;
 

@@ -66,18 +66,6 @@ pub(super) fn is_strict() -> bool {
         .get_or_init(|| std::fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode.trim() == "2"))
 }
 
-#[cfg(test)]
-pub(super) mod fake {
-    use std::cell::Cell;
-
-    thread_local! {
-        /// A page size that this thread takes for the system's.
-        pub static PAGE: Cell<Option<usize>> = const { Cell::new(None) };
-        /// Whether this thread takes the system for strict.
-        pub static STRICT: Cell<bool> = const { Cell::new(false) };
-    }
-}
-
 fn error(doing: &'static str, what: impl std::fmt::Display) -> LinkError {
     LinkError::Io { doing, source: std::io::Error::other(what.to_string()) }
 }
@@ -209,4 +197,16 @@ pub(super) fn map_apart(bytes: usize, file: Option<(&OwnedFd, u64)>) -> Result<N
         unsafe { advise(at, bytes, advice) };
     }
     Ok(at)
+}
+
+#[cfg(test)]
+pub(super) mod fake {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// A page size that this thread takes for the system's.
+        pub static PAGE: Cell<Option<usize>> = const { Cell::new(None) };
+        /// Whether this thread takes the system for strict.
+        pub static STRICT: Cell<bool> = const { Cell::new(false) };
+    }
 }
