@@ -27,6 +27,7 @@
 //! * The algorithms, as data that is checked before it runs: [`maypole_collectives`]. The links under them:
 //!   [`maypole_transports`].
 
+mod capacity;
 pub mod command;
 pub mod communicator;
 pub mod config;

@@ -4,6 +4,7 @@
 //! linked, and the settings. So all ranks choose the same without a word. The sizes at which it switches were measured
 //! on two cores; `benches/` has the runs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use maypole_collectives::algorithms::{self, Algorithm};
@@ -11,6 +12,7 @@ use maypole_collectives::schedule::{Collective, Place, Schedule};
 use maypole_collectives::{Hosts, Order};
 use maypole_transports::shm::Exchange;
 
+use crate::capacity::{self, Capacity};
 use crate::config::Config;
 use crate::engine::small;
 use crate::error::{Error, Result};
@@ -67,6 +69,12 @@ impl Plan {
     }
 }
 
+/// By collective, algorithm and root.
+type Plans = BTreeMap<(u8, Algorithm, usize), Plan>;
+
+/// How many plans are remembered at most.
+const PLANS: usize = 1024;
+
 /// Chooses, and remembers the schedules it has chosen.
 pub(crate) struct Tuner {
     rank: usize,
@@ -82,7 +90,7 @@ pub(crate) struct Tuner {
     /// In which order reductions combine; see [`Order`].
     pub order: Order,
     overrides: Vec<(Option<Collective>, Algorithm)>,
-    plans: Vec<(Collective, usize, Plan)>,
+    plans: Plans,
     /// Schedules planned since somebody last emptied this: their links are still to be made.
     pub fresh: Vec<Arc<dyn Schedule>>,
 }
@@ -92,10 +100,11 @@ const NOT_SHARED: &str = "needs all ranks to share memory";
 impl Tuner {
     pub fn new((rank, size): (usize, usize), links: Links, hosts: Hosts, config: &Config) -> Tuner {
         let overrides = parse_overrides(&config.algorithm).unwrap_or_default();
+        let capacity = Capacity::of(size, config);
         let link_credit = match links {
-            Links::Shared => config.ring.next_power_of_two(),
-            Links::Tcp => crate::communicator::build::CREDIT,
-            Links::Mixed => config.ring.next_power_of_two().min(crate::communicator::build::CREDIT),
+            Links::Shared => capacity.ring,
+            Links::Tcp => capacity.socket,
+            Links::Mixed => capacity.ring.min(capacity.socket),
         };
         Tuner {
             rank,
@@ -103,12 +112,12 @@ impl Tuner {
             links,
             hosts: Arc::new(hosts),
             link_credit,
-            window: config.window,
+            window: capacity.window,
             slice: config.slice,
             device: false,
             order: config.order,
             overrides,
-            plans: Vec::new(),
+            plans: Plans::new(),
             fresh: Vec::new(),
         }
     }
@@ -224,8 +233,8 @@ impl Tuner {
         root: usize,
         (bytes, why): (usize, &str),
     ) -> Result<Plan> {
-        let known = self.plans.iter().find(|(c, r, p)| (*c, *r) == (collective, root) && p.algorithm == algorithm);
-        if let Some((_, _, plan)) = known {
+        let key = (collective as u8, algorithm, root);
+        if let Some(plan) = self.plans.get(&key) {
             return Ok(plan.clone());
         }
         let place = Place { rank: self.rank, size: self.size, root };
@@ -241,17 +250,21 @@ impl Tuner {
         );
         let plan = Plan { algorithm, schedule: schedule.into(), slice };
         self.fresh.push(plan.schedule.clone());
-        self.plans.push((collective, root, plan.clone()));
+        // Whoever goes through that many roots makes plans as often as calls; it costs little.
+        if self.plans.len() == PLANS {
+            self.plans.clear();
+        }
+        self.plans.insert(key, plan.clone());
         Ok(plan)
     }
 
-    /// The longest slice such that a message fits into what a link or window takes.
-    fn slice(&self, algorithm: Algorithm, message_chunks: usize) -> usize {
-        // A rank that passes on what it receives needs room for a message besides the one it waits to be taken; and the
-        // first message of an operation also carries its fingerprint.
-        let most = if algorithm.one_sided() { self.window } else { self.link_credit / 2 - 64 };
-        let wish = if self.slice > 0 { self.slice } else { usize::MAX };
-        ((most / message_chunks.max(1)) & !63).min(wish).max(64)
+    /// The longest slice such that a message fits into what a link or window takes, see [`capacity`].
+    pub(crate) fn slice(&self, algorithm: Algorithm, message_chunks: usize) -> usize {
+        let most = match algorithm.one_sided() {
+            true => capacity::slice_of_publication(self.window, message_chunks),
+            false => capacity::slice_of_message(self.link_credit, message_chunks),
+        };
+        if self.slice > 0 { most.min(self.slice) } else { most }
     }
 
     fn choose(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
@@ -375,5 +388,26 @@ impl Tuner {
             Collective::Scan | Collective::ExclusiveScan => (Chain, "large: a pipeline"),
             Collective::Barrier => (Dissemination, "the only choice"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_remembered_but_not_for_ever() {
+        const SIZE: usize = 5 * PLANS / 2;
+        let mut tuner = Tuner::new((1, SIZE), Links::Tcp, Hosts::apart(SIZE), &Config::default());
+        let (mut known, mut made) = (0, 0);
+        for root in (0..SIZE).flat_map(|root| [root, 0, root]) {
+            let plan = tuner.plan(Collective::Broadcast, root, 8).unwrap();
+            let same = tuner.plan(Collective::Broadcast, root, 8).unwrap();
+            assert!(Arc::ptr_eq(&plan.schedule, &same.schedule));
+            made += tuner.fresh.drain(..).count();
+            known = known.max(tuner.plans.len());
+        }
+        assert!(known <= PLANS, "{known} plans are kept");
+        assert!((SIZE..SIZE + 10).contains(&made), "{made} plans were made for {SIZE} roots");
     }
 }

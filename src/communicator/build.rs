@@ -13,10 +13,11 @@ use parking_lot::Mutex;
 
 use super::local::Threads;
 use super::{Communicator, Inner};
+use crate::capacity::Capacity;
 use crate::config::{Config, TransportChoice};
 use crate::deadline::deadline;
 use crate::engine::Engine;
-use crate::engine::links::{Links, WINDOW_HEADER};
+use crate::engine::links::Links;
 use crate::engine::messages::Messages;
 use crate::engine::routes::{CHANNELS, DEVICE, Network, POINT_TO_POINT, Routes};
 use crate::engine::wait::Court;
@@ -172,7 +173,7 @@ impl Communicator {
         config: Config,
     ) -> Result<Communicator> {
         let size = members.len();
-        let (segment, watch) = threads.join(context, me, &members, shape(size, &config))?;
+        let (segment, watch) = threads.join(context, me, &members, shape(size, &Capacity::of(size, &config))?)?;
         let group = Some(Arc::new(Group::new(segment, me)));
         let topology = Topology::one_host(host_name(), size);
         let places: Vec<Option<usize>> = (0..size).map(Some).collect();
@@ -234,7 +235,9 @@ impl Communicator {
         if local.len() > 1 {
             let place = local.iter().position(|rank| *rank == me).expect("this rank is local to itself");
             group = match room {
-                Some(room) => Some(room.move_in(me, place, shape(local.len(), &config))?),
+                Some(room) => {
+                    Some(room.move_in(me, place, shape(local.len(), &Capacity::of(members.len(), &config))?)?)
+                }
                 None => share_group(node, (context, &members, &local), &watch, &config, place)?,
             };
         }
@@ -313,7 +316,8 @@ fn network(node: &Arc<Node>, (context, members): (u64, &[usize]), config: &Confi
     let waker = poller.waker();
     node.on_accept(context, Box::new(move || waker.wake()));
     let (members, connections) = (members.to_vec(), config.connections);
-    Ok(Network { node: node.clone(), context, members, connections, credit: CREDIT, poller })
+    let credit = Capacity::of(members.len(), config).socket;
+    Ok(Network { node: node.clone(), context, members, connections, credit, poller })
 }
 
 impl Inner {
@@ -342,9 +346,6 @@ impl Inner {
 /// The number under which a communicator's segment is handed out; its registered memory has those from 1.
 const SEGMENT: u32 = 0;
 
-/// Bytes that a TCP link takes in before they are asked for.
-pub(crate) const CREDIT: usize = 1 << 20;
-
 /// A channel of the collectives and one of the messages between two ranks: each kind waits apart.
 const CHANNELS_APART: [usize; 2] = [0, POINT_TO_POINT];
 
@@ -371,15 +372,33 @@ fn is_stand_in(fd: &OwnedFd) -> bool {
     nix::sys::stat::fstat(fd).is_ok_and(|about| about.st_mode & libc::S_IFMT != libc::S_IFREG)
 }
 
-/// The segment of a communicator with `members` ranks on this host.
-pub(super) fn shape(members: usize, config: &Config) -> Shape {
-    Shape {
+/// The most bytes that a segment may have: more addresses than this no process has on the machines there are.
+const ADDRESSES: usize = 1 << 47;
+
+/// The segment of a communicator with `members` ranks on this host and links of that capacity.
+///
+/// # Errors
+/// [`Error::System`] where that is more than a process can address.
+pub(crate) fn shape(members: usize, capacity: &Capacity) -> Result<Shape> {
+    let shape = Shape {
         members,
         channels: CHANNELS,
         second_bell_from: POINT_TO_POINT,
-        ring: config.ring.next_power_of_two(),
-        window: config.window.next_multiple_of(64) + WINDOW_HEADER,
+        ring: capacity.ring,
+        window: capacity.place(),
+    };
+    if shape.bytes() <= ADDRESSES {
+        return Ok(shape);
     }
+    let Capacity { ring, window, .. } = capacity;
+    Err(Error::system(
+        format!("sharing memory among {members} ranks"),
+        format!(
+            "with links of {ring} bytes, {CHANNELS} each way between any two, and publications of {window} it takes \
+             more than the {ADDRESSES} bytes that a process can address; set MAYPOLE_RING or MAYPOLE_WINDOW lower, or \
+             MAYPOLE_TRANSPORT=tcp"
+        ),
+    ))
 }
 
 /// The lowest local rank makes the segment, the others fetch it from there. It waits until all have, so that whoever
@@ -391,7 +410,7 @@ fn share_group(
     config: &Config,
     place: usize,
 ) -> Result<Option<Group>> {
-    let shape = shape(local.len(), config);
+    let shape = shape(local.len(), &Capacity::of(members.len(), config))?;
     let rank = local[place];
     let system = |e| Error::system(format!("rank {rank}: sharing memory"), e);
     if place > 0 {

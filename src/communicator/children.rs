@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::Communicator;
 use super::build::{Room, World, shape};
+use crate::capacity::Capacity;
 use crate::config::TransportChoice;
 use crate::error::{Error, Result};
 
@@ -173,7 +174,11 @@ impl Communicator {
         let first = ranks.iter().find(here).copied();
         let reserved = match &inner.arena {
             Some(arena) if beside > 1 && first == Some(inner.rank) => {
-                Some(arena.reserve(shape(beside, &inner.config).bytes()))
+                let capacity = Capacity::of(ranks.len(), &inner.config);
+                Some(shape(beside, &capacity).and_then(|shape| {
+                    let at = arena.reserve(shape.bytes());
+                    at.map_err(|e| Error::system(format!("rank {}: sharing memory", inner.rank), e))
+                }))
             }
             _ => None,
         };
@@ -183,7 +188,7 @@ impl Communicator {
         self.all_gather(&[mine], &mut all)?;
         let doing = || format!("rank {}: sharing memory", inner.rank);
         if let Some(Err(error)) = reserved {
-            return Ok(Err(Error::system(doing(), error)));
+            return Ok(Err(error));
         }
         Ok(match (&inner.arena, first) {
             (Some(arena), Some(first)) if beside > 1 => match all[first] {

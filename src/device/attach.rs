@@ -20,6 +20,7 @@ use super::limbo;
 use super::plan::Planner;
 use super::state::{Device, Fabric};
 use crate::Communicator;
+use crate::capacity::Capacity;
 use crate::config::{DeviceStaging, TransportChoice};
 use crate::error::{Error, Result};
 use crate::tuner::{Links, Tuner};
@@ -255,7 +256,8 @@ impl Communicator {
         // Words and staging.
         let region = self.shared_region(&near, Words::bytes(near.len(), CHANNELS))?;
         let tuned = all_near && config.algorithm.is_empty();
-        let shape = Shape::new(near.len(), config.device_window, &fifos(config.device_fifo, tuned));
+        let capacity = Capacity::of(size, config);
+        let shape = Shape::new(near.len(), capacity.device_window, &fifos(capacity.device_fifo, tuned));
         let staging = match on_device {
             true => self.device_staging(context, (&near, me), shape, others_beyond)?,
             false => None,

@@ -1,5 +1,6 @@
 //! How an operation on device buffers is run: its algorithm and slice, and its steps in one order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use maypole_collectives::algorithms::{self, Algorithm};
@@ -8,6 +9,9 @@ use maypole_collectives::schedule::{Collective, Place, Schedule};
 
 use crate::error::{Error, Result};
 use crate::tuner::{Plan, Tuner};
+
+/// How many orders are remembered at most; each is as long as its rank's program.
+const ORDERS: usize = 256;
 
 /// A plan, and the order of this rank's steps.
 #[derive(Clone)]
@@ -31,12 +35,12 @@ pub(crate) struct Planner {
     pub tuner: Tuner,
     rank: usize,
     size: usize,
-    orders: Vec<((Algorithm, Collective, usize), Arc<Linear>)>,
+    orders: BTreeMap<(u8, Algorithm, usize), Arc<Linear>>,
 }
 
 impl Planner {
     pub fn new(tuner: Tuner, (rank, size): (usize, usize)) -> Planner {
-        Planner { tuner, rank, size, orders: Vec::new() }
+        Planner { tuner, rank, size, orders: BTreeMap::new() }
     }
 
     /// The plan for an operation on blocks of `bytes` bytes.
@@ -60,8 +64,8 @@ impl Planner {
     fn order(&mut self, plan: Plan, collective: Collective, root: usize) -> Result<Ordered> {
         // Nobody makes links ahead here.
         self.tuner.fresh.clear();
-        let key = (plan.algorithm, collective, root);
-        if let Some((_, order)) = self.orders.iter().find(|(known, _)| *known == key) {
+        let key = (collective as u8, plan.algorithm, root);
+        if let Some(order) = self.orders.get(&key) {
             return Ok(Ordered { plan, order: order.clone(), fresh: false });
         }
         let (size, hosts) = (self.size, self.tuner.hosts());
@@ -74,7 +78,10 @@ impl Planner {
             Error::Argument { rank: self.rank, what }
         })?;
         let order = Arc::new(order);
-        self.orders.push((key, order.clone()));
+        if self.orders.len() == ORDERS {
+            self.orders.clear();
+        }
+        self.orders.insert(key, order.clone());
         Ok(Ordered { plan, order, fresh: true })
     }
 }

@@ -94,9 +94,11 @@ impl Shape {
         self.ring_state(from, to, channel) + APART
     }
     /// Bytes of the whole segment, as addresses, a multiple of the page size; memory is taken only where it is touched.
+    /// `usize::MAX` where there are not as many.
     pub fn bytes(&self) -> usize {
-        let rings = self.members * self.members * self.channels * self.ring_stride();
-        (self.rings_base() + rings).next_multiple_of(page())
+        let rings =
+            [self.members, self.channels, self.ring_stride()].into_iter().fold(self.members, usize::saturating_mul);
+        self.rings_base().saturating_add(rings).checked_next_multiple_of(page()).unwrap_or(usize::MAX)
     }
 }
 
