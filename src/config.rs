@@ -140,9 +140,7 @@ pub const KNOBS: &[Knob] = &[
         meaning: "algorithm for every collective that has it, or entries like all_reduce=ring,broadcast=chain",
         read: |c, v| {
             c.algorithm = v.to_string();
-            crate::tuner::parse_overrides(v).map(|_| ()).map_err(|_| {
-                "expected algorithm names or collective=algorithm entries, comma-separated; `maypole verify --help` lists them"
-            })
+            Ok(())
         },
     },
     Knob {
@@ -176,46 +174,43 @@ pub const KNOBS: &[Knob] = &[
         name: "MAYPOLE_SLICE",
         default: "the tuner's choice",
         meaning: "longest slice that a round moves of each chunk, bytes (4K, 1M)",
-        read: |c, v| size(v, 64, 1 << 30).map(|n| c.slice = n),
+        read: |c, v| size(v).map(|n| c.slice = n),
     },
     Knob {
         name: "MAYPOLE_RING",
         default: "256K",
         meaning: "memory of one shared-memory link (one direction between two ranks), bytes",
-        read: |c, v| size(v, 4096, 1 << 28).map(|n| c.ring = n),
+        read: |c, v| size(v).map(|n| c.ring = n),
     },
     Knob {
         name: "MAYPOLE_WINDOW",
         default: "256K",
         meaning: "memory of one publication in shared memory, bytes; each rank has two",
-        read: |c, v| size(v, 4096, 1 << 28).map(|n| c.window = n),
+        read: |c, v| size(v).map(|n| c.window = n),
     },
     Knob {
         name: "MAYPOLE_STREAM",
         default: "512",
         meaning: "smallest write into memory that ranks share that is stored around the caches, bytes",
-        read: |c, v| size(v, 64, 1 << 40).map(|n| c.stream = n),
+        read: |c, v| size(v).map(|n| c.stream = n),
     },
     Knob {
         name: "MAYPOLE_DEVICE_WINDOW",
         default: "16M",
         meaning: "device memory of one publication, bytes; each rank with device buffers has two",
-        read: |c, v| size(v, 4096, 1 << 30).map(|n| c.device_window = n),
+        read: |c, v| size(v).map(|n| c.device_window = n),
     },
     Knob {
         name: "MAYPOLE_DEVICE_FIFO",
         default: "2M",
         meaning: "device memory of one link (one direction between two ranks), bytes",
-        read: |c, v| size(v, 4096, 1 << 30).map(|n| c.device_fifo = n),
+        read: |c, v| size(v).map(|n| c.device_fifo = n),
     },
     Knob {
         name: "MAYPOLE_DEVICE_BLOCKS",
         default: "0",
         meaning: "blocks of a kernel per multiprocessor, 1 to 4; 0: 4, or 2 on streams of high priority (not measured yet)",
-        read: |c, v| {
-            c.device_blocks = v.parse().ok().filter(|blocks| *blocks <= 4).ok_or("expected a number from 0 to 4")?;
-            Ok(())
-        },
+        read: |c, v| number(v).map(|n| c.device_blocks = n),
     },
     Knob {
         name: "MAYPOLE_DEVICE_STAGING",
@@ -280,13 +275,7 @@ pub const KNOBS: &[Knob] = &[
         name: "MAYPOLE_CONNECTIONS",
         default: "1",
         meaning: "TCP connections per pair of ranks, 1 to 16; more help where one stream cannot fill the link",
-        read: |c, v| match v.parse() {
-            Ok(n @ 1..=16) => {
-                c.connections = n;
-                Ok(())
-            }
-            _ => Err("expected a number from 1 to 16"),
-        },
+        read: |c, v| number(v).map(|n| c.connections = n),
     },
     Knob {
         name: "MAYPOLE_HOST",
@@ -317,7 +306,83 @@ pub const KNOBS: &[Knob] = &[
     },
 ];
 
+/// What a number among the settings may be, whoever sets it: the environment, or a program.
+struct Range {
+    /// The environment variable.
+    name: &'static str,
+    of: fn(&Config) -> u64,
+    least: u64,
+    most: u64,
+    /// 0 is allowed too: then the library chooses.
+    or_zero: bool,
+}
+
+/// Every number among the settings.
+const RANGES: &[Range] = &[
+    Range { name: "MAYPOLE_SLICE", of: |c| c.slice as u64, least: 64, most: 1 << 30, or_zero: true },
+    Range { name: "MAYPOLE_RING", of: |c| c.ring as u64, least: 4096, most: 1 << 28, or_zero: false },
+    Range { name: "MAYPOLE_WINDOW", of: |c| c.window as u64, least: 4096, most: 1 << 28, or_zero: false },
+    Range { name: "MAYPOLE_STREAM", of: |c| c.stream as u64, least: 64, most: 1 << 40, or_zero: false },
+    Range { name: "MAYPOLE_DEVICE_WINDOW", of: |c| c.device_window as u64, least: 4096, most: 1 << 30, or_zero: false },
+    Range { name: "MAYPOLE_DEVICE_FIFO", of: |c| c.device_fifo as u64, least: 4096, most: 1 << 30, or_zero: false },
+    Range { name: "MAYPOLE_DEVICE_BLOCKS", of: |c| c.device_blocks.into(), least: 1, most: 4, or_zero: true },
+    Range { name: "MAYPOLE_CONNECTIONS", of: |c| c.connections as u64, least: 1, most: 16, or_zero: false },
+];
+
+impl Range {
+    fn check(&self, config: &Config) -> Result<()> {
+        let value = (self.of)(config);
+        if (self.least..=self.most).contains(&value) || self.or_zero && value == 0 {
+            return Ok(());
+        }
+        let zero = if self.or_zero { ", or 0" } else { "" };
+        Err(wrong(self.name, value, format!("expected a number from {} to {}{zero}", self.least, self.most)))
+    }
+}
+
+/// The error for a value that makes no sense.
+fn wrong(name: &str, value: impl std::fmt::Display, expected: impl Into<String>) -> Error {
+    Error::Setting { name: name.to_string(), value: value.to_string(), expected: expected.into() }
+}
+
 impl Config {
+    /// Whether all of it makes sense; everything that makes ranks meet asks, so a program's own settings are held to
+    /// what is asked of the environment's.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the variable that the field goes by, its value and what was expected.
+    pub fn check(&self) -> Result<()> {
+        KNOBS.iter().try_for_each(|knob| self.check_one(knob.name))
+    }
+
+    /// Whether what the variable `name` sets makes sense.
+    fn check_one(&self, name: &str) -> Result<()> {
+        if let Some(range) = RANGES.iter().find(|range| range.name == name) {
+            return range.check(self);
+        }
+        let a_time = |time: Duration| match time.is_zero() {
+            true => Err(wrong(name, time.as_secs_f64(), "expected a positive number of seconds")),
+            false => Ok(()),
+        };
+        match name {
+            "MAYPOLE_TIMEOUT" => a_time(self.timeout),
+            "MAYPOLE_CONNECT_TIMEOUT" => a_time(self.connect_timeout),
+            "MAYPOLE_ALGORITHM" => match crate::tuner::parse_overrides(&self.algorithm) {
+                Ok(_) => Ok(()),
+                Err(why) => Err(wrong(
+                    name,
+                    &self.algorithm,
+                    format!(
+                        "{why}; expected algorithm names or collective=algorithm entries, comma-separated; \
+                         `maypole verify --help` lists them"
+                    ),
+                )),
+            },
+            // Any text, or one of a few values that have names.
+            _ => Ok(()),
+        }
+    }
+
     /// Read every `MAYPOLE_*` variable of [`KNOBS`] from the environment; what is not set has its default.
     ///
     /// # Errors
@@ -337,16 +402,22 @@ impl Config {
         Ok(config)
     }
 
-    /// Set one knob by its name.
+    /// Set one knob by its name. What it was before stays where the value makes no sense.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the knob, the value and what was expected.
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        let setting = |expected: &str| Error::Setting {
-            name: name.to_string(),
-            value: value.to_string(),
-            expected: expected.to_string(),
-        };
-        let knob =
-            KNOBS.iter().find(|k| k.name == name).ok_or_else(|| setting("no such setting; see `maypole info`"))?;
-        (knob.read)(self, value.trim()).map_err(setting)
+        let knob = KNOBS.iter().find(|k| k.name == name);
+        let knob = knob.ok_or_else(|| wrong(name, value, "no such setting; see `maypole info`"))?;
+        let mut changed = self.clone();
+        (knob.read)(&mut changed, value.trim()).map_err(|expected| wrong(name, value, expected))?;
+        changed.check_one(name).map_err(|error| match error {
+            // As it was written, with its unit.
+            Error::Setting { expected, .. } => wrong(name, value, expected),
+            other => other,
+        })?;
+        *self = changed;
+        Ok(())
     }
 }
 
@@ -363,12 +434,13 @@ pub fn parse_size(text: &str) -> Option<usize> {
     n.checked_mul(1 << shift)
 }
 
-fn size(text: &str, low: usize, high: usize) -> std::result::Result<usize, &'static str> {
-    match parse_size(text) {
-        Some(n) if (low..=high).contains(&n) => Ok(n.next_multiple_of(64)),
-        Some(_) => Err("out of range; see `maypole info`"),
-        None => Err("expected a size in bytes, such as 65536, 64K or 1M"),
-    }
+fn size(text: &str) -> std::result::Result<usize, &'static str> {
+    let rounded = parse_size(text).and_then(|bytes| bytes.checked_next_multiple_of(64));
+    rounded.ok_or("expected a size in bytes, such as 65536, 64K or 1M")
+}
+
+fn number<N: std::str::FromStr>(text: &str) -> std::result::Result<N, &'static str> {
+    text.parse().map_err(|_| "expected a whole number")
 }
 
 fn seconds(text: &str) -> std::result::Result<Duration, &'static str> {

@@ -101,6 +101,7 @@ impl Communicator {
 
     /// [`Communicator::from_env`] with the settings given; the environment is only asked who and where this rank is.
     pub fn from_env_with(config: Config) -> Result<Communicator> {
+        config.check()?;
         crate::log::init(config.log.as_deref());
         let launch = launch::detect(&config, &|name| std::env::var(name).ok())?;
         tracing::debug!(rank = launch.rank, size = launch.size, launcher = launch.launcher, "launched");
@@ -113,6 +114,7 @@ impl Communicator {
     /// A world whose ranks all hold the same id, made by one of them with [`UniqueId::create`] and handed to the others
     /// in any way. Blocks until all have come. Ranks may be processes or threads.
     pub fn from_id(id: &UniqueId, rank: usize, size: usize, config: Config) -> Result<Communicator> {
+        config.check()?;
         crate::log::init(config.log.as_deref());
         Communicator::of_processes(Node::join(Meeting::Id(*id), rank, size, &config)?, config)
     }
@@ -139,6 +141,7 @@ impl Communicator {
 
     /// [`Communicator::threads`] with the settings given. With TCP as the transport, the threads meet on loopback.
     pub fn threads_with(size: usize, config: Config) -> Result<Vec<Communicator>> {
+        config.check()?;
         crate::log::init(config.log.as_deref());
         if size == 0 {
             return Err(Error::bootstrap("a world needs at least one rank, but 0 were asked for"));

@@ -48,6 +48,7 @@ impl UniqueId {
     /// [`Error::Setting`] if `MAYPOLE_INTERFACE` or `MAYPOLE_FAMILY` leave no address; [`Error::System`] if no port can
     /// be bound.
     pub fn create(config: &Config) -> Result<UniqueId> {
+        config.check()?;
         let key = Key::new(auth::random().map_err(|e| Error::system("cannot make a key for the job", e))?);
         let ips = peer::addresses(config)?;
         let listener = hub::listen(config.interface.as_ref().map(|_| ips[0]), 0, config.family)

@@ -98,6 +98,7 @@ impl Node {
     /// the meeting point. [`Error::Setting`] if no network interface is as the settings ask; [`Error::System`] if the
     /// system refuses sockets or a thread.
     pub fn join(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<Arc<Node>> {
+        config.check()?;
         let met = meeting::meet(meeting, rank, size, config)?;
         let system = |e: std::io::Error| Error::system(format!("rank {rank} cannot start its node's thread"), e);
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| system(e.into()))?;
