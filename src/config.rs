@@ -64,6 +64,8 @@ pub struct Config {
     pub window: usize,
     /// `MAYPOLE_STREAM`, bytes: the smallest write into shared memory that goes around the caches.
     pub stream: usize,
+    /// `MAYPOLE_STASH`, bytes: what messages that came before anybody wanted them may take on a rank, by communicator.
+    pub stash: usize,
     /// `MAYPOLE_DEVICE_WINDOW`, bytes: one publication of a rank in the staging memory of its device.
     pub device_window: usize,
     /// `MAYPOLE_DEVICE_FIFO`, bytes: staging memory of one link between two devices.
@@ -104,6 +106,7 @@ impl Default for Config {
             ring: 256 << 10,
             window: 256 << 10,
             stream: 512,
+            stash: 1 << 30,
             device_window: 16 << 20,
             device_fifo: 2 << 20,
             device_blocks: 0,
@@ -193,6 +196,12 @@ pub const KNOBS: &[Knob] = &[
         default: "512",
         meaning: "smallest write into memory that ranks share that is stored around the caches, bytes",
         read: |c, v| size(v).map(|n| c.stream = n),
+    },
+    Knob {
+        name: "MAYPOLE_STASH",
+        default: "1G",
+        meaning: "memory for messages that come before anybody wants them, bytes; beyond it their sender is named",
+        read: |c, v| size(v).map(|n| c.stash = n),
     },
     Knob {
         name: "MAYPOLE_DEVICE_WINDOW",
@@ -323,6 +332,7 @@ const RANGES: &[Range] = &[
     Range { name: "MAYPOLE_RING", of: |c| c.ring as u64, least: 4096, most: 1 << 28, or_zero: false },
     Range { name: "MAYPOLE_WINDOW", of: |c| c.window as u64, least: 4096, most: 1 << 28, or_zero: false },
     Range { name: "MAYPOLE_STREAM", of: |c| c.stream as u64, least: 64, most: 1 << 40, or_zero: false },
+    Range { name: "MAYPOLE_STASH", of: |c| c.stash as u64, least: 4096, most: 1 << 50, or_zero: false },
     Range { name: "MAYPOLE_DEVICE_WINDOW", of: |c| c.device_window as u64, least: 4096, most: 1 << 30, or_zero: false },
     Range { name: "MAYPOLE_DEVICE_FIFO", of: |c| c.device_fifo as u64, least: 4096, most: 1 << 30, or_zero: false },
     Range { name: "MAYPOLE_DEVICE_BLOCKS", of: |c| c.device_blocks.into(), least: 1, most: 4, or_zero: true },

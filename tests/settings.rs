@@ -9,7 +9,7 @@ use std::time::Duration;
 /// A variable, and its field with a value that makes no sense.
 type Wrong = (&'static str, fn(&mut Config));
 
-const WRONG: [Wrong; 21] = [
+const WRONG: [Wrong; 22] = [
     ("MAYPOLE_RING", |c| c.ring = 0),
     ("MAYPOLE_RING", |c| c.ring = 127),
     ("MAYPOLE_RING", |c| c.ring = 4095),
@@ -20,6 +20,7 @@ const WRONG: [Wrong; 21] = [
     ("MAYPOLE_SLICE", |c| c.slice = (1 << 30) + 1),
     ("MAYPOLE_STREAM", |c| c.stream = 0),
     ("MAYPOLE_STREAM", |c| c.stream = usize::MAX),
+    ("MAYPOLE_STASH", |c| c.stash = 0),
     ("MAYPOLE_CONNECTIONS", |c| c.connections = 0),
     ("MAYPOLE_CONNECTIONS", |c| c.connections = 17),
     ("MAYPOLE_DEVICE_WINDOW", |c| c.device_window = 1),
@@ -67,6 +68,7 @@ fn the_environment_is_held_to_the_same() {
     for (name, text, expected) in [
         ("MAYPOLE_RING", "4000", "4096 to 268435456"),
         ("MAYPOLE_RING", "99999999999999999999", "size in bytes"),
+        ("MAYPOLE_STASH", "17179869183G", "4096 to"),
         ("MAYPOLE_CONNECTIONS", "17", "1 to 16"),
         ("MAYPOLE_CONNECTIONS", "-1", "whole number"),
         ("MAYPOLE_DEVICE_BLOCKS", "5", "1 to 4, or 0"),

@@ -295,7 +295,7 @@ impl Communicator {
             "communicator made: {}",
             links.describe(&topology)
         );
-        let messages = Messages::new(messages, court.clone(), config.stream);
+        let messages = Messages::new(messages, court.clone(), &config);
         let engines = (Engine::new(links, court), messages);
         Communicator::new(world, (context, members), topology, engines, config)
     }

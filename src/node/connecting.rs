@@ -114,7 +114,7 @@ impl Shared {
         let member = self.member(context, peer);
         let gone = |w: &Watch| member.is_some_and(|member| w.is_gone(member));
         let departed = || watch.as_ref().zip(member).is_some_and(|((w, _), member)| w.has_departed(member));
-        let left = || self.leaving.load(Ordering::Acquire) || self.finished.lock().contains(&context);
+        let left = || self.leaving.load(Ordering::Acquire) || self.finished.lock().contains(context);
         let ended = || watch.as_ref().is_some_and(|(w, _)| w.is_over() || w.raised() && gone(w));
         let give_up = || ended() || departed() || left();
         let source = self.config.interface.as_ref().and_then(|_| peer::addresses(&self.config).ok()).map(|ips| ips[0]);

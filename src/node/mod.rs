@@ -42,6 +42,7 @@ mod lines;
 mod meeting;
 mod neighbour;
 mod peer;
+mod recent;
 mod roster;
 mod service;
 mod shared;
@@ -164,8 +165,8 @@ impl Node {
         }
         let registered = Registered { members, me, watch: watch.clone(), left: false, audited: 0 };
         shared.contexts.lock().insert(context, registered);
-        shared.finished.lock().remove(&context);
-        if let Some(verdict) = shared.early.lock().remove(&context) {
+        shared.finished.lock().remove(context);
+        if let Some(verdict) = shared.early.lock().remove(context) {
             watch.declare(verdict);
         }
         if shared.hub_lost.load(Ordering::Acquire) {
@@ -176,7 +177,7 @@ impl Node {
 
     /// Whether there is a verdict on `context`, of which this rank is a member that has not registered it.
     pub fn has_ended(&self, context: u64) -> bool {
-        self.shared.early.lock().contains_key(&context)
+        self.shared.early.lock().contains(context)
     }
 
     /// This rank has no more to do with `context`; the others are told if [`Jury::leave`] has not told them.
@@ -185,8 +186,8 @@ impl Node {
         let shared = &self.shared;
         shared.leave(context);
         shared.contexts.lock().remove(&context);
-        shared.finished.lock().insert(context);
-        shared.early.lock().remove(&context);
+        shared.finished.lock().insert(context, ());
+        shared.early.lock().remove(context);
         shared.arrivals.lock().retain(|(_, c, _), _| *c != context);
         shared.underway.lock().retain(|(_, c, _), _| *c != context);
         shared.on_accept.lock().retain(|(c, _)| *c != context);

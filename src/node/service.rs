@@ -286,7 +286,7 @@ impl Service {
         let key = (from, context, errand.channel as usize);
         {
             let mut arrivals = self.shared.arrivals.lock();
-            if self.shared.finished.lock().contains(&context) {
+            if self.shared.finished.lock().contains(context) {
                 return tracing::debug!("rank {}: rank {from} connects for what has been left", self.shared.rank);
             }
             let places = arrivals.entry(key).or_default();

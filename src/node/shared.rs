@@ -1,6 +1,6 @@
 //! What a node's thread and its callers share: the table, the control connection, and what they leave for each other.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use super::connecting::Underway;
 use super::frame::{HubPlace, ToHub};
 use super::key::Key;
 use super::peer::Peer;
+use super::recent::Recent;
 use super::wire::Outbox;
 use crate::config::Config;
 use crate::error::Verdict;
@@ -60,9 +61,9 @@ pub(super) struct Shared {
     pub bell: EventFd,
     pub contexts: Mutex<HashMap<u64, Registered>>,
     /// Verdicts on communicators that this rank has not registered yet.
-    pub early: Mutex<HashMap<u64, Verdict>>,
-    /// Communicators that this rank has left: nothing about them is kept.
-    pub finished: Mutex<HashSet<u64>>,
+    pub early: Mutex<Recent<Verdict>>,
+    /// Communicators that this rank has left lately: nothing about them is kept.
+    pub finished: Mutex<Recent<()>>,
     pub arrivals: Mutex<Arrivals>,
     /// TCP connections to others, while they are made and until they are asked for.
     pub underway: Mutex<Underway>,
@@ -147,13 +148,13 @@ impl Shared {
         let watch = self.contexts.lock().get(&context).map(|r| r.watch.clone());
         match watch {
             Some(watch) => watch.declare(verdict),
-            None if self.finished.lock().contains(&context) => {}
+            None if self.finished.lock().contains(context) => {}
             None => {
-                self.early.lock().entry(context).or_insert(verdict);
+                self.early.lock().insert(context, verdict);
                 // It may have been registered between the two looks.
                 let registered = self.contexts.lock().get(&context).map(|r| r.watch.clone());
                 if let Some(watch) = registered
-                    && let Some(verdict) = self.early.lock().remove(&context)
+                    && let Some(verdict) = self.early.lock().remove(context)
                 {
                     watch.declare(verdict);
                 }

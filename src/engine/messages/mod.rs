@@ -56,6 +56,7 @@ mod attendant;
 mod held;
 mod lead;
 mod peer;
+mod stash;
 mod tally;
 mod traffic;
 
@@ -76,6 +77,7 @@ use super::alarm::Alarm;
 use super::rest::Rest;
 use super::routes::Routes;
 use super::wait::{Court, Questions};
+use crate::config::Config;
 use crate::error::Result;
 
 /// How long no caller may have been here before the attendant leads. Longer than the time between two calls of a
@@ -127,11 +129,11 @@ struct Ending {
 }
 
 impl Messages {
-    /// None yet, over these routes. Written pieces of at least `stream_from` bytes go around the caches.
-    pub fn new(routes: Routes, court: Court, stream_from: usize) -> Messages {
+    /// None yet, over these routes, with what the settings say of writing around the caches and of unexpected messages.
+    pub fn new(routes: Routes, court: Court, config: &Config) -> Messages {
         let (rest, patience) = (routes.rest().clone(), court.patience);
         let state = State {
-            traffic: Traffic::new(routes, stream_from),
+            traffic: Traffic::new(routes, config.stream, config.stash),
             court,
             asleep: false,
             followers: 0,

@@ -11,10 +11,12 @@
 //! is ever expected whose tag lies in the stash, and both are searched from the front.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use maypole_collectives::DataType;
 use maypole_transports::{LinkError, Receiver, Sender};
 
+use super::stash::{Allowance, Stashed};
 use super::tally::Tally;
 use crate::engine::lane::{Trouble, put};
 use crate::engine::routes::{Inward, Outward, POINT_TO_POINT, Routes};
@@ -92,20 +94,10 @@ impl Incoming {
 }
 
 /// A message whose fingerprint has been taken off the link.
-struct Arriving {
-    got: usize,
-    into: Into,
-}
-
-enum Into {
-    Buffer(Incoming),
+enum Arriving {
+    /// It was expected, and so many bytes of it have come.
+    Buffer(Incoming, usize),
     Stash(Stashed),
-}
-
-/// A message in memory of this rank's.
-struct Stashed {
-    operation: Fingerprint,
-    content: Vec<u8>,
 }
 
 /// The messages to and from one rank. See the [module](self).
@@ -121,10 +113,11 @@ pub(super) struct Peer {
     expected: VecDeque<Incoming>,
     arriving: Option<Arriving>,
     stash: VecDeque<Stashed>,
+    allowance: Arc<Allowance>,
 }
 
 impl Peer {
-    pub fn new(rank: usize) -> Peer {
+    pub fn new(rank: usize, allowance: Arc<Allowance>) -> Peer {
         Peer {
             rank,
             listed: false,
@@ -135,6 +128,7 @@ impl Peer {
             expected: VecDeque::new(),
             arriving: None,
             stash: VecDeque::new(),
+            allowance,
         }
     }
 
@@ -159,20 +153,20 @@ impl Peer {
                 return Err(failure);
             }
             let stashed = self.stash.remove(at).expect("just found");
-            message.rest(0).copy_from_slice(&stashed.content);
+            message.rest(0).copy_from_slice(stashed.content());
             message.tally.count_off();
             return Ok(());
         }
-        if let Some(Arriving { got, into }) = &mut self.arriving
-            && let Into::Stash(stashed) = into
+        if let Some(Arriving::Stash(stashed)) = &self.arriving
             && stashed.operation.tag() == tag
         {
             if let Err(failure) = message.check(self.rank, &stashed.operation) {
                 self.expected.push_back(message);
                 return Err(failure);
             }
-            message.rest(0)[..*got].copy_from_slice(&stashed.content[..*got]);
-            *into = Into::Buffer(message);
+            let got = stashed.content().len();
+            message.rest(0)[..got].copy_from_slice(stashed.content());
+            self.arriving = Some(Arriving::Buffer(message, got));
             return Ok(());
         }
         self.expected.push_back(message);
@@ -237,8 +231,8 @@ impl Peer {
         let mut moved = false;
         while !(self.expected.is_empty() && self.arriving.is_none()) {
             let operation = match (&self.arriving, self.expected.front()) {
-                (Some(Arriving { into: Into::Buffer(message), .. }), _) | (None, Some(message)) => message.operation,
-                (Some(Arriving { into: Into::Stash(stashed), .. }), _) => stashed.operation,
+                (Some(Arriving::Buffer(message, _)), _) | (None, Some(message)) => message.operation,
+                (Some(Arriving::Stash(stashed)), _) => stashed.operation,
                 (None, None) => break,
             };
             let fail = |trouble| Failure::of(trouble, operation);
@@ -250,25 +244,31 @@ impl Peer {
             let link_trouble = |e| fail(Trouble::Link(self.rank, e));
             if self.arriving.is_none() {
                 let Some(theirs) = fingerprint(receiver).map_err(link_trouble)? else { break };
-                self.arriving = Some(matched(&mut self.expected, self.rank, theirs)?);
+                self.arriving = Some(matched(&mut self.expected, (self.rank, &self.allowance), theirs)?);
                 moved = true;
             }
             let arriving = self.arriving.as_mut().expect("just matched");
-            let into = match &mut arriving.into {
-                Into::Buffer(message) => message.rest(arriving.got),
-                Into::Stash(stashed) => &mut stashed.content[arriving.got..],
+            let (came, is_whole) = match arriving {
+                Arriving::Buffer(message, got) => {
+                    let rest = message.rest(*got);
+                    let wanted = rest.len();
+                    let came = if wanted > 0 { receiver.recv(rest).map_err(link_trouble)? } else { 0 };
+                    *got += came;
+                    (came, came == wanted)
+                }
+                Arriving::Stash(stashed) => {
+                    let came = stashed.take_in(receiver).map_err(link_trouble)?;
+                    (came, stashed.is_whole())
+                }
             };
-            let wanted = into.len();
-            let came = if wanted > 0 { receiver.recv(into).map_err(link_trouble)? } else { 0 };
-            arriving.got += came;
             moved |= came > 0;
-            if came < wanted {
+            if !is_whole {
                 break;
             }
             receiver.end();
-            match self.arriving.take().expect("just filled").into {
-                Into::Buffer(message) => message.tally.count_off(),
-                Into::Stash(stashed) => self.stash.push_back(stashed),
+            match self.arriving.take().expect("just filled") {
+                Arriving::Buffer(message, _) => message.tally.count_off(),
+                Arriving::Stash(stashed) => self.stash.push_back(stashed),
             }
         }
         Ok(moved)
@@ -279,7 +279,7 @@ impl Peer {
         loop {
             self.advance_incoming(routes)?;
             let begun = match &self.arriving {
-                Some(Arriving { into: Into::Stash(stashed), .. }) => stashed.operation.tag() == tag,
+                Some(Arriving::Stash(stashed)) => stashed.operation.tag() == tag,
                 _ => false,
             };
             if begun || self.stash.iter().any(|stashed| stashed.operation.tag() == tag) {
@@ -301,7 +301,7 @@ impl Peer {
                 Ok(None) | Err(LinkError::Gone { .. }) => return Ok(false),
                 Err(error) => return Err(fail(Trouble::Link(self.rank, error))),
             };
-            self.arriving = Some(matched(&mut self.expected, self.rank, theirs)?);
+            self.arriving = Some(matched(&mut self.expected, (self.rank, &self.allowance), theirs)?);
         }
     }
 
@@ -345,9 +345,9 @@ impl Peer {
     }
 
     fn posted_ones(&self) -> impl Iterator<Item = (Tally, Fingerprint)> + '_ {
-        let arriving = self.arriving.iter().filter_map(|a| match &a.into {
-            Into::Buffer(message) => Some(message),
-            Into::Stash(_) => None,
+        let arriving = self.arriving.iter().filter_map(|arriving| match arriving {
+            Arriving::Buffer(message, _) => Some(message),
+            Arriving::Stash(_) => None,
         });
         let incoming = arriving.chain(&self.expected).map(|m| (m.tally, m.operation));
         incoming.chain(self.outgoing.iter().map(|m| (m.tally, m.operation)))
@@ -367,7 +367,7 @@ impl Peer {
         }
         self.outgoing.drain(..).for_each(|message| message.tally.fail());
         self.expected.drain(..).for_each(|message| message.tally.fail());
-        if let Some(Arriving { into: Into::Buffer(message), .. }) = self.arriving.take() {
+        if let Some(Arriving::Buffer(message, _)) = self.arriving.take() {
             message.tally.fail();
         }
         self.stash.clear();
@@ -411,24 +411,20 @@ fn fingerprint(link: &mut dyn Receiver) -> Result<Option<Fingerprint>, LinkError
 }
 
 /// Where the message that begins with `theirs` goes.
-fn matched(expected: &mut VecDeque<Incoming>, from: usize, theirs: Fingerprint) -> Result<Arriving, Box<Failure>> {
+fn matched(
+    expected: &mut VecDeque<Incoming>,
+    (from, allowance): (usize, &Arc<Allowance>),
+    theirs: Fingerprint,
+) -> Result<Arriving, Box<Failure>> {
     if let Some(at) = expected.iter().position(|m| m.operation.tag() == theirs.tag()) {
         expected[at].check(from, &theirs)?;
         let message = expected.remove(at).expect("just found");
-        return Ok(Arriving { got: 0, into: Into::Buffer(message) });
+        return Ok(Arriving::Buffer(message, 0));
     }
     let operation = expected.front().map_or(theirs, |m| m.operation);
-    let mut content = Vec::new();
-    let bytes = theirs.dtype().and_then(|dtype| usize::try_from(theirs.count).ok()?.checked_mul(dtype.size()));
-    match bytes.map(|bytes| content.try_reserve_exact(bytes).map(|()| bytes)) {
-        Some(Ok(bytes)) => content.resize(bytes, 0),
-        // Bytes that no rank of this version sends, or more than this rank has memory for.
-        _ => {
-            let what = format!("no memory for {theirs}, which came before the message that this rank waits for");
-            let source = std::io::Error::new(std::io::ErrorKind::OutOfMemory, what);
-            let trouble = Trouble::Link(from, LinkError::Io { doing: "stashing an unexpected message", source });
-            return Err(Failure::of(trouble, operation));
-        }
-    }
-    Ok(Arriving { got: 0, into: Into::Stash(Stashed { operation: theirs, content }) })
+    Stashed::new(theirs, allowance).map(Arriving::Stash).map_err(|what| {
+        let source = std::io::Error::new(std::io::ErrorKind::OutOfMemory, what);
+        let trouble = Trouble::Link(from, LinkError::Io { doing: "keeping an unexpected message", source });
+        Failure::of(trouble, operation)
+    })
 }

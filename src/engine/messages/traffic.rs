@@ -3,11 +3,13 @@
 //! Nothing here waits or locks; [`super::Messages`] does.
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use maypole_collectives::{DataType, Element};
 use maypole_transports::LinkError;
 
 use super::peer::{Failure, Incoming, Outgoing, Peer};
+use super::stash::Allowance;
 use super::tally::{Count, Tally};
 use crate::engine::lane::Trouble;
 use crate::engine::routes::Routes;
@@ -77,6 +79,7 @@ impl Message {
 pub(super) struct Traffic {
     routes: Routes,
     stream_from: usize,
+    allowance: Arc<Allowance>,
     /// By rank; made with the first message.
     peers: Vec<Option<Box<Peer>>>,
     /// Ranks with something to do.
@@ -92,9 +95,12 @@ pub(super) struct Traffic {
 unsafe impl Send for Traffic {}
 
 impl Traffic {
-    pub fn new(routes: Routes, stream_from: usize) -> Traffic {
+    /// Over these routes. Written pieces of at least `stream_from` bytes go around the caches, and messages that come
+    /// before they are wanted take `stash` bytes at most.
+    pub fn new(routes: Routes, stream_from: usize, stash: usize) -> Traffic {
         let peers = std::iter::repeat_with(|| None).take(routes.size()).collect();
-        Traffic { routes, stream_from, peers, listed: Vec::new(), known: Vec::new(), found: 0 }
+        let allowance = Allowance::new(stash);
+        Traffic { routes, stream_from, allowance, peers, listed: Vec::new(), known: Vec::new(), found: 0 }
     }
 
     pub fn routes(&self) -> &Routes {
@@ -120,7 +126,7 @@ impl Traffic {
                 Some(peer) => peer,
                 none => {
                     self.known.push(rank);
-                    none.insert(Box::new(Peer::new(rank)))
+                    none.insert(Box::new(Peer::new(rank, self.allowance.clone())))
                 }
             };
             let come = match rank == me {
@@ -162,7 +168,7 @@ impl Traffic {
             Some(peer) => peer,
             none => {
                 self.known.push(message.peer);
-                none.insert(Box::new(Peer::new(message.peer)))
+                none.insert(Box::new(Peer::new(message.peer, self.allowance.clone())))
             }
         };
         let number = &mut peer.posted[usize::from(message.is_sent())];
