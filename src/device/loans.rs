@@ -1,5 +1,23 @@
 //! Registered device buffers as operations see them: publications that lend in place of copying. As
 //! [`crate::engine::loans`], which says when; here the reader's kernel finds the lender's memory in a table.
+//!
+//! # What a reader may call a result
+//!
+//! A lender's stream waits until all others are done with what it lent, and only then comes to whatever the caller has
+//! queued behind, which may write it. Under a verdict nobody is waited for: the stream is let go, or an operation of
+//! which not all could be queued ends without that wait ([`Device::tear`](super::state::Device::tear)). A reader's
+//! kernel may then find bytes of the lender's next work. But before either, the lender's host has set the word
+//! `released`, which all ranks of the host share and which stays set. Whoever waits for an operation's end looks at it
+//! *after* the end has come, before it says that there is a result ([`Sentry`](super::sentry::Sentry)). Suppose that
+//! the reader's kernel found such a byte: `released` was stored before the word that let the lender's stream go (the
+//! same host, in this order), that before the kernel which wrote the byte, that before the reader's kernel ended, and
+//! that before the reader's stream wrote `ended`, with a barrier of system scope in front. So who sees that end sees
+//! `released` too. It is the argument of the gate on the host
+//! ([`allocation`](maypole_transports::shm::allocation)), with one gate for all.
+//!
+//! Dropped memory is no way around it: it goes back to the driver only when every rank has dropped its part and closed
+//! its mapping of the others' ([`super::registered`], [`super::limbo`]), so no reader ever finds another's data there.
+//! A caller that waits for the stream by means of its own, and never asks the communicator, is not told of any failure.
 
 use maypole_collectives::algorithms::Algorithm;
 use maypole_collectives::schedule::Collective;

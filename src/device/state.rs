@@ -258,6 +258,9 @@ impl Device {
     /// Part of an operation is on the stream and the rest cannot be: all ranks are told.
     #[cold]
     pub fn tear(&self, entry: Entry<'_>, stream: &Stream, operation: &Fingerprint, error: Halt) -> Error {
+        // Not all waits are on the stream, perhaps not the one for those that read what was lent. Before the stream goes
+        // on: see [`super::loans`].
+        self.sentry.renounce();
         // What is on the stream already says that it ended, if it gets there.
         let ended = Commands::new(stream).and_then(|mut commands| {
             commands.write(&self.words.ended(self.me), entry.number())?;

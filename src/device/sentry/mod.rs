@@ -205,6 +205,12 @@ impl Sentry {
         self.shared.state.lock().guarded.push((word, mark));
     }
 
+    /// This rank's stream goes on without the others, under a verdict that is about to be: what they read of its memory
+    /// from now on is worth nothing, and they find that out when their operation has ended.
+    pub fn renounce(&self) {
+        self.shared.posts.released.store(1, Ordering::SeqCst);
+    }
+
     /// For errors of the communicator.
     pub fn court(&self) -> Court {
         self.shared.state.lock().court.clone()

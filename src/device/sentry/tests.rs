@@ -110,6 +110,24 @@ fn call(sequence: u64, count: usize) -> Fingerprint {
     Fingerprint::collective(sequence, Collective::AllReduce, DataType::F32, Some(ReduceOp::Sum), 0, count)
 }
 
+/// An operation of which not all could be queued: before its stream says that it ended, all that look are warned.
+#[test]
+fn who_goes_on_without_the_others_says_so_first() {
+    let (sentry, words, bench) = post(PATIENCE);
+    let entry = sentry.begin(call(1, 10), 7).unwrap();
+    sentry.renounce();
+    words.play(entry.number(), None);
+    drop(entry);
+    std::thread::scope(|s| {
+        // No verdict has come yet.
+        let outcome = s.spawn(|| sentry.synchronize(7));
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(!outcome.is_finished(), "it takes what there is for a result");
+        bench.mine.declare(Verdict::Aborted { rank: 1, why: "torn".into() });
+        assert!(outcome.join().unwrap().unwrap_err().to_string().contains("torn"));
+    });
+}
+
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
