@@ -88,6 +88,8 @@ pub struct Config {
     pub family: Family,
     /// `MAYPOLE_CONNECTIONS`: TCP connections per pair of ranks.
     pub connections: usize,
+    /// `MAYPOLE_ENCRYPT`: whether what goes over TCP is encrypted.
+    pub encrypt: bool,
     /// `MAYPOLE_HOST`: what counts as this rank's host; ranks with different texts never share memory.
     pub host: Option<String>,
     /// `MAYPOLE_LOG`: what to log to standard error: `info`, `debug`, or a filter of `tracing-subscriber`.
@@ -117,6 +119,7 @@ impl Default for Config {
             interface: None,
             family: Family::Any,
             connections: 1,
+            encrypt: false,
             host: None,
             log: None,
             key: None,
@@ -285,6 +288,19 @@ pub const KNOBS: &[Knob] = &[
         default: "1",
         meaning: "TCP connections per pair of ranks, 1 to 16; more help where one stream cannot fill the link",
         read: |c, v| number(v).map(|n| c.connections = n),
+    },
+    Knob {
+        name: "MAYPOLE_ENCRYPT",
+        default: "0",
+        meaning: "1: everything that goes over TCP is encrypted (Noise, AES-256-GCM), between hosts and on one",
+        read: |c, v| {
+            c.encrypt = match v {
+                "0" => false,
+                "1" => true,
+                _ => return Err("expected 0 or 1"),
+            };
+            Ok(())
+        },
     },
     Knob {
         name: "MAYPOLE_HOST",

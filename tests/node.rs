@@ -146,6 +146,24 @@ fn the_meeting_point_ends_with_the_job() {
 }
 
 #[test]
+fn encrypted_connections_have_keys_on_both_sides() {
+    let mut config = config();
+    config.encrypt = true;
+    let id = UniqueId::create(&config).unwrap();
+    let nodes = ranks(2, |rank| Node::join(Meeting::Id(id), rank, 2, &config).unwrap());
+    let _watches = watches(&nodes);
+    let ours = nodes[0].connect(1, WORLD, 0, 2).unwrap();
+    let start = Instant::now();
+    let theirs = loop {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        if let Some(wires) = nodes[1].accepted(0, WORLD, 0, 2) {
+            break wires;
+        }
+    };
+    assert!(ours.iter().chain(&theirs).all(|wire| wire.seal.is_some()));
+}
+
+#[test]
 fn connections_come_out_in_order_on_the_other_side() {
     let nodes = world(3);
     let (accepted, wakes) = mpsc::channel();
@@ -160,14 +178,14 @@ fn connections_come_out_in_order_on_the_other_side() {
         }
     };
     assert!(nodes[2].accepted(0, WORLD, 1, 3).is_none(), "given out once");
-    for (i, stream) in out.iter_mut().enumerate() {
-        stream.write_all(&[i as u8]).unwrap();
+    for (i, wire) in out.iter_mut().enumerate() {
+        wire.stream.write_all(&[i as u8]).unwrap();
     }
-    other[0].write_all(&[77]).unwrap();
-    for (i, mut stream) in taken.into_iter().enumerate() {
-        stream.set_nonblocking(false).unwrap();
+    other[0].stream.write_all(&[77]).unwrap();
+    for (i, mut wire) in taken.into_iter().enumerate() {
+        wire.stream.set_nonblocking(false).unwrap();
         let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
+        wire.stream.read_exact(&mut byte).unwrap();
         assert_eq!(byte[0], i as u8);
     }
 }
@@ -225,7 +243,7 @@ fn ipv6_only_works_throughout() {
     let nodes = ranks(2, |rank| Node::join(Meeting::Id(id), rank, 2, &config).unwrap());
     assert!(nodes[0].peers().iter().all(|p| !p.data.is_empty() && p.data.iter().all(|a| a.is_ipv6())));
     let stream = nodes[0].connect(1, WORLD, 0, 1).unwrap();
-    assert!(stream[0].peer_addr().unwrap().is_ipv6());
+    assert!(stream[0].stream.peer_addr().unwrap().is_ipv6());
 }
 
 #[test]
@@ -268,6 +286,14 @@ fn every_rank_is_told_why_the_job_cannot_start() {
     other.ring *= 2;
     for error in refused(2, |i| (i, 2, if i == 0 { config() } else { other.clone() })) {
         assert!(error.contains("MAYPOLE_RING=262144") && error.contains("MAYPOLE_RING=524288"), "{error}");
+    }
+    // Whoever has the hub, and whether rank 0 does.
+    let mut encrypts = config();
+    encrypts.encrypt = true;
+    for who in [0, 1] {
+        for error in refused(2, |i| (i, 2, if i == who { encrypts.clone() } else { config() })) {
+            assert!(error.contains("MAYPOLE_ENCRYPT=0") && error.contains("MAYPOLE_ENCRYPT=1"), "{error}");
+        }
     }
 }
 

@@ -3,11 +3,10 @@
 //! Ranks of one host share a segment, all others are reached by TCP. Collectives and messages have links of their own:
 //! each engine has its own [`Routes`], over the same segment and node, but with its own [`Rest`].
 
-use std::net::TcpStream;
 use std::sync::Arc;
 
 use maypole_transports::shm::Group;
-use maypole_transports::tcp::{self, Path, Poller};
+use maypole_transports::tcp::{self, Path, Poller, Wire};
 use maypole_transports::{LinkError, Receiver, Sender};
 use parking_lot::Mutex;
 
@@ -181,7 +180,7 @@ impl Routes {
         there.map(|streams| self.pair(network, peer, streams)).transpose().map_err(|e| Trouble::Link(peer, e))
     }
 
-    fn pair(&self, network: &Network, peer: usize, streams: Vec<TcpStream>) -> Result<Pair, LinkError> {
+    fn pair(&self, network: &Network, peer: usize, streams: Vec<Wire>) -> Result<Pair, LinkError> {
         let (sender, receiver) = tcp::link(streams, network.credit)?;
         for fd in receiver.fds() {
             let io = |source| LinkError::Io { doing: "watching a connection", source };

@@ -15,16 +15,20 @@
 //! forget a connection that the caller takes for made, and learns of it again by what the caller sends.
 //!
 //! Both ends come out with a [`Key`] of this one connection, derived from the job's key, the greeting and the opening.
-//! The door may write on at once after its answer, the caller when it has seen it. Everything has a fixed size: a
-//! stranger costs the door a few hundred bytes and a file descriptor until its time is up.
+//! If the errand says so, keys for encryption are agreed on then, bound to that key: 48 bytes of the caller's and 48 of
+//! the door's (`maypole_transports::tcp::seal`). The door may write on at once after its last word, the caller when it
+//! has seen it. Everything has a fixed size: a stranger costs the door a few hundred bytes and a file descriptor until
+//! its time is up.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use maypole_transports::tcp::seal::{self, HELLO};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::key::Key;
+use super::session::Session;
 
 /// `to` of an errand that is for the hub, and the hub's own number at its door.
 pub(super) const HUB: u32 = u32::MAX;
@@ -54,6 +58,8 @@ pub(super) enum Purpose {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Errand {
     pub purpose: Purpose,
+    /// Whether the connection is to be encrypted.
+    pub sealed: bool,
     /// The caller's world rank.
     pub from: u32,
     /// The called rank, or [`HUB`].
@@ -71,7 +77,7 @@ impl Errand {
         let mut at = 0;
         let fields: [&[u8]; 9] = [
             &MAGIC,
-            &[self.purpose as u8, 0, 0, 0],
+            &[self.purpose as u8, u8::from(self.sealed), 0, 0],
             &self.from.to_le_bytes(),
             &self.to.to_le_bytes(),
             &self.context.to_le_bytes(),
@@ -100,6 +106,7 @@ impl Errand {
         let context = u64::from_le_bytes(opening[20..28].try_into().expect("8 bytes"));
         (opening[..8] == MAGIC).then_some(Errand {
             purpose,
+            sealed: opening[9] == 1,
             from: word(12),
             to: word(16),
             context,
@@ -153,8 +160,8 @@ pub(super) fn random() -> io::Result<[u8; 32]> {
 pub(super) enum Standing {
     /// More has to arrive.
     Waiting,
-    /// It holds the job's key; this is what it wants, and the key of this connection.
-    Admitted(Errand, Key),
+    /// It holds the job's key; this is what it wants, and what both ends have in common now.
+    Admitted(Errand, Session),
     /// It is to be closed. It said that it is this rank, if it showed a key, but another one.
     Rejected(Refusal, Option<u32>),
 }
@@ -166,6 +173,8 @@ pub(super) struct Guest<S> {
     greeting: Option<[u8; GREETING]>,
     buffer: [u8; OPENING + MAC],
     filled: usize,
+    /// It has shown the key, and keys for encryption are still to be agreed on.
+    sealing: Option<(Errand, Key)>,
     /// When its time is up.
     pub deadline: Instant,
 }
@@ -173,7 +182,7 @@ pub(super) struct Guest<S> {
 impl<S: Read + Write> Guest<S> {
     /// A connection just accepted; `stream` is non-blocking.
     pub fn new(stream: S, deadline: Instant) -> Guest<S> {
-        Guest { stream, greeting: None, buffer: [0; OPENING + MAC], filled: 0, deadline }
+        Guest { stream, greeting: None, buffer: [0; OPENING + MAC], filled: 0, sealing: None, deadline }
     }
 
     /// Give the connection up to whoever serves it now.
@@ -182,9 +191,13 @@ impl<S: Read + Write> Guest<S> {
     }
 
     /// Take in what has arrived, and answer. `me` is who is called at this door, for `purpose` only. No byte after the
-    /// proof is read.
+    /// handshake is read.
     pub fn advance(&mut self, key: &Key, me: u32, purpose: Purpose) -> Standing {
-        self.admit(key, me, purpose).unwrap_or_else(|refusal| Standing::Rejected(refusal, None))
+        let standing = match self.sealing.take() {
+            None => self.admit(key, me, purpose),
+            Some((errand, session)) => self.seal(errand, session),
+        };
+        standing.unwrap_or_else(|refusal| Standing::Rejected(refusal, None))
     }
 
     fn admit(&mut self, key: &Key, me: u32, purpose: Purpose) -> Result<Standing, Refusal> {
@@ -227,7 +240,31 @@ impl<S: Read + Write> Guest<S> {
         };
         let (answer, session) = (transcript.mac(key, b"door"), transcript.session(key));
         self.say(answer.as_bytes())?;
-        Ok(Standing::Admitted(errand, session))
+        if errand.sealed {
+            self.filled = 0;
+            return self.seal(errand, session);
+        }
+        Ok(Standing::Admitted(errand, Session { key: session, seal: None }))
+    }
+
+    /// The caller has shown the key; it begins with its part of the keys for encryption.
+    fn seal(&mut self, errand: Errand, session: Key) -> Result<Standing, Refusal> {
+        while self.filled < HELLO {
+            match self.stream.read(&mut self.buffer[self.filled..HELLO]) {
+                Ok(0) => return Err(Refusal::Closed),
+                Ok(n) => self.filled += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.sealing = Some((errand, session));
+                    return Ok(Standing::Waiting);
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let hello = self.buffer.first_chunk().expect("longer than that");
+        let (answer, seal) = seal::answer(session.bytes(), hello).map_err(|_| Refusal::Changed)?;
+        self.say(&answer)?;
+        Ok(Standing::Admitted(errand, Session { key: session, seal: Some(seal) }))
     }
 
     /// Say which protocol this is.
@@ -258,6 +295,8 @@ pub(super) enum Refusal {
     WrongKey,
     #[error("it holds the key, but is another rank")]
     Elsewhere,
+    #[error("bytes were changed on the way")]
+    Changed,
     #[error("it accepted the connection but did not answer in time")]
     Silent,
     #[error("given up")]
@@ -266,7 +305,7 @@ pub(super) enum Refusal {
     Io(#[from] io::Error),
 }
 
-/// The caller's side: show the key and have the door show it; returns the key of this connection. Blocks until
+/// The caller's side: show the key and have the door show it; returns what both ends have in common then. Blocks until
 /// `deadline`, or until `give_up` says so (asked every 20 ms). `stream` is non-blocking and stays so.
 pub(super) fn knock<S: Read + Write + AsFd>(
     stream: &mut S,
@@ -274,7 +313,7 @@ pub(super) fn knock<S: Read + Write + AsFd>(
     errand: &Errand,
     deadline: Instant,
     give_up: &dyn Fn() -> bool,
-) -> Result<Key, Refusal> {
+) -> Result<Session, Refusal> {
     let opening = errand.opening(&random()?);
     transfer(stream, Transfer::Write(&opening), deadline, give_up)?;
     let mut greeting = [0; GREETING];
@@ -289,7 +328,18 @@ pub(super) fn knock<S: Read + Write + AsFd>(
     if blake3::Hash::from_bytes(answer) != transcript.mac(key, b"door") {
         return Err(Refusal::WrongKey);
     }
-    Ok(transcript.session(key))
+    let key = transcript.session(key);
+    let seal = match errand.sealed {
+        false => None,
+        true => {
+            let (caller, hello) = seal::call(key.bytes());
+            transfer(stream, Transfer::Write(&hello), deadline, give_up)?;
+            let mut answer = [0; HELLO];
+            transfer(stream, Transfer::Read(&mut answer), deadline, give_up)?;
+            Some(caller.answered(&answer).map_err(|_| Refusal::Changed)?)
+        }
+    };
+    Ok(Session { key, seal })
 }
 
 enum Transfer<'a> {
@@ -351,10 +401,28 @@ mod tests {
 
     use super::*;
 
-    const ERRAND: Errand =
-        Errand { purpose: Purpose::Data, from: 3, to: 7, context: u64::MAX - 5, channel: 9, index: 1, total: 4 };
+    const ERRAND: Errand = Errand {
+        purpose: Purpose::Data,
+        sealed: false,
+        from: 3,
+        to: 7,
+        context: u64::MAX - 5,
+        channel: 9,
+        index: 1,
+        total: 4,
+    };
 
-    fn meet(caller: [u8; 32], door: [u8; 32], me: u32, purpose: Purpose) -> (Result<Key, Refusal>, Standing) {
+    fn meet(caller: [u8; 32], door: [u8; 32], me: u32, purpose: Purpose) -> (Result<Session, Refusal>, Standing) {
+        meet_for(&ERRAND, caller, door, me, purpose)
+    }
+
+    fn meet_for(
+        errand: &Errand,
+        caller: [u8; 32],
+        door: [u8; 32],
+        me: u32,
+        purpose: Purpose,
+    ) -> (Result<Session, Refusal>, Standing) {
         let (mut outside, inside) = UnixStream::pair().unwrap();
         outside.set_nonblocking(true).unwrap();
         inside.set_nonblocking(true).unwrap();
@@ -369,7 +437,7 @@ mod tests {
                     }
                 }
             });
-            let result = knock(&mut outside, &Key::new(caller), &ERRAND, soon, &|| false);
+            let result = knock(&mut outside, &Key::new(caller), errand, soon, &|| false);
             drop(outside);
             (result, called.join().unwrap())
         })
@@ -382,11 +450,21 @@ mod tests {
             let (result, standing) = meet([1; 32], [1; 32], 7, Purpose::Data);
             let Standing::Admitted(errand, session) = standing else { panic!("{standing:?}") };
             assert_eq!(errand, ERRAND);
-            assert_eq!(result.unwrap(), session);
-            assert_ne!(session, Key::new([1; 32]));
-            sessions.push(session);
+            assert_eq!(result.unwrap().key, session.key);
+            assert_ne!(session.key, Key::new([1; 32]));
+            assert!(session.seal.is_none());
+            sessions.push(session.key);
         }
         assert_ne!(sessions[0], sessions[1], "each connection has another key");
+    }
+
+    #[test]
+    fn both_ends_have_keys_for_encryption_where_the_errand_says_so() {
+        let sealed = Errand { sealed: true, ..ERRAND };
+        let (result, standing) = meet_for(&sealed, [1; 32], [1; 32], 7, Purpose::Data);
+        let Standing::Admitted(errand, session) = standing else { panic!("{standing:?}") };
+        assert_eq!(errand, sealed);
+        assert!(session.seal.is_some() && result.unwrap().seal.is_some());
     }
 
     #[test]

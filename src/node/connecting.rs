@@ -6,12 +6,12 @@
 //! and an end as soon as there is a verdict.
 
 use std::collections::HashMap;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use maypole_collectives::DataType;
+use maypole_transports::tcp::Wire;
 
 use super::auth::{Errand, Purpose};
 use super::frame::ToHub;
@@ -35,19 +35,19 @@ pub(super) type Underway = HashMap<(usize, u64, usize), Making>;
 /// One entry of it.
 pub(super) enum Making {
     Since(Instant),
-    Ended(Result<Vec<TcpStream>>),
+    Ended(Result<Vec<Wire>>),
 }
 
 impl Node {
     /// Open `connections` TCP connections to world rank `peer` for `context` and `channel`. Blocks until they stand, at
     /// most `MAYPOLE_CONNECT_TIMEOUT`, or until the communicator has a verdict. The other side gets them from
     /// [`Node::accepted`]; one of two ranks connects, the lower one. Streams are non-blocking, with `TCP_NODELAY`, in
-    /// the same order on both sides.
+    /// the same order on both sides; with `MAYPOLE_ENCRYPT` they come with keys.
     ///
     /// # Errors
     /// [`Error::Bootstrap`] naming the peer, its addresses and what is wrong with each; [`Error::Failed`] if there is a
     /// verdict.
-    pub fn connect(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Result<Vec<TcpStream>> {
+    pub fn connect(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Result<Vec<Wire>> {
         self.shared.connect(peer, context, channel, connections)
     }
 
@@ -62,7 +62,7 @@ impl Node {
         context: u64,
         channel: usize,
         connections: usize,
-    ) -> Result<Option<Vec<TcpStream>>> {
+    ) -> Result<Option<Vec<Wire>>> {
         let key = (peer, context, channel);
         let mut underway = self.shared.underway.lock();
         match underway.remove(&key) {
@@ -108,7 +108,7 @@ impl Node {
 
 impl Shared {
     /// See [`Node::connect`].
-    fn connect(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Result<Vec<TcpStream>> {
+    fn connect(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Result<Vec<Wire>> {
         assert!((1..=CONNECTIONS).contains(&connections), "from 1 to {CONNECTIONS} connections");
         let watch = self.contexts.lock().get(&context).map(|r| (r.watch.clone(), r.me));
         let member = self.member(context, peer);
@@ -125,6 +125,7 @@ impl Shared {
         while streams.len() < connections {
             let errand = Errand {
                 purpose: Purpose::Data,
+                sealed: self.config.encrypt,
                 from: self.rank as u32,
                 to: peer as u32,
                 context,
@@ -133,8 +134,8 @@ impl Shared {
                 total: connections as u16,
             };
             let failures = match dial::call(&other.data, source, &self.key, &errand, deadline, &give_up) {
-                Ok((stream, ..)) => {
-                    streams.push(stream);
+                Ok((stream, _, session)) => {
+                    streams.push(session.into_wire(stream));
                     continue;
                 }
                 Err(failures) => failures,

@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::auth::{Errand, Refusal, knock};
 use super::key::Key;
+use super::session::Session;
 use crate::descriptors;
 
 /// How long an address has before the next one is tried beside it.
@@ -27,7 +28,7 @@ pub(super) type Failures = Vec<(SocketAddr, Refusal)>;
 
 /// Call the process at `addresses` for `errand`, from the local address `source` if one is given. Blocks until somebody
 /// has answered who holds the key, all have failed, or `deadline`. Returns the stream (non-blocking, without Nagle's
-/// delay), the address that answered, and the key of this connection.
+/// delay), the address that answered, and what both ends have in common now.
 pub(super) fn call(
     addresses: &[SocketAddr],
     source: Option<IpAddr>,
@@ -35,7 +36,7 @@ pub(super) fn call(
     errand: &Errand,
     deadline: Instant,
     give_up: &dyn Fn() -> bool,
-) -> Result<(TcpStream, SocketAddr, Key), Failures> {
+) -> Result<(TcpStream, SocketAddr, Session), Failures> {
     let mut untried: Vec<SocketAddr> = addresses.to_vec();
     let mut failures = Failures::new();
     while let Some((mut stream, address)) = connect(&mut untried, source, deadline, give_up, &mut failures) {
@@ -135,7 +136,7 @@ mod tests {
     use super::*;
 
     const ERRAND: Errand =
-        Errand { purpose: Purpose::Data, from: 0, to: 1, context: 0, channel: 0, index: 0, total: 1 };
+        Errand { purpose: Purpose::Data, sealed: false, from: 0, to: 1, context: 0, channel: 0, index: 0, total: 1 };
 
     #[test]
     fn every_address_is_explained() {

@@ -18,6 +18,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::auth::{Errand, Guest, Purpose, Standing};
 use super::key::Key;
+use super::session::Session;
 use crate::descriptors;
 
 /// How long a guest has to show the key.
@@ -96,8 +97,8 @@ struct Standby<S> {
     from: Option<IpAddr>,
 }
 
-/// Who has shown the job's key: its connection, what it wants, and the key of this connection.
-pub(super) type Admitted<S> = (S, Errand, Key);
+/// Who has shown the job's key: its connection, what it wants, and what both ends have in common.
+pub(super) type Admitted<S> = (S, Errand, Session);
 
 /// See the [module](self).
 pub(super) struct Door<L: Listen> {

@@ -64,7 +64,7 @@ fn call(from: [u8; 4], to: SocketAddr) -> TcpStream {
 }
 
 const ERRAND: Errand =
-    Errand { purpose: Purpose::Control, from: 1, to: HUB, context: 0, channel: 0, index: 0, total: 0 };
+    Errand { purpose: Purpose::Control, sealed: false, from: 1, to: HUB, context: 0, channel: 0, index: 0, total: 0 };
 
 #[test]
 fn a_crowd_from_elsewhere_does_not_drive_a_guest_out() {

@@ -78,7 +78,7 @@ pub(super) enum ToHub {
 pub(super) enum ToNode {
     /// All ranks have come.
     Table { peers: Vec<Peer>, hub: HubPlace },
-    /// The job cannot start, and why.
+    /// The job cannot start, and why; or, later, this rank takes part in it no longer.
     Failed { what: String },
     /// The communicator has failed.
     Declare { context: u64, verdict: Verdict },

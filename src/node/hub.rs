@@ -21,7 +21,8 @@ use super::frame::{HELLO_LIMIT, Hello, HubPlace, RANK_LIMIT, ToHub, ToNode};
 use super::key::Key;
 use super::lines::{Fault, Line, Lines};
 use super::roster::Roster;
-use super::wire::Body;
+use super::session::Session;
+use super::wire::{self, Body};
 use super::{peer, roster, silence};
 use crate::config::{Config, Family};
 use crate::deadline::deadline;
@@ -188,8 +189,8 @@ impl Hub {
                     }
                 }
             }
-            for (stream, ..) in admitted.drain(..) {
-                self.greet(stream);
+            for (stream, errand, session) in admitted.drain(..) {
+                self.greet(stream, errand.from as usize, session);
             }
             for id in std::mem::take(&mut self.ended) {
                 // What it said before it ended counts.
@@ -246,11 +247,11 @@ impl Hub {
     }
 
     /// A connection has shown the key.
-    fn greet(&mut self, stream: TcpStream) {
+    fn greet(&mut self, stream: TcpStream, caller: usize, session: Session) {
         if let Err(e) = silence::keep_alive(&stream, self.timeout) {
             tracing::debug!("no keep-alive on a control connection: {e}");
         }
-        if let Some(id) = self.lines.add(stream, &self.epoll) {
+        if let Some(id) = self.lines.add(stream, caller, session, &self.epoll) {
             self.hear(id);
         }
     }
@@ -268,12 +269,14 @@ impl Hub {
                 Ok(Some(frame)) if line.known.is_some() => self.serve(id, frame),
                 Ok(None) => break,
                 Ok(Some(_)) => return self.hang_up(id, "it did not introduce itself"),
+                Err(e) if wire::is_changed(&e) => return self.distrust(id),
                 Err(e) => return self.hang_up(id, &format!("its control connection carried {e}")),
             }
         }
         match open {
             Ok(true) => {}
             Ok(false) => self.hang_up(id, ENDED),
+            Err(e) if wire::is_changed(&e) => self.distrust(id),
             Err(e) => {
                 let how = self.fate(id, &e);
                 self.hang_up(id, &how);
@@ -457,13 +460,27 @@ impl Hub {
         )
     }
 
+    /// What came on a connection was changed on the way. Its rank is told why it is hung up on, while that way still
+    /// holds, so that it fails as the others do.
+    fn distrust(&mut self, id: u64) {
+        let how = wire::changed_on_the_way(&peer::host_name());
+        let Some(line) = self.lines.get_mut(id) else { return };
+        // Nobody is known by a first frame that was changed, but by the key that it showed.
+        if matches!(self.phase, Phase::Gathering(_)) {
+            line.known = line.known.or(Some((line.caller, false)));
+        }
+        line.last_words(&ToNode::Failed { what: how.clone() });
+        self.hang_up(id, &how);
+    }
+
     /// A connection is over.
     fn hang_up(&mut self, id: u64, how: &str) {
         let Some(line) = self.lines.remove(id) else { return };
         let Some((rank, own)) = line.known else { return };
         match &mut self.phase {
             Phase::Gathering(roster) => {
-                let (what, size) = (roster.lost(rank, how), roster.size().unwrap_or(0));
+                // Where nobody has said how many there are, those who come until the time is up are told.
+                let (what, size) = (roster.lost(rank, how), roster.size().unwrap_or(usize::MAX));
                 self.fail(what, size, HashSet::from([rank]), Instant::now() + HELD);
             }
             Phase::Failed { held, told, .. } => {

@@ -3,7 +3,6 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use maypole_collectives::schedule::Collective;
@@ -14,6 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::super::auth::{Errand, Purpose, Refusal, knock, wait};
 use super::super::frame::{Runs, TABLE_LIMIT};
 use super::super::peer::{Peer, Settings};
+use super::super::tag::Writer;
 use super::super::wire::{Inbox, Outbox};
 use super::*;
 use crate::fingerprint::Fingerprint;
@@ -90,6 +90,7 @@ struct Member {
     rank: usize,
     stream: TcpStream,
     inbox: Inbox,
+    outbox: Outbox,
 }
 
 fn soon() -> Instant {
@@ -104,6 +105,7 @@ impl Member {
         stream.set_nodelay(true)?;
         let errand = Errand {
             purpose: Purpose::Control,
+            sealed: false,
             from: rank as u32,
             to: HUB,
             context: 0,
@@ -111,20 +113,19 @@ impl Member {
             index: 0,
             total: 0,
         };
-        knock(&mut stream, &key(), &errand, soon(), &|| false)?;
-        Ok(Member { rank, stream, inbox: Inbox::default() })
+        let (inbox, outbox) = knock(&mut stream, &key(), &errand, soon(), &|| false)?.into_frames(Writer::Node);
+        Ok(Member { rank, stream, inbox, outbox })
     }
 
-    fn say(&self, frame: &ToHub) {
-        let mut outbox = Outbox::default();
-        outbox.push(frame);
-        while !outbox.flush(&self.stream).unwrap() {
+    fn say(&mut self, frame: &ToHub) {
+        self.outbox.push(frame);
+        while !self.outbox.flush(&self.stream).unwrap() {
             wait(&self.stream, PollFlags::POLLOUT, soon(), &|| false).unwrap();
         }
     }
 
     /// Eight ranks of a host, each bound to a core.
-    fn introduce(&self, size: usize) {
+    fn introduce(&mut self, size: usize) {
         let peer = Peer {
             rank: self.rank,
             host: format!("node{:05}.cluster.example.org", self.rank / 8),
@@ -146,8 +147,12 @@ impl Member {
     }
 
     fn hear(&mut self) -> ToNode {
+        self.take(|inbox| inbox.next(TABLE_LIMIT))
+    }
+
+    fn take<T>(&mut self, next: impl Fn(&mut Inbox) -> io::Result<Option<T>>) -> T {
         loop {
-            if let Some(frame) = self.inbox.next(TABLE_LIMIT).unwrap() {
+            if let Some(frame) = next(&mut self.inbox).unwrap() {
                 return frame;
             }
             wait(&self.stream, PollFlags::POLLIN, soon(), &|| false).unwrap();
@@ -157,13 +162,7 @@ impl Member {
 
     /// Take in the table without making anything of it: its length and digest.
     fn skip(&mut self) -> (usize, blake3::Hash) {
-        self.stream.set_nonblocking(false).unwrap();
-        let mut head = [0; 4];
-        self.stream.read_exact(&mut head).unwrap();
-        let mut body = vec![0; u32::from_le_bytes(head) as usize];
-        self.stream.read_exact(&mut body).unwrap();
-        self.stream.set_nonblocking(true).unwrap();
-        (body.len(), blake3::hash(&body))
+        self.take(|inbox| inbox.skip(TABLE_LIMIT))
     }
 }
 
@@ -180,7 +179,7 @@ fn two_thousand_ranks_cost_the_hub_little() {
     let begun = Instant::now();
     let mut members: Vec<Member> = (0..RANKS).map(|rank| Member::arrive(rank, at).unwrap()).collect();
     // The last comes first, so that none of those who come finds the others at the beginning of a list.
-    members.iter().rev().for_each(|member| member.introduce(RANKS));
+    members.iter_mut().rev().for_each(|member| member.introduce(RANKS));
     let ToNode::Table { peers, .. } = members[0].hear() else { panic!("a table") };
     assert!(peers.len() == RANKS && peers.iter().enumerate().all(|(rank, peer)| peer.rank == rank));
     let tables: Vec<_> = members[1..].iter_mut().map(Member::skip).collect();
@@ -188,11 +187,11 @@ fn two_thousand_ranks_cost_the_hub_little() {
     println!("{RANKS} ranks have met after {:?}; a table has {} bytes", begun.elapsed(), tables[0].0);
     let everybody: Vec<usize> = (0..RANKS).collect();
     let world = Runs::new(&everybody);
-    members.iter().for_each(|m| m.say(&ToHub::Register { context: WORLD, members: world.clone() }));
+    members.iter_mut().for_each(|m| m.say(&ToHub::Register { context: WORLD, members: world.clone() }));
     let operation = Fingerprint::collective(1, Collective::AllReduce, DataType::F32, Some(ReduceOp::Sum), 0, 4);
     let stalled = ToHub::Stalled { context: WORLD, operation, after: Duration::from_secs(9), unheard: None };
     // The hub serves connections in any order: all have registered once all have been answered.
-    members.iter().for_each(|m| m.say(&ToHub::Inquire { context: WORLD, operation, peer: m.rank }));
+    members.iter_mut().for_each(|m| m.say(&ToHub::Inquire { context: WORLD, operation, peer: m.rank }));
     members.iter_mut().for_each(|m| assert!(matches!(m.hear(), ToNode::Ask { .. })));
     members[7].say(&stalled);
     for member in members.iter_mut().filter(|member| member.rank != 7) {
@@ -204,7 +203,7 @@ fn two_thousand_ranks_cost_the_hub_little() {
         let ToNode::Declare { verdict, .. } = member.hear() else { panic!("a verdict") };
         assert!(matches!(verdict, crate::Verdict::Stalled { culprits, .. } if culprits.len() == RANKS - 1));
     }
-    members.iter().for_each(|member| member.say(&ToHub::Bye));
+    members.iter_mut().for_each(|member| member.say(&ToHub::Bye));
     members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Farewell)));
     println!("and have left after {:?}", begun.elapsed());
     drop(members);
@@ -245,13 +244,55 @@ fn ranks_come_in_among_a_crowd_of_strangers() {
             }
         };
         let mut members: Vec<Member> = (0..RANKS).map(arrive).collect();
-        members.iter().for_each(|member| member.introduce(RANKS));
+        members.iter_mut().for_each(|member| member.introduce(RANKS));
         members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Table { .. })));
-        members.iter().for_each(|member| member.say(&ToHub::Bye));
+        members.iter_mut().for_each(|member| member.say(&ToHub::Bye));
         members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Farewell)));
         over.store(true, Ordering::Relaxed);
         strangers.join().unwrap()
     });
     hub.join().unwrap();
     println!("{RANKS} ranks came in among {called} strangers");
+}
+
+/// A frame that was changed on the way: its rank is told why its line ends, and all others get the same verdict.
+#[test]
+fn a_changed_frame_is_a_verdict_on_its_rank() {
+    const RANKS: usize = 3;
+    let (at, hub) = hub(RANKS);
+    let mut members: Vec<Member> = (0..RANKS).map(|rank| Member::arrive(rank, at).unwrap()).collect();
+    members.iter_mut().for_each(|member| member.introduce(RANKS));
+    members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Table { .. })));
+    let world = Runs::new(&[0, 1, 2]);
+    members.iter_mut().for_each(|m| m.say(&ToHub::Register { context: WORLD, members: world.clone() }));
+    let mut bytes = Vec::new();
+    members[1].outbox.push(&ToHub::Fallen { how: "a text".to_string() });
+    members[1].outbox.flush(&mut bytes).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::io::Write::write_all(&mut members[1].stream, &bytes).unwrap();
+    let ToNode::Failed { what } = members[1].hear() else { panic!("it is not told") };
+    assert!(what.contains("changed on the way") && what.contains(&peer::host_name()), "{what}");
+    for other in [0, 2] {
+        let ToNode::Declare { verdict, .. } = members[other].hear() else { panic!("a verdict") };
+        let host = "node00000.cluster.example.org".to_string();
+        assert_eq!(verdict, crate::Verdict::Died { rank: 1, host, how: what.clone() });
+    }
+    [0, 2].into_iter().for_each(|other| members[other].say(&ToHub::Bye));
+    drop(members);
+    hub.join().unwrap();
+}
+
+/// The same of the first frame, when the others are still awaited: nobody can start.
+#[test]
+fn a_changed_introduction_is_told_to_all() {
+    let (at, _) = hub(2);
+    let mut members: Vec<Member> = (0..2).map(|rank| Member::arrive(rank, at).unwrap()).collect();
+    members[0].introduce(2);
+    std::io::Write::write_all(&mut members[1].stream, &[1, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff, 0]).unwrap();
+    std::io::Write::write_all(&mut members[1].stream, &[0; 16]).unwrap();
+    for member in &mut members {
+        let ToNode::Failed { what } = member.hear() else { panic!("it is not told") };
+        assert!(what.contains("changed on the way"), "{what}");
+    }
 }

@@ -4,8 +4,8 @@
 //! have something to write, those that wait for room and those that have yet to introduce themselves are listed.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::io;
-use std::net::TcpStream;
+use std::io::{self, Read};
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use maypole_transports::tcp;
@@ -13,24 +13,46 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::door::token;
 use super::frame::ToNode;
+use super::session::Session;
+use super::tag::Writer;
 use super::wire::{Body, Inbox, Outbox};
 
 /// How long a connection that has shown the key has to say who it is.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 /// Bytes that a connection may leave unread before it counts as dead.
 const BACKLOG: usize = 512 << 20;
+/// How often something is read and thrown away at most before a connection is closed.
+const DISCARDED: usize = 64;
 /// How long it is remembered which hosts do not answer: where a network is cut, connections end by the hundred.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
 /// A control connection that has shown the key.
 pub(super) struct Line {
     pub stream: TcpStream,
+    /// The rank as which it has shown the key.
+    pub caller: usize,
     pub inbox: Inbox,
     outbox: Outbox,
     /// The rank as which it has introduced itself, and whether that is a thread of the hub's own process.
     pub known: Option<(usize, bool)>,
     /// It has left and waits for a farewell.
     pub leaving: bool,
+}
+
+impl Line {
+    /// Write a frame on a connection that is about to be closed, as far as it takes it now.
+    pub fn last_words(&mut self, message: &ToNode) {
+        self.outbox.push(message);
+        let _ = self.outbox.flush(&self.stream);
+        let _ = self.stream.shutdown(Shutdown::Write);
+        // Closing while there is something to read would be a reset, which may overtake what was just written.
+        let mut scratch = [0; 16 << 10];
+        for _ in 0..DISCARDED {
+            if !matches!((&self.stream).read(&mut scratch), Ok(1..)) {
+                return;
+            }
+        }
+    }
 }
 
 /// Why a connection has to be given up.
@@ -71,12 +93,12 @@ impl Lines {
     }
 
     /// Take in a connection; its number. `None` if the system refuses to watch it.
-    pub fn add(&mut self, stream: TcpStream, epoll: &Epoll) -> Option<u64> {
+    pub fn add(&mut self, stream: TcpStream, caller: usize, session: Session, epoll: &Epoll) -> Option<u64> {
         let id = self.latest + 1;
         epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, token(self.kind, id))).ok()?;
         self.latest = id;
-        let (inbox, outbox) = (Inbox::default(), Outbox::default());
-        self.lines.insert(id, Line { stream, inbox, outbox, known: None, leaving: false });
+        let (inbox, outbox) = session.into_frames(Writer::Hub);
+        self.lines.insert(id, Line { stream, caller, inbox, outbox, known: None, leaving: false });
         self.strangers.push_back((Instant::now() + INTRODUCTION, id));
         Some(id)
     }

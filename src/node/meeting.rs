@@ -16,7 +16,9 @@ use super::frame::{Hello, HubPlace, TABLE_LIMIT, ToHub, ToNode};
 use super::id::Meeting;
 use super::key::Key;
 use super::peer::{self, Peer, Settings};
-use super::wire::{Inbox, Outbox};
+use super::session::Session;
+use super::tag::Writer;
+use super::wire::{self, Inbox, Outbox};
 use super::{hub, roster, silence};
 use crate::config::{Config, Family};
 use crate::deadline::deadline;
@@ -35,9 +37,10 @@ const GRACE: Duration = Duration::from_secs(3);
 /// What a rank has when all have come.
 pub(super) struct Met {
     pub key: Key,
-    /// The control connection, non-blocking, and what has arrived on it.
+    /// The control connection, non-blocking, what has arrived on it, and what goes out on it.
     pub control: TcpStream,
     pub inbox: Inbox,
+    pub outbox: Outbox,
     pub peers: Vec<Peer>,
     pub hub: HubPlace,
     pub data: TcpListener,
@@ -100,7 +103,7 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
         _ => WRONG_KEY_PATIENCE,
     };
     let (point, key) = go(meeting, rank, size, config, start)?;
-    let (control, address) = reach(&point, &key, rank, config, start, patience)?;
+    let (control, address, session) = reach(&point, &key, rank, config, start, patience)?;
     silence::keep_alive(&control, config.timeout)
         .map_err(|e| Error::system("cannot set keep-alive on the control connection", e))?;
     let route = control.local_addr().map_err(|e| Error::system("cannot tell this rank's own address", e))?.ip();
@@ -123,12 +126,12 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
         },
         settings: Settings::of(config),
     };
-    let mut inbox = Inbox::default();
-    let patience = config.connect_timeout.saturating_add(GRACE);
-    let what = introduce(&control, &mut inbox, hello, deadline(Instant::now(), patience));
+    let (mut inbox, mut outbox) = session.into_frames(Writer::Node);
+    let until = deadline(Instant::now(), config.connect_timeout.saturating_add(GRACE));
+    let what = introduce((&control, address), (&mut inbox, &mut outbox), hello, until);
     match what {
         Ok(ToNode::Table { peers, hub }) if peers.len() == size && in_order(&peers) => {
-            Ok(Met { key, control, inbox, peers, hub, data, local })
+            Ok(Met { key, control, inbox, outbox, peers, hub, data, local })
         }
         Ok(ToNode::Failed { what }) => Err(Error::bootstrap(format!("rank {rank}: {what}"))),
         Ok(_) => {
@@ -233,10 +236,18 @@ fn reach(
     config: &Config,
     start: Instant,
     patience: Duration,
-) -> Result<(TcpStream, SocketAddr)> {
+) -> Result<(TcpStream, SocketAddr, Session)> {
     let deadline = deadline(start, config.connect_timeout);
-    let errand =
-        Errand { purpose: Purpose::Control, from: rank as u32, to: HUB, context: 0, channel: 0, index: 0, total: 0 };
+    let errand = Errand {
+        purpose: Purpose::Control,
+        sealed: config.encrypt,
+        from: rank as u32,
+        to: HUB,
+        context: 0,
+        channel: 0,
+        index: 0,
+        total: 0,
+    };
     let mut pause = RETRY.0;
     let mut wrong_key: Option<Instant> = None;
     loop {
@@ -245,7 +256,7 @@ fn reach(
             Ok(addresses) => {
                 let round = deadline.min(Instant::now() + ROUND);
                 let failures: Failures = match dial::call(&addresses, None, key, &errand, round, &|| false) {
-                    Ok((control, address, _)) => return Ok((control, address)),
+                    Ok(reached) => return Ok(reached),
                     Err(failures) => failures,
                 };
                 let wrong = failures.iter().any(|(_, r)| matches!(r, auth::Refusal::WrongKey));
@@ -326,21 +337,28 @@ fn in_order(peers: &[Peer]) -> bool {
 
 /// Say who this is and wait for the hub's word.
 fn introduce(
-    control: &TcpStream,
-    inbox: &mut Inbox,
+    (control, to): (&TcpStream, SocketAddr),
+    (inbox, outbox): (&mut Inbox, &mut Outbox),
     hello: Hello,
     until: Instant,
 ) -> std::result::Result<ToNode, auth::Refusal> {
-    let mut outbox = Outbox::default();
     outbox.push(&ToHub::Hello(hello));
     while !outbox.flush(control)? {
         auth::wait(control, PollFlags::POLLOUT, until, &|| false)?;
     }
     loop {
-        let open = inbox.fill(control, TABLE_LIMIT)?;
-        if let Some(word) = inbox.next(TABLE_LIMIT)? {
-            return Ok(word);
-        }
+        let arrived = inbox.fill(control, TABLE_LIMIT).and_then(|open| Ok((open, inbox.next(TABLE_LIMIT)?)));
+        let open = match arrived {
+            Ok((_, Some(word))) => return Ok(word),
+            Ok((open, None)) => open,
+            Err(e) if !wire::is_changed(&e) => return Err(e.into()),
+            Err(e) => {
+                // The other way may still hold, and then the others are told.
+                outbox.push(&ToHub::Fallen { how: wire::changed_on_the_way(&to.to_string()) });
+                let _ = outbox.flush(control);
+                return Err(e.into());
+            }
+        };
         if !open {
             return Err(auth::Refusal::Closed);
         }

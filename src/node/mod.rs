@@ -17,8 +17,8 @@
 //! * `hub`: the hub's I/O with its connections, `lines`, around `roster` (who has come) and `court` (verdicts), both
 //!   without I/O.
 //! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
-//! * `frame`: the control connection's messages, `wire`: as bytes. `auth`: showing the `key`. `door`: accepting strangers
-//!   safely.
+//! * `frame`: the control connection's messages, `wire`: as bytes, each with its `tag`. `auth`: showing the `key`, which
+//!   makes a `session`. `door`: accepting strangers safely.
 //!   `dial`: calling somebody with several addresses. `connecting`: making data connections. `silence`: hosts that
 //!   vanish. `neighbour`: processes of this host that end. `peer`: what ranks know of each other.
 //!
@@ -45,11 +45,12 @@ mod peer;
 mod recent;
 mod roster;
 mod service;
+mod session;
 mod shared;
 mod silence;
+mod tag;
 mod wire;
 
-use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,6 +58,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use maypole_transports::fork::{self, Own};
+use maypole_transports::tcp::Wire;
 use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::{Condvar, Mutex};
@@ -110,7 +112,7 @@ impl Node {
             key: met.key,
             config: config.clone(),
             control: met.control,
-            outbox: Mutex::default(),
+            outbox: Mutex::new(met.outbox),
             bell,
             contexts: Mutex::default(),
             early: Mutex::default(),
@@ -196,7 +198,7 @@ impl Node {
 
     /// The connections that world rank `peer` has opened to this rank for `context` and `channel`, once all
     /// `connections` of them are there; each is given out once. Never waits.
-    pub fn accepted(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Option<Vec<TcpStream>> {
+    pub fn accepted(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Option<Vec<Wire>> {
         let mut arrivals = self.shared.arrivals.lock();
         let there = arrivals.get(&(peer, context, channel))?;
         if there.len() != connections || there.iter().any(Option::is_none) {
@@ -231,6 +233,7 @@ impl Node {
         let (start, other) = (Instant::now(), &shared.peers[peer]);
         let errand = Errand {
             purpose: Purpose::Local,
+            sealed: false,
             from: shared.rank as u32,
             to: peer as u32,
             context,

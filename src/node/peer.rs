@@ -52,7 +52,7 @@ impl Settings {
     pub fn of(config: &Config) -> Settings {
         let mut text = format!(
             "MAYPOLE_ALGORITHM={} MAYPOLE_TRANSPORT={:?} MAYPOLE_SLICE={} MAYPOLE_RING={} \
-             MAYPOLE_WINDOW={} MAYPOLE_CONNECTIONS={} MAYPOLE_DEVICE_WINDOW={} MAYPOLE_DEVICE_FIFO={} \
+             MAYPOLE_WINDOW={} MAYPOLE_CONNECTIONS={} MAYPOLE_ENCRYPT={} MAYPOLE_DEVICE_WINDOW={} MAYPOLE_DEVICE_FIFO={} \
              MAYPOLE_DEVICE_STAGING={:?}",
             config.algorithm,
             config.transport,
@@ -60,6 +60,7 @@ impl Settings {
             config.ring,
             config.window,
             config.connections,
+            u8::from(config.encrypt),
             config.device_window,
             config.device_fifo,
             config.device_staging

@@ -4,13 +4,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use maypole_transports::tcp::Wire;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::auth::{Errand, Purpose};
@@ -18,7 +19,7 @@ use super::door::{Door, split, token};
 use super::frame::{TABLE_LIMIT, ToHub, ToNode};
 use super::neighbour::{Ending, Neighbours, Next};
 use super::shared::{Shared, latest};
-use super::wire::Inbox;
+use super::wire::{self, Inbox};
 use super::{CONNECTIONS, defect, handover};
 use crate::deadline::deadline;
 use crate::watch::Record;
@@ -142,8 +143,8 @@ impl Service {
                     (_, id) => drop(self.fetchers.remove(&id)),
                 }
             }
-            for (stream, errand, _) in streams.drain(..) {
-                self.arrive(stream, errand);
+            for (stream, errand, session) in streams.drain(..) {
+                self.arrive(session.into_wire(stream), errand);
             }
             for (stream, errand, _) in fetchers.drain(..) {
                 self.park(stream, errand);
@@ -181,6 +182,7 @@ impl Service {
         match open {
             Ok(true) => {}
             Ok(false) => self.lose_hub(),
+            Err(e) if wire::is_changed(&e) => self.distrust_hub(),
             Err(e) => {
                 tracing::debug!("rank {}: its control connection failed: {e}", self.shared.rank);
                 self.lose_hub();
@@ -212,7 +214,9 @@ impl Service {
                         self.shared.declare_hub_lost(Some(&why));
                     }
                 }
-                Ok(Some(ToNode::Table { .. } | ToNode::Failed { .. })) => {}
+                Ok(Some(ToNode::Table { .. })) => {}
+                Ok(Some(ToNode::Failed { what })) => return self.be_cut_off(&what),
+                Err(e) if wire::is_changed(&e) => return self.distrust_hub(),
                 Err(e) => {
                     tracing::error!("rank {}: its control connection carried {e}", self.shared.rank);
                     return self.lose_hub();
@@ -276,10 +280,24 @@ impl Service {
         }
     }
 
+    /// What came from the hub was changed on the way. It is told while the other way still holds, and tells the others.
+    fn distrust_hub(&mut self) {
+        self.be_cut_off(&wire::changed_on_the_way(&self.shared.hub.host));
+    }
+
+    /// This rank takes part in the job no longer; all are told `how` that came.
+    fn be_cut_off(&mut self, how: &str) {
+        if !self.shared.hub_lost.load(Ordering::Acquire) {
+            let _ = self.epoll.delete(&self.shared.control);
+            self.shared.fall(how);
+        }
+    }
+
     /// A data connection has come.
-    fn arrive(&mut self, stream: TcpStream, errand: Errand) {
+    fn arrive(&mut self, stream: Wire, errand: Errand) {
         let (from, index, total) = (errand.from as usize, usize::from(errand.index), usize::from(errand.total));
-        if from >= self.shared.peers.len() || index >= total || total > CONNECTIONS {
+        let known = from < self.shared.peers.len() && errand.sealed == self.shared.config.encrypt;
+        if !known || index >= total || total > CONNECTIONS {
             return tracing::warn!("rank {}: closed a connection whose errand makes no sense", self.shared.rank);
         }
         let context = errand.context;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use maypole_transports::tcp::Wire;
 use nix::sys::eventfd::EventFd;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -43,7 +44,7 @@ pub(super) struct Registered {
 }
 
 /// TCP connections that came in, by (world rank, context, channel), until they are asked for.
-pub(super) type Arrivals = HashMap<(usize, u64, usize), Vec<Option<TcpStream>>>;
+pub(super) type Arrivals = HashMap<(usize, u64, usize), Vec<Option<Wire>>>;
 
 /// What a communicator has called when something came in for it.
 type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -178,8 +179,8 @@ impl Shared {
         self.member(context, self.hub.rank?)
     }
 
-    /// The node's thread has failed and ends: nobody hears of this rank any more, nor it of the others. All its
-    /// communicators fail, and the hub is told why, if it can be.
+    /// The node's thread has failed and ends, or what comes on the control connection is not to be trusted: nobody hears
+    /// of this rank any more, nor it of the others. All its communicators fail, and the hub is told why, if it can be.
     pub fn fall(&self, how: &str) {
         tracing::error!("rank {}: {how}", self.rank);
         self.post(&ToHub::Fallen { how: how.to_string() });

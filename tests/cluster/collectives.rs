@@ -27,13 +27,13 @@ const COLLECTIVES: &[&str] = &[
 
 /// Run all of them, at a size of a few elements and at one of several messages; the root, where there is one, is the
 /// last rank.
-fn check(test: &str, layout: &Layout) {
+fn check(test: &str, layout: &Layout, settings: &[(&str, &str)]) {
     let Some(cluster) = Cluster::new(test, 4, "1gbit") else { return };
     let root = (layout.len() - 1).to_string();
     for collective in COLLECTIVES {
         let start = Instant::now();
         let args = ["perf", collective, "-b", "128", "-e", "1M", "-f", "8192", "-n", "1", "-w", "0", "-r", &root];
-        let ends = maypole(&cluster, layout, &args, &[]);
+        let ends = maypole(&cluster, layout, &args, settings);
         for (rank, end) in ends.iter().enumerate() {
             let said = String::from_utf8_lossy(&end.stderr);
             assert!(end.status.success(), "{collective}, rank {rank} of {layout:?}: {}: {said}", end.status);
@@ -47,20 +47,31 @@ fn check(test: &str, layout: &Layout) {
 
 #[test]
 fn one_rank_on_each_host() {
-    check("collectives::one_rank_on_each_host", &in_order(&[1, 1, 1, 1]));
+    check("collectives::one_rank_on_each_host", &in_order(&[1, 1, 1, 1]), &[]);
 }
 
 #[test]
 fn two_ranks_on_each_host() {
-    check("collectives::two_ranks_on_each_host", &in_order(&[2, 2, 2, 2]));
+    check("collectives::two_ranks_on_each_host", &in_order(&[2, 2, 2, 2]), &[]);
 }
 
 #[test]
 fn uneven_hosts() {
-    check("collectives::uneven_hosts", &in_order(&[3, 1, 2, 1]));
+    check("collectives::uneven_hosts", &in_order(&[3, 1, 2, 1]), &[]);
 }
 
 #[test]
 fn uneven_hosts_in_any_order() {
-    check("collectives::uneven_hosts_in_any_order", &[2, 0, 1, 0, 3, 1, 0]);
+    check("collectives::uneven_hosts_in_any_order", &[2, 0, 1, 0, 3, 1, 0], &[]);
+}
+
+#[test]
+fn encrypted() {
+    check("collectives::encrypted", &[2, 0, 1, 0, 3, 1, 0], &[("MAYPOLE_ENCRYPT", "1")]);
+}
+
+#[test]
+fn encrypted_over_several_connections() {
+    let settings = [("MAYPOLE_ENCRYPT", "1"), ("MAYPOLE_CONNECTIONS", "4")];
+    check("collectives::encrypted_over_several_connections", &in_order(&[1, 1, 1, 1]), &settings);
 }

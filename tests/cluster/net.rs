@@ -21,7 +21,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 static TURN: Mutex<()> = Mutex::new(());
 
 /// A thread's namespace, kept by an open file.
-struct Namespace {
+pub struct Namespace {
     file: File,
     kind: CloneFlags,
 }
@@ -69,7 +69,7 @@ impl Namespace {
     }
 
     /// The calling thread moves in.
-    fn enter(&self) {
+    pub fn enter(&self) {
         setns(&self.file, self.kind).expect("moving into a namespace that this process made");
     }
 
@@ -87,6 +87,11 @@ impl Namespace {
         }
     }
 
+    /// The same one, kept open once more.
+    pub fn again(&self) -> Namespace {
+        Namespace { file: self.file.try_clone().expect("an open file"), kind: self.kind }
+    }
+
     /// A path by which other processes find it while this one runs.
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
@@ -94,7 +99,7 @@ impl Namespace {
 }
 
 /// Namespaces are threads' own and are inherited by what threads start: what enters one does so on a thread that ends.
-fn on_own_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+pub fn on_own_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
@@ -114,6 +119,14 @@ impl Host {
             self.identity.enter();
             command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?} on {}: {e}", self.name))
         })
+    }
+
+    /// Its system takes ports that nobody asks for by number from `range`, two numbers.
+    pub fn take_ports_from(&self, range: &str) {
+        on_own_thread(|| {
+            self.network.enter();
+            std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).expect("a setting of its own network");
+        });
     }
 
     /// What has gone through its end of the cable since the cluster was made.
@@ -175,6 +188,30 @@ impl Cluster {
     /// Mend what [`Cluster::cut`] has cut.
     pub fn heal(&self, index: usize) {
         self.switch_port(index, "master br0 up");
+    }
+
+    /// Take host `index` off the switch, and put two namespaces in between: one at the host's cable, which has the
+    /// addresses of `others`, and one at the switch, which has the host's.
+    pub fn insert(&self, index: usize, others: &[usize]) -> (Namespace, Namespace) {
+        let new = || Namespace::new(CloneFlags::CLONE_NEWNET, || Ok(())).expect("as the cluster's own");
+        let (inner, outer) = (new(), new());
+        let all = |namespace: &Namespace, commands: &[String]| {
+            commands.iter().for_each(|command| namespace.run(command).expect("it worked for the cluster"));
+        };
+        all(
+            &self.switch,
+            &[
+                format!("ip link set p{index} nomaster"),
+                format!("ip link set p{index} netns {}", inner.path()),
+                format!("ip link add o{index} type veth peer name eth0 netns {}", outer.path()),
+                format!("ip link set o{index} master br0 up"),
+            ],
+        );
+        let addresses = others.iter().map(|other| format!("ip addr add {}/24 dev p{index}", address(*other)));
+        let inside: Vec<String> = addresses.chain([format!("ip link set p{index} up")]).collect();
+        all(&inner, &inside);
+        all(&outer, &[format!("ip addr add {}/24 dev eth0", address(index)), "ip link set eth0 up".to_string()]);
+        (inner, outer)
     }
 
     /// Let nothing pass between any two of `among`; all still reach the other hosts.

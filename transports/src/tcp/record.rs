@@ -24,8 +24,6 @@ use super::seal::{CHECK, Seal};
 pub(super) const RECORD: usize = 16 << 10;
 const HEADER: usize = 4;
 const LONGEST: usize = HEADER + RECORD + CHECK;
-/// Records that are encrypted before they are sent in one call.
-const BATCH: usize = 4;
 
 /// Turns bytes into records.
 #[derive(Debug)]
@@ -40,9 +38,9 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// For this end's direction of a connection.
-    pub fn new(seal: Arc<Seal>) -> Sealer {
-        let records = vec![0; BATCH * LONGEST].into_boxed_slice();
+    /// For this end's direction of a connection. So many records are encrypted before they are sent in one call.
+    pub fn new(seal: Arc<Seal>, records: usize) -> Sealer {
+        let records = vec![0; records * LONGEST].into_boxed_slice();
         Sealer { seal, records, start: 0, end: 0, text: Vec::new() }
     }
 
@@ -132,9 +130,9 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// For the other end's direction of a connection.
-    pub fn new(seal: Arc<Seal>) -> Opener {
-        let records = vec![0; BATCH * LONGEST].into_boxed_slice();
+    /// For the other end's direction of a connection. So many records are read in one call.
+    pub fn new(seal: Arc<Seal>, records: usize) -> Opener {
+        let records = vec![0; records * LONGEST].into_boxed_slice();
         Opener { seal, records, start: 0, end: 0, text: Vec::new(), taken: 0, length: 0 }
     }
 
@@ -254,7 +252,7 @@ mod tests {
 
     fn ends() -> (Sealer, Opener) {
         let (ours, theirs) = pair(&[5; 32]);
-        (Sealer::new(Arc::new(ours)), Opener::new(Arc::new(theirs)))
+        (Sealer::new(Arc::new(ours), 4), Opener::new(Arc::new(theirs), 4))
     }
 
     /// Put `wire` in, `step` bytes at a time, and take out into places of the lengths `places`, in turn.
