@@ -198,12 +198,15 @@ impl Inner {
         Ok(change(unsafe { self.work() }))
     }
 
-    /// [`Inner::between`] for what matters to later operations only: where the communicator has failed there are none.
+    /// [`Inner::between`] for what matters to later operations only: where the communicator has failed there are none, nor
+    /// in a child of the process that is this rank.
     ///
     /// # Panics
     /// In a user's operation of this communicator.
     pub(super) fn set(&self, change: impl FnOnce(&mut Work)) {
-        if let Err(error @ Error::Argument { .. }) = self.between(change) {
+        if self.owner.is_here()
+            && let Err(error @ Error::Argument { .. }) = self.between(change)
+        {
             panic!("{error}");
         }
     }
