@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use maypole_transports::tcp::Wire;
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{MsgFlags, recv};
 
 use super::auth::{Errand, Purpose};
 use super::door::{Door, split, token};
@@ -171,7 +174,8 @@ impl Service {
 
     fn deadline(&self) -> Option<Instant> {
         let due = self.shared.due.lock().iter().map(|(at, ..)| *at).min();
-        let audit = (!self.shared.contexts.lock().is_empty()).then_some(self.audit_at);
+        let has_to_look = !self.shared.contexts.lock().is_empty() || !self.shared.arrivals.lock().is_empty();
+        let audit = has_to_look.then_some(self.audit_at);
         [due, audit, self.leave_by, self.data.deadline(), self.local.deadline()].into_iter().flatten().min()
     }
 
@@ -314,6 +318,18 @@ impl Service {
         self.shared.wake(Some(context));
     }
 
+    /// Close connections for communicators that this rank has not made, whose other ends are closed and have left nothing
+    /// to read: it may never make them, and those who did are gone.
+    fn close_strays(&self) {
+        let mut arrivals = self.shared.arrivals.lock();
+        if !arrivals.is_empty() {
+            let contexts = self.shared.contexts.lock();
+            arrivals.retain(|(_, context, _), places| {
+                contexts.contains_key(context) || !places.iter().flatten().all(is_spent)
+            });
+        }
+    }
+
     /// A rank of this host wants a descriptor.
     fn park(&mut self, stream: UnixStream, errand: Errand) {
         self.next_fetcher += 1;
@@ -359,6 +375,7 @@ impl Service {
             self.shared.declare(context, verdict);
         }
         if self.audit_at <= now {
+            self.close_strays();
             let busy = self.audit();
             self.audit_pause =
                 if busy { pace(&self.shared) } else { (self.audit_pause * 2).min(AUDIT.1.max(pace(&self.shared))) };
@@ -402,6 +419,12 @@ impl Service {
             let _ = self.epoll.modify(&self.shared.control, &mut event);
         }
     }
+}
+
+/// Whether nothing is to be read from a connection, and nothing will be.
+fn is_spent(wire: &Wire) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    !matches!(recv(wire.stream.as_raw_fd(), &mut [0], flags), Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR))
 }
 
 /// Time between audits while there is something to compare.
