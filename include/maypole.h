@@ -596,8 +596,9 @@ maypole_status maypole_comm_rank(maypole_comm comm, int *rank);
 maypole_status maypole_comm_size(maypole_comm comm, int *size);
 
 /**
- * Set the deadline of this rank's operations from the next on: one that takes longer fails the communicator, with an error
- * that names the ranks that have not come.
+ * Set the deadline of this rank's operations from the next on: when nothing of one has moved for so long, and a rank does
+ * not answer, the communicator fails, with an error that names it. Ranks that are late but answer are waited for, with
+ * warnings, up to MAYPOLE_LATE, if that is longer.
  *
  * @param seconds more than 0.
  */

@@ -75,8 +75,12 @@ pub struct Config {
     pub device_blocks: u32,
     /// `MAYPOLE_DEVICE_STAGING`: where staging memory of devices lies.
     pub device_staging: DeviceStaging,
-    /// `MAYPOLE_TIMEOUT`, seconds: the deadline of an operation.
+    /// `MAYPOLE_TIMEOUT`, seconds: the deadline of an operation. When nothing of it has moved for so long, all ranks are
+    /// asked, and one that does not answer fails it. Time in which this process did not run does not count.
     pub timeout: Duration,
+    /// `MAYPOLE_LATE`, seconds: how long an operation waits for ranks that have not come to it but answer; no longer than
+    /// `timeout` where that is longer, so zero fails every operation at its deadline.
+    pub late: Duration,
     /// `MAYPOLE_CONNECT_TIMEOUT`, seconds: how long ranks wait for each other at the start.
     pub connect_timeout: Duration,
     /// `MAYPOLE_SPIN`, microseconds: how long a waiting rank spins before it sleeps; `None` lets the host's load
@@ -114,6 +118,7 @@ impl Default for Config {
             device_blocks: 0,
             device_staging: DeviceStaging::Auto,
             timeout: Duration::from_secs(120),
+            late: Duration::from_secs(1800),
             connect_timeout: Duration::from_secs(60),
             spin: None,
             interface: None,
@@ -241,8 +246,17 @@ pub const KNOBS: &[Knob] = &[
     Knob {
         name: "MAYPOLE_TIMEOUT",
         default: "120",
-        meaning: "deadline of an operation, seconds",
+        meaning: "deadline of an operation, seconds without progress: a rank that does not answer then has failed",
         read: |c, v| seconds(v).map(|t| c.timeout = t),
+    },
+    Knob {
+        name: "MAYPOLE_LATE",
+        default: "1800",
+        meaning: "how long an operation waits for ranks that are late but answer, seconds; 0: until MAYPOLE_TIMEOUT",
+        read: |c, v| {
+            c.late = if v.parse() == Ok(0.0) { Duration::ZERO } else { seconds(v)? };
+            Ok(())
+        },
     },
     Knob {
         name: "MAYPOLE_CONNECT_TIMEOUT",

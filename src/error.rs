@@ -178,6 +178,17 @@ impl Verdict {
     }
 }
 
+/// Who is missing, for people: rank, host and what is known of it.
+pub(crate) struct Missing<'a>(pub &'a [(usize, String, String)]);
+
+impl std::fmt::Display for Missing<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().enumerate().try_for_each(|(i, (rank, host, state))| {
+            write!(f, "{}rank {rank} on host {host} ({state})", if i == 0 { "" } else { ", " })
+        })
+    }
+}
+
 impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -203,11 +214,7 @@ impl std::fmt::Display for Verdict {
                 if culprits.is_empty() {
                     return write!(f, "every rank has entered it: the network or a rank inside it is too slow");
                 }
-                write!(f, "missing: ")?;
-                for (i, (rank, host, state)) in culprits.iter().enumerate() {
-                    write!(f, "{}rank {rank} on host {host} ({state})", if i == 0 { "" } else { ", " })?;
-                }
-                Ok(())
+                write!(f, "missing: {}", Missing(culprits))
             }
             Verdict::Aborted { rank, why } => write!(f, "rank {rank} aborted the communicator: {why}"),
             Verdict::Link { rank, peer, host, what } => {

@@ -43,6 +43,7 @@ pub mod launch;
 mod log;
 pub mod node;
 pub mod perf;
+mod running;
 pub mod topology;
 mod tuner;
 pub mod watch;

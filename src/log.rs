@@ -1,4 +1,8 @@
-//! Logging: `MAYPOLE_LOG=info` (or `debug`, or any filter of `tracing-subscriber`) prints to standard error.
+//! Logging: `MAYPOLE_LOG=info` (or `debug`, or any filter of `tracing-subscriber`) prints to standard error. Warnings
+//! that somebody whose job hangs must see are printed there without it, too.
+
+use std::fmt::Arguments;
+use std::io::Write;
 
 /// Install a subscriber for `filter`, if there is one. A program that has a subscriber of its own keeps it.
 pub(crate) fn init(filter: Option<&str>) {
@@ -8,4 +12,15 @@ pub(crate) fn init(filter: Option<&str>) {
         tracing_subscriber::EnvFilter::new("info")
     });
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Warn whoever runs this program: through the program's subscriber or that of `MAYPOLE_LOG`, and where there is neither
+/// on standard error.
+pub(crate) fn warn(what: Arguments<'_>) {
+    if tracing::dispatcher::has_been_set() {
+        tracing::warn!("{what}");
+    } else {
+        // Whoever has closed standard error does not want to know.
+        let _ = writeln!(std::io::stderr(), "maypole: {what}");
+    }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Verdict, cut};
+use crate::error::{Missing, Verdict, cut};
 use crate::fingerprint::Fingerprint;
 
 /// How many of the latest operations a rank remembers: more than may be queued on streams and not have ended.
@@ -44,6 +44,16 @@ pub struct Watch {
     refusals: Mutex<Vec<(u64, String)>>,
     departed: Mutex<Vec<usize>>,
     unheard: Mutex<Option<(Instant, usize)>>,
+    /// When bytes of collectives, and of messages, moved last on this rank, of what was told of: see [`stamp`].
+    moved: [AtomicU64; 2],
+    /// The same of any rank, as far as this one was told.
+    moved_elsewhere: [AtomicU64; 2],
+}
+
+/// Microseconds since the first call, and one; 0 is never.
+fn stamp() -> u64 {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    1 + FIRST.get_or_init(Instant::now).elapsed().as_micros() as u64
 }
 
 impl Default for Watch {
@@ -58,6 +68,8 @@ impl Default for Watch {
             refusals: Mutex::default(),
             departed: Mutex::default(),
             unheard: Mutex::default(),
+            moved: Default::default(),
+            moved_elsewhere: Default::default(),
         }
     }
 }
@@ -145,6 +157,35 @@ impl Watch {
         self.unheard.lock().filter(|(at, _)| at.elapsed() < UNHEARD).map(|(_, peer)| peer)
     }
 
+    /// Bytes of a collective, or of a message between two ranks, have moved on this rank: told by what moves them, not
+    /// each time but now and then, and always where somebody has waited for long.
+    pub fn note_moved(&self, message: bool) {
+        self.moved[usize::from(message)].store(stamp(), Ordering::Relaxed);
+    }
+
+    /// How long ago that was, by the system's clock; `None`: never.
+    pub fn moved_ago(&self, message: bool) -> Option<Duration> {
+        let at = self.moved[usize::from(message)].load(Ordering::Relaxed);
+        (at != 0).then(|| Duration::from_micros(stamp().saturating_sub(at)))
+    }
+
+    /// Bytes that this rank waits for, at one or more removes, moved on another rank so long ago.
+    pub fn note_moved_elsewhere(&self, message: bool, ago: Duration) {
+        let at = stamp().saturating_sub(ago.as_micros() as u64);
+        self.moved_elsewhere[usize::from(message)].fetch_max(at, Ordering::Relaxed);
+    }
+
+    /// Whether bytes have moved, here or elsewhere, since `seen`, which is brought up to date: how long ago.
+    pub(crate) fn news_of_movement(&self, message: bool, seen: &mut u64) -> Option<Duration> {
+        let [here, elsewhere] =
+            [&self.moved, &self.moved_elsewhere].map(|words| words[usize::from(message)].load(Ordering::Relaxed));
+        let at = here.max(elsewhere);
+        (at > *seen).then(|| {
+            *seen = at;
+            Duration::from_micros(stamp().saturating_sub(at))
+        })
+    }
+
     /// Remember that this rank enters `operation`. Only the rank itself calls this.
     #[inline]
     pub fn enter(&self, operation: &Fingerprint) {
@@ -198,6 +239,64 @@ impl Watch {
     }
 }
 
+/// What a rank tells the jury when nothing that it waits for has moved for its deadline, or a multiple of it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stall {
+    /// The operation that does not end.
+    pub operation: Fingerprint,
+    /// How long nothing has moved.
+    pub after: Duration,
+    /// The deadline, `MAYPOLE_TIMEOUT`: a rank that does not answer is convicted.
+    pub deadline: Duration,
+    /// How long ranks are waited for that answer, `MAYPOLE_LATE`; no longer than the deadline if that is longer.
+    pub late: Duration,
+}
+
+impl Stall {
+    /// For an operation that ends at the deadline, with a verdict in any case.
+    pub fn at_last(operation: Fingerprint, after: Duration) -> Stall {
+        Stall { operation, after, deadline: after, late: Duration::ZERO }
+    }
+
+    /// Whether the operation may go on if all ranks answer.
+    pub fn is_patient(&self) -> bool {
+        self.after < self.late.max(self.deadline)
+    }
+
+    /// Whether it is time to warn, if it goes on: after the deadline, twice that, four times, and so on.
+    pub(crate) fn is_time_to_warn(&self) -> bool {
+        let deadlines = self.after.as_nanos() / self.deadline.as_nanos().max(1);
+        deadlines.is_power_of_two()
+    }
+}
+
+/// What is known of a rank that answers and has not come.
+pub(crate) fn answering(latest: Option<Fingerprint>) -> String {
+    match latest {
+        Some(latest) => format!("it answers; its latest operation was {latest}"),
+        None => "it answers; it has not called anything yet".to_string(),
+    }
+}
+
+/// The warning that an operation waits for ranks that are late.
+pub(crate) struct Late<'a> {
+    pub reporter: usize,
+    pub stall: &'a Stall,
+    pub culprits: &'a [(usize, String, String)],
+}
+
+impl std::fmt::Display for Late<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Stall { operation, after, late, .. } = self.stall;
+        write!(f, "rank {} has waited for {after:?} in {operation}: ", self.reporter)?;
+        match self.culprits {
+            [] => write!(f, "every rank has entered it and answers, but nothing moves")?,
+            culprits => write!(f, "late: {}", Missing(culprits))?,
+        }
+        write!(f, "; it goes on waiting, up to {late:?} (MAYPOLE_LATE)")
+    }
+}
+
 /// Who brings the ranks of a communicator to one verdict. All calls return at once; what comes of them arrives as a
 /// verdict on every rank's [`Watch`], or not at all.
 pub trait Jury: Send + Sync {
@@ -210,9 +309,14 @@ pub trait Jury: Send + Sync {
     /// ([`Watch::depart`]) if the peer has left, and so it is of every operation once a member's death is the verdict.
     fn inquire(&self, context: u64, asker: usize, operation: Fingerprint, peer: usize);
 
-    /// Rank `reporter`'s deadline has passed in `operation`: find out which ranks have not entered it and declare
-    /// [`Verdict::Stalled`].
-    fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration);
+    /// Rank `reporter`'s deadline has passed: find out which ranks have not entered the operation, and declare
+    /// [`Verdict::Stalled`] if one of them does not answer or the stall is no longer patient. Otherwise the operation
+    /// goes on; the rank is told what has moved elsewhere ([`Watch::note_moved_elsewhere`]), and people who is late.
+    fn stalled(&self, context: u64, reporter: usize, stall: Stall);
+
+    /// Half of a deadline has passed on this rank: whoever would be asked at its end is to show that it is there, or
+    /// the rank would have to wait for it even then.
+    fn doubt(&self, _context: u64) {}
 
     /// Rank `rank` has failed in the communicator and does nothing there any more, though it has not left it. Where a
     /// member's death is the verdict, those that inquired after it are told.

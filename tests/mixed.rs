@@ -15,6 +15,7 @@ fn world(hosts: &[&str], algorithm: Option<Algorithm>, body: impl Fn(&Communicat
 
 fn world_with(mut config: Config, hosts: &[&str], algorithm: Option<Algorithm>, body: impl Fn(&Communicator) + Sync) {
     config.timeout = std::time::Duration::from_secs(30);
+    config.late = std::time::Duration::ZERO;
     if let Some(algorithm) = algorithm {
         config.set("MAYPOLE_ALGORITHM", algorithm.name()).unwrap();
     }

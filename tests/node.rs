@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use maypole::fingerprint::Fingerprint;
 use maypole::node::{Meeting, Node, UniqueId};
-use maypole::watch::{Jury, Watch};
+use maypole::watch::{Jury, Stall, Watch};
 use maypole::{Collective, Config, DataType, Error, ReduceOp, Verdict};
 
 /// One context for all: each test has a job of its own.
@@ -458,8 +458,8 @@ fn a_deadline_names_who_is_late() {
     watches.iter().take(3).for_each(|w| w.enter(&all_reduce(1, 4)));
     watches.iter().take(2).for_each(|w| w.enter(&all_reduce(2, 4)));
     let start = Instant::now();
-    nodes[0].stalled(WORLD, 0, all_reduce(2, 4), Duration::from_secs(3));
-    nodes[1].stalled(WORLD, 1, all_reduce(2, 4), Duration::from_secs(3));
+    nodes[0].stalled(WORLD, 0, Stall::at_last(all_reduce(2, 4), Duration::from_secs(3)));
+    nodes[1].stalled(WORLD, 1, Stall::at_last(all_reduce(2, 4), Duration::from_secs(3)));
     let verdict = common_verdict(&watches);
     let Verdict::Stalled { culprits, .. } = &verdict else { panic!("{verdict:?}") };
     assert_eq!(culprits.iter().map(|c| c.0).collect::<Vec<_>>(), [2, 3]);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use maypole::fingerprint::Fingerprint;
 use maypole::node::{Meeting, Node};
-use maypole::watch::{Jury, Watch};
+use maypole::watch::{Jury, Stall, Watch};
 use maypole::{Collective, Config, DataType, ReduceOp, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -201,7 +201,7 @@ fn a_stopped_process_does_not_hold_up_a_verdict() {
         other.stop();
         watch.enter(&all_reduce(1));
         let start = Instant::now();
-        node.stalled(WORLD, 1 - rank, all_reduce(1), Duration::from_secs(2));
+        node.stalled(WORLD, 1 - rank, Stall::at_last(all_reduce(1), Duration::from_secs(2)));
         let verdict = wait_verdict(&watch, Duration::from_secs(6)).expect("a verdict in any case");
         println!("{role} stopped: verdict after {:?}", start.elapsed());
         let Verdict::Stalled { culprits, .. } = &verdict else { panic!("{verdict}") };

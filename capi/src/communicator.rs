@@ -234,8 +234,9 @@ pub unsafe extern "C" fn maypole_comm_size(comm: maypole_comm, size: *mut c_int)
     enter("maypole_comm_size", || unsafe { give("size", size, comm_of(comm)?.size() as c_int) })
 }
 
-/// Set the deadline of this rank's operations from the next on: one that takes longer fails the communicator, with an error
-/// that names the ranks that have not come.
+/// Set the deadline of this rank's operations from the next on: when nothing of one has moved for so long, and a rank does
+/// not answer, the communicator fails, with an error that names it. Ranks that are late but answer are waited for, with
+/// warnings, up to MAYPOLE_LATE, if that is longer.
 ///
 /// @param seconds more than 0.
 #[unsafe(no_mangle)]

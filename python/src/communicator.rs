@@ -206,7 +206,8 @@ crate::forms::forms!(Communicator {
         Ok(Registered::new(memory, count, dtype))
     }
 
-    /// Set the deadline of this rank's operations, in seconds: one that takes longer fails the communicator.
+    /// Set the deadline of this rank's operations, in seconds: when nothing of one has moved for so long, and a rank does
+    /// not answer, the communicator fails. Ranks that are late but answer are waited for up to MAYPOLE_LATE.
     fn set_timeout(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
         let comm = self.slot.open(py)?;
         let timeout = Duration::try_from_secs_f64(seconds).ok().filter(|timeout| !timeout.is_zero());

@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def in_threads(n, rank, **settings):
     """Run ``rank(comm)`` on ``n`` ranks that are threads; what each returned. The first exception, by rank, is raised."""
     settings.setdefault("timeout", 20)
+    settings.setdefault("late", 0)
     results, errors = [None] * n, [None] * n
 
     def run(r, comm):
@@ -50,7 +51,7 @@ def environment(**more):
     unwanted = ("MAYPOLE_", "OMPI_", "PMI", "SLURM_", "TORCHELASTIC_")
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(unwanted) and k not in names}
-    return {**kept, "MAYPOLE_TIMEOUT": "20", **more}
+    return {**kept, "MAYPOLE_TIMEOUT": "20", "MAYPOLE_LATE": "0", **more}
 
 
 @pytest.fixture

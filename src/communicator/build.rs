@@ -24,6 +24,7 @@ use crate::engine::wait::Court;
 use crate::error::{Error, Result, Verdict};
 use crate::launch::{self, Launch, LaunchMeeting};
 use crate::node::{Meeting, Node, UniqueId};
+use crate::running::Limit;
 use crate::topology::Topology;
 use crate::watch::{Jury, Watch};
 
@@ -285,6 +286,7 @@ impl Communicator {
             jury,
             patience: config.spin.map_or(patience, |time| patience.with_time(time)),
             timeout: config.timeout,
+            late: config.late,
         };
         tracing::info!(
             rank = me,
@@ -441,8 +443,7 @@ fn share_group(
     let fd = segment.fd().expect("made with a descriptor").try_clone_to_owned().map_err(|e| Error::system("dup", e))?;
     let group = Group::new(segment, place);
     node.share_fd(context, SEGMENT, fd);
-    let deadline = deadline(Instant::now(), config.connect_timeout);
-    let mut pause = Duration::from_micros(20);
+    let (limit, mut pause) = (Limit::after(config.connect_timeout), Duration::from_micros(20));
     loop {
         let absent = group.absent();
         if absent.is_empty() {
@@ -452,7 +453,7 @@ fn share_group(
         if let Some(verdict) = watch.verdict() {
             return Err(Error::Failed { rank, verdict });
         }
-        if Instant::now() >= deadline {
+        if limit.has_passed() {
             let absent: Vec<usize> = absent.into_iter().map(|place| local[place]).collect();
             return Err(Error::bootstrap(format!(
                 "rank {rank} shares memory, but ranks {absent:?} of its host did not take it within {:?}; if they are in \

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
-use crate::watch::{Jury, Record, Watch};
+use crate::watch::{Jury, Late, Record, Stall, Watch, answering};
 
 /// What the members of one communicator find in each other.
 #[derive(Clone)]
@@ -45,6 +45,8 @@ struct Living {
     left: Vec<usize>,
     /// Members that have failed in it.
     given_up: Vec<usize>,
+    /// The latest warning that was given: in which operation, and after how long.
+    warned: Option<(Fingerprint, Duration)>,
 }
 
 impl Threads {
@@ -73,9 +75,8 @@ impl Threads {
                     Segment::anonymous(shape).map_err(|e| Error::system("making a communicator's shared memory", e))?;
                 let watches: Arc<Vec<Arc<Watch>>> =
                     Arc::new(std::iter::repeat_with(Arc::default).take(shape.members).collect());
-                self.living
-                    .lock()
-                    .insert(context, Living { watches: watches.clone(), left: Vec::new(), given_up: Vec::new() });
+                let living = Living { watches: watches.clone(), left: Vec::new(), given_up: Vec::new(), warned: None };
+                self.living.lock().insert(context, living);
                 entry.insert(Family { segment, watches, members: members.to_vec(), missing: shape.members })
             }
         };
@@ -130,6 +131,17 @@ impl Threads {
         self.living.lock().get(&context).map(|l| l.watches.clone()).unwrap_or_default()
     }
 
+    /// Whether no other rank has given this warning.
+    fn first_to_warn(&self, context: u64, stall: &Stall) -> bool {
+        let mut all = self.living.lock();
+        let Some(living) = all.get_mut(&context) else { return false };
+        let warning = (stall.operation, stall.after);
+        let first =
+            living.warned.is_none_or(|(operation, after)| !operation.same_call(&warning.0) || after != warning.1);
+        living.warned = Some(warning);
+        first
+    }
+
     fn has_left(&self, context: u64, rank: usize) -> bool {
         self.living.lock().get(&context).is_some_and(|l| l.left.contains(&rank))
     }
@@ -177,27 +189,35 @@ impl Jury for Threads {
         }
     }
 
-    fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration) {
-        let watches = self.watches(context);
+    fn stalled(&self, context: u64, reporter: usize, stall: Stall) {
+        let (watches, operation) = (self.watches(context), stall.operation);
         for peer in 0..watches.len() {
             self.inquire(context, reporter, operation, peer);
         }
         // Messages have numbers of their own: of their other side it is only known what it called last.
         let other_side = operation.other_side(reporter);
-        let number = if other_side.is_some() { u64::MAX } else { operation.sequence };
-        let concerned = watches.iter().enumerate().filter(|(rank, _)| other_side.is_none_or(|other| other == *rank));
-        let culprits = concerned.filter_map(|(rank, watch)| match watch.record(number) {
-            Record::NotYet(latest) => {
-                let state = match latest {
-                    Some(latest) => format!("its latest operation was {latest}"),
-                    None => "it has not called anything yet".to_string(),
-                };
-                Some((rank, super::build::host_name(), state))
+        let (message, number) = match other_side {
+            Some(_) => (true, u64::MAX),
+            None => (false, operation.sequence),
+        };
+        let concerned = |rank: &usize| *rank != reporter && other_side.is_none_or(|other| other == *rank);
+        let (mut culprits, mut moved) = (Vec::new(), None);
+        for (rank, watch) in watches.iter().enumerate().filter(|(rank, _)| concerned(rank)) {
+            let record = watch.record(number);
+            // Also on one that has not come: it may be in an earlier operation.
+            moved = moved.into_iter().chain(watch.moved_ago(message)).min();
+            if let Record::NotYet(latest) = record {
+                culprits.push((rank, super::build::host_name(), answering(latest)));
             }
-            _ => None,
-        });
-        let culprits = culprits.collect();
-        self.report(context, Verdict::Stalled { operation, reporter, after, culprits });
+        }
+        let left = culprits.iter().any(|(rank, ..)| self.has_left(context, *rank));
+        if let Some(ago) = moved.filter(|ago| *ago < stall.deadline && !left) {
+            watches[reporter].note_moved_elsewhere(message, ago);
+        } else if left || !stall.is_patient() {
+            self.report(context, Verdict::Stalled { operation, reporter, after: stall.after, culprits });
+        } else if stall.is_time_to_warn() && !watches[reporter].raised() && self.first_to_warn(context, &stall) {
+            crate::log::warn(format_args!("{}", Late { reporter, stall: &stall, culprits: &culprits }));
+        }
     }
 
     fn give_up(&self, context: u64, rank: usize) {

@@ -252,8 +252,10 @@ impl Communicator {
         matches!(self.inner.world, build::World::Threads(_))
     }
 
-    /// Set the deadline of this rank's operations from the next on: one that takes longer fails the communicator, with an
-    /// error that names the ranks that have not come. `MAYPOLE_TIMEOUT` is the first value.
+    /// Set the deadline of this rank's operations from the next on: when nothing of one has moved for so long, on any
+    /// rank, and a rank does not answer, the communicator fails, with an error that names that rank. One that is late but
+    /// answers is waited for (with warnings) up to `MAYPOLE_LATE` if that is longer. Time in which this process does not
+    /// run does not count. `MAYPOLE_TIMEOUT` is the first value.
     ///
     /// # Panics
     /// In a user's operation of this communicator, which would wait for itself.

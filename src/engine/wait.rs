@@ -1,11 +1,20 @@
-//! One rank's waiting inside an operation: patience first, then questions, then sleep, and an end at the deadline.
+//! One rank's waiting inside an operation: patience first, then questions, then sleep, and an end at some time.
 //!
 //! While a wait is short nothing is looked at but the flag that a verdict has been declared. After [`ASK_AFTER`] the
-//! rank asks, through the jury, what the rank it waits for is doing, which uncovers ranks that called something else;
-//! at the deadline the jury finds who has not come. Either ends in a verdict on every rank's watch.
+//! rank asks, through the jury, what the rank it waits for is doing, which uncovers ranks that called something else.
+//! At the deadline the jury asks all ranks. One that does not answer leads to a verdict on every rank's watch.
+//!
+//! # What a deadline is
+//!
+//! Time in which this process ran ([`running`](crate::running)) and no bytes of the operation moved. What moves on this
+//! rank begins it anew, and so does what moves on another, of which this rank knows nothing until it asks: the last rank
+//! of a chain gets its first byte when all before it have moved theirs. So at the deadline every rank that is asked says
+//! how long ago it moved something, and the deadline counts from the latest of these. Where all answer and nothing has
+//! moved, ranks are late, and that is no failure yet: people are warned, after the deadline, twice that, four times
+//! that, and the operation ends when it has waited for `MAYPOLE_LATE`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_transports::wait::{Idle, Next, Patience};
 
@@ -13,14 +22,18 @@ use super::aftermath::Aftermath;
 use super::links::Links;
 use crate::error::{Error, Verdict};
 use crate::fingerprint::Fingerprint;
-use crate::watch::{Jury, Record, Watch};
+use crate::running::{Clock, LOOK, Limit, Moment};
+use crate::watch::{Jury, Record, Stall, Watch};
 
-/// How long a rank waits before it asks after the one it waits for, and between questions at first; doubled each time.
+/// How long the first rank waits before it asks after the one it waits for. The others follow one by one, each so much
+/// later, but all of them within [`ASKED_BY`].
 const ASK_AFTER: Duration = Duration::from_millis(2);
-/// The longest time between two questions.
-const ASK_AT_LEAST: Duration = Duration::from_millis(500);
-/// The longest sleep without a look around.
-const NAP: Duration = Duration::from_millis(100);
+const ASKED_BY: Duration = Duration::from_millis(512);
+/// The longest time between two questions of a rank: in worlds of up to [`FEW`], and in larger ones at most.
+const ASK_AT_LEAST: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
+const FEW: usize = 64;
+/// After so many moves in an operation that never had to wait for long, others are told that it moves; a power of 2.
+pub(crate) const MOVES: u64 = 1024;
 /// How long a rank that found a link broken waits to be told why before it reports.
 const GRACE: Duration = Duration::from_millis(50);
 /// How many earlier operations two ranks compare that find themselves apart; those that leave tell as many.
@@ -28,7 +41,7 @@ const LOOK_BACK: u64 = 16;
 /// How long the jury may take to answer an inquiry.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// How long the jury may take from a report to the verdict; longer than a node waits for the hub before it acts alone.
-const VERDICT_WITHIN: Duration = Duration::from_secs(4);
+const VERDICT_WITHIN: Duration = Duration::from_secs(25);
 
 /// What a waiting rank knows of its communicator.
 #[derive(Clone)]
@@ -40,10 +53,18 @@ pub(crate) struct Court {
     pub watch: Arc<Watch>,
     pub jury: Arc<dyn Jury>,
     pub patience: Patience,
+    /// How long nothing may move before ranks that do not answer are convicted.
     pub timeout: Duration,
+    /// How long ranks are waited for that answer, if that is longer.
+    pub late: Duration,
 }
 
 impl Court {
+    /// How long nothing may move in any case.
+    pub fn longest(&self) -> Duration {
+        self.timeout.max(self.late)
+    }
+
     /// The error of a communicator on which a verdict stands, for this rank's caller: it gives up with it.
     #[cold]
     pub fn failed(&self) -> Error {
@@ -104,12 +125,19 @@ impl Court {
         })
     }
 
-    /// The deadline has passed in `operation`: have the jury find out who has not come.
+    /// Nothing has moved in `operation` for a multiple of the deadline: have the jury find out who has not come.
+    ///
+    /// # Errors
+    /// If the operation must end now.
     #[cold]
-    fn deadline(&self, operation: &Fingerprint) -> Error {
-        let after = self.timeout;
-        self.jury.stalled(self.context, self.me, *operation, after);
-        self.await_verdict(Verdict::Stalled { operation: *operation, reporter: self.me, after, culprits: Vec::new() })
+    fn stalled(&self, operation: &Fingerprint, after: Duration) -> Result<(), Error> {
+        let stall = Stall { operation: *operation, after, deadline: self.timeout, late: self.late };
+        self.jury.stalled(self.context, self.me, stall);
+        if stall.is_patient() {
+            return Ok(());
+        }
+        let alone = Verdict::Stalled { operation: *operation, reporter: self.me, after, culprits: Vec::new() };
+        Err(self.await_verdict(alone))
     }
 
     fn await_verdict(&self, otherwise: Verdict) -> Error {
@@ -127,38 +155,65 @@ pub(crate) fn for_verdict(watch: &Watch, otherwise: Verdict) {
 }
 
 fn wait_for_verdict(watch: &Watch, most: Duration) {
-    let until = Instant::now() + most;
-    while !watch.raised() && Instant::now() < until {
+    let limit = Limit::after(most);
+    while !watch.raised() && !limit.has_passed() {
         std::thread::sleep(Duration::from_micros(200));
     }
 }
 
-/// What a wait that has become long does besides waiting: it asks after the rank that it waits for, and it ends at the
-/// deadline, which counts from the first question.
+/// What a wait that has become long does besides waiting: it asks after the rank that it waits for, and it ends when
+/// nothing has moved for too long.
 pub(crate) struct Questions {
-    since: Option<Instant>,
-    ask_at: Duration,
+    /// `None`: the wait has not become long yet.
+    long: Option<Long>,
     /// A rank that had left when it was looked at last.
     departed: Option<usize>,
     /// How the wait goes on where a member has died.
     pub aftermath: Aftermath,
 }
 
+/// A wait that has become long.
+struct Long {
+    /// Began when it became long.
+    clock: Clock,
+    ask_at: Moment,
+    /// When bytes moved last, here or elsewhere, as far as this rank knows; at first, when the wait became long.
+    since: Moment,
+    /// See [`Watch::news_of_movement`].
+    seen: u64,
+    /// After how long without movement the jury is told next.
+    due: Duration,
+    /// Whether the jury was asked to show that it is there.
+    doubts: bool,
+}
+
+/// When rank `me` of a world of `size` asks for the first time. If all asked at once, a rank that comes 50 ms late would
+/// have each of a thousand others ask after it five times, through one hub; as it is, about 25 of them ask, whatever the
+/// size.
+pub(crate) fn until_first_question(me: usize, size: usize) -> Duration {
+    ASK_AFTER + ASK_AFTER.min(ASKED_BY / size.max(1) as u32) * me as u32
+}
+
+/// The pause after a question of a rank that has waited for so long: the wait doubles, up to a point.
+pub(crate) fn until_next_question(size: usize, waited: Duration) -> Duration {
+    waited.min((ASK_AT_LEAST.0 * size.div_ceil(FEW) as u32).min(ASK_AT_LEAST.1))
+}
+
 impl Questions {
     /// For a wait that has not become long yet.
     pub fn new() -> Questions {
-        Questions { since: None, ask_at: ASK_AFTER, departed: None, aftermath: Aftermath::default() }
+        Questions { long: None, departed: None, aftermath: Aftermath::default() }
     }
 
     /// Whether the wait has become long.
     #[inline]
     pub fn begun(&self) -> bool {
-        self.since.is_some()
+        self.long.is_some()
     }
 
-    /// Whether the deadline has passed.
-    pub fn is_late(&self, court: &Court) -> bool {
-        self.since.is_some_and(|since| since.elapsed() >= court.timeout)
+    /// Whether nothing has moved for so long that `operation` ends now.
+    pub fn is_over(&mut self, court: &Court, operation: &Fingerprint) -> bool {
+        self.long.as_mut().is_some_and(|long| long.quiet(court, operation) >= court.longest())
     }
 
     /// Rank `peer` has left: whether that was known before.
@@ -170,7 +225,7 @@ impl Questions {
     /// [`super::routes::Routes::unheard`].
     ///
     /// # Errors
-    /// When the deadline has passed.
+    /// When nothing has moved for too long.
     #[cold]
     pub fn next(
         &mut self,
@@ -179,22 +234,50 @@ impl Questions {
         peer: usize,
         unheard: impl FnOnce() -> Option<usize>,
     ) -> Result<Duration, Error> {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        let waited = since.elapsed();
-        let late = waited >= court.timeout;
-        if (late || waited >= self.ask_at)
+        let long = self.long.get_or_insert_with(|| Long::begin(court, operation));
+        let quiet = long.quiet(court, operation);
+        let now = long.clock.shown();
+        let (late, asks) = (quiet >= long.due, now >= long.ask_at);
+        if (late || asks)
             && let Some(peer) = unheard()
         {
             court.watch.note_unheard(peer);
         }
         if late {
-            return Err(court.deadline(operation));
+            court.stalled(operation, long.due)?;
+            (long.due, long.doubts) = ((long.due + court.timeout).min(court.longest()), false);
         }
-        if waited >= self.ask_at {
+        if !long.doubts && quiet + court.timeout / 2 >= long.due {
+            long.doubts = true;
+            court.jury.doubt(court.context);
+        }
+        if asks {
             court.jury.inquire(court.context, court.me, *operation, peer);
-            self.ask_at = waited + waited.min(ASK_AT_LEAST);
+            long.ask_at = now + until_next_question(court.hosts.len(), now - Moment::default());
         }
-        Ok(NAP.min(court.timeout - waited).min(self.ask_at.saturating_sub(waited) + ASK_AFTER))
+        Ok(LOOK.min(long.due.saturating_sub(quiet)).min(long.ask_at - now + ASK_AFTER))
+    }
+}
+
+impl Long {
+    fn begin(court: &Court, operation: &Fingerprint) -> Long {
+        let clock = Clock::start();
+        let now = clock.shown();
+        // Nobody else waits for this side of a message.
+        let ask = match operation.is_point_to_point() {
+            true => ASK_AFTER,
+            false => until_first_question(court.me, court.hosts.len()),
+        };
+        Long { clock, ask_at: now + ask, since: now, seen: 0, due: court.timeout, doubts: false }
+    }
+
+    /// How long nothing has moved, as far as this rank knows.
+    fn quiet(&mut self, court: &Court, operation: &Fingerprint) -> Duration {
+        let now = self.clock.look();
+        if let Some(ago) = court.watch.news_of_movement(operation.is_point_to_point(), &mut self.seen) {
+            (self.since, self.due, self.doubts) = (self.since.max(now - ago), court.timeout, false);
+        }
+        now - self.since
     }
 }
 
@@ -229,6 +312,14 @@ impl<'a> Wait<'a> {
         }
         self.idle.reset();
         self.moves += 1;
+        if self.questions.begun() || self.moves.is_multiple_of(MOVES) {
+            self.note_moved();
+        }
+    }
+
+    #[cold]
+    fn note_moved(&self) {
+        self.court.watch.note_moved(self.operation.is_point_to_point());
     }
 
     /// The last poll found nothing to do: pause, and return when it is worth polling again. `blocked_on`: for whom this

@@ -17,9 +17,9 @@ use super::auth::{Errand, Purpose};
 use super::frame::ToHub;
 use super::shared::Shared;
 use super::{CONNECTIONS, Node, dial, peer};
-use crate::deadline::deadline;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
+use crate::running::Limit;
 use crate::watch::Watch;
 
 /// The most threads that make connections at the same time.
@@ -116,10 +116,13 @@ impl Shared {
         let departed = || watch.as_ref().zip(member).is_some_and(|((w, _), member)| w.has_departed(member));
         let left = || self.leaving.load(Ordering::Acquire) || self.finished.lock().contains(context);
         let ended = || watch.as_ref().is_some_and(|(w, _)| w.is_over() || w.raised() && gone(w));
-        let give_up = || ended() || departed() || left();
+        let limit = Limit::after(self.config.connect_timeout);
+        let give_up = || {
+            limit.left();
+            ended() || departed() || left()
+        };
         let source = self.config.interface.as_ref().and_then(|_| peer::addresses(&self.config).ok()).map(|ips| ips[0]);
         let (start, other) = (Instant::now(), &self.peers[peer]);
-        let deadline = deadline(start, self.config.connect_timeout);
         let mut pause = Duration::from_millis(1);
         let mut streams = Vec::new();
         while streams.len() < connections {
@@ -133,7 +136,7 @@ impl Shared {
                 index: streams.len() as u16,
                 total: connections as u16,
             };
-            let failures = match dial::call(&other.data, source, &self.key, &errand, deadline, &give_up) {
+            let failures = match dial::call(&other.data, source, &self.key, &errand, limit.if_not_stopped(), &give_up) {
                 Ok((stream, _, session)) => {
                     streams.push(session.into_wire(stream));
                     continue;
@@ -156,7 +159,7 @@ impl Shared {
                 let operation = Fingerprint::point_to_point(0, DataType::U8, 0, (*me, member), 0);
                 self.post(&ToHub::Inquire { context, operation, peer: member });
             }
-            if Instant::now() + pause >= deadline {
+            if limit.left() <= pause {
                 return Err(Error::bootstrap(format!(
                     "rank {} on host {} could not connect to rank {peer} on host {} within {:.1?} ({}); check that the \
                      hosts can reach each other there, or choose the network with MAYPOLE_INTERFACE",

@@ -9,23 +9,33 @@
 //! Inside, ranks are a communicator's own unless the name says `world`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::frame::{Runs, ToNode};
+use super::frame::{Answer, Late, Runs, ToNode};
 use crate::error::Verdict;
 use crate::fingerprint::Fingerprint;
-use crate::watch::Record;
+use crate::running::Moment;
+use crate::watch::{Record, Stall, answering};
 
-/// How long members have to answer an inquest.
-const INQUEST: Duration = Duration::from_millis(300);
 /// How long a lost link waits for news of the peer's death, which explains it better.
 const LINK_GRACE: Duration = Duration::from_millis(150);
 /// How many operation numbers the audit of a communicator keeps.
 const AUDITED: usize = 256;
 /// How many operations of one rank about one other are remembered as asked after.
 const ASKED: usize = 20;
-/// `question` of an inquest; an inquiry has its asker's rank plus one.
-const INQUEST_QUESTION: u64 = 0;
+/// How long a question about a rank and an operation serves others that ask the same.
+const FOLD: Duration = Duration::from_millis(20);
+/// `question` of an inquiry.
+const INQUIRY: u64 = 0;
+/// `question` of an inquest, plus its reporter's rank.
+const INQUEST: u64 = 1;
+
+/// How long members have to answer an inquest: an eighth of the deadline, at least 0.3 s and at most ten. All ranks
+/// have failed to move anything for the whole of the deadline by then, and a node's thread that lives answers at once;
+/// but on a host that swaps, or with more work than cores, it may have to wait for its turn.
+pub(super) fn inquest_lasts(deadline: Duration) -> Duration {
+    (deadline / 8).clamp(Duration::from_millis(300), Duration::from_secs(10))
+}
 
 /// A letter, to world ranks.
 pub(super) type Letter = (Vec<usize>, ToNode);
@@ -48,15 +58,19 @@ struct Audited {
 
 /// A search for those who are missing.
 struct Inquest {
-    until: Instant,
-    reporter: usize,
-    operation: Fingerprint,
-    after: Duration,
-    answers: HashMap<usize, Record>,
+    since: Moment,
+    stall: Stall,
+    answers: HashMap<usize, Answer>,
     /// Who has been asked and has neither answered nor left.
     awaited: BTreeSet<usize>,
-    /// Who says that nothing gets through to whom.
-    unheard: BTreeMap<usize, usize>,
+    /// A member to which nothing that the reporter sends gets through.
+    unheard: Option<usize>,
+}
+
+impl Inquest {
+    fn until(&self) -> Moment {
+        self.since + inquest_lasts(self.stall.deadline)
+    }
 }
 
 /// One communicator.
@@ -72,11 +86,16 @@ struct Case {
     /// Members that have failed in it, where a death is the verdict.
     given_up: HashSet<usize>,
     verdict: Option<Verdict>,
-    inquest: Option<Inquest>,
+    /// By reporter.
+    inquests: BTreeMap<usize, Inquest>,
+    /// The latest collective in which all members answered an inquest, and when.
+    heard: Option<(u64, Moment)>,
     /// A lost link that waits for a better explanation.
-    suspicion: Option<(Instant, Verdict)>,
+    suspicion: Option<(Moment, Verdict)>,
     /// Who asked after whom, (asker, peer), and in which operations: the latest few.
     waiting: HashMap<(usize, usize), VecDeque<Fingerprint>>,
+    /// Which operation a member was asked about last, and when.
+    asked: HashMap<usize, (u64, Moment)>,
     audit: BTreeMap<u64, Audited>,
 }
 
@@ -92,7 +111,7 @@ pub(super) struct Court {
     decided: usize,
     cases: HashMap<u64, Case>,
     /// When an inquest or a suspicion may end, and in which case: what has ended otherwise stays listed until then.
-    due: BTreeSet<(Instant, u64)>,
+    due: BTreeSet<(Moment, u64)>,
     letters: Vec<Letter>,
 }
 
@@ -110,6 +129,13 @@ impl Case {
     /// Whether the verdict is that a member has died or left.
     fn is_of_a_death(&self) -> bool {
         matches!(self.verdict, Some(Verdict::Died { .. }))
+    }
+
+    /// The members that an inquest of `reporter` about `operation` asks.
+    fn concerned(&self, reporter: usize, operation: &Fingerprint) -> impl Iterator<Item = usize> {
+        let other_side = operation.other_side(reporter);
+        let there = move |rank: &usize| *rank != reporter && !self.left.contains_key(rank);
+        (0..self.members.len()).filter(there).filter(move |rank| other_side.is_none_or(|other| other == *rank))
     }
 
     /// How `rank` left, for people.
@@ -204,9 +230,11 @@ impl Court {
             left: HashMap::new(),
             given_up: HashSet::new(),
             verdict: None,
-            inquest: None,
+            inquests: BTreeMap::new(),
+            heard: None,
             suspicion: None,
             waiting: HashMap::new(),
+            asked: HashMap::new(),
             audit: BTreeMap::new(),
         };
         self.cases.insert(context, case);
@@ -222,7 +250,7 @@ impl Court {
     }
 
     /// World rank `from` reports.
-    pub fn report(&mut self, from: usize, context: u64, verdict: Verdict, now: Instant) {
+    pub fn report(&mut self, from: usize, context: u64, verdict: Verdict, now: Moment) {
         let Some((case, _)) = self.case(from, context) else { return };
         if let Verdict::Link { peer, .. } = &verdict {
             if case.left.contains_key(peer) {
@@ -237,7 +265,7 @@ impl Court {
     }
 
     /// World rank `from` waits in `operation` for rank `peer`.
-    pub fn inquire(&mut self, from: usize, context: u64, operation: Fingerprint, peer: usize) {
+    pub fn inquire(&mut self, from: usize, context: u64, operation: Fingerprint, peer: usize, now: Moment) {
         if self.cases.get(&context).is_some_and(Case::is_of_a_death) {
             return self.inquire_after_death(from, context, operation, peer);
         }
@@ -259,8 +287,13 @@ impl Court {
         if message {
             return;
         }
-        let question = asker as u64 + 1;
-        self.letters.push((vec![world], ToNode::Ask { context, sequence: operation.sequence, question }));
+        // Others may have asked the same just now: one answer serves them all.
+        let sequence = operation.sequence;
+        let asked = case.asked.get(&peer).is_some_and(|(last, at)| *last == sequence && now - *at < FOLD);
+        if !asked {
+            case.asked.insert(peer, (sequence, now));
+            self.letters.push((vec![world], ToNode::Ask { context, sequence, question: INQUIRY, message }));
+        }
     }
 
     /// As [`Court::inquire`], where a member's death is the verdict: `from` only wants to know when `peer` has done all
@@ -275,61 +308,57 @@ impl Court {
         }
     }
 
-    /// World rank `from`'s deadline, `after`, has passed in `operation`. `unheard`: a rank to which nothing that it
-    /// sends gets through.
-    pub fn stalled(
-        &mut self,
-        from: usize,
-        context: u64,
-        operation: Fingerprint,
-        (after, unheard): (Duration, Option<usize>),
-        now: Instant,
-    ) {
+    /// World rank `from`'s deadline has passed. `unheard`: a rank to which nothing that it sends gets through.
+    pub fn stalled(&mut self, from: usize, context: u64, stall: Stall, unheard: Option<usize>, now: Moment) {
         let Some((case, reporter)) = self.case(from, context) else { return };
-        if case.inquest.is_some() {
-            return;
+        let operation = stall.operation;
+        let message = operation.is_point_to_point();
+        if !message {
+            // All who wait in it say so at about the same time. One inquest serves them all.
+            let alike = |inquest: &&mut Inquest| inquest.stall.operation.same_call(&operation);
+            if let Some(inquest) = case.inquests.values_mut().find(alike) {
+                if !stall.is_patient() {
+                    inquest.stall = stall;
+                }
+                return;
+            }
+            let heard = |(sequence, at)| sequence == operation.sequence && now - at < stall.deadline / 2;
+            if stall.is_patient() && case.heard.is_some_and(heard) {
+                return self.letters.push((vec![from], ToNode::GoOn { context, message, moved: None, late: None }));
+            }
         }
-        let unheard = unheard.map(|peer| (reporter, peer)).into_iter().collect();
-        let until = now + INQUEST;
-        let there = (0..case.members.len()).filter(|rank| *rank != reporter && !case.left.contains_key(rank));
-        let awaited: BTreeSet<usize> = there.collect();
         // Messages between two ranks have their own numbers: there the question is only whether a process answers, and
         // how far it is.
-        let sequence = if operation.is_point_to_point() { u64::MAX } else { operation.sequence };
-        let ask = ToNode::Ask { context, sequence, question: INQUEST_QUESTION };
+        let sequence = if message { u64::MAX } else { operation.sequence };
+        let ask = ToNode::Ask { context, sequence, question: INQUEST + reporter as u64, message };
+        let awaited: BTreeSet<usize> = case.concerned(reporter, &operation).collect();
         let asked = awaited.iter().map(|rank| case.members[*rank]).collect();
-        let answers = HashMap::new();
-        case.inquest = Some(Inquest { until, reporter, operation, after, answers, awaited, unheard });
-        self.write(asked, ask);
+        let inquest = Inquest { since: now, stall, answers: HashMap::new(), awaited, unheard };
+        let until = inquest.until();
+        case.inquests.insert(reporter, inquest);
         self.due.insert((until, context));
-        self.conclude_if_complete(context);
+        self.write(asked, ask);
+        self.conclude_if_complete(context, reporter);
     }
 
-    /// World rank `from` answers. `unheard`: as in [`Court::stalled`].
-    pub fn answer(
-        &mut self,
-        from: usize,
-        context: u64,
-        (sequence, question): (u64, u64),
-        record: Record,
-        unheard: Option<usize>,
-    ) {
+    /// World rank `from` answers.
+    pub fn answer(&mut self, from: usize, context: u64, (sequence, question): (u64, u64), answer: Answer) {
         let Some((case, rank)) = self.case(from, context) else { return };
-        if question == INQUEST_QUESTION {
-            if let Some(inquest) = &mut case.inquest {
-                inquest.answers.insert(rank, record);
+        if question >= INQUEST {
+            let reporter = (question - INQUEST) as usize;
+            if let Some(inquest) = case.inquests.get_mut(&reporter) {
+                inquest.answers.insert(rank, answer);
                 inquest.awaited.remove(&rank);
-                inquest.unheard.extend(unheard.map(|peer| (rank, peer)));
-                self.conclude_if_complete(context);
+                self.conclude_if_complete(context, reporter);
             }
             return;
         }
-        let asker = question as usize - 1;
-        let asked = case.waiting.get(&(asker, rank));
-        if let Some(operation) =
-            asked.and_then(|list| list.iter().find(|o| o.sequence == sequence && !o.is_point_to_point()).copied())
-        {
-            self.judge(context, asker, operation, rank, Some(record));
+        let about = |operation: &&Fingerprint| operation.sequence == sequence && !operation.is_point_to_point();
+        let asked = case.waiting.iter().filter(|((_, peer), _)| *peer == rank);
+        let askers: Vec<(usize, Fingerprint)> =
+            asked.filter_map(|((asker, _), list)| Some((*asker, *list.iter().find(about)?))).collect();
+        for (asker, operation) in askers {
+            self.judge(context, asker, operation, rank, Some(answer.record.clone()));
         }
     }
 
@@ -395,9 +424,9 @@ impl Court {
             self.cases.remove(&context);
             return;
         }
-        if let Some(inquest) = &mut case.inquest {
+        case.inquests.values_mut().for_each(|inquest| {
             inquest.awaited.remove(&rank);
-        }
+        });
         if case.verdict.is_some() {
             return self.tell_waiters(context, rank);
         }
@@ -416,7 +445,9 @@ impl Court {
             }
             self.judge(context, asker, operation, rank, None);
         }
-        self.conclude_if_complete(context);
+        let reporters: Vec<usize> =
+            self.cases.get(&context).into_iter().flat_map(|case| case.inquests.keys().copied()).collect();
+        reporters.into_iter().for_each(|reporter| self.conclude_if_complete(context, reporter));
     }
 
     /// World rank `rank`'s process has gone: in good order, or `how`.
@@ -444,21 +475,21 @@ impl Court {
     }
 
     /// When [`Court::tick`] has something to do.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         self.due.first().map(|(until, _)| *until)
     }
 
     /// Time has passed.
-    pub fn tick(&mut self, now: Instant) {
+    pub fn tick(&mut self, now: Moment) {
         while let Some((_, context)) = self.due.first().copied().filter(|(until, _)| *until <= now) {
             self.due.pop_first();
             let Some(case) = self.cases.get_mut(&context) else { continue };
-            if case.inquest.as_ref().is_some_and(|i| i.until <= now) {
-                self.conclude(context);
-            } else if case.suspicion.as_ref().is_some_and(|s| s.0 <= now) {
-                let (_, verdict) = case.suspicion.take().expect("seen above");
+            if let Some((_, verdict)) = case.suspicion.take_if(|s| s.0 <= now) {
                 self.declare(context, verdict);
+                continue;
             }
+            let over: Vec<usize> = case.inquests.iter().filter(|(_, i)| i.until() <= now).map(|(r, _)| *r).collect();
+            over.into_iter().for_each(|reporter| self.conclude(context, reporter));
         }
     }
 
@@ -481,56 +512,79 @@ impl Court {
         }
     }
 
-    fn conclude_if_complete(&mut self, context: u64) {
+    fn conclude_if_complete(&mut self, context: u64, reporter: usize) {
         let Some(case) = self.cases.get(&context) else { return };
-        let Some(inquest) = &case.inquest else { return };
+        let Some(inquest) = case.inquests.get(&reporter) else { return };
         if inquest.awaited.is_empty() {
-            self.conclude(context);
+            self.conclude(context, reporter);
         }
     }
 
-    /// The inquest of `context` ends with what is known.
-    fn conclude(&mut self, context: u64) {
-        let case = self.cases.get_mut(&context).expect("called for a case");
-        let Some(inquest) = case.inquest.take() else { return };
-        let operation = inquest.operation;
-        let between_two = operation.is_point_to_point();
-        let mut culprits = Vec::new();
-        let other_side = operation.other_side(inquest.reporter);
-        let concerned = |rank: &usize| *rank != inquest.reporter && other_side.is_none_or(|other| other == *rank);
-        for rank in (0..case.members.len()).filter(concerned) {
-            let record = match inquest.answers.get(&rank) {
-                Some(record) => Some(record.clone()),
-                None if case.left.contains_key(&rank) => Some(case.left_record(rank, operation.sequence)),
+    /// The inquest of `reporter` ends with what is known.
+    fn conclude(&mut self, context: u64, reporter: usize) {
+        let Some(case) = self.cases.get_mut(&context) else { return };
+        let Some(Inquest { since, stall, answers, unheard, .. }) = case.inquests.remove(&reporter) else { return };
+        let operation = stall.operation;
+        let message = operation.is_point_to_point();
+        let (mut culprits, mut hopeless, mut moved) = (Vec::new(), false, None);
+        let other_side = operation.other_side(reporter);
+        let others = (0..case.members.len()).filter(|rank| *rank != reporter && other_side.is_none_or(|o| o == *rank));
+        for rank in others {
+            let left = case.left.contains_key(&rank);
+            let answer = answers.get(&rank);
+            let record = match answer {
+                Some(answer) => Some(answer.record.clone()),
+                None if left => Some(case.left_record(rank, operation.sequence)),
                 None => None,
             };
             if let Some(verdict) =
-                record.as_ref().filter(|_| !between_two).and_then(|r| compare(inquest.reporter, operation, rank, r))
+                record.as_ref().filter(|_| !message).and_then(|r| compare(reporter, operation, rank, r))
             {
                 return self.declare(context, verdict);
             }
+            let has_come = record.as_ref().is_some_and(|record| !matches!(record, Record::NotYet(_)));
+            // Also on one that has not come: it may be in an earlier operation, whose last bytes come slowly.
+            moved = moved.into_iter().chain(answer.and_then(|answer| answer.moved)).min();
+            hopeless |= record.is_none() || left && !has_come;
             let state = match record {
                 None => "it does not answer: its process is stopped, or its host is down or cut off".to_string(),
-                Some(_)
-                    if case.left.contains_key(&rank) && (between_two || matches!(record, Some(Record::NotYet(_)))) =>
-                {
-                    case.departure(rank)
-                }
-                Some(Record::NotYet(Some(last))) => format!("its latest operation was {last}"),
-                Some(Record::NotYet(None)) => "it has not called anything yet".to_string(),
+                Some(_) if left && (message || !has_come) => case.departure(rank),
+                Some(Record::NotYet(last)) => answering(last),
                 Some(_) => continue,
             };
             culprits.push((rank, self.hosts[case.members[rank]].clone(), state));
         }
+        if let Some(ago) = moved.filter(|ago| *ago < stall.deadline && !hopeless) {
+            return self.go_on(context, reporter, &stall, Some(ago), None);
+        }
         // Where everybody is there and has come, the network between two of them may not be.
-        if let Some((&rank, &peer)) = inquest.unheard.iter().find(|(_, peer)| **peer < case.members.len())
-            && (culprits.is_empty() || between_two)
+        let unheard = unheard.map(|peer| (reporter, peer));
+        let mut cut_off = unheard.into_iter().chain(answers.iter().filter_map(|(r, a)| Some((*r, a.unheard?))));
+        if (culprits.is_empty() || message)
+            && let Some((rank, peer)) = cut_off.find(|(_, peer)| *peer < case.members.len())
         {
             let host = self.hosts[case.members[peer]].clone();
-            return self.declare(context, Verdict::unheard(operation, (rank, peer), host, inquest.after));
+            return self.declare(context, Verdict::unheard(operation, (rank, peer), host, stall.after));
         }
-        let verdict = Verdict::Stalled { operation, reporter: inquest.reporter, after: inquest.after, culprits };
-        self.declare(context, verdict);
+        if hopeless || !stall.is_patient() {
+            return self.declare(context, Verdict::Stalled { operation, reporter, after: stall.after, culprits });
+        }
+        if !message {
+            case.heard = Some((operation.sequence, since));
+        }
+        let late = stall.is_time_to_warn().then_some(Late { stall, culprits });
+        self.go_on(context, reporter, &stall, None, late);
+    }
+
+    /// All members answer: whoever waits goes on.
+    fn go_on(&mut self, context: u64, reporter: usize, stall: &Stall, moved: Option<Duration>, late: Option<Late>) {
+        let (case, message) = (&self.cases[&context], stall.operation.is_point_to_point());
+        let reporters = vec![case.members[reporter]];
+        // Those who wait in the same operation have told, or are about to.
+        let others = case.concerned(reporter, &stall.operation).filter(|_| !message);
+        let others = others.map(|rank| case.members[rank]).collect();
+        self.write(reporters, ToNode::GoOn { context, message, moved, late });
+        self.write(others, ToNode::GoOn { context, message, moved, late: None });
     }
 
     fn declare_died(&mut self, context: u64, rank: usize, how: String) {
@@ -544,7 +598,8 @@ impl Court {
         tracing::debug!("communicator {context:#x}: {verdict}");
         case.verdict = Some(verdict.clone());
         self.decided += 1;
-        (case.inquest, case.suspicion) = (None, None);
+        case.inquests.clear();
+        case.suspicion = None;
         // After a death operations go on, and those that wait hear whose part in them is over.
         if !case.is_of_a_death() {
             case.waiting.clear();

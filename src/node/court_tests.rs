@@ -4,8 +4,10 @@ use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, ReduceOp};
 
 use super::*;
+use crate::engine::wait::{until_first_question, until_next_question};
 
 const WORLD: u64 = 1;
+const SECOND: Duration = Duration::from_secs(1);
 /// World ranks 4, 2, 0 as ranks 0, 1, 2.
 const PART: u64 = 2;
 
@@ -53,13 +55,17 @@ fn asks(court: &mut Court) -> Vec<(usize, u64, u64)> {
     letters(court).into_iter().map(ask).collect()
 }
 
+fn says(record: Record, unheard: Option<usize>) -> Answer {
+    Answer { record, unheard, moved: None }
+}
+
 fn abort(why: &str) -> Verdict {
     Verdict::Aborted { rank: 0, why: why.into() }
 }
 
 #[test]
 fn the_first_report_stands() {
-    let (mut court, now) = (court(), Instant::now());
+    let (mut court, now) = (court(), Moment::default());
     court.report(2, PART, abort("one"), now);
     court.report(0, PART, abort("two"), now);
     assert_eq!(told(&mut court, PART), (vec![0, 2, 4], abort("one")));
@@ -107,17 +113,17 @@ fn different_calls_and_refusals_are_found_by_inquiry() {
         (Record::Refused("no".into()), Verdict::Refused { rank: 1, sequence: 3, why: "no".into() }),
     ] {
         let mut court = court();
-        court.inquire(0, PART, op(3, 4), 1);
-        assert_eq!(asks(&mut court), [(2, 3, 3)]);
-        court.answer(2, PART, (3, 3), record, None);
+        court.inquire(0, PART, op(3, 4), 1, Moment::default());
+        assert_eq!(asks(&mut court), [(2, 3, INQUIRY)]);
+        court.answer(2, PART, (3, INQUIRY), says(record, None));
         assert_eq!(told(&mut court, PART), (vec![0, 2, 4], expected));
     }
     let mut court = court();
-    court.inquire(0, PART, op(3, 4), 1);
+    court.inquire(0, PART, op(3, 4), 1, Moment::default());
     for harmless in [Record::Called(op(3, 4)), Record::NotYet(Some(op(2, 9))), Record::NotYet(None), Record::Forgotten]
     {
         court.letters();
-        court.answer(2, PART, (3, 3), harmless, None);
+        court.answer(2, PART, (3, INQUIRY), says(harmless, None));
         assert!(court.letters().is_empty());
     }
 }
@@ -131,11 +137,11 @@ fn waiting_for_a_rank_that_has_left_ends() {
         if before {
             court.leave(2, PART, history.clone());
         }
-        court.inquire(0, PART, op(2, 2), 1);
+        court.inquire(0, PART, op(2, 2), 1, Moment::default());
         assert!(before == court.letters().is_empty());
-        court.inquire(0, PART, op(3, 4), 1);
+        court.inquire(0, PART, op(3, 4), 1, Moment::default());
         if !before {
-            court.answer(2, PART, (3, 3), Record::NotYet(Some(op(2, 2))), None);
+            court.answer(2, PART, (3, INQUIRY), says(Record::NotYet(Some(op(2, 2))), None));
             court.leave(2, PART, history);
         }
         let (to, verdict) = told(&mut court, PART);
@@ -147,25 +153,27 @@ fn waiting_for_a_rank_that_has_left_ends() {
 
 #[test]
 fn an_inquest_names_who_is_missing() {
-    let (mut court, now) = (court(), Instant::now());
+    let (mut court, now) = (court(), Moment::default());
     court.leave(4, WORLD, vec![(5, Record::Called(op(5, 1)))]);
-    court.stalled(0, WORLD, op(7, 4), (Duration::from_secs(9), None), now);
-    assert_eq!(asks(&mut court), [(1, 7, 0), (2, 7, 0), (3, 7, 0)]);
-    court.stalled(1, WORLD, op(7, 4), (Duration::from_secs(9), None), now);
+    court.stalled(0, WORLD, Stall::at_last(op(7, 4), SECOND * 9), None, now);
+    assert_eq!(asks(&mut court), [(1, 7, INQUEST), (2, 7, INQUEST), (3, 7, INQUEST)]);
+    court.stalled(1, WORLD, Stall::at_last(op(7, 4), SECOND * 9), None, now);
     assert!(court.letters().is_empty(), "one inquest is enough");
-    court.answer(1, WORLD, (7, 0), Record::Called(op(7, 4)), None);
-    court.answer(2, WORLD, (7, 0), Record::NotYet(Some(op(6, 3))), None);
-    assert!(court.deadline().unwrap() <= now + Duration::from_millis(300));
-    court.tick(now + Duration::from_millis(299));
+    court.answer(1, WORLD, (7, INQUEST), says(Record::Called(op(7, 4)), None));
+    court.answer(2, WORLD, (7, INQUEST), says(Record::NotYet(Some(op(6, 3))), None));
+    // An eighth of the deadline, so that a thread on a busy host gets its turn.
+    let until = now + SECOND * 9 / 8;
+    assert_eq!(court.deadline(), Some(until));
+    court.tick(until - Duration::from_millis(1));
     assert!(court.letters().is_empty());
-    court.tick(now + Duration::from_millis(300));
+    court.tick(until);
     let (to, verdict) = told(&mut court, WORLD);
     assert_eq!(to, [0, 1, 2, 3]);
     let Verdict::Stalled { reporter: 0, culprits, .. } = &verdict else { panic!("{verdict:?}") };
     assert_eq!(culprits.iter().map(|c| c.0).collect::<Vec<_>>(), [2, 3, 4]);
     let text = verdict.to_string();
     for part in [
-        "rank 2 on host host2 (its latest operation was all_reduce #6",
+        "rank 2 on host host2 (it answers; its latest operation was all_reduce #6",
         "rank 3",
         "does not answer",
         "left the communicator after all_reduce #5",
@@ -175,31 +183,152 @@ fn an_inquest_names_who_is_missing() {
     assert_eq!(court.deadline(), None);
 }
 
+fn waits(operation: Fingerprint, after: Duration) -> Stall {
+    Stall { operation, after, deadline: SECOND * 8, late: SECOND * 50 }
+}
+
+/// Who is told to go on, with what has moved how long ago, and whether it is to warn.
+fn go_on(court: &mut Court) -> Vec<(usize, Option<Duration>, bool)> {
+    let told = |(to, letter)| match letter {
+        ToNode::GoOn { moved, late, .. } => (to, moved, late.is_some()),
+        other => panic!("{other:?}"),
+    };
+    letters(court).into_iter().map(told).collect()
+}
+
+#[test]
+fn who_waits_goes_on_while_anything_moves_or_all_answer() {
+    let (mut court, now) = (court(), Moment::default());
+    let answer = |court: &mut Court, from, record, moved| {
+        let answer = Answer { record, unheard: None, moved };
+        court.answer(from, PART, (7, INQUEST), answer);
+    };
+    let come = || Record::Called(op(7, 4));
+    // What moved last counts, also on one that is still in an earlier operation.
+    court.stalled(4, PART, waits(op(7, 4), SECOND * 8), None, now);
+    court.letters();
+    answer(&mut court, 2, come(), Some(SECOND * 4));
+    answer(&mut court, 0, Record::NotYet(None), Some(SECOND * 3));
+    assert_eq!(go_on(&mut court), [4, 2, 0].map(|to| (to, Some(SECOND * 3), false)));
+    // Nothing has moved for the whole of the deadline, and all answer: people are told, after it, twice, four times.
+    for (deadlines, warned) in [(1, true), (2, true), (3, false), (4, true), (5, false), (6, false)] {
+        let now = now + SECOND * 8 * deadlines;
+        court.stalled(4, PART, waits(op(7, 4), SECOND * 8 * deadlines), None, now);
+        court.letters();
+        answer(&mut court, 2, come(), Some(SECOND * 8));
+        answer(&mut court, 0, Record::NotYet(Some(op(6, 4))), Some(SECOND * 9));
+        assert_eq!(go_on(&mut court), [(4, None, warned), (2, None, false), (0, None, false)]);
+        // Another that waits in it is content with that, and so is one that asks at the same time.
+        court.stalled(2, PART, waits(op(7, 4), SECOND * 8), None, now + SECOND);
+        assert_eq!(go_on(&mut court), [(2, None, false)]);
+    }
+    // At last it ends.
+    court.stalled(4, PART, waits(op(7, 4), SECOND * 50), None, now + SECOND * 56);
+    court.letters();
+    answer(&mut court, 2, come(), None);
+    answer(&mut court, 0, Record::NotYet(Some(op(6, 4))), None);
+    let text = told(&mut court, PART).1.to_string();
+    assert!(
+        text.contains("within 50s") && text.contains("(it answers; its latest operation was all_reduce #6"),
+        "{text}"
+    );
+}
+
+#[test]
+fn one_that_does_not_answer_is_convicted_though_others_move_or_are_late() {
+    let (mut court, now) = (court(), Moment::default());
+    let message = Fingerprint::point_to_point(2, DataType::F32, 4, (0, 2), 0);
+    // Two inquests at a time: of a message whose other side answers, and of a collective.
+    court.stalled(0, PART, waits(message, SECOND * 8), None, now);
+    assert_eq!(asks(&mut court), [(4, u64::MAX, INQUEST + 2)], "only the other side");
+    court.stalled(4, PART, waits(op(7, 4), SECOND * 8), None, now);
+    assert_eq!(asks(&mut court), [(2, 7, INQUEST), (0, 7, INQUEST)]);
+    court.answer(4, PART, (u64::MAX, INQUEST + 2), says(Record::NotYet(None), None));
+    assert_eq!(go_on(&mut court), [(0, None, true)]);
+    let answer = Answer { record: Record::Called(op(7, 4)), unheard: None, moved: Some(SECOND / 2) };
+    court.answer(2, PART, (7, INQUEST), answer);
+    court.tick(now + SECOND);
+    let text = told(&mut court, PART).1.to_string();
+    assert!(text.contains("within 8s") && text.contains("rank 2 on host host0 (it does not answer"), "{text}");
+}
+
+/// Frames at the hub while all ranks of a world of `size` wait for 50 ms in one operation: for rank 0, which comes so
+/// late, or each for the one before it.
+fn frames_for_a_straggler(size: usize, in_a_ring: bool) -> usize {
+    let mut court = Court::new(vec!["host".to_string(); size]);
+    (0..size).for_each(|rank| court.register(rank, WORLD, &Runs::new(&(0..size).collect::<Vec<_>>())));
+    let mut next: Vec<Duration> = (0..size).map(|rank| until_first_question(rank, size)).collect();
+    let mut frames = 0;
+    for tick in 0..500 {
+        let waited = Duration::from_micros(100) * tick;
+        for rank in 1..size {
+            if waited >= next[rank] {
+                let peer = if in_a_ring { rank - 1 } else { 0 };
+                court.inquire(rank, WORLD, op(1, 4), peer, Moment::default() + waited);
+                next[rank] = waited + until_next_question(size, waited);
+                frames += 1;
+            }
+        }
+        for (to, sequence, question) in asks(&mut court) {
+            let record = if to == 0 { Record::NotYet(None) } else { Record::Called(op(1, 4)) };
+            court.answer(to, WORLD, (sequence, question), says(record, None));
+            frames += 2;
+        }
+        assert!(court.letters().is_empty());
+    }
+    frames
+}
+
+#[test]
+fn questions_to_a_straggler_do_not_grow_with_the_world() {
+    for size in [4, 64, 1024] {
+        let frames = [false, true].map(|in_a_ring| frames_for_a_straggler(size, in_a_ring));
+        println!("{size} ranks: {frames:?} frames, of {} if all asked at 2, 4, 8, 16 and 32 ms", size * 5 * 3);
+        assert!(frames.iter().all(|frames| *frames < 500), "{frames:?}");
+        // And ranks that disagree know within a second: the one that is asked may have gone wrong just after a question.
+        let most = (0..size).map(|rank| until_first_question(rank, size)).max().unwrap();
+        let pause = until_next_question(size, Duration::from_secs(3600));
+        assert!(most < SECOND && pause <= SECOND, "{most:?} {pause:?}");
+    }
+}
+
+#[test]
+fn one_answer_serves_all_who_ask() {
+    let (mut court, now) = (court(), Moment::default());
+    court.inquire(1, WORLD, op(3, 4), 0, now);
+    assert_eq!(asks(&mut court), [(0, 3, INQUIRY)]);
+    court.inquire(2, WORLD, op(3, 5), 0, now + Duration::from_millis(5));
+    assert!(court.letters().is_empty());
+    // It does what the first does, and not what the second does.
+    court.answer(0, WORLD, (3, INQUIRY), says(Record::Called(op(3, 4)), None));
+    assert_eq!(told(&mut court, WORLD).1, Verdict::Mismatch { one: (2, op(3, 5)), other: (0, op(3, 4)) });
+}
+
 #[test]
 fn an_inquest_ends_early_and_prefers_a_contradiction() {
-    let (mut court, now) = (court(), Instant::now());
-    court.stalled(4, PART, op(7, 4), (Duration::from_secs(9), None), now);
-    court.answer(2, PART, (7, 0), Record::NotYet(None), None);
+    let (mut court, now) = (court(), Moment::default());
+    court.stalled(4, PART, Stall::at_last(op(7, 4), SECOND * 9), None, now);
+    court.answer(2, PART, (7, INQUEST), says(Record::NotYet(None), None));
     court.letters();
-    court.answer(0, PART, (7, 0), Record::Called(op(7, 5)), None);
+    court.answer(0, PART, (7, INQUEST), says(Record::Called(op(7, 5)), None));
     assert_eq!(told(&mut court, PART).1, Verdict::Mismatch { one: (0, op(7, 4)), other: (2, op(7, 5)) });
 }
 
 #[test]
 fn messages_between_two_are_not_looked_up_by_number() {
-    let (mut court, now) = (court(), Instant::now());
+    let (mut court, now) = (court(), Moment::default());
     court.register(0, 9, &Runs::new(&[0, 1]));
     court.register(1, 9, &Runs::new(&[0, 1]));
     let message = Fingerprint::point_to_point(2, DataType::F32, 4, (1, 0), 0);
-    court.stalled(0, 9, message, (Duration::from_secs(1), None), now);
-    assert_eq!(asks(&mut court), [(1, u64::MAX, 0)]);
-    court.answer(1, 9, (u64::MAX, 0), Record::NotYet(Some(op(2, 9))), None);
+    court.stalled(0, 9, Stall::at_last(message, SECOND), None, now);
+    assert_eq!(asks(&mut court), [(1, u64::MAX, INQUEST)]);
+    court.answer(1, 9, (u64::MAX, INQUEST), says(Record::NotYet(Some(op(2, 9))), None));
     let text = told(&mut court, 9).1.to_string();
     assert!(text.contains("rank 1") && text.contains("its latest operation was all_reduce #2"), "{text}");
 
-    court.stalled(4, PART, message, (Duration::from_secs(1), None), now);
-    court.answer(2, PART, (u64::MAX, 0), Record::NotYet(None), None);
-    court.answer(0, PART, (u64::MAX, 0), Record::NotYet(None), None);
+    court.stalled(4, PART, Stall::at_last(message, SECOND), None, now);
+    court.answer(2, PART, (u64::MAX, INQUEST), says(Record::NotYet(None), None));
+    court.answer(0, PART, (u64::MAX, INQUEST), says(Record::NotYet(None), None));
     let Verdict::Stalled { culprits, .. } = told(&mut court, PART).1 else { panic!("not a stall") };
     assert_eq!(culprits.iter().map(|c| c.0).collect::<Vec<_>>(), [1], "the other side of the message");
 }
@@ -207,22 +336,22 @@ fn messages_between_two_are_not_looked_up_by_number() {
 #[test]
 fn where_all_have_come_the_network_is_named() {
     for reporter_knows in [false, true] {
-        let (mut court, now) = (court(), Instant::now());
+        let (mut court, now) = (court(), Moment::default());
         let (first, second) = if reporter_knows { (Some(2), None) } else { (None, Some(2)) };
-        court.stalled(4, PART, op(7, 4), (Duration::from_secs(9), first), now);
-        court.answer(2, PART, (7, 0), Record::Called(op(7, 4)), second);
+        court.stalled(4, PART, Stall::at_last(op(7, 4), SECOND * 9), first, now);
+        court.answer(2, PART, (7, INQUEST), says(Record::Called(op(7, 4)), second));
         court.letters();
-        court.answer(0, PART, (7, 0), Record::Called(op(7, 4)), None);
+        court.answer(0, PART, (7, INQUEST), says(Record::Called(op(7, 4)), None));
         let (rank, said) = (if reporter_knows { 0 } else { 1 }, told(&mut court, PART).1);
         let Verdict::Link { rank: r, peer: 2, host, what } = &said else { panic!("{said:?}") };
         assert!(*r == rank && host == "host0" && what.contains("within 9s"), "{said}");
     }
     // Who has not come is the better explanation.
-    let (mut court, now) = (court(), Instant::now());
-    court.stalled(4, PART, op(7, 4), (Duration::from_secs(9), Some(2)), now);
-    court.answer(2, PART, (7, 0), Record::NotYet(None), None);
+    let (mut court, now) = (court(), Moment::default());
+    court.stalled(4, PART, Stall::at_last(op(7, 4), SECOND * 9), Some(2), now);
+    court.answer(2, PART, (7, INQUEST), says(Record::NotYet(None), None));
     court.letters();
-    court.answer(0, PART, (7, 0), Record::Called(op(7, 4)), None);
+    court.answer(0, PART, (7, INQUEST), says(Record::Called(op(7, 4)), None));
     assert!(matches!(told(&mut court, PART).1, Verdict::Stalled { .. }));
 }
 
@@ -270,7 +399,7 @@ fn what_the_audit_keeps_is_bounded() {
 #[test]
 fn a_lost_link_is_explained_by_a_death_if_there_is_one() {
     let lost = Verdict::Link { rank: 2, peer: 1, host: "host2".into(), what: "reset".into() };
-    let now = Instant::now();
+    let now = Moment::default();
     let mut one = court();
     one.report(0, PART, lost.clone(), now);
     assert!(one.letters().is_empty());
@@ -318,13 +447,13 @@ fn nothing_is_kept_of_communicators_that_all_have_left() {
 fn who_waits_for_a_message_hears_that_its_other_side_left() {
     let mut court = court();
     let message = Fingerprint::point_to_point(1, DataType::F32, 4, (2, 0), 0);
-    court.inquire(0, WORLD, message, 2);
+    court.inquire(0, WORLD, message, 2, Moment::default());
     assert!(court.letters().is_empty(), "messages are not looked up");
     // An answer about the collective of the same number is none about the message.
-    court.answer(2, WORLD, (1, 1), Record::Called(op(1, 5)), None);
+    court.answer(2, WORLD, (1, INQUIRY), says(Record::Called(op(1, 5)), None));
     court.leave(2, WORLD, Vec::new());
     assert_eq!(letters(&mut court), [(0, ToNode::Left { context: WORLD, rank: 2 })]);
-    court.inquire(1, WORLD, message, 2);
+    court.inquire(1, WORLD, message, 2, Moment::default());
     assert_eq!(letters(&mut court), [(1, ToNode::Left { context: WORLD, rank: 2 })]);
 }
 
@@ -332,11 +461,11 @@ fn who_waits_for_a_message_hears_that_its_other_side_left() {
 fn a_difference_in_the_past_is_no_verdict_but_its_cause_is() {
     let mut court = court();
     let ours = op(8, 4).after(77);
-    court.inquire(0, WORLD, op(7, 4), 2);
-    court.inquire(0, WORLD, ours, 2);
-    assert_eq!(asks(&mut court), [(2, 7, 1), (2, 8, 1)]);
-    court.answer(2, WORLD, (8, 1), Record::Called(op(8, 4).after(78)), None);
+    court.inquire(0, WORLD, op(7, 4), 2, Moment::default());
+    court.inquire(0, WORLD, ours, 2, Moment::default());
+    assert_eq!(asks(&mut court), [(2, 7, INQUIRY), (2, 8, INQUIRY)]);
+    court.answer(2, WORLD, (8, INQUIRY), says(Record::Called(op(8, 4).after(78)), None));
     assert!(court.letters().is_empty());
-    court.answer(2, WORLD, (7, 1), Record::Called(op(7, 5)), None);
+    court.answer(2, WORLD, (7, INQUIRY), says(Record::Called(op(7, 5)), None));
     assert_eq!(told(&mut court, WORLD).1, Verdict::Mismatch { one: (0, op(7, 4)), other: (2, op(7, 5)) });
 }

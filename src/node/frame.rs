@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::peer::{Peer, Settings};
 use crate::error::Verdict;
 use crate::fingerprint::Fingerprint;
-use crate::watch::Record;
+use crate::watch::{Record, Stall};
 
 /// The longest frame that the hub takes from a process that has not been admitted to the table.
 pub(super) const HELLO_LIMIT: usize = 16 << 10;
@@ -60,9 +60,11 @@ pub(super) enum ToHub {
     /// This rank waits in `operation` for the communicator's rank `peer`.
     Inquire { context: u64, operation: Fingerprint, peer: usize },
     /// This rank's deadline has passed. `unheard`: a member to which nothing that this rank sends gets through.
-    Stalled { context: u64, operation: Fingerprint, after: Duration, unheard: Option<usize> },
-    /// The answer to [`ToNode::Ask`]. `unheard`: as above, if this rank waits in that operation.
-    Answer { context: u64, sequence: u64, question: u64, record: Record, unheard: Option<usize> },
+    Stalled { context: u64, stall: Stall, unheard: Option<usize> },
+    /// The answer to [`ToNode::Ask`].
+    Answer { context: u64, sequence: u64, question: u64, answer: Answer },
+    /// Is the hub there? It answers [`ToNode::Here`].
+    Ping,
     /// This rank's latest operations, for comparison with the others'.
     Audit { context: u64, records: Vec<(u64, Record)> },
     /// This rank leaves the job in good order.
@@ -71,6 +73,17 @@ pub(super) enum ToHub {
     Fallen { how: String },
     /// The process of that rank, on this rank's host, has ended.
     Ended { rank: usize },
+}
+
+/// What a rank says of an operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Answer {
+    pub record: Record,
+    /// A member to which nothing that this rank sends gets through, if it waits in that operation.
+    pub unheard: Option<usize>,
+    /// How long ago bytes of collectives, or of messages if it was asked about one, moved on this rank; `None`: never,
+    /// as far as anybody was told.
+    pub moved: Option<Duration>,
 }
 
 /// From the hub to a node.
@@ -82,14 +95,28 @@ pub(super) enum ToNode {
     Failed { what: String },
     /// The communicator has failed.
     Declare { context: u64, verdict: Verdict },
-    /// What did this rank do as operation `sequence`? `question` comes back with the answer.
-    Ask { context: u64, sequence: u64, question: u64 },
+    /// What did this rank do as operation `sequence`? `question` comes back with the answer. `message`: it is about a
+    /// message between two ranks, whose number is not the communicator's.
+    Ask { context: u64, sequence: u64, question: u64, message: bool },
+    /// The members have been asked, all answer, and whoever waits goes on. `moved`: how long ago bytes of collectives
+    /// (`message`: of messages) moved on one of them, if that is less than the deadline. `late`: who has not
+    /// come; for the rank that reported, when it is time to warn.
+    GoOn { context: u64, message: bool, moved: Option<Duration>, late: Option<Late> },
     /// A member that this rank inquired after has left, or does nothing in the communicator any more.
     Left { context: u64, rank: usize },
     /// The hub has failed and ends: nobody holds the job together any more.
     Fallen { why: String },
+    /// The answer to [`ToHub::Ping`].
+    Here,
     /// The hub knows that this rank has left and needs its process no longer.
     Farewell,
+}
+
+/// Who is late in which operation: rank, host, and what is known of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Late {
+    pub stall: Stall,
+    pub culprits: Vec<(usize, String, String)>,
 }
 
 /// A list of ranks as runs `(first, step, length)`: a world, a row or a column of a grid is one run whatever its size.

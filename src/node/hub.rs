@@ -23,11 +23,11 @@ use super::lines::{Fault, Line, Lines};
 use super::roster::Roster;
 use super::session::Session;
 use super::wire::{self, Body};
-use super::{peer, roster, silence};
+use super::{BREATH, peer, roster, silence};
 use crate::config::{Config, Family};
-use crate::deadline::deadline;
 use crate::descriptors;
 use crate::error::{Error, Result};
+use crate::running::{Clock, LOOK, Moment};
 
 /// Token kinds of the loop.
 const DOOR: u8 = 0;
@@ -91,24 +91,24 @@ enum Phase {
     /// They have come. `ranks`: the connection of each; `own`: how many ranks of this process have not gone; `held`: the
     /// last of them has left, and waits for the others; `active`: when a rank last did anything in a communicator, or
     /// fell.
-    Running { court: Court, ranks: Vec<u64>, own: usize, held: Option<Held>, active: Instant },
+    Running { court: Court, ranks: Vec<u64>, own: usize, held: Option<Held>, active: Moment },
 }
 
 /// A rank that has left, with its process, and is not let go yet: see [`Hub::let_go`].
 struct Held {
-    since: Instant,
+    since: Moment,
     /// When it is said next for whom it waits.
-    say_at: Instant,
+    say_at: Moment,
 }
 
 impl Held {
     /// When it is let go although others remain. Where something has gone wrong, they may never end.
-    fn until(&self, court: &Court, active: Instant) -> Option<Instant> {
+    fn until(&self, court: &Court, active: Moment) -> Option<Moment> {
         court.disturbed().then(|| self.since.max(active) + DISTURBED)
     }
 
     /// Say for whom it waits.
-    fn say(&mut self, court: &Court, now: Instant) {
+    fn say(&mut self, court: &Court, now: Moment) {
         let others = silence::list(&court.remaining());
         tracing::warn!(
             "this process holds the job together and has left it {:.0?} ago; it waits for world ranks {others}, which \
@@ -128,10 +128,12 @@ struct Hub {
     patience: Duration,
     timeout: Duration,
     /// When gathering ends.
-    give_up: Instant,
+    give_up: Moment,
     somebody_came: bool,
     /// Connections of processes that have ended, as their neighbours say: a child may keep them open.
     ended: Vec<u64>,
+    /// For what has deadlines while the job runs.
+    clock: Clock,
 }
 
 impl Hub {
@@ -139,6 +141,7 @@ impl Hub {
         listener.set_nonblocking(true)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let door = Door::open(listener, DOOR, Purpose::Control, HUB, key, &epoll)?;
+        let clock = Clock::start();
         Ok(Hub {
             epoll,
             door,
@@ -147,12 +150,10 @@ impl Hub {
             process: peer::process_id()?,
             patience: config.connect_timeout,
             timeout: config.timeout,
-            give_up: deadline(
-                Instant::now(),
-                config.connect_timeout.saturating_mul(if size.is_some() { 1 } else { 10 }),
-            ),
+            give_up: clock.shown() + config.connect_timeout.saturating_mul(if size.is_some() { 1 } else { 10 }),
             somebody_came: size.is_some(),
             ended: Vec::new(),
+            clock,
         })
     }
 
@@ -170,12 +171,13 @@ impl Hub {
         let mut events = [EpollEvent::empty(); 64];
         let mut admitted = Vec::new();
         while !self.finished() {
-            let nap = self.deadline().map_or(EpollTimeout::NONE, super::nap_until);
+            let (nap, waits) = self.nap();
             let count = match self.epoll.wait(&mut events, nap) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
                 Err(e) => return Err(format!("it cannot wait for its connections: {e}")),
             };
+            let _ = if waits { self.clock.look() } else { self.clock.look_after_rest() };
             for event in &events[..count] {
                 match split(event.data()) {
                     (DOOR, id) => self.door.attend(id, &self.epoll, &mut admitted),
@@ -223,7 +225,7 @@ impl Hub {
     /// Whether nobody needs the hub any more.
     fn finished(&self) -> bool {
         match &self.phase {
-            Phase::Gathering(_) => !self.somebody_came && self.give_up <= Instant::now(),
+            Phase::Gathering(_) => !self.somebody_came && self.give_up <= self.clock.shown(),
             Phase::Failed { size, told, held, until, .. } => {
                 held.is_empty() && (told.len() >= *size || *until <= Instant::now())
             }
@@ -231,17 +233,31 @@ impl Hub {
         }
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        let phase = match &self.phase {
-            Phase::Gathering(_) => [Some(self.give_up), None],
-            Phase::Failed { held, hold_until, until, .. } => {
-                [Some(*until), Some(*hold_until).filter(|_| !held.is_empty())]
-            }
+    /// How long to sleep, and whether something has a deadline on the clock.
+    fn nap(&self) -> (EpollTimeout, bool) {
+        let waits = match &self.phase {
             Phase::Running { court, held, active, .. } => {
                 let until =
                     |held: &Held| held.until(court, *active).map_or(held.say_at, |until| until.min(held.say_at));
-                [court.deadline(), held.as_ref().map(until)]
+                court.deadline().into_iter().chain(held.as_ref().map(until)).min()
             }
+            Phase::Gathering(_) => Some(self.give_up),
+            Phase::Failed { .. } => None,
+        };
+        // What is due comes a little late, so that no sleep is one of no time.
+        let look = waits.map(|by| Instant::now() + (by - self.clock.shown()).clamp(BREATH, LOOK));
+        let until = look.into_iter().chain(self.deadline()).min();
+        (until.map_or(EpollTimeout::NONE, super::nap_until), waits.is_some())
+    }
+
+    /// When something else is due.
+    fn deadline(&self) -> Option<Instant> {
+        let phase = match &self.phase {
+            Phase::Gathering(_) => [None, None],
+            Phase::Failed { held, hold_until, until, .. } => {
+                [Some(*until), Some(*hold_until).filter(|_| !held.is_empty())]
+            }
+            Phase::Running { .. } => [None, None],
         };
         phase.into_iter().chain([self.door.deadline(), self.lines.deadline()]).flatten().min()
     }
@@ -290,7 +306,7 @@ impl Hub {
         let (size, own) = (hello.size, hello.process == self.process);
         self.lines.get_mut(id).expect("it spoke").known = Some((rank, own));
         if !std::mem::replace(&mut self.somebody_came, true) {
-            self.give_up = deadline(Instant::now(), self.patience);
+            self.give_up = self.clock.shown() + self.patience;
         }
         let shortage = matches!(&self.phase, Phase::Gathering(roster) if roster.size().is_none())
             .then(|| self.shortage(hello.size))
@@ -356,14 +372,14 @@ impl Hub {
         for id in &ranks {
             self.lines.share(*id, &table);
         }
-        self.phase = Phase::Running { court, ranks, own, held: None, active: Instant::now() };
+        self.phase = Phase::Running { court, ranks, own, held: None, active: self.clock.shown() };
     }
 
     /// They cannot be brought together: tell all who are there. `gone`: those who need not be told; `hold_until`: how
     /// long this process' own ranks wait for the others to be told.
     fn fail(&mut self, what: String, size: usize, gone: HashSet<usize>, hold_until: Instant) {
         tracing::debug!("the ranks cannot be brought together: {what}");
-        let until = self.give_up.max(hold_until);
+        let until = (Instant::now() + (self.give_up - self.clock.shown()).min(self.patience)).max(hold_until);
         self.phase = Phase::Failed { what, size, told: gone, held: HashSet::new(), hold_until, until };
         let known: Vec<u64> = self.lines.iter().filter(|(_, l)| l.known.is_some()).map(|(id, _)| id).collect();
         for id in known {
@@ -392,8 +408,8 @@ impl Hub {
         if let ToHub::Register { context, .. } = &frame {
             super::defect_tests::plant(super::defect_tests::HUB, *context);
         }
-        let now = Instant::now();
-        if !matches!(frame, ToHub::Answer { .. }) {
+        let now = self.clock.shown();
+        if !matches!(frame, ToHub::Answer { .. } | ToHub::Ping) {
             *active = now;
         }
         match frame {
@@ -402,13 +418,12 @@ impl Hub {
             ToHub::GiveUp { context } => court.give_up(from, context),
             ToHub::Leave { context, records } => court.leave(from, context, records),
             ToHub::Report { context, verdict } => court.report(from, context, verdict, now),
-            ToHub::Inquire { context, operation, peer } => court.inquire(from, context, operation, peer),
-            ToHub::Stalled { context, operation, after, unheard } => {
-                court.stalled(from, context, operation, (after, unheard), now)
+            ToHub::Inquire { context, operation, peer } => court.inquire(from, context, operation, peer, now),
+            ToHub::Stalled { context, stall, unheard } => court.stalled(from, context, stall, unheard, now),
+            ToHub::Answer { context, sequence, question, answer } => {
+                court.answer(from, context, (sequence, question), answer)
             }
-            ToHub::Answer { context, sequence, question, record, unheard } => {
-                court.answer(from, context, (sequence, question), record, unheard)
-            }
+            ToHub::Ping => self.lines.send(id, &ToNode::Here),
             ToHub::Audit { context, records } => court.audit(from, context, records),
             ToHub::Bye => self.let_go(id, from, own, None),
             ToHub::Fallen { how } => self.let_go(id, from, own, Some(how)),
@@ -424,7 +439,7 @@ impl Hub {
         court.departed(rank, how);
         self.lines.get_mut(id).expect("it spoke").leaving = true;
         if own && *own_remain == 0 && !court.over() {
-            let since = Instant::now();
+            let since = self.clock.shown();
             *held = Some(Held { since, say_at: since + SAY_AFTER });
         } else {
             self.farewell(id);
@@ -488,7 +503,7 @@ impl Hub {
                 told.insert(rank);
             }
             Phase::Running { court, own: own_remain, active, .. } => {
-                *active = Instant::now();
+                *active = self.clock.shown();
                 *own_remain -= usize::from(own && !court.has_gone(rank));
                 court.departed(rank, Some(how.to_string()));
             }
@@ -501,7 +516,7 @@ impl Hub {
         self.lines.sweep(now);
         match &mut self.phase {
             Phase::Gathering(roster) => {
-                if self.somebody_came && self.give_up <= now {
+                if self.somebody_came && self.give_up <= self.clock.shown() {
                     let (mut what, size) = (roster.missing(self.patience), roster.size().unwrap_or(0));
                     if self.door.ran_out() {
                         what += &format!(
@@ -518,6 +533,7 @@ impl Hub {
             }
             Phase::Failed { .. } => {}
             Phase::Running { court, held, active, .. } => {
+                let now = self.clock.shown();
                 court.tick(now);
                 let Some(last) = held else { return };
                 if court.over() || last.until(court, *active).is_some_and(|until| until <= now) {

@@ -11,13 +11,13 @@ use nix::poll::PollFlags;
 use nix::time::{ClockId, clock_gettime};
 
 use super::super::auth::{Errand, Purpose, Refusal, knock, wait};
-use super::super::frame::{Runs, TABLE_LIMIT};
+use super::super::frame::{Answer, Runs, TABLE_LIMIT};
 use super::super::peer::{Peer, Settings};
 use super::super::tag::Writer;
 use super::super::wire::{Inbox, Outbox};
 use super::*;
 use crate::fingerprint::Fingerprint;
-use crate::watch::Record;
+use crate::watch::{Record, Stall};
 
 /// Bytes that a thread has allocated and not freed, and the most that it ever had.
 struct ByThread;
@@ -189,15 +189,17 @@ fn two_thousand_ranks_cost_the_hub_little() {
     let world = Runs::new(&everybody);
     members.iter_mut().for_each(|m| m.say(&ToHub::Register { context: WORLD, members: world.clone() }));
     let operation = Fingerprint::collective(1, Collective::AllReduce, DataType::F32, Some(ReduceOp::Sum), 0, 4);
-    let stalled = ToHub::Stalled { context: WORLD, operation, after: Duration::from_secs(9), unheard: None };
+    let stall = Stall::at_last(operation, Duration::from_secs(9));
+    let stalled = ToHub::Stalled { context: WORLD, stall, unheard: None };
     // The hub serves connections in any order: all have registered once all have been answered.
     members.iter_mut().for_each(|m| m.say(&ToHub::Inquire { context: WORLD, operation, peer: m.rank }));
     members.iter_mut().for_each(|m| assert!(matches!(m.hear(), ToNode::Ask { .. })));
     members[7].say(&stalled);
     for member in members.iter_mut().filter(|member| member.rank != 7) {
-        let ToNode::Ask { context, sequence, question } = member.hear() else { panic!("a question") };
+        let ToNode::Ask { context, sequence, question, .. } = member.hear() else { panic!("a question") };
         let record = Record::NotYet(None);
-        member.say(&ToHub::Answer { context, sequence, question, record, unheard: None });
+        let answer = Answer { record, unheard: None, moved: None };
+        member.say(&ToHub::Answer { context, sequence, question, answer });
     }
     for member in &mut members {
         let ToNode::Declare { verdict, .. } = member.hear() else { panic!("a verdict") };

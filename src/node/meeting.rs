@@ -21,9 +21,9 @@ use super::tag::Writer;
 use super::wire::{self, Inbox, Outbox};
 use super::{hub, roster, silence};
 use crate::config::{Config, Family};
-use crate::deadline::deadline;
 use crate::descriptors;
 use crate::error::{Error, Result};
+use crate::running::Limit;
 
 /// Between attempts to reach the meeting point: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
@@ -103,7 +103,8 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
         _ => WRONG_KEY_PATIENCE,
     };
     let (point, key) = go(meeting, rank, size, config, start)?;
-    let (control, address, session) = reach(&point, &key, rank, config, start, patience)?;
+    let limit = Limit::after(config.connect_timeout.saturating_sub(start.elapsed()));
+    let (control, address, session) = reach(&point, &key, rank, config, (start, &limit), patience)?;
     silence::keep_alive(&control, config.timeout)
         .map_err(|e| Error::system("cannot set keep-alive on the control connection", e))?;
     let route = control.local_addr().map_err(|e| Error::system("cannot tell this rank's own address", e))?.ip();
@@ -127,8 +128,8 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
         settings: Settings::of(config),
     };
     let (mut inbox, mut outbox) = session.into_frames(Writer::Node);
-    let until = deadline(Instant::now(), config.connect_timeout.saturating_add(GRACE));
-    let what = introduce((&control, address), (&mut inbox, &mut outbox), hello, until);
+    let limit = Limit::after(config.connect_timeout.saturating_add(GRACE));
+    let what = introduce((&control, address), (&mut inbox, &mut outbox), hello, &limit);
     match what {
         Ok(ToNode::Table { peers, hub }) if peers.len() == size && in_order(&peers) => {
             Ok(Met { key, control, inbox, outbox, peers, hub, data, local })
@@ -234,10 +235,13 @@ fn reach(
     key: &Key,
     rank: usize,
     config: &Config,
-    start: Instant,
+    (start, limit): (Instant, &Limit),
     patience: Duration,
 ) -> Result<(TcpStream, SocketAddr, Session)> {
-    let deadline = deadline(start, config.connect_timeout);
+    let look = || {
+        limit.left();
+        false
+    };
     let errand = Errand {
         purpose: Purpose::Control,
         sealed: config.encrypt,
@@ -254,8 +258,8 @@ fn reach(
         let why = match point.addresses(config.family) {
             Err(e) => e,
             Ok(addresses) => {
-                let round = deadline.min(Instant::now() + ROUND);
-                let failures: Failures = match dial::call(&addresses, None, key, &errand, round, &|| false) {
+                let round = limit.if_not_stopped().min(Instant::now() + ROUND);
+                let failures: Failures = match dial::call(&addresses, None, key, &errand, round, &look) {
                     Ok(reached) => return Ok(reached),
                     Err(failures) => failures,
                 };
@@ -264,8 +268,7 @@ fn reach(
                 dial::explain(&failures)
             }
         };
-        let now = Instant::now();
-        if now + pause >= deadline || wrong_key.is_some_and(|since| now - since >= patience) {
+        if limit.left() <= pause || wrong_key.is_some_and(|since| since.elapsed() >= patience) {
             return Err(Error::bootstrap(format!(
                 "rank {rank} on host {} could not reach the meeting point {} within {:.1?} ({why}); check that {}, and \
                  that no firewall is in between",
@@ -340,11 +343,21 @@ fn introduce(
     (control, to): (&TcpStream, SocketAddr),
     (inbox, outbox): (&mut Inbox, &mut Outbox),
     hello: Hello,
-    until: Instant,
+    limit: &Limit,
 ) -> std::result::Result<ToNode, auth::Refusal> {
+    let wait = |event| loop {
+        let look = || {
+            limit.left();
+            false
+        };
+        match auth::wait(control, event, limit.if_not_stopped(), &look) {
+            Err(auth::Refusal::Silent) if !limit.has_passed() => {}
+            ready => return ready,
+        }
+    };
     outbox.push(&ToHub::Hello(hello));
     while !outbox.flush(control)? {
-        auth::wait(control, PollFlags::POLLOUT, until, &|| false)?;
+        wait(PollFlags::POLLOUT)?;
     }
     loop {
         let arrived = inbox.fill(control, TABLE_LIMIT).and_then(|open| Ok((open, inbox.next(TABLE_LIMIT)?)));
@@ -362,6 +375,6 @@ fn introduce(
         if !open {
             return Err(auth::Refusal::Closed);
         }
-        auth::wait(control, PollFlags::POLLIN, until, &|| false)?;
+        wait(PollFlags::POLLIN)?;
     }
 }

@@ -70,12 +70,14 @@ pub use self::id::{Meeting, UniqueId};
 pub use self::peer::{Peer, Settings};
 use self::shared::{Registered, Shared};
 use crate::config::Config;
-use crate::deadline::deadline;
 use crate::error::{Error, Result, Verdict};
 use crate::exit::Membership;
 use crate::fingerprint::Fingerprint;
-use crate::watch::{Jury, Watch};
+use crate::running::Limit;
+use crate::watch::{Jury, Stall, Watch};
 
+/// The shortest sleep of a thread for which something is due.
+const BREATH: Duration = Duration::from_millis(1);
 /// The most TCP connections between two ranks on a channel.
 const CONNECTIONS: usize = 64;
 
@@ -122,6 +124,7 @@ impl Node {
             on_accept: Mutex::default(),
             offered: Mutex::default(),
             due: Mutex::default(),
+            doubted: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             troubled: AtomicBool::new(false),
             hub_lost: AtomicBool::new(false),
@@ -229,7 +232,11 @@ impl Node {
     pub fn fetch_fd(&self, peer: usize, context: u64, number: u32) -> Result<OwnedFd> {
         let shared = &self.shared;
         let watch = shared.contexts.lock().get(&context).map(|r| (r.watch.clone(), r.me));
-        let give_up = || watch.as_ref().is_some_and(|(w, _)| w.raised());
+        let limit = Limit::after(shared.config.connect_timeout);
+        let give_up = || {
+            limit.left();
+            watch.as_ref().is_some_and(|(w, _)| w.raised())
+        };
         let (start, other) = (Instant::now(), &shared.peers[peer]);
         let errand = Errand {
             purpose: Purpose::Local,
@@ -241,20 +248,23 @@ impl Node {
             index: 0,
             total: 1,
         };
-        let deadline = deadline(start, shared.config.connect_timeout);
-        handover::fetch(&other.local, &shared.key, &errand, deadline, &give_up).map_err(|refusal| {
-            match watch.as_ref().and_then(|(w, me)| Some((w.verdict()?, *me))) {
-                Some((verdict, rank)) => Error::Failed { rank, verdict },
-                None => Error::bootstrap(format!(
-                    "rank {} could not get shared memory from rank {peer} (process {} on host {}) within \
-                     {:.1?}: {}; if the ranks are in different containers, set MAYPOLE_TRANSPORT=tcp",
-                    shared.rank,
-                    other.pid,
-                    other.host,
-                    start.elapsed(),
-                    crate::descriptors::explain(refusal)
-                )),
+        let fetched = loop {
+            match handover::fetch(&other.local, &shared.key, &errand, limit.if_not_stopped(), &give_up) {
+                Err(auth::Refusal::Silent) if !limit.has_passed() => {}
+                fetched => break fetched,
             }
+        };
+        fetched.map_err(|refusal| match watch.as_ref().and_then(|(w, me)| Some((w.verdict()?, *me))) {
+            Some((verdict, rank)) => Error::Failed { rank, verdict },
+            None => Error::bootstrap(format!(
+                "rank {} could not get shared memory from rank {peer} (process {} on host {}) within \
+                     {:.1?}: {}; if the ranks are in different containers, set MAYPOLE_TRANSPORT=tcp",
+                shared.rank,
+                other.pid,
+                other.host,
+                start.elapsed(),
+                crate::descriptors::explain(refusal)
+            )),
         })
     }
 
@@ -273,11 +283,12 @@ impl Jury for Node {
         self.shared.post(&ToHub::Inquire { context, operation, peer });
     }
 
-    fn stalled(&self, context: u64, reporter: usize, operation: Fingerprint, after: Duration) {
-        let shared = &self.shared;
+    fn stalled(&self, context: u64, reporter: usize, stall: Stall) {
+        let (shared, Stall { operation, after, .. }) = (&self.shared, stall);
         let watch = shared.contexts.lock().get(&context).map(|r| r.watch.clone());
         let unheard = watch.and_then(|watch| watch.unheard());
-        let culprits = shared.hub_as_member(context).map_or_else(Vec::new, |rank| {
+        let hub = shared.hub_as_member(context);
+        let culprits = hub.map_or_else(Vec::new, |rank| {
             vec![(
                 rank,
                 shared.hub.host.clone(),
@@ -289,9 +300,18 @@ impl Jury for Node {
                 let host = shared.host_of_member(context, peer);
                 Verdict::unheard(operation, (reporter, peer), host, after)
             }
-            _ => Verdict::Stalled { operation, reporter, after, culprits },
+            // Where the hub does not answer, each rank says so by itself, and all are to say the same: in the name of the
+            // first that can.
+            _ => {
+                let reporter = hub.map_or(reporter, |hub| usize::from(hub == 0));
+                Verdict::Stalled { operation, reporter, after, culprits }
+            }
         };
-        shared.post_or_else(context, &ToHub::Stalled { context, operation, after, unheard }, alone);
+        shared.post_or_else(context, &ToHub::Stalled { context, stall, unheard }, alone);
+    }
+
+    fn doubt(&self, context: u64) {
+        self.shared.doubt(context);
     }
 
     fn give_up(&self, context: u64, _rank: usize) {

@@ -19,13 +19,14 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use super::auth::{Errand, Purpose};
 use super::door::{Door, split, token};
-use super::frame::{TABLE_LIMIT, ToHub, ToNode};
+use super::frame::{Answer, TABLE_LIMIT, ToHub, ToNode};
 use super::neighbour::{Ending, Neighbours, Next};
 use super::shared::{Shared, latest};
 use super::wire::{self, Inbox};
-use super::{CONNECTIONS, defect, handover};
-use crate::deadline::deadline;
-use crate::watch::Record;
+use super::{BREATH, CONNECTIONS, defect, handover};
+use crate::error::Verdict;
+use crate::running::{Clock, LOOK, Moment};
+use crate::watch::{Record, Watch};
 
 /// Token kinds of the loop.
 const CONTROL: u8 = 0;
@@ -68,10 +69,11 @@ pub(super) struct Service {
     audit_at: Instant,
     audit_pause: Duration,
     /// When a leaving node stops waiting for its farewell.
-    leave_by: Option<Instant>,
+    leave_by: Option<Moment>,
     farewell: bool,
     /// Whether the hub is a thread of this process.
     holds_hub: bool,
+    clock: Clock,
 }
 
 impl Service {
@@ -103,6 +105,7 @@ impl Service {
             leave_by: None,
             farewell: false,
             holds_hub,
+            clock: Clock::start(),
         })
     }
 
@@ -126,12 +129,13 @@ impl Service {
         self.watch_hub();
         self.watch_next();
         while !self.finished() {
-            let nap = self.deadline().map_or(EpollTimeout::NONE, super::nap_until);
+            let (nap, waits) = self.nap();
             let count = match self.epoll.wait(&mut events, nap) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
                 Err(e) => return Err(format!("it cannot wait for its connections: {e}")),
             };
+            let _ = if waits { self.clock.look() } else { self.clock.look_after_rest() };
             for event in &events[..count] {
                 match split(event.data()) {
                     (CONTROL, _) => self.hear(),
@@ -163,20 +167,25 @@ impl Service {
         if !self.shared.leaving.load(Ordering::Acquire) {
             return false;
         }
-        let now = Instant::now();
+        let now = self.clock.shown();
         let troubled = self.shared.troubled.load(Ordering::Acquire);
         let timeout = self.shared.config.timeout;
         let patience = if troubled { TROUBLED } else { timeout.saturating_add(FAREWELL_GRACE) };
         // The hub of this very process keeps its last rank until the others have left.
-        let by = (!self.holds_hub).then(|| *self.leave_by.get_or_insert(deadline(now, patience)));
+        let by = (!self.holds_hub).then(|| *self.leave_by.get_or_insert(now + patience));
         self.farewell || self.shared.hub_lost.load(Ordering::Acquire) || by.is_some_and(|by| by <= now)
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        let due = self.shared.due.lock().iter().map(|(at, ..)| *at).min();
+    /// How long to sleep, and whether something has a deadline on the clock.
+    fn nap(&self) -> (EpollTimeout, bool) {
+        let due = self.shared.due.lock().iter().map(|entry| entry.by.unwrap_or_default()).min();
+        let waits = due.into_iter().chain(self.leave_by).min();
+        // What is due comes a little late, so that no sleep is one of no time.
+        let look = waits.map(|by| Instant::now() + (by - self.clock.shown()).clamp(BREATH, LOOK));
         let has_to_look = !self.shared.contexts.lock().is_empty() || !self.shared.arrivals.lock().is_empty();
         let audit = has_to_look.then_some(self.audit_at);
-        [due, audit, self.leave_by, self.data.deadline(), self.local.deadline()].into_iter().flatten().min()
+        let until = [look, audit, self.data.deadline(), self.local.deadline()].into_iter().flatten().min();
+        (until.map_or(EpollTimeout::NONE, super::nap_until), waits.is_some())
     }
 
     /// The control connection has something.
@@ -197,14 +206,26 @@ impl Service {
     /// Do what the hub's frames say.
     fn obey(&mut self) {
         loop {
-            match self.inbox.next::<ToNode>(TABLE_LIMIT) {
+            let frame = self.inbox.next::<ToNode>(TABLE_LIMIT);
+            if matches!(frame, Ok(Some(_))) {
+                self.shared.doubted.store(false, Ordering::Release);
+            }
+            match frame {
                 Ok(None) => return,
+                Ok(Some(ToNode::Here)) => {}
                 Ok(Some(ToNode::Declare { context, verdict })) => self.shared.declare(context, verdict),
-                Ok(Some(ToNode::Ask { context, sequence, question })) => {
+                Ok(Some(ToNode::Ask { context, sequence, question, message })) => {
                     let watch = self.shared.contexts.lock().get(&context).map(|r| r.watch.clone());
-                    let unheard = watch.as_ref().and_then(|watch| watch.unheard());
-                    let record = watch.map_or(Record::NotYet(None), |watch| watch.record(sequence));
-                    self.shared.post(&ToHub::Answer { context, sequence, question, record, unheard });
+                    let watch = watch.as_deref();
+                    let answer = Answer {
+                        record: watch.map_or(Record::NotYet(None), |watch| watch.record(sequence)),
+                        unheard: watch.and_then(Watch::unheard),
+                        moved: watch.and_then(|watch| watch.moved_ago(message)),
+                    };
+                    self.shared.post(&ToHub::Answer { context, sequence, question, answer });
+                }
+                Ok(Some(ToNode::GoOn { context, message, moved, late })) => {
+                    self.shared.go_on(context, message, moved, late)
                 }
                 Ok(Some(ToNode::Left { context, rank })) => {
                     let watch = self.shared.contexts.lock().get(&context).map(|r| r.watch.clone());
@@ -227,6 +248,22 @@ impl Service {
                 }
             }
         }
+    }
+
+    /// The hub does not speak, and this rank declares what it must alone. From then on it may believe something that the
+    /// others do not. So it is no longer of this job: it tells the hub why and closes its connection. A hub that was
+    /// only stopped reads that when it goes on, and declares the same to whoever is still there. Nobody that keeps its
+    /// connection to the hub believes otherwise than the hub does, and no later communicator has this rank in it. What
+    /// remains possible, since no protocol could exclude it: the hub had declared another verdict, and it was on its way.
+    fn expel(&mut self, due: Vec<(u64, Verdict)>) {
+        for (context, verdict) in due {
+            self.shared.post(&ToHub::Report { context, verdict: verdict.clone() });
+            self.shared.declare(context, verdict);
+        }
+        let how = "the process that holds the job together did not answer it, and it gave the job up".to_string();
+        self.shared.post(&ToHub::Fallen { how });
+        self.lose_hub();
+        let _ = self.shared.control.shutdown(std::net::Shutdown::Write);
     }
 
     /// The hub is gone.
@@ -363,16 +400,16 @@ impl Service {
         }
         self.data.sweep(now, &self.epoll);
         self.local.sweep(now, &self.epoll);
-        let mut due = Vec::new();
-        self.shared.due.lock().retain(|entry| {
-            let over = entry.0 <= now;
+        let (ran, mut due) = (self.clock.shown(), Vec::new());
+        self.shared.due.lock().retain_mut(|entry| {
+            let over = *entry.by.get_or_insert(ran + entry.within) <= ran;
             if over {
-                due.push(entry.clone());
+                due.push((entry.context, entry.alone.clone()));
             }
             !over
         });
-        for (_, context, verdict) in due {
-            self.shared.declare(context, verdict);
+        if !due.is_empty() {
+            self.expel(due);
         }
         if self.audit_at <= now {
             self.close_strays();

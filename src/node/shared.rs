@@ -5,14 +5,15 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_transports::tcp::Wire;
 use nix::sys::eventfd::EventFd;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::connecting::Underway;
-use super::frame::{HubPlace, ToHub};
+use super::court::inquest_lasts;
+use super::frame::{HubPlace, Late, ToHub};
 use super::key::Key;
 use super::peer::Peer;
 use super::recent::Recent;
@@ -20,11 +21,14 @@ use super::wire::Outbox;
 use crate::config::Config;
 use crate::error::Verdict;
 use crate::exit::Membership;
-use crate::watch::{Record, Watch};
+use crate::running::Moment;
+use crate::watch::{self, Record, Watch};
 
-/// How long the hub has to answer a report before the rank acts alone: a stopped hub must not hold anybody past a
-/// deadline.
-const HUB_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the hub has to answer a report before the rank acts alone: a stopped hub must not hold anybody for long. An
+/// eighth of the deadline, at least three seconds and at most ten.
+fn hub_patience(deadline: Duration) -> Duration {
+    (deadline / 8).clamp(Duration::from_secs(3), Duration::from_secs(10))
+}
 /// How many of its latest operations a rank that leaves a communicator tells.
 const TOLD_ON_LEAVING: usize = 16;
 /// How often a thread that waits for the others to leave looks around.
@@ -41,6 +45,18 @@ pub(super) struct Registered {
     pub left: bool,
     /// The latest operation number that was sent for comparison.
     pub audited: u64,
+}
+
+/// What to declare on a communicator if the hub does not speak.
+pub(super) struct Due {
+    pub context: u64,
+    /// Whether a word that the ranks go on is enough.
+    pub stall: bool,
+    /// How long the hub may take.
+    pub within: Duration,
+    /// When that is over, by the clock of the node's thread; `None` before that thread has seen this.
+    pub by: Option<Moment>,
+    pub alone: Verdict,
 }
 
 /// TCP connections that came in, by (world rank, context, channel), until they are asked for.
@@ -71,8 +87,10 @@ pub(super) struct Shared {
     pub on_accept: Mutex<Vec<(u64, Wake)>>,
     /// Descriptors to hand out, by context and number.
     pub offered: Mutex<HashMap<(u64, u32), Arc<OwnedFd>>>,
-    /// What to declare here at a time if the hub has not spoken until then.
-    pub due: Mutex<Vec<(Instant, u64, Verdict)>>,
+    /// What to declare here if the hub does not speak.
+    pub due: Mutex<Vec<Due>>,
+    /// Whether the hub was asked if it is there, and has said nothing since.
+    pub doubted: AtomicBool,
     pub leaving: AtomicBool,
     /// Whether any communicator of this rank has failed: then leaving does not wait for long.
     pub troubled: AtomicBool,
@@ -111,19 +129,51 @@ impl Shared {
         }
     }
 
-    /// Send a frame that must lead to a verdict on `context`; without the hub, `alone` is declared here.
+    /// Send a frame that must lead to a verdict on `context`, or to a word that its ranks go on; without the hub, `alone`
+    /// is declared here.
     pub fn post_or_else(&self, context: u64, message: &ToHub, alone: Verdict) {
         let members = self.contexts.lock().get(&context).map_or(0, |r| r.members.len());
         if self.hub_lost.load(Ordering::Acquire) || members == 1 {
             return self.declare(context, alone);
         }
         self.post(message);
+        let (stall, within) = match message {
+            // A hub that has been silent since half of the deadline gets no more time than another rank would.
+            ToHub::Stalled { stall, .. } if self.doubted.load(Ordering::Acquire) => {
+                (true, inquest_lasts(stall.deadline))
+            }
+            ToHub::Stalled { stall, .. } => (true, inquest_lasts(stall.deadline) + hub_patience(stall.deadline)),
+            _ => (false, hub_patience(self.config.timeout)),
+        };
         let mut due = self.due.lock();
-        if !due.iter().any(|(_, c, _)| *c == context) {
-            due.push((Instant::now() + HUB_PATIENCE, context, alone));
+        if !due.iter().any(|entry| (entry.context, entry.stall) == (context, stall)) {
+            due.push(Due { context, stall, within, by: None, alone });
         }
         drop(due);
         self.ring();
+    }
+
+    /// Have the hub show that it is there, before a rank of `context` needs it.
+    pub fn doubt(&self, context: u64) {
+        let members = self.contexts.lock().get(&context).map_or(0, |r| r.members.len());
+        if members > 1 && !self.doubted.swap(true, Ordering::AcqRel) {
+            self.post(&ToHub::Ping);
+        }
+    }
+
+    /// The hub says that the ranks of `context` that wait go on.
+    pub fn go_on(&self, context: u64, message: bool, moved: Option<Duration>, late: Option<Late>) {
+        self.due.lock().retain(|entry| entry.context != context || !entry.stall);
+        let Some((watch, reporter)) = self.contexts.lock().get(&context).map(|r| (r.watch.clone(), r.me)) else {
+            return;
+        };
+        if let Some(ago) = moved {
+            watch.note_moved_elsewhere(message, ago);
+        }
+        if let Some(Late { stall, culprits }) = late {
+            let late = watch::Late { reporter, stall: &stall, culprits: &culprits };
+            crate::log::warn(format_args!("{late}"));
+        }
     }
 
     pub fn report(&self, context: u64, verdict: Verdict) {

@@ -33,6 +33,7 @@ pub fn maypole(cluster: &Cluster, layout: &Layout, args: &[&str], extra: &[(&str
             // Each cluster has all ports to itself.
             .env("MASTER_PORT", "29500")
             .env("MAYPOLE_TIMEOUT", "60")
+            .env("MAYPOLE_LATE", "0")
             .envs(extra.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -15,4 +15,5 @@ mod job;
 mod net;
 #[path = "../ranks/mod.rs"]
 mod ranks;
+mod slow;
 mod strangers;

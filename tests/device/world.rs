@@ -57,6 +57,7 @@ pub fn emulator() -> &'static Emulator {
 pub fn config(knobs: &[(&str, &str)]) -> Config {
     let mut config = Config::default();
     config.timeout = ranks::PATIENCE;
+    config.late = std::time::Duration::ZERO;
     config.device_window = 1 << 20;
     config.device_fifo = 256 << 10;
     for (name, value) in knobs {

@@ -41,6 +41,7 @@ fn setting(name: &str) -> Option<u64> {
 fn run(layout: Layout, size: usize, seed: u64, time: Duration) -> u64 {
     let mut config = Config::default();
     config.timeout = Duration::from_secs(60);
+    config.late = Duration::ZERO;
     if let Layout::Tcp = layout {
         config.transport = TransportChoice::Tcp;
     }

@@ -252,6 +252,7 @@ fn the_same_programs_give_the_same_bits() {
             let mut config = Config::default();
             config.transport = transport;
             config.timeout = Duration::from_secs(60);
+            config.late = Duration::ZERO;
             let world = Communicator::threads_with(ranks, config).unwrap();
             std::thread::scope(|scope| {
                 for comm in world {

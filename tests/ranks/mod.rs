@@ -22,11 +22,13 @@ use nix::unistd::Pid;
 /// print it and compare with this.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Settings with a deadline that no test reaches unless something hangs.
+/// Settings with a deadline that no test reaches unless something hangs, and no patience with ranks that are late: what
+/// hangs is to fail then, and not half an hour later.
 pub fn config(transport: TransportChoice) -> Config {
     let mut config = Config::default();
     config.transport = transport;
     config.timeout = PATIENCE;
+    config.late = Duration::ZERO;
     config
 }
 
@@ -142,7 +144,8 @@ pub fn common_verdict(errors: &[Error]) -> Verdict {
     verdicts[0].clone()
 }
 
-const ROLE: &str = "MAYPOLE_TEST_ROLE";
+/// The variable that has the role of a process.
+pub const ROLE: &str = "MAYPOLE_TEST_ROLE";
 
 /// In a process that was started as a rank: run `body` with the role and end. In the test itself: nothing.
 pub fn role(body: impl FnOnce(&str)) {
@@ -202,6 +205,7 @@ impl Job {
                 .env("MASTER_ADDR", "127.0.0.1")
                 .env("MASTER_PORT", port.to_string())
                 .env("MAYPOLE_TIMEOUT", PATIENCE.as_secs().to_string())
+                .env("MAYPOLE_LATE", "0")
                 .envs(extra.iter().copied())
                 .envs(own.iter().map(|(name, value)| (name, value)))
                 .stdin(Stdio::null())

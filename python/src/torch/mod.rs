@@ -299,6 +299,8 @@ fn settings(py: Python<'_>, timeout: f64) -> PyResult<Config> {
     let mut config = Config::from_env().map_err(|e| error::to_py(py, e))?;
     config.timeout = seconds(py, timeout)?;
     config.connect_timeout = config.timeout;
+    // In torch a group's timeout is the end, also for ranks that are late and answer.
+    config.late = Duration::ZERO;
     Ok(config)
 }
 

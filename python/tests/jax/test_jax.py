@@ -19,7 +19,7 @@ def launch(ranks, program, *arguments, status=0, timeout=300):
     """Run a program as `ranks` ranks and return what they printed."""
     command = [sys.executable, "-m", "maypole", "run", "-n", str(ranks), str(program), *arguments]
     # A call that all ranks should make, and do not, is to fail here long before the tests' own deadline.
-    environment = {"MAYPOLE_TIMEOUT": "60", **os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {"MAYPOLE_TIMEOUT": "60", "MAYPOLE_LATE": "0", **os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     printed = done.stdout + done.stderr
     assert done.returncode == status, f"status {done.returncode}, expected {status}\n{printed}"

@@ -12,7 +12,7 @@ mod ranks;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +20,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Error, Result};
+use crate::running::{Clock, LOOK, Moment};
 use output::Output;
 use ranks::{Ending, Ranks};
 
@@ -42,7 +43,7 @@ pub struct Args {
     /// Number of ranks
     #[arg(short = 'n', long = "ranks", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     ranks: u32,
-    /// End the ranks after so many seconds; the exit status is then 124
+    /// End the ranks after so many seconds, of which none pass while this command is stopped; the exit status is then 124
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
     /// How long ranks may take to end after SIGTERM before they get SIGKILL
@@ -121,7 +122,7 @@ enum Ended {
     /// Nothing: it runs.
     Not,
     /// SIGTERM was sent; SIGKILL follows then.
-    Asked(Instant),
+    Asked(Moment),
     /// SIGKILL was sent.
     Killed,
 }
@@ -130,7 +131,9 @@ struct Job {
     ranks: Ranks,
     output: Output,
     signals: SignalFd,
-    deadline: Option<(Instant, Duration)>,
+    deadline: Option<(Moment, Duration)>,
+    /// Ctrl-Z stops it.
+    clock: Clock,
     grace: Duration,
     ended: Ended,
     status: Option<u8>,
@@ -149,11 +152,13 @@ impl Job {
             .map_err(|error| Error::system("signalfd", error))?;
         let mut output = Output::new();
         let ranks = Ranks::start(args, program, &mut output)?;
+        let clock = Clock::start();
         Ok(Job {
             ranks,
             output,
             signals,
-            deadline: args.timeout.map(|timeout| (Instant::now() + timeout, timeout)),
+            deadline: args.timeout.map(|timeout| (clock.shown() + timeout, timeout)),
+            clock,
             grace: args.grace,
             ended: Ended::Not,
             status: None,
@@ -184,7 +189,7 @@ impl Job {
             Ended::Killed => None,
         };
         let timeout = wake.map_or(PollTimeout::NONE, |wake| {
-            let left = wake.saturating_duration_since(Instant::now()).min(Duration::from_secs(3600));
+            let left = (wake - self.clock.shown()).min(LOOK);
             PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
         let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
@@ -193,6 +198,7 @@ impl Job {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(Error::system("poll", error)),
         }
+        let _ = if wake.is_some() { self.clock.look() } else { self.clock.look_after_rest() };
         let ready: Vec<bool> = watched[1..].iter().map(|fd| fd.any() == Some(true)).collect();
         self.output.copy(&ready);
         Ok(())
@@ -248,7 +254,7 @@ impl Job {
     }
 
     fn take_time(&mut self) {
-        let now = Instant::now();
+        let now = self.clock.shown();
         match (self.ended, self.deadline) {
             (Ended::Asked(kill), _) if now >= kill => {
                 self.say(&format!(
@@ -274,7 +280,7 @@ impl Job {
 
     /// Ask the remaining ranks to end. A stopped process is continued, since it could not act on the request.
     fn end(&mut self) {
-        self.ended = Ended::Asked(Instant::now() + self.grace);
+        self.ended = Ended::Asked(self.clock.shown() + self.grace);
         self.ranks.signal(Signal::SIGTERM);
         self.ranks.signal(Signal::SIGCONT);
     }

@@ -299,6 +299,10 @@ impl Rounds {
             }
             let round = self.round()?;
             if round.moved {
+                if since.is_some() {
+                    // It carries what collectives and messages on streams send.
+                    [false, true].into_iter().for_each(|message| self.court.watch.note_moved(message));
+                }
                 idle.reset();
                 since = None;
                 continue;

@@ -40,11 +40,11 @@ use std::time::{Duration, Instant};
 use maypole_transports::wait::{Idle, Next, Patience};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::deadline::deadline;
 use crate::engine::wait::{Court, for_verdict};
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
-use crate::watch::Jury;
+use crate::running::Limit;
+use crate::watch::{Jury, Stall};
 
 /// How many operations may be queued and not have ended. Beyond that, queueing one waits for the oldest.
 pub(crate) const OUTSTANDING: usize = 256;
@@ -289,10 +289,10 @@ impl Sentry {
     pub fn drain(&self) -> bool {
         let state = self.shared.state.lock();
         let (latest, patience) = (state.outstanding.back().map(|task| task.number), state.court.patience);
-        let until = Some(deadline(Instant::now(), state.court.timeout));
+        let limit = Limit::after(state.court.longest());
         drop(state);
         if let Some(number) = latest {
-            self.shared.await_end(number, patience, until);
+            self.shared.await_end(number, patience, Some(&limit));
         }
         let mut state = self.shared.state.lock();
         state.settle(&self.shared.posts);
@@ -313,7 +313,7 @@ struct Adjourned;
 impl Jury for Adjourned {
     fn report(&self, _: u64, _: Verdict) {}
     fn inquire(&self, _: u64, _: usize, _: Fingerprint, _: usize) {}
-    fn stalled(&self, _: u64, _: usize, _: Fingerprint, _: Duration) {}
+    fn stalled(&self, _: u64, _: usize, _: Stall) {}
     fn leave(&self, _: u64, _: usize) {}
 }
 
@@ -372,8 +372,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Wait until operation `number` has ended, or is known not to end, or `until`.
-    fn await_end(&self, number: u32, patience: Patience, until: Option<Instant>) {
+    /// Wait until operation `number` has ended, or is known not to end, at most until `limit`.
+    fn await_end(&self, number: u32, patience: Patience, limit: Option<&Limit>) {
         let mut idle = Idle::new(patience);
         let mut nap = BLINK;
         let ended = || has_come(self.posts.ended.load(Ordering::Acquire), number);
@@ -383,7 +383,7 @@ impl Shared {
             }
             let mut state = self.state.lock();
             state.settle(&self.posts);
-            let late = state.gave_time_to_drain() || until.is_some_and(|until| Instant::now() >= until);
+            let late = state.gave_time_to_drain() || limit.is_some_and(Limit::has_passed);
             if late || state.outstanding.iter().all(|task| !has_come(number, task.number)) {
                 return;
             }

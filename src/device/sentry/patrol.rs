@@ -32,6 +32,8 @@ struct Vigil {
     looks: usize,
     asked: usize,
     nap: Duration,
+    /// Sum of the words that it waits for, which count up.
+    progress: u32,
 }
 
 impl Shared {
@@ -65,7 +67,7 @@ impl Shared {
             }
             let number = front.number;
             if vigil.as_ref().is_none_or(|vigil| vigil.number != number) {
-                vigil = Some(Vigil { number, questions: Questions::new(), looks: 0, asked: 0, nap: LOOK });
+                vigil = Some(Vigil { number, questions: Questions::new(), looks: 0, asked: 0, nap: LOOK, progress: 0 });
             } else if !self.look_for_trouble(&mut state)
                 && let Some(vigil) = &mut vigil
                 && has_come(self.posts.started.load(Ordering::Acquire), number)
@@ -119,6 +121,11 @@ impl Shared {
             0 => (front.operation, (court.me + 1 + turn % (self.size - 1).max(1)) % self.size),
             n => (blocked[turn % n].operation, blocked[turn % n].peer),
         };
+        let words = front.awaited.iter().map(|awaited| awaited.word.load(Ordering::Acquire));
+        let progress = words.fold(0, u32::wrapping_add);
+        if std::mem::replace(&mut vigil.progress, progress) != progress {
+            court.watch.note_moved(front.operation.is_point_to_point());
+        }
         // One of them at each look, and another one at each question, which most looks do not put.
         let ((passing, passed), (operation, peer)) = (pick(vigil.looks), pick(vigil.asked));
         vigil.looks += 1;

@@ -1,7 +1,7 @@
 //! The sentry against words in plain memory, with threads in the place of streams.
 
 use super::*;
-use crate::watch::{Record, Watch};
+use crate::watch::{Record, Stall, Watch};
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, ReduceOp};
 
@@ -27,7 +27,7 @@ impl Jury for Bench {
             self.report(0, Verdict::Mismatch { one: (asker, operation), other: (peer, theirs) });
         }
     }
-    fn stalled(&self, _: u64, reporter: usize, operation: Fingerprint, after: Duration) {
+    fn stalled(&self, _: u64, reporter: usize, Stall { operation, after, .. }: Stall) {
         self.report(0, Verdict::Stalled { operation, reporter, after, culprits: Vec::new() });
     }
     fn leave(&self, _: u64, _: usize) {}
@@ -85,6 +85,7 @@ fn post_beside(shared: Option<Arc<Words>>, timeout: Duration) -> (Sentry, Arc<Wo
         jury: bench.clone(),
         patience: Patience::for_host(4, 2),
         timeout,
+        late: Duration::ZERO,
     };
     let words = Arc::new(Words::default());
     let (found, ailment) = (words.clone(), words.clone());

@@ -10,7 +10,7 @@ use parking_lot::MutexGuard;
 use super::peer::Failure;
 use super::tally::Tally;
 use super::{Count, Ending, Message, Messages, NOBODY, State};
-use crate::engine::wait::Questions;
+use crate::engine::wait::{MOVES, Questions};
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
 
@@ -116,6 +116,9 @@ impl<'a> Held<'a> {
             Ok(true) => {
                 self.moves += 1;
                 self.tell();
+                if self.followers > 0 || self.moves.is_multiple_of(MOVES) {
+                    self.note_moved();
+                }
                 true
             }
             Err(failure) => {
@@ -136,6 +139,12 @@ impl<'a> Held<'a> {
             self.fail();
         }
         in_vain
+    }
+
+    /// Bytes have moved: tell those who wait for long, here and elsewhere.
+    #[cold]
+    pub fn note_moved(&self) {
+        self.court.watch.note_moved(true);
     }
 
     /// See [`Messages::look_for`].
@@ -224,7 +233,7 @@ impl<'a> Held<'a> {
                 false => Some(LOOK_AGAIN),
             };
         }
-        if questions.is_late(&self.court) && operation.receiver() == Some(self.court.me) {
+        if questions.is_over(&self.court, &operation) && operation.receiver() == Some(self.court.me) {
             let tags = self.traffic.unwanted_tags(peer);
             if !tags.is_empty() {
                 return self.convict_other_tags(peer, &operation, &tags);
@@ -239,14 +248,14 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// The deadline has passed in a receive, and other messages of that rank have come: most likely somebody has
+    /// Nothing has moved for too long in a receive, and other messages of that rank have come: most likely somebody has
     /// mistaken the tag.
     #[cold]
     fn convict_other_tags(&mut self, peer: usize, operation: &Fingerprint, tags: &[u32]) -> Option<Duration> {
         let tags: Vec<String> = tags.iter().map(u32::to_string).collect();
         let state = format!("what it has sent meanwhile, and nobody has received, has tag {}", tags.join(", "));
         let culprits = vec![(peer, self.court.hosts[peer].clone(), state)];
-        let (reporter, after) = (self.court.me, self.court.timeout);
+        let (reporter, after) = (self.court.me, self.court.longest());
         self.court.convict(Verdict::Stalled { operation: *operation, reporter, after, culprits });
         self.fail();
         None

@@ -10,9 +10,8 @@ use super::held::Held;
 use super::{ATTENDANT, CALLER, Count, Messages, NOBODY};
 use crate::engine::wait::Questions;
 use crate::error::Result;
+use crate::running::LOOK;
 
-/// The longest sleep of the attendant without a look around.
-const NAP: Duration = Duration::from_millis(100);
 /// How the attendant waits: it must not take a core from those who compute meanwhile.
 const ATTENTIVE: Patience = Patience { spins: 20, then: Duration::from_micros(20), give_way: true };
 
@@ -83,6 +82,13 @@ impl Messages {
                 break;
             }
             if moved {
+                let long = match &leader {
+                    Leader::Caller(_, questions) => questions.begun(),
+                    Leader::Attendant => true,
+                };
+                if long {
+                    held.note_moved();
+                }
                 if std::mem::take(&mut armed) {
                     self.rest.disarm();
                 }
@@ -90,7 +96,7 @@ impl Messages {
             } else if idle.found_nothing() == Next::Sleep && !held.asleep {
                 let nap = match &mut leader {
                     Leader::Caller(count, questions) => held.question(count, questions),
-                    Leader::Attendant => Some(NAP),
+                    Leader::Attendant => Some(LOOK),
                 };
                 match nap {
                     // Once more with the bell armed, or nobody would ring for what came just before.

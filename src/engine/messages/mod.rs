@@ -213,12 +213,15 @@ impl Messages {
         {
             let mut held = self.held(state);
             held.visits += 1;
-            held.advance();
+            if held.advance() {
+                held.note_moved();
+            }
         }
         count.is_done()
     }
 
-    /// Somebody has waited for `count` for long without leading: ask after its ranks, and end it at the deadline.
+    /// Somebody has waited for `count` for long without leading: ask after its ranks, and end it when nothing has moved
+    /// for too long.
     /// Returns how long to wait until the next time.
     pub fn insist(&self, count: &Count, questions: &mut Questions) -> Duration {
         let mut held = self.hold();
