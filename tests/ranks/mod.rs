@@ -39,16 +39,19 @@ pub struct Path {
     pub count: usize,
 }
 
-/// Every way: the fused exchange of small vectors, the window, links in shared memory, TCP.
+/// Every way: the fused exchange of small vectors, the window, links in shared memory, TCP, and that encrypted.
 pub fn paths() -> Vec<Path> {
     let mut links = config(TransportChoice::Auto);
     links.set("MAYPOLE_ALGORITHM", "ring,chain,pairwise").unwrap();
+    let mut encrypted = config(TransportChoice::Tcp);
+    encrypted.encrypt = true;
     vec![
         Path { name: "small exchange", config: config(TransportChoice::Auto), count: 4 },
         Path { name: "window", config: config(TransportChoice::Auto), count: 100_000 },
         Path { name: "links", config: links, count: 30_000 },
         Path { name: "tcp, small", config: config(TransportChoice::Tcp), count: 4 },
         Path { name: "tcp, large", config: config(TransportChoice::Tcp), count: 300_000 },
+        Path { name: "tcp, encrypted", config: encrypted, count: 30_000 },
     ]
 }
 
