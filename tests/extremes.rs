@@ -151,7 +151,7 @@ fn a_reason_of_megabytes_ends_one_communicator() {
     role(|_| {
         let comm = Communicator::from_env_with(config(TransportChoice::Auto)).unwrap();
         let told = long_reasons(&comm);
-        are_cut(&[told.clone()]);
+        are_cut(std::slice::from_ref(&told));
         // Short enough for a line.
         say(format!("{:?}", told.iter().map(|said| said.to_string().len()).collect::<Vec<_>>()));
         sum(&comm);
