@@ -365,6 +365,14 @@ impl Court {
     /// What world rank `from` has called lately.
     pub fn audit(&mut self, from: usize, context: u64, records: Vec<(u64, Record)>) {
         let Some((case, rank)) = self.case(from, context) else { return };
+        // Where it is past an operation, it waits for nobody there any more.
+        let latest = records.iter().map(|(sequence, _)| *sequence).max().unwrap_or(0);
+        case.waiting.retain(|(asker, _), asked| {
+            if *asker == rank {
+                asked.retain(|operation| operation.is_point_to_point() || operation.sequence >= latest);
+            }
+            !asked.is_empty()
+        });
         for (sequence, record) in records {
             let known = case.audit.entry(sequence).or_default();
             // A refusal by itself concerns nobody: only when others called something as that operation.

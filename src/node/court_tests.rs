@@ -469,3 +469,24 @@ fn a_difference_in_the_past_is_no_verdict_but_its_cause_is() {
     court.answer(2, WORLD, (7, INQUIRY), says(Record::Called(op(7, 5)), None));
     assert_eq!(told(&mut court, WORLD).1, Verdict::Mismatch { one: (0, op(7, 4)), other: (2, op(7, 5)) });
 }
+
+#[test]
+fn who_has_been_waited_for_is_forgotten() {
+    let mut court = court();
+    let waiting = |court: &Court| court.cases[&WORLD].waiting.len();
+    for sequence in 1..=100 {
+        for (asker, peer) in (0..5).flat_map(|asker| (0..5).map(move |peer| (asker, peer))) {
+            court.inquire(asker, WORLD, op(sequence, 8), peer);
+        }
+        assert!(waiting(&court) <= 25);
+        // Who is in the operation still waits in it; who has come to the next waits for nobody there.
+        court.audit(1, WORLD, vec![(sequence, Record::Called(op(sequence, 8)))]);
+        assert_eq!(waiting(&court), 25);
+        (0..5).for_each(|rank| court.audit(rank, WORLD, vec![(sequence + 1, Record::Called(op(sequence + 1, 8)))]));
+        assert_eq!(waiting(&court), 0, "after operation {sequence}");
+    }
+    letters(&mut court);
+    // So one that leaves afterwards has done nothing wrong.
+    court.leave(3, WORLD, vec![(101, Record::Called(op(101, 8)))]);
+    assert!(letters(&mut court).is_empty());
+}
