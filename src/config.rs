@@ -3,12 +3,21 @@
 //! A [`Config`] is read from `MAYPOLE_*` variables by [`Config::from_env`] or built in code. `maypole info` lists
 //! [`KNOBS`]. All ranks of a job should have the same settings; those that shape messages are compared when ranks meet.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use maypole_collectives::Order;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::node::interfaces::Choice;
+use crate::secret::Secret;
+
+/// The shortest `MAYPOLE_KEY`, bytes. Whoever pretends to be a door gets something to check guesses with.
+const SHORTEST_KEY: usize = 16;
+
+/// What is wrong with a shorter one.
+const SHORT_KEY: &str = "expected at least 16 bytes that nobody can guess; `openssl rand -hex 32` makes some";
 
 /// Which transport carries bytes between two ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,8 +95,11 @@ pub struct Config {
     /// `MAYPOLE_SPIN`, microseconds: how long a waiting rank spins before it sleeps; `None` lets the host's load
     /// decide.
     pub spin: Option<Duration>,
-    /// `MAYPOLE_INTERFACE`: network interface (or address prefix) for TCP.
+    /// `MAYPOLE_INTERFACE`: network interfaces for TCP: names, beginnings of names, or addresses and networks, as a list
+    /// (`eth0,ib`), exactly (`=eth0`), or all but those (`^lo,docker`).
     pub interface: Option<String>,
+    /// `MAYPOLE_PORTS`: where every listening socket whose port is ours to choose has it.
+    pub ports: Option<RangeInclusive<u16>>,
     /// `MAYPOLE_FAMILY`.
     pub family: Family,
     /// `MAYPOLE_CONNECTIONS`: TCP connections per pair of ranks.
@@ -98,8 +110,12 @@ pub struct Config {
     pub host: Option<String>,
     /// `MAYPOLE_LOG`: what to log to standard error: `info`, `debug`, or a filter of `tracing-subscriber`.
     pub log: Option<String>,
-    /// `MAYPOLE_KEY`: the job's secret; needed where the launcher has no private way to hand one out.
-    pub key: Option<String>,
+    /// `MAYPOLE_KEY`: the job's secret, at least 16 bytes; needed where the launcher has no private way to hand one out.
+    pub key: Option<Secret>,
+    /// `MAYPOLE_REQUIRE_KEY`: whether to refuse meeting points whose key others could know without `MAYPOLE_KEY`.
+    pub require_key: bool,
+    /// `MAYPOLE_RUN`: what tells this run of a job from others with the same meeting point and key.
+    pub run: Option<String>,
 }
 
 impl Default for Config {
@@ -122,12 +138,15 @@ impl Default for Config {
             connect_timeout: Duration::from_secs(60),
             spin: None,
             interface: None,
+            ports: None,
             family: Family::Any,
             connections: 1,
             encrypt: false,
             host: None,
             log: None,
             key: None,
+            require_key: false,
+            run: None,
         }
     }
 }
@@ -277,10 +296,26 @@ pub const KNOBS: &[Knob] = &[
     Knob {
         name: "MAYPOLE_INTERFACE",
         default: "the route to the meeting point",
-        meaning: "network interface for TCP (eth0), or the address to bind",
+        meaning: "network interfaces for TCP: eth0,ib (names that begin so, the first preferred), =eth0 (exactly), ^lo,docker \
+                  (all but), or addresses: 10.1.0.0/16",
         read: |c, v| {
             c.interface = Some(v.to_string());
             Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_PORTS",
+        default: "any free port",
+        meaning: "TCP ports to listen on, for firewalls: 20000-20100; one for each rank of a host, and one more where they meet",
+        read: |c, v| {
+            let (first, last) = v.split_once('-').unwrap_or((v, v));
+            match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
+                (Ok(first), Ok(last)) if 0 < first && first <= last => {
+                    c.ports = Some(first..=last);
+                    Ok(())
+                }
+                _ => Err("expected a range of TCP ports such as 20000-20100"),
+            }
         },
     },
     Knob {
@@ -337,9 +372,31 @@ pub const KNOBS: &[Knob] = &[
     Knob {
         name: "MAYPOLE_KEY",
         default: "made and passed on by the launcher where it can",
-        meaning: "the job's secret: sockets whose other end does not know it are closed",
+        meaning: "the job's secret, at least 16 bytes: wherever ranks meet, those with another one are turned away",
         read: |c, v| {
-            c.key = Some(v.to_string());
+            c.key = Some(v.into());
+            Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_REQUIRE_KEY",
+        default: "0",
+        meaning: "1: refuse to meet where strangers could know the key (an address, an open store) without MAYPOLE_KEY",
+        read: |c, v| {
+            c.require_key = match v {
+                "0" => false,
+                "1" => true,
+                _ => return Err("expected 0 or 1"),
+            };
+            Ok(())
+        },
+    },
+    Knob {
+        name: "MAYPOLE_RUN",
+        default: "the launcher's number of the job, where it has one",
+        meaning: "any text, the same on all ranks: keeps ranks of an earlier run of the job out of this one",
+        read: |c, v| {
+            c.run = Some(v.to_string());
             Ok(())
         },
     },
@@ -418,6 +475,13 @@ impl Config {
                     ),
                 )),
             },
+            "MAYPOLE_KEY" if self.key.as_ref().is_some_and(|key| key.expose().len() < SHORTEST_KEY) => {
+                Err(wrong(name, HIDDEN, SHORT_KEY))
+            }
+            "MAYPOLE_INTERFACE" => match self.interface.as_deref().map(Choice::parse) {
+                Some(Err(expected)) => Err(wrong(name, self.interface.as_deref().unwrap_or_default(), expected)),
+                _ => Ok(()),
+            },
             // Any text, or one of a few values that have names.
             _ => Ok(()),
         }
@@ -445,21 +509,41 @@ impl Config {
     /// Set one knob by its name. What it was before stays where the value makes no sense.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the knob, the value and what was expected.
+    /// [`Error::Setting`] naming the knob, the value (unless it may be a secret) and what was expected.
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let knob = KNOBS.iter().find(|k| k.name == name);
-        let knob = knob.ok_or_else(|| wrong(name, value, "no such setting; see `maypole info`"))?;
+        // A name that is not known may be a misspelt MAYPOLE_KEY.
+        let knob = knob.ok_or_else(|| wrong(name, HIDDEN, "no such setting; see `maypole info`"))?;
+        let shown = if name == "MAYPOLE_KEY" { HIDDEN } else { value };
         let mut changed = self.clone();
-        (knob.read)(&mut changed, value.trim()).map_err(|expected| wrong(name, value, expected))?;
+        (knob.read)(&mut changed, value.trim()).map_err(|expected| wrong(name, shown, expected))?;
         changed.check_one(name).map_err(|error| match error {
             // As it was written, with its unit.
-            Error::Setting { expected, .. } => wrong(name, value, expected),
+            Error::Setting { expected, .. } => wrong(name, shown, expected),
             other => other,
         })?;
         *self = changed;
         Ok(())
     }
+
+    /// Refuse to meet through `point`, which strangers may know or read, without `MAYPOLE_KEY`, if `MAYPOLE_REQUIRE_KEY`
+    /// says so.
+    ///
+    /// # Errors
+    /// [`Error::Bootstrap`].
+    pub fn refuse_open(&self, point: &str) -> Result<()> {
+        if self.require_key && self.key.is_none() {
+            return Err(Error::bootstrap(format!(
+                "MAYPOLE_REQUIRE_KEY=1, but the ranks meet through {point}, and MAYPOLE_KEY is not set: strangers could \
+                 join them; set MAYPOLE_KEY to the same secret on all ranks (`openssl rand -hex 32` makes one)"
+            )));
+        }
+        Ok(())
+    }
 }
+
+/// In the place of a value that may be a secret.
+const HIDDEN: &str = "(not shown)";
 
 /// A size in bytes: digits with an optional K, M or G (powers of 1024).
 pub fn parse_size(text: &str) -> Option<usize> {

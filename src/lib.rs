@@ -44,6 +44,7 @@ mod log;
 pub mod node;
 pub mod perf;
 mod running;
+mod secret;
 pub mod topology;
 mod tuner;
 pub mod watch;
@@ -86,3 +87,4 @@ pub use maypole_collectives::{
 };
 pub use maypole_transports::fork;
 pub use node::UniqueId;
+pub use secret::Secret;

@@ -147,6 +147,38 @@ impl Launcher {
         assert!(said.contains("weights bit-identical on 4 of 4 ranks"), "{said}");
     }
 
+    /// A rank with another key meets nobody, and the errors of both name the variable.
+    fn keys_count(&self) {
+        let maypole = env!("CARGO_BIN_EXE_maypole");
+        let said = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-keys", self.name));
+        let _ = std::fs::remove_dir_all(&said);
+        std::fs::create_dir_all(&said).unwrap();
+        // No rank fails, for the launcher would end the other before it has spoken.
+        let script = format!(
+            "export MAYPOLE_CONNECT_TIMEOUT=8; if [ ${{{rank}}} = 1 ]; then export MAYPOLE_KEY=\"$KEY_B\"; \
+             else export MAYPOLE_KEY=\"$KEY_A\"; fi; {maypole} info --launch > {}/${{{rank}}} 2>&1; exit 0",
+            said.display(),
+            rank = self.rank_variable
+        );
+        let (one, other) = ("a secret of at least sixteen bytes", "another secret, as long");
+        let test = format!("{}_keys_count", self.name);
+        for (zeros, ones) in [(one, other), (one, one)] {
+            let keys = format!("KEY_A='{zeros}'; KEY_B='{ones}'; {script}");
+            let Some(out) = self.run(&test, 2, &["sh", "-c", &keys]) else { return };
+            assert!(out.status.success(), "{}", text(&out.stderr));
+            for rank in ["0", "1"] {
+                let said = std::fs::read_to_string(said.join(rank)).unwrap();
+                assert!(!said.contains(one) && !said.contains(other), "{said}");
+                match zeros == ones {
+                    true => assert_eq!(said.matches("met 2 ranks of ").count(), 2, "rank {rank}: {said}"),
+                    false => {
+                        assert!(said.contains("another key") && said.contains("MAYPOLE_KEY"), "rank {rank}: {said}")
+                    }
+                }
+            }
+        }
+    }
+
     /// Rank 1 is killed in the middle of its work; the job ends, long before that work would, and with a failure.
     fn a_death_ends_the_job(&self) {
         // A shell around the rank, so that the launcher is not what kills. No $$: torchrun takes it for one of its
@@ -183,6 +215,26 @@ fn openmpi_ranks_meet() {
 #[test]
 fn openmpi_all_reduce() {
     OPEN_MPI.all_reduce();
+}
+
+#[test]
+fn openmpi_keys_count() {
+    OPEN_MPI.keys_count();
+}
+
+#[test]
+fn mpich_keys_count() {
+    MPICH.keys_count();
+}
+
+#[test]
+fn intelmpi_keys_count() {
+    INTEL.keys_count();
+}
+
+#[test]
+fn torchrun_keys_count() {
+    TORCHRUN.keys_count();
 }
 
 #[test]

@@ -347,7 +347,7 @@ fn a_second_world_at_an_address_waits_for_the_first_to_end() {
     };
     let barrier = std::sync::Barrier::new(3);
     let mut hasty = config();
-    hasty.connect_timeout = Duration::from_millis(300);
+    hasty.connect_timeout = Duration::from_millis(1500);
     let errors = ranks(3, |rank| {
         let first = world(0)(&config(), rank).unwrap();
         // While it lives there cannot be another: each rank is told, and the first is none the worse for it.
@@ -365,6 +365,58 @@ fn a_second_world_at_an_address_waits_for_the_first_to_end() {
     assert!(errors[0].contains("earlier world of this program"), "{}", errors[0]);
     for error in &errors[1..] {
         assert!(error.contains("another key"), "{error}");
+    }
+}
+
+#[test]
+fn a_key_that_differs_is_named_on_both_ranks() {
+    const ONE: &str = "one secret of sixteen bytes and more";
+    const OTHER: &str = "another secret of sixteen bytes and more";
+    let with = |name: &str, value: Option<&str>| {
+        let mut config = config();
+        config.connect_timeout = Duration::from_secs(5);
+        if let Some(value) = value {
+            config.set(name, value).unwrap();
+        }
+        config
+    };
+    let mut cases = vec![("MAYPOLE_RUN", Some("7"), Some("8"))];
+    cases
+        .extend([(Some(ONE), Some(OTHER)), (Some(ONE), None), (None, Some(OTHER))].map(|(a, b)| ("MAYPOLE_KEY", a, b)));
+    std::thread::scope(|scope| {
+        for (name, zero, one) in cases {
+            for by_id in [false, true] {
+                let configs = [with(name, zero), with(name, one)];
+                scope.spawn(move || {
+                    let (port, id) = (free_port(), UniqueId::create(&configs[0]).unwrap());
+                    let errors = ranks(2, |rank| {
+                        let meeting = if by_id { Meeting::Id(id) } else { at("127.0.0.1", port) };
+                        Node::join(meeting, rank, 2, &configs[rank]).map(|_| ()).unwrap_err().to_string()
+                    });
+                    for (rank, error) in errors.iter().enumerate() {
+                        assert!(error.contains("another key") && error.contains(name), "rank {rank}: {error}");
+                    }
+                    assert!(
+                        errors[0].contains("says it is rank 1") && errors[0].contains("127.0.0.1"),
+                        "{}",
+                        errors[0]
+                    );
+                });
+            }
+        }
+    });
+    // The same on all ranks is no hindrance, and a key that could be guessed is refused before anybody is met.
+    let config = with("MAYPOLE_KEY", Some(ONE));
+    let id = UniqueId::create(&config).unwrap();
+    ranks(2, |rank| Node::join(Meeting::Id(id), rank, 2, &config).unwrap());
+    let mut short = config.clone();
+    let error = short.set("MAYPOLE_KEY", "hunter2").unwrap_err().to_string();
+    assert!(error.contains("openssl rand -hex 32") && !error.contains("hunter2"), "{error}");
+    short.key = Some("hunter2".into());
+    let error = Node::join(at("127.0.0.1", free_port()), 0, 2, &short).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("openssl rand -hex 32") && !error.contains("hunter2"), "{error}");
+    for shown in [format!("{config:?}"), format!("{short:?}"), format!("{id:?}")] {
+        assert!(!shown.contains("sixteen bytes") && !shown.contains("hunter2"), "{shown}");
     }
 }
 

@@ -133,6 +133,25 @@ fn a_key_of_its_own_and_a_socket_for_rank_0_only() {
 }
 
 #[test]
+fn a_key_is_shown_nowhere() {
+    const KEY: &str = "nobody shall see this anywhere";
+    let out = run(&["-n", "2", "-x", &format!("MAYPOLE_KEY={KEY}")], "true");
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{said}");
+    assert!(said.contains("export MAYPOLE_KEY") && !said.contains(KEY), "{said}");
+    // By its name alone the environment's is passed on.
+    let out =
+        command(&["-n", "2", "-x", "MAYPOLE_KEY"], "echo ${#MAYPOLE_KEY}").env("MAYPOLE_KEY", KEY).output().unwrap();
+    assert_eq!(text(&out.stdout).matches(&format!("] {}", KEY.len())).count(), 2, "{}", text(&out.stderr));
+    assert_eq!(run(&["-n", "2", "-x", "MAYPOLE_KEY"], "true").status.code(), Some(2), "there is none to pass on");
+    for (key, shown) in [(KEY, "MAYPOLE_KEY = (set)"), ("hunter2", "MAYPOLE_KEY WRONG: ")] {
+        let out = Command::new(env!("CARGO_BIN_EXE_maypole")).arg("info").env("MAYPOLE_KEY", key).output().unwrap();
+        let said = text(&out.stdout) + &text(&out.stderr);
+        assert!(said.contains(shown) && !said.contains(key), "{said}");
+    }
+}
+
+#[test]
 fn streams_stay_apart_and_lines_stay_whole() {
     let out = run(
         &["-n", "4"],

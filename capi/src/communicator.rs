@@ -31,7 +31,7 @@ fn handle(comm: Communicator) -> maypole_comm {
 }
 
 /// Names a world that is about to meet. Make one with maypole_unique_id_create() and hand the same bytes to every rank, in
-/// any way. It holds the job's random key: whoever reads it can join the job.
+/// any way. Without MAYPOLE_KEY whoever reads it can join the job: it holds the random part of its key.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct maypole_unique_id {

@@ -118,11 +118,16 @@ unsafe fn apply(given: &maypole_config, settings: &mut Config) -> Outcome {
         settings.set("MAYPOLE_ALGORITHM", algorithm)?;
     }
     // SAFETY: as above.
-    for line in unsafe { text_of("config.settings", given.settings) }?.unwrap_or_default().lines() {
+    let lines = unsafe { text_of("config.settings", given.settings) }?.unwrap_or_default().lines();
+    for (number, line) in lines.enumerate() {
         match line.split_once('=') {
             Some((name, value)) => settings.set(name.trim(), value)?,
             None if line.trim().is_empty() => {}
-            None => return Err(Fault::argument(format!("config.settings has the line {line:?}, but not NAME=value"))),
+            // The line is not shown: it may hold a secret.
+            None => {
+                let number = number + 1;
+                return Err(Fault::argument(format!("line {number} of config.settings is not of the form NAME=value")));
+            }
         }
     }
     Ok(())

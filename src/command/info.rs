@@ -86,8 +86,8 @@ fn page() -> (String, bool) {
     for knob in KNOBS {
         let value = match environment(knob.name) {
             None => String::new(),
-            Some(_) if knob.name == "MAYPOLE_KEY" => " = (set)".to_string(),
             Some(value) => match Config::default().set(knob.name, &value) {
+                Ok(()) if knob.name == "MAYPOLE_KEY" => " = (set)".to_string(),
                 Ok(()) => format!(" = {value}"),
                 Err(error) => {
                     well = false;

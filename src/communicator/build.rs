@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use maypole_transports::shm::{Arena, Group, Segment, Shape};
@@ -57,14 +58,19 @@ pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>>
     let node = match launch.meeting {
         LaunchMeeting::Alone => return Ok(None),
         LaunchMeeting::Address { host, port, listener } => {
-            let key = job_key(config, &host, port);
+            let key = address_key(&host, port, &launch.run);
+            config.refuse_open("an address")?;
             let here = (host.clone(), port);
             let earlier = EARLIER.lock().get(&here).copied().unwrap_or(0);
             let node = Node::join(Meeting::Address { host, port, listener, key, earlier }, rank, size, config)?;
             EARLIER.lock().insert(here, earlier + 1);
+            warn_if_guessable(&node, config);
             node
         }
         LaunchMeeting::Board(mut board) => {
+            if board.is_open() {
+                config.refuse_open("a store that others can read")?;
+            }
             // Rank 0's id must live until the others have come, and it reads too: some boards need every rank for that.
             let own = if rank == 0 { Some(UniqueId::create(config)?) } else { None };
             if let Some(id) = &own {
@@ -74,6 +80,13 @@ pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>>
             let id = own.map_or_else(|| UniqueId::from_bytes(&notice), Ok)?;
             // What rank 0 posted may vanish when it takes leave of the launcher: not before all have read it and come.
             let node = Node::join(Meeting::Id(id), rank, size, config);
+            // The world stands whether or not that can be taken down.
+            if rank == 0
+                && node.is_ok()
+                && let Err(error) = board.clear()
+            {
+                tracing::warn!("what rank 0 posted for the others cannot be taken down: {error}");
+            }
             board.finish()?;
             node?
         }
@@ -303,11 +316,28 @@ impl Communicator {
     }
 }
 
-/// The secret of ranks that meet at an address. Without `MAYPOLE_KEY` it is only as secret as the address: it keeps out
-/// accidents and other jobs, not an attacker.
-fn job_key(config: &Config, host: &str, port: u16) -> [u8; 32] {
-    let secret = config.key.clone().unwrap_or_else(|| format!("{host}:{port}"));
-    blake3::derive_key("maypole 2026 job key", secret.as_bytes())
+/// What ranks that meet at an address have in common without `MAYPOLE_KEY`, of this `run` of the job: only as secret as
+/// the address. It keeps out accidents and other jobs, not an attacker.
+fn address_key(host: &str, port: u16, run: &str) -> [u8; 32] {
+    blake3::derive_key("maypole 2026 address", format!("{host}\n{port}\n{run}").as_bytes())
+}
+
+/// Say once, on rank 0, that strangers could join ranks on several hosts that met at an address without a secret.
+fn warn_if_guessable(node: &Node, config: &Config) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let here = node.peers()[0].host_id;
+    let far = node.peers().iter().find(|peer| peer.host_id != here && peer.data.iter().any(|a| !a.ip().is_loopback()));
+    if let Some(far) = far.filter(|_| config.key.is_none() && node.rank() == 0)
+        && !SAID.swap(true, Ordering::Relaxed)
+    {
+        crate::log::warn(format_args!(
+            "the job's key is derived from the meeting point's address, and ranks are on several hosts ({}, {}): whoever \
+             reaches their ports can join them; set MAYPOLE_KEY to the same secret on all ranks (`openssl rand -hex 32` \
+             makes one), and MAYPOLE_REQUIRE_KEY=1 to have its absence refused",
+            node.peers()[0].host,
+            far.host
+        ));
+    }
 }
 
 /// How long a rank polls that shares its host with the ranks of `everyone` that are there.

@@ -34,6 +34,8 @@ pub(super) struct Variables {
     pub(super) launcher: &'static str,
     host: String,
     port: u16,
+    /// See [`Launch::run`].
+    run: String,
     /// Prefix of this job's keys in the agent's store, if the agent serves one.
     store: Option<String>,
     listen_fd: Option<RawFd>,
@@ -66,6 +68,9 @@ impl Variables {
             },
             host: String::new(),
             port: 0,
+            // Agents number restarts each for itself: a change of members counts where a worker has failed, and not on
+            // the other hosts. So the number is no part of it.
+            run: torchrun.clone().unwrap_or_default(),
             store: None,
             listen_fd: None,
         };
@@ -116,6 +121,7 @@ impl Variables {
             launcher: "Open MPI",
             host,
             port,
+            run: lookup("PMIX_NAMESPACE").unwrap_or_default(),
             store: None,
             listen_fd: None,
         }))
@@ -156,6 +162,7 @@ impl Variables {
             local_rank: self.local_rank,
             local_size: self.local_size,
             launcher: self.launcher,
+            run: self.run,
             meeting,
         })
     }

@@ -50,6 +50,9 @@ pub struct Launch {
     /// The launcher's name, for messages: "maypole run", "torchrun", "environment" (variables set by hand), "Open MPI",
     /// "PMIx", "MPICH (PMI-1)", "Slurm", or "none".
     pub launcher: &'static str,
+    /// Tells this run of the job from others that meet at the same address, as far as the launcher does: the same text on
+    /// all ranks, empty where there is none.
+    pub run: String,
     /// How the ranks find each other.
     pub meeting: LaunchMeeting,
 }
@@ -85,6 +88,17 @@ pub trait Board: Send {
     /// # Errors
     /// [`Error::Bootstrap`] at the deadline, or if the launcher is gone.
     fn read(&mut self, deadline: Instant) -> Result<Vec<u8>>;
+    /// Take down what was posted, where that can be done: all ranks have read it. Only rank 0 does.
+    ///
+    /// # Errors
+    /// [`Error::Bootstrap`] if the launcher is gone.
+    fn clear(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Whether processes outside the job may be able to read the board.
+    fn is_open(&self) -> bool {
+        false
+    }
     /// Take leave of the launcher, politely. Call it once the world stands: some launchers forget what a process posted
     /// when it leaves. Dropping a board does the same, without the error.
     fn finish(&mut self) -> Result<()>;
@@ -156,13 +170,14 @@ pub fn detect(config: &Config, lookup: &dyn Fn(&str) -> Option<String>) -> Resul
         Found::Environment(variables) => variables.launch(deadline)?,
         Found::Pmix => pmix::launch(lookup, deadline)?,
         Found::Pmi => pmi::launch(lookup, deadline)?,
-        Found::Slurm(step) => step.launch()?,
+        Found::Slurm(step) => step.launch(config)?,
         Found::Nothing => Launch {
             rank: 0,
             size: 1,
             local_rank: Some(0),
             local_size: Some(1),
             launcher: "none",
+            run: String::new(),
             meeting: LaunchMeeting::Alone,
         },
     };

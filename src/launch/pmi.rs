@@ -46,6 +46,11 @@ pub(super) const LAUNCHER: &str = "MPICH (PMI-1)";
 /// longest that old implementations read.
 const PIECE: usize = 256;
 
+/// No line of mpiexec's is longer, bytes.
+const LONGEST_LINE: usize = 64 << 10;
+/// Nor any notice on a board.
+const LONGEST_NOTICE: usize = 4096;
+
 /// Whether the variables offer PMI-1.
 pub(super) fn present(lookup: Lookup) -> bool {
     lookup("PMI_FD").is_some() || (lookup("PMI_PORT").is_some() && lookup("PMI_ID").is_some())
@@ -65,6 +70,7 @@ pub(super) fn launch(lookup: Lookup, deadline: Instant) -> Result<Launch> {
         local_rank: number(lookup, "MPI_LOCALRANKID", "this rank's number on its host")?,
         local_size: number(lookup, "MPI_LOCALNRANKS", "the number of ranks on this host")?,
         launcher: LAUNCHER,
+        run: String::new(),
         meeting: LaunchMeeting::Board(Box::new(KeyValueSpace { board: next_board() })),
     })
 }
@@ -200,6 +206,13 @@ impl Connection {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return Ok(String::from_utf8_lossy(&line).trim_end().to_string());
             }
+            if self.buffer.len() > LONGEST_LINE {
+                return Err(Error::bootstrap(format!(
+                    "rank {} waited for {expected} from mpiexec (PMI), but a line of more than {LONGEST_LINE} bytes came: \
+                     what answers there does not speak PMI-1",
+                    self.rank
+                )));
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let what = if expected == "barrier_out" {
@@ -247,8 +260,12 @@ impl Connection {
         let first = self.get(board, 0, deadline)?;
         let broken = || Error::bootstrap("what rank 0 put into mpiexec's key-value space (PMI) came back changed");
         let (count, mut text) = first.split_once('.').map(|(n, hex)| (n, hex.to_string())).ok_or_else(broken)?;
-        for piece in 1..count.parse().map_err(|_| broken())? {
+        let count: usize = count.parse().ok().filter(|count| *count <= LONGEST_NOTICE).ok_or_else(broken)?;
+        for piece in 1..count {
             text.push_str(&self.get(board, piece, deadline)?);
+            if text.len() > 2 * LONGEST_NOTICE {
+                return Err(broken());
+            }
         }
         unhex(&text).ok_or_else(broken)
     }
@@ -436,6 +453,30 @@ mod tests {
         let connection = Connection::new(File::from(OwnedFd::from(ours)), 3, 8);
         let error = connection.greet(Instant::now() + Duration::from_secs(5)).err().unwrap().to_string();
         assert!(error.contains("lost the connection to mpiexec"), "{error}");
+    }
+
+    #[test]
+    fn endless_lines_and_pieces_end() {
+        let deadline = || Instant::now() + Duration::from_secs(10);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let flood = std::thread::spawn(move || while theirs.write_all(&[b'x'; 4096]).is_ok() {});
+        let connection = Connection::new(File::from(OwnedFd::from(ours)), 3, 8);
+        let error = connection.greet(deadline()).err().unwrap().to_string();
+        assert!(error.contains("rank 3") && error.contains("does not speak PMI-1"), "{error}");
+        flood.join().unwrap();
+        // A notice that says that it has more pieces than any has, and one whose pieces have no end.
+        let stream = mpiexec(1024);
+        let mut rank0 = Connection::new(File::from(OwnedFd::from(stream)), 0, 1).greet(deadline()).unwrap();
+        for (board, count) in [(1, usize::MAX), (2, 4096)] {
+            for piece in 0..20 {
+                let first = if piece == 0 { format!("{count}.") } else { String::new() };
+                let value = format!("{first}{}", "ab".repeat(450));
+                let request = format!("cmd=put kvsname=kvs_1_0 key={} value={value}", key(board, piece));
+                rank0.request(&request, "put_result", deadline()).unwrap();
+            }
+            let error = rank0.read(board, deadline()).unwrap_err().to_string();
+            assert!(error.contains("came back changed"), "{error}");
+        }
     }
 
     #[test]

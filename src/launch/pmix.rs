@@ -72,6 +72,7 @@ pub(super) fn launch(lookup: Lookup, deadline: Instant) -> Result<Launch> {
         local_rank: board.number(&board.me, c"pmix.lrank"),
         local_size: board.number(&everyone, c"pmix.local.size"),
         launcher: launcher(lookup),
+        run: String::new(),
         meeting: LaunchMeeting::Board(Box::new(board)),
     })
 }
@@ -162,9 +163,11 @@ impl Api {
     fn open(lookup: Lookup) -> Result<Api> {
         let mut candidates = vec![PathBuf::from("libpmix.so.2")];
         // Open MPI built from source carries its own, beside its other libraries.
-        candidates.extend(lookup("OPAL_PREFIX").map(|prefix| PathBuf::from(prefix).join("lib/libpmix.so.2")));
+        let prefix = lookup("OPAL_PREFIX").map(PathBuf::from).filter(|prefix| prefix.is_absolute());
+        candidates.extend(prefix.map(|prefix| prefix.join("lib/libpmix.so.2")));
         for directory in std::env::split_paths(&lookup("PATH").unwrap_or_default()) {
-            if directory.join("mpirun").exists() {
+            // A relative one (an empty entry, too) means the working directory, which may be anybody's.
+            if directory.is_absolute() && directory.join("mpirun").exists() {
                 candidates.push(directory.join("../lib/libpmix.so.2"));
             }
         }

@@ -5,10 +5,20 @@
 //! Two steps that share a host can collide there (`MASTER_PORT` overrides it), and nothing in these variables is
 //! secret: anybody in the same network can compute the port too. `MAYPOLE_KEY`, exported before `srun`, closes that.
 
+use std::ops::RangeInclusive;
+
 use super::{Launch, LaunchMeeting, Lookup, check_rank, environment, number};
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 pub(super) const LAUNCHER: &str = "Slurm";
+
+/// Where rank 0 listens.
+enum Port {
+    Given(u16),
+    /// From the job's and the step's numbers.
+    Computed(u64, u64),
+}
 
 /// One task of a step.
 pub(super) struct Step {
@@ -17,7 +27,9 @@ pub(super) struct Step {
     local_rank: Option<usize>,
     local_size: Option<usize>,
     host: String,
-    port: u16,
+    port: Port,
+    /// See [`Launch::run`].
+    run: String,
 }
 
 impl Step {
@@ -39,7 +51,7 @@ impl Step {
         };
         check_rank("SLURM_PROCID", rank, size_name, size)?;
         let (host, port) = match environment::address(lookup)? {
-            Some(address) => address,
+            Some((host, port)) => (host, Port::Given(port)),
             None => {
                 let nodes =
                     nodes.or_else(|| lookup("SLURM_JOB_NODELIST")).ok_or_else(|| missing("SLURM_STEP_NODELIST"))?;
@@ -54,8 +66,13 @@ impl Step {
                     Some(step) => step,
                     None => number(lookup, "SLURM_STEPID", "the step's number")?.unwrap_or(0),
                 };
-                (host, port(job, step))
+                (host, Port::Computed(job, step))
             }
+        };
+        // The parts of a heterogeneous job have numbers of their own.
+        let run = match (lookup("SLURM_JOB_ID"), lookup("SLURM_STEP_ID").or_else(|| lookup("SLURM_STEPID"))) {
+            (Some(job), Some(step)) if lookup("SLURM_HET_SIZE").is_none() => format!("{job}.{step}"),
+            _ => String::new(),
         };
         Ok(Some(Step {
             rank,
@@ -64,17 +81,23 @@ impl Step {
             local_size: local_size(lookup),
             host,
             port,
+            run,
         }))
     }
 
-    pub(super) fn launch(self) -> Result<Launch> {
+    pub(super) fn launch(self, config: &Config) -> Result<Launch> {
+        let port = match self.port {
+            Port::Given(port) => port,
+            Port::Computed(job, step) => port(job, step, config.ports.as_ref()),
+        };
         Ok(Launch {
             rank: self.rank,
             size: self.size,
             local_rank: self.local_rank,
             local_size: self.local_size,
             launcher: LAUNCHER,
-            meeting: LaunchMeeting::Address { host: self.host, port: self.port, listener: None },
+            run: self.run,
+            meeting: LaunchMeeting::Address { host: self.host, port, listener: None },
         })
     }
 }
@@ -86,12 +109,12 @@ fn missing(name: &str) -> Error {
     ))
 }
 
-/// A port below the range from which Linux gives out ephemeral ones (32768 and up) and above the well-known ones.
+/// A port of `MAYPOLE_PORTS`; without, one below the range from which Linux gives out ephemeral ones (32768 and up) and above the well-known ones.
 /// Consecutive jobs and steps get different ports.
-fn port(job: u64, step: u64) -> u16 {
-    const FIRST: u64 = 15_000;
-    const PORTS: u64 = 17_000;
-    (FIRST + job.wrapping_mul(64).wrapping_add(step) % PORTS) as u16
+fn port(job: u64, step: u64, ports: Option<&RangeInclusive<u16>>) -> u16 {
+    let range = ports.cloned().unwrap_or(15_000..=31_999);
+    let place = job.wrapping_mul(64).wrapping_add(step) % range.len() as u64;
+    range.start() + place as u16
 }
 
 /// Tasks on this host, from `SLURM_STEP_TASKS_PER_NODE` such as `4(x2),3`, if this host's entry can be told
@@ -160,9 +183,11 @@ mod tests {
     #[test]
     fn ports_are_neither_privileged_nor_ephemeral() {
         for (job, step) in [(0, 0), (1, 0), (1, 1), (987_654, 3), (u64::MAX, u64::MAX)] {
-            assert!((15_000..32_000).contains(&port(job, step)));
+            assert!((15_000..32_000).contains(&port(job, step, None)));
+            assert!((20_000..=20_100).contains(&port(job, step, Some(&(20_000..=20_100)))));
+            assert_eq!(port(job, step, Some(&(1..=u16::MAX))), port(job, step, Some(&(1..=u16::MAX))));
         }
-        assert_ne!(port(100, 0), port(100, 1));
-        assert_ne!(port(100, 0), port(101, 0));
+        assert_ne!(port(100, 0, None), port(100, 1, None));
+        assert_ne!(port(100, 0, None), port(101, 0, None));
     }
 }

@@ -10,10 +10,13 @@
 //! SET      0x01  key value              no answer
 //! GET      0x03  key                    value; the key must exist
 //! WAIT     0x06  u64 n, n keys          one byte 0x00 once all keys exist
+//! DELETE   0x08  key                    i64 number of keys deleted
 //! ```
 //!
-//! So reading is WAIT and then GET. The store is open to everybody who reaches its port; what rank 0 posts there, the
-//! job's key included, is as private as the network. Setting `MAYPOLE_KEY` on all ranks keeps the key out of it.
+//! So reading is WAIT and then GET. The store is open to everybody who reaches its port: strangers can read what rank 0
+//! posts there, until it is deleted when all have come, and put up a meeting point of their own beforehand. Without
+//! `MAYPOLE_KEY` they can so join the job, or have ranks join them; with it on all ranks, what is in the store is not
+//! enough to do either.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -28,8 +31,11 @@ const VALIDATE: u8 = 0;
 const SET: u8 = 1;
 const GET: u8 = 3;
 const WAIT: u8 = 6;
+const DELETE: u8 = 8;
 const MAGIC: u32 = 0x3C85_F7CE;
 const STOP_WAITING: u8 = 0;
+/// How long the store may take to delete an entry.
+const ANSWER: Duration = Duration::from_secs(10);
 /// No value of ours is longer; a longer one is not ours.
 const LONGEST: u64 = 4096;
 
@@ -145,6 +151,19 @@ impl Board for TcpStore {
         let mut value = vec![0; length as usize];
         self.receive(&mut value, deadline)?;
         Ok(value)
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        let mut request = vec![DELETE];
+        put(&mut request, self.key.as_bytes());
+        self.send(&request)?;
+        // Whether there still was one: nobody else deletes it.
+        let mut deleted = [0u8; 8];
+        self.receive(&mut deleted, Instant::now() + ANSWER)
+    }
+
+    fn is_open(&self) -> bool {
+        true
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -151,9 +152,24 @@ fn what_makes_no_sense_names_the_variable() {
     }
 }
 
-/// A store that serves one connection: VALIDATE, then SET, WAIT and GET.
-fn store(listener: TcpListener) {
-    let (mut stream, _) = listener.accept().unwrap();
+/// What is in a store.
+type Kept = Arc<Mutex<HashMap<Vec<u8>, Vec<u8>>>>;
+
+/// torchrun's store, for any number of connections: VALIDATE, then SET, GET, WAIT and DELETE_KEY.
+fn store() -> (u16, Kept) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, kept) = (listener.local_addr().unwrap().port(), Kept::default());
+    let inside = kept.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, kept) = (stream.unwrap(), inside.clone());
+            std::thread::spawn(move || serve(stream, &kept));
+        }
+    });
+    (port, kept)
+}
+
+fn serve(mut stream: std::net::TcpStream, kept: &Mutex<HashMap<Vec<u8>, Vec<u8>>>) {
     fn bytes<const N: usize>(stream: &mut std::net::TcpStream) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         stream.read_exact(&mut bytes).ok().map(|()| bytes)
@@ -165,50 +181,131 @@ fn store(listener: TcpListener) {
     }
     assert_eq!(bytes::<1>(&mut stream), Some([0]));
     assert_eq!(u32::from_ne_bytes(bytes(&mut stream).unwrap()), 0x3C85F7CE);
-    let mut kept = HashMap::new();
     while let Some([query]) = bytes(&mut stream) {
         match query {
             1 => {
-                let key = string(&mut stream);
-                kept.insert(key, string(&mut stream));
+                let (key, value) = (string(&mut stream), string(&mut stream));
+                kept.lock().unwrap().insert(key, value);
             }
             6 => {
                 assert_eq!(u64::from_ne_bytes(bytes(&mut stream).unwrap()), 1);
-                if kept.contains_key(&string(&mut stream)) {
-                    stream.write_all(&[0]).unwrap();
+                let (key, until) = (string(&mut stream), Instant::now() + Duration::from_secs(30));
+                while !kept.lock().unwrap().contains_key(&key) && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(5));
                 }
+                // Whoever waited may have given up.
+                let _ = stream.write_all(&[0]);
             }
             3 => {
-                let value = &kept[&string(&mut stream)];
+                let value = kept.lock().unwrap()[&string(&mut stream)].clone();
                 stream.write_all(&(value.len() as u64).to_ne_bytes()).unwrap();
-                stream.write_all(value).unwrap();
+                stream.write_all(&value).unwrap();
+            }
+            8 => {
+                let deleted = kept.lock().unwrap().remove(&string(&mut stream)).map_or(0i64, |_| 1);
+                stream.write_all(&deleted.to_ne_bytes()).unwrap();
             }
             other => panic!("unexpected query {other}"),
         }
     }
 }
 
+fn torchrun_at(port: u16) -> String {
+    TORCHRUN.replace("node01", "127.0.0.1").replace("29500", &port.to_string()).replace("False", "True")
+}
+
 #[test]
 fn a_board_in_torchruns_store() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let server = std::thread::spawn(move || store(listener));
-    let text = TORCHRUN.replace("node01", "127.0.0.1").replace("29500", &port.to_string()).replace("False", "True");
-    let LaunchMeeting::Board(mut board) = launch(&text).meeting else { panic!("no board") };
+    let (port, kept) = store();
+    let board = || match launch(&torchrun_at(port)).meeting {
+        LaunchMeeting::Board(board) => board,
+        _ => panic!("no board"),
+    };
     // Nothing there yet: the wait ends at the deadline, and the error says who is missing.
-    let error = board.read(Instant::now() + Duration::from_millis(50)).unwrap_err().to_string();
+    let error = board().read(Instant::now() + Duration::from_millis(50)).unwrap_err().to_string();
     assert!(error.contains("rank 0 posted nothing"), "{error}");
+    let mut board = board();
     board.post(b"where we meet").unwrap();
     assert_eq!(board.read(Instant::now() + Duration::from_secs(10)).unwrap(), b"where we meet");
+    board.clear().unwrap();
+    assert!(kept.lock().unwrap().is_empty());
     board.finish().unwrap();
-    drop(board);
-    server.join().unwrap();
+}
+
+/// Rank `rank` of two that meet through torchrun's store at `port`.
+fn meet(port: u16, rank: usize, key: Option<&str>) -> Result<()> {
+    let mut config = Config { connect_timeout: Duration::from_secs(5), ..Config::default() };
+    config.key = key.map(Into::into);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let board = tcp_store::TcpStore::connect("127.0.0.1", port, "maypole/none/0/1".into(), deadline)?;
+    let launch = Launch {
+        rank,
+        size: 2,
+        local_rank: None,
+        local_size: None,
+        launcher: "torchrun",
+        run: String::new(),
+        meeting: LaunchMeeting::Board(Box::new(board)),
+    };
+    crate::communicator::build::join(launch, &config).map(|node| assert_eq!(node.unwrap().size(), 2))
+}
+
+#[test]
+fn what_rank_0_posted_is_taken_down_when_all_have_come() {
+    let (port, kept) = store();
+    for key in [None, Some("a secret of sixteen bytes")] {
+        std::thread::scope(|scope| {
+            let one = scope.spawn(|| meet(port, 1, key).unwrap());
+            meet(port, 0, key).unwrap();
+            one.join().unwrap();
+        });
+        assert!(kept.lock().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_strangers_meeting_point_in_the_store_is_not_joined() {
+    let (port, kept) = store();
+    // The stranger reads and writes the store, and serves as the hub, but does not know the secret.
+    let foreign = crate::node::UniqueId::create(&Config::default()).unwrap();
+    kept.lock().unwrap().insert(b"maypole/none/0/1".to_vec(), foreign.as_bytes().to_vec());
+    let error = meet(port, 1, Some("a secret of sixteen bytes")).unwrap_err().to_string();
+    assert!(error.contains("another key") && error.contains("MAYPOLE_KEY"), "{error}");
+}
+
+#[test]
+fn a_key_may_be_required_where_others_could_know_it() {
+    let (port, kept) = store();
+    let config = Config { require_key: true, ..Config::default() };
+    for text in [torchrun_at(port), TORCHRUN.to_string(), SRUN.to_string()] {
+        let launch = detect(&config, &lookup(&text)).unwrap();
+        let error = crate::communicator::build::join(launch, &config).unwrap_err().to_string();
+        assert!(error.contains("MAYPOLE_REQUIRE_KEY=1") && error.contains("MAYPOLE_KEY is not set"), "{error}");
+    }
+    assert!(kept.lock().unwrap().is_empty(), "nothing is posted");
+}
+
+#[test]
+fn the_run_is_what_all_ranks_have_alike() {
+    let run = |text: &str| launch(text).run;
+    assert_eq!(run(SRUN), "4711.2");
+    assert_eq!(run(&SRUN.replace("SLURM_PROCID=5", "SLURM_PROCID=0")), "4711.2");
+    // The parts of a heterogeneous job have numbers of their own.
+    assert_eq!(run(&format!("{SRUN} SLURM_HET_SIZE=2 MASTER_ADDR=10.1.0.7 MASTER_PORT=5000")), "");
+    let torchrun = TORCHRUN.replace("RUN_ID=none", "RUN_ID=night");
+    assert_eq!(run(&torchrun), "night");
+    // An agent counts the failures of its own workers only.
+    assert_eq!(run(&torchrun.replace("RESTART_COUNT=0", "RESTART_COUNT=1")), "night");
+    // By hand ranks may be started from several jobs of a batch system.
+    assert_eq!(run(&format!("{SRUN} RANK=0 WORLD_SIZE=2 MASTER_ADDR=10.1.0.7 MASTER_PORT=5000")), "");
+    let open_mpi = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=4 MASTER_ADDR=10.0.0.1 MASTER_PORT=4711";
+    assert_eq!(run(open_mpi), "");
 }
 
 #[test]
 fn an_absent_store_is_an_error_with_the_address() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let text = TORCHRUN.replace("node01", "127.0.0.1").replace("29500", &port.to_string()).replace("False", "True");
+    let text = torchrun_at(port);
     let config = Config { connect_timeout: Duration::from_millis(200), ..Config::default() };
     let error = detect(&config, &lookup(&text)).err().unwrap().to_string();
     assert!(error.contains(&format!("127.0.0.1:{port}")), "{error}");

@@ -291,7 +291,7 @@ pub(super) enum Refusal {
     Stranger,
     #[error("it runs another version of Maypole; every rank needs the same")]
     Version,
-    #[error("it holds another key: another job uses this address, or MAYPOLE_KEY differs")]
+    #[error("it holds another key: another job uses this address, or MAYPOLE_KEY (or MAYPOLE_RUN) differs")]
     WrongKey,
     #[error("it holds the key, but is another rank")]
     Elsewhere,

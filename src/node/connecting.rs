@@ -16,7 +16,7 @@ use maypole_transports::tcp::Wire;
 use super::auth::{Errand, Purpose};
 use super::frame::ToHub;
 use super::shared::Shared;
-use super::{CONNECTIONS, Node, dial, peer};
+use super::{CONNECTIONS, Node, dial, interfaces};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::running::Limit;
@@ -121,7 +121,7 @@ impl Shared {
             limit.left();
             ended() || departed() || left()
         };
-        let source = self.config.interface.as_ref().and_then(|_| peer::addresses(&self.config).ok()).map(|ips| ips[0]);
+        let source = interfaces::source(&self.config);
         let (start, other) = (Instant::now(), &self.peers[peer]);
         let mut pause = Duration::from_millis(1);
         let mut streams = Vec::new();

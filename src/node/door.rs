@@ -19,6 +19,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use super::auth::{Errand, Guest, Purpose, Standing};
 use super::key::Key;
 use super::session::Session;
+use super::turned_away::TurnedAway;
 use crate::descriptors;
 
 /// How long a guest has to show the key.
@@ -117,6 +118,8 @@ pub(super) struct Door<L: Listen> {
     failures: usize,
     shut_until: Option<Instant>,
     ran_out: bool,
+    /// Who has not been let in, since the door was opened.
+    pub turned_away: TurnedAway,
 }
 
 impl<L: Listen> Door<L> {
@@ -136,6 +139,7 @@ impl<L: Listen> Door<L> {
             failures: 0,
             shut_until: None,
             ran_out: false,
+            turned_away: TurnedAway::default(),
         })
     }
 
@@ -225,15 +229,16 @@ impl<L: Listen> Door<L> {
     }
 
     /// A guest is none any more.
-    fn dismiss(&mut self, id: u64) -> Option<Guest<L::Stream>> {
-        let Standby { guest, from } = self.guests.remove(&id)?;
+    fn dismiss(&mut self, id: u64) -> Option<Standby<L::Stream>> {
+        let standby = self.guests.remove(&id)?;
+        let from = standby.from;
         if let Some(count) = self.origins.get_mut(&from) {
             *count -= 1;
             if *count == 0 {
                 self.origins.remove(&from);
             }
         }
-        Some(guest)
+        Some(standby)
     }
 
     fn hear(&mut self, id: u64, epoll: &Epoll, admitted: &mut Vec<Admitted<L::Stream>>) {
@@ -241,13 +246,14 @@ impl<L: Listen> Door<L> {
         match standby.guest.advance(&self.key, self.me, self.purpose) {
             Standing::Waiting => {}
             Standing::Admitted(errand, session) => {
-                let stream = self.dismiss(id).expect("found above").into_stream();
+                let stream = self.dismiss(id).expect("found above").guest.into_stream();
                 let _ = epoll.delete(&stream);
                 admitted.push((stream, errand, session));
             }
             Standing::Rejected(why, from) => {
-                tracing::debug!("closed a connection for {:?} that says it is rank {from:?}'s: {why}", self.purpose);
-                self.dismiss(id);
+                let address = self.dismiss(id).and_then(|standby| standby.from);
+                tracing::debug!("closed a connection for {:?} from {address:?}: {why}", self.purpose);
+                self.turned_away.note(&why, from, address);
             }
         }
     }

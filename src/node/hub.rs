@@ -304,7 +304,15 @@ impl Hub {
     fn introduce(&mut self, id: u64, hello: Hello) {
         let rank = hello.peer.rank;
         let (size, own) = (hello.size, hello.process == self.process);
-        self.lines.get_mut(id).expect("it spoke").known = Some((rank, own));
+        let line = self.lines.get_mut(id).expect("it spoke");
+        if rank != line.caller {
+            let caller = line.caller;
+            tracing::warn!(
+                "closed a control connection that came as rank {caller} and then introduced itself as {rank}"
+            );
+            return self.hang_up(id, "it introduced itself as another rank");
+        }
+        line.known = Some((rank, own));
         if !std::mem::replace(&mut self.somebody_came, true) {
             self.give_up = self.clock.shown() + self.patience;
         }
@@ -528,6 +536,7 @@ impl Hub {
                             descriptors::RAISE
                         );
                     }
+                    what += &self.door.turned_away.explain();
                     self.fail(what, size, HashSet::new(), now);
                 }
             }

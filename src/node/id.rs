@@ -4,9 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use super::auth;
-use super::hub;
 use super::key::Key;
-use super::peer;
+use super::{hub, interfaces, ports};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -24,7 +23,8 @@ const CHECKSUM: usize = 124;
 /// Names a world that is about to meet: hand the same one to every rank. 128 bytes, safe to pass through any key-value
 /// store or file.
 ///
-/// It holds the job's random key, so whoever reads it can join the job, and the addresses of the process that created
+/// It holds random bytes from which the job's key is derived, together with `MAYPOLE_KEY` where that is set: without it,
+/// whoever reads the id can join the job. And it holds the addresses of the process that created
 /// it. That process must live, and can be reached by every rank, until the job is over: it holds the job together.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct UniqueId(
@@ -45,13 +45,14 @@ impl UniqueId {
     /// does and hands the id to the others.
     ///
     /// # Errors
-    /// [`Error::Setting`] if `MAYPOLE_INTERFACE` or `MAYPOLE_FAMILY` leave no address; [`Error::System`] if no port can
-    /// be bound.
+    /// [`Error::Setting`] if `MAYPOLE_INTERFACE` or `MAYPOLE_FAMILY` leave no address, or a setting makes no sense;
+    /// [`Error::System`] if no port can be bound.
     pub fn create(config: &Config) -> Result<UniqueId> {
         config.check()?;
-        let key = Key::new(auth::random().map_err(|e| Error::system("cannot make a key for the job", e))?);
-        let ips = peer::addresses(config)?;
-        let listener = hub::listen(config.interface.as_ref().map(|_| ips[0]), 0, config.family)
+        let random = auth::random().map_err(|e| Error::system("cannot make a key for the job", e))?;
+        let key = Key::of_world(&random, 0, config);
+        let ips = interfaces::addresses(config)?;
+        let listener = ports::listen(interfaces::bound(config, &ips, None)?, config.family, config.ports.as_ref())
             .map_err(|e| Error::system("cannot open a port for the ranks to meet at", e))?;
         let at = listener.local_addr().map_err(|e| Error::system("cannot tell the meeting point's port", e))?;
         let bound_one = !at.ip().is_unspecified();
@@ -62,15 +63,14 @@ impl UniqueId {
             .map(|ip| SocketAddr::new(ip, at.port()))
             .take(ADDRESSES)
             .collect();
-        let id = UniqueId::encode(&key, &addresses);
         hub::start(listener, key, config, None)?;
-        Ok(id)
+        Ok(UniqueId::encode(&random, &addresses))
     }
 
-    fn encode(key: &Key, addresses: &[SocketAddr]) -> UniqueId {
+    fn encode(random: &[u8; 32], addresses: &[SocketAddr]) -> UniqueId {
         let mut bytes = [0; 128];
         bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..40].copy_from_slice(key.bytes());
+        bytes[8..40].copy_from_slice(random);
         bytes[40] = addresses.len() as u8;
         for (place, address) in bytes[FIRST..].chunks_exact_mut(ADDRESS).zip(addresses) {
             match address.ip() {
@@ -123,9 +123,9 @@ impl UniqueId {
         Ok(id)
     }
 
-    /// The job's key.
-    pub(super) fn key(&self) -> Key {
-        Key::new(*self.0[8..].first_chunk().expect("128 bytes"))
+    /// What the job's key is derived from, together with `MAYPOLE_KEY`.
+    pub(super) fn random(&self) -> &[u8; 32] {
+        self.0[8..].first_chunk().expect("128 bytes")
     }
 
     /// Where the job meets, best first.
@@ -162,7 +162,7 @@ pub enum Meeting {
         port: u16,
         /// Rank 0 may have inherited the port already bound (a TCP socket, listening or not).
         listener: Option<OwnedFd>,
-        /// The job's secret.
+        /// What the job's key is derived from, together with `MAYPOLE_KEY`: the same on all ranks.
         key: [u8; 32],
         /// How many worlds of this job have met there before. All ranks say the same number. A later world waits until
         /// the one before has ended, and its ranks do not take that one's meeting for theirs.
@@ -178,10 +178,10 @@ mod tests {
     fn ids_survive_the_way_and_changes_are_noticed() {
         let addresses: Vec<SocketAddr> =
             ["10.1.2.3:45678", "[2001:db8::1]:1", "[::1]:65535", "127.0.0.1:9"].map(|a| a.parse().unwrap()).to_vec();
-        let id = UniqueId::encode(&Key::new([7; 32]), &addresses);
+        let id = UniqueId::encode(&[7; 32], &addresses);
         let back = UniqueId::from_bytes(id.as_bytes()).unwrap();
         assert_eq!(back, id);
-        assert_eq!(back.key().bytes(), &[7; 32]);
+        assert_eq!(back.random(), &[7; 32]);
         assert_eq!(back.addresses(), addresses);
         assert!(!format!("{id:?}").contains("7, 7"), "the key is not shown");
         for at in 0..128 {

@@ -19,7 +19,7 @@ use super::peer::{self, Peer, Settings};
 use super::session::Session;
 use super::tag::Writer;
 use super::wire::{self, Inbox, Outbox};
-use super::{hub, roster, silence};
+use super::{hub, interfaces, ports, roster, silence};
 use crate::config::{Config, Family};
 use crate::descriptors;
 use crate::error::{Error, Result};
@@ -164,12 +164,10 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instan
     let (host, port, listener, key, earlier) = match meeting {
         Meeting::Id(id) => {
             let id = super::UniqueId::from_bytes(id.as_bytes())?;
-            return Ok((Point::Known(id.addresses()), id.key()));
+            return Ok((Point::Known(id.addresses()), Key::of_world(id.random(), 0, config)));
         }
-        Meeting::Address { host, port, listener, key, earlier: 0 } => (host, port, listener, Key::new(key), 0),
         Meeting::Address { host, port, listener, key, earlier } => {
-            let number = [key.as_slice(), &earlier.to_le_bytes()].concat();
-            (host, port, listener, Key::new(blake3::derive_key("maypole 2026 later world", &number)), earlier)
+            (host, port, listener, Key::of_world(&key, earlier, config), earlier)
         }
     };
     if rank != 0 {
@@ -178,16 +176,9 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instan
     let bound = match listener {
         Some(fd) => inherit(fd),
         None => {
-            // A loopback name is for this machine only; any other may mean an address that this machine does not know
-            // as its own.
-            let mut known: Vec<SocketAddr> = match names_this_host(&host) {
-                true => (host.as_str(), port).to_socket_addrs().map_or_else(|_| Vec::new(), |all| all.collect()),
-                false => Vec::new(),
-            };
-            known.sort_by_key(|a| (!peer::allowed(config.family, &a.ip()), a.is_ipv6()));
-            let own = known.first().map(|a| a.ip());
+            let (own, family) = where_to_listen(&host, port, config)?;
             loop {
-                match hub::listen(own, port, Family::Any) {
+                match hub::listen(own, port, family) {
                     // The world before holds the port until its last rank has left.
                     Err(e)
                         if e.kind() == std::io::ErrorKind::AddrInUse
@@ -218,6 +209,24 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instan
     };
     hub::start(listener, key.clone(), config, Some(size))?;
     Ok((Point::Named { host, port: at.port(), fallback: Some(fallback) }, key))
+}
+
+/// The address at which rank 0 listens when the ranks meet at `host` (all of the machine's if `None`), and the family.
+/// A loopback name is for this machine only. The interface and the family that are asked for count if the name has an
+/// address there; otherwise it may mean one that this machine does not know as its own.
+fn where_to_listen(host: &str, port: u16, config: &Config) -> Result<(Option<IpAddr>, Family)> {
+    let mut known: Vec<IpAddr> =
+        (host, port).to_socket_addrs().map_or_else(|_| Vec::new(), |all| all.map(|a| a.ip()).collect());
+    known.sort_by_key(|ip| (!peer::allowed(config.family, ip), ip.is_ipv6()));
+    if names_this_host(host) {
+        return Ok((known.first().copied(), Family::Any));
+    }
+    let own = match &config.interface {
+        Some(_) => interfaces::addresses(config)?.into_iter().find(|ip| known.contains(ip)),
+        None => None,
+    };
+    let family = if known.iter().any(|ip| peer::allowed(config.family, ip)) { config.family } else { Family::Any };
+    Ok((own, family))
 }
 
 /// A listener that the launcher has bound.
@@ -254,8 +263,9 @@ fn reach(
     };
     let mut pause = RETRY.0;
     let mut wrong_key: Option<Instant> = None;
+    let mut before: Option<String> = None;
     loop {
-        let why = match point.addresses(config.family) {
+        let mut why = match point.addresses(config.family) {
             Err(e) => e,
             Ok(addresses) => {
                 let round = limit.if_not_stopped().min(Instant::now() + ROUND);
@@ -268,6 +278,10 @@ fn reach(
                 dial::explain(&failures)
             }
         };
+        // Of an attempt that was cut short by the end of the time one learns nothing; the one before knows better.
+        if limit.left().is_zero() {
+            why = before.unwrap_or(why);
+        }
         if limit.left() <= pause || wrong_key.is_some_and(|since| since.elapsed() >= patience) {
             return Err(Error::bootstrap(format!(
                 "rank {rank} on host {} could not reach the meeting point {} within {:.1?} ({why}); check that {}, and \
@@ -279,10 +293,12 @@ fn reach(
                     Point::Named { .. } =>
                         "rank 0 runs there, that every rank was given the same address, port (MASTER_ADDR, \
                          MASTER_PORT) and key (MAYPOLE_KEY)",
-                    Point::Known(_) => "the process that made the unique id still runs",
+                    Point::Known(_) =>
+                        "the process that made the unique id still runs, that every rank has the same MAYPOLE_KEY",
                 }
             )));
         }
+        before = Some(why);
         std::thread::sleep(pause);
         pause = (pause * 2).min(RETRY.1);
     }
@@ -291,14 +307,14 @@ fn reach(
 /// Open the door for data connections. `open`: whether other hosts may come although this rank reached the meeting
 /// point by a loopback address. Returns what to publish, best first.
 fn open_data(route: IpAddr, open: bool, config: &Config) -> Result<(TcpListener, Vec<SocketAddr>)> {
-    let allowed = peer::addresses(config)?;
+    let allowed = interfaces::addresses(config)?;
     let route = match route {
         // An IPv4 connection to a socket that serves both.
         IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(route, IpAddr::V4),
         IpAddr::V4(_) => route,
     };
     let wanted = match (&config.interface, route.is_loopback() && !open) {
-        (Some(_), _) => allowed.first().copied(),
+        (Some(_), _) => interfaces::bound(config, &allowed, Some(route))?,
         (None, true) => allowed
             .iter()
             .find(|ip| ip.is_loopback() && ip.is_ipv4() == route.is_ipv4())
@@ -306,7 +322,7 @@ fn open_data(route: IpAddr, open: bool, config: &Config) -> Result<(TcpListener,
             .copied(),
         (None, false) => None,
     };
-    let listener = hub::listen(wanted, 0, config.family)
+    let listener = ports::listen(wanted, config.family, config.ports.as_ref())
         .map_err(|e| Error::system("cannot open a port for data connections", e))?;
     listener.set_nonblocking(true).map_err(|e| Error::system("cannot set up the data port", e))?;
     let at = listener.local_addr().map_err(|e| Error::system("cannot tell the data port", e))?;

@@ -18,15 +18,18 @@
 //!   without I/O.
 //! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
 //! * `frame`: the control connection's messages, `wire`: as bytes, each with its `tag`. `auth`: showing the `key`, which
-//!   makes a `session`. `door`: accepting strangers safely.
+//!   makes a `session`. `door`: accepting strangers safely, `turned_away`: those that are not let in.
 //!   `dial`: calling somebody with several addresses. `connecting`: making data connections. `silence`: hosts that
-//!   vanish. `neighbour`: processes of this host that end. `peer`: what ranks know of each other.
+//!   vanish. `neighbour`: processes of this host that end. `peer`: what ranks know of each other. `interfaces`, `ports`:
+//!   where to listen.
 //!
 //! Nothing here is global to the process: threads may each have a node of their own. Children by `fork` have none: see
 //! [`fork`].
 
 mod affinity;
 mod auth;
+#[cfg(test)]
+mod claims_tests;
 mod connecting;
 mod court;
 #[cfg(test)]
@@ -37,11 +40,13 @@ mod frame;
 mod handover;
 mod hub;
 mod id;
+pub(crate) mod interfaces;
 mod key;
 mod lines;
 mod meeting;
 mod neighbour;
 mod peer;
+pub(crate) mod ports;
 mod recent;
 mod roster;
 mod service;
@@ -49,6 +54,7 @@ mod session;
 mod shared;
 mod silence;
 mod tag;
+mod turned_away;
 mod wire;
 
 use std::os::fd::OwnedFd;

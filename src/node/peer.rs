@@ -7,10 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Family};
 use crate::descriptors;
-use crate::error::{Error, Result};
 
-/// The most addresses that a rank publishes.
-const ADDRESSES: usize = 8;
 /// The longest settings text that is passed on; the digest covers all of it.
 const SETTINGS_TEXT: usize = 1024;
 
@@ -124,66 +121,6 @@ pub(super) fn allowed(family: Family, address: &IpAddr) -> bool {
     }
 }
 
-/// Every usable address of this machine with its interface's name: IPv4 first, loopback last. Link-local IPv6 addresses
-/// are left out: they mean nothing without the interface's number, which differs between hosts.
-pub(super) fn interfaces() -> io::Result<Vec<(String, IpAddr)>> {
-    use nix::net::if_::InterfaceFlags;
-    let mut found: Vec<(String, IpAddr)> = nix::ifaddrs::getifaddrs()?
-        .filter(|i| i.flags.contains(InterfaceFlags::IFF_UP))
-        .filter_map(|i| {
-            let address = i.address?;
-            let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-                (Some(v4), _) => IpAddr::V4(v4.ip()),
-                (_, Some(v6)) if !v6.ip().is_unicast_link_local() => IpAddr::V6(v6.ip()),
-                _ => return None,
-            };
-            Some((i.interface_name, ip))
-        })
-        .collect();
-    found.sort_by_key(|(_, ip)| (ip.is_loopback(), ip.is_ipv6()));
-    Ok(found)
-}
-
-/// The addresses that `MAYPOLE_INTERFACE` and `MAYPOLE_FAMILY` allow: all of the machine's if no interface is asked
-/// for.
-///
-/// # Errors
-/// [`Error::Setting`] if there is none, naming the interfaces there are; [`Error::System`] if they cannot be listed.
-pub(super) fn addresses(config: &Config) -> Result<Vec<IpAddr>> {
-    let all = interfaces().map_err(|e| Error::system("cannot list the network interfaces of this host", e))?;
-    let wanted = config.interface.as_deref();
-    let literal: Option<IpAddr> = wanted.and_then(|w| w.parse().ok());
-    let found: Vec<IpAddr> = all
-        .iter()
-        .filter(|(name, ip)| wanted.is_none_or(|w| w == name || literal == Some(*ip)))
-        .map(|(_, ip)| *ip)
-        .filter(|ip| allowed(config.family, ip))
-        .take(ADDRESSES)
-        .collect();
-    if !found.is_empty() {
-        return Ok(found);
-    }
-    let family = match config.family {
-        Family::Any => "",
-        Family::V4 => " with an IPv4 address",
-        Family::V6 => " with an IPv6 address",
-    };
-    let list: Vec<String> = all.iter().map(|(name, ip)| format!("{name} ({ip})")).collect();
-    let (name, value) = match wanted {
-        Some(wanted) => ("MAYPOLE_INTERFACE", wanted.to_string()),
-        None => ("MAYPOLE_FAMILY", if config.family == Family::V6 { "6" } else { "4" }.to_string()),
-    };
-    Err(Error::Setting {
-        name: name.to_string(),
-        value,
-        expected: format!(
-            "no such network interface or address{family} on host {}; there are {}",
-            host_name(),
-            if list.is_empty() { "none at all".to_string() } else { list.join(", ") }
-        ),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,14 +146,5 @@ mod tests {
         assert!(long.text.len() <= SETTINGS_TEXT);
         config.algorithm += "x";
         assert_ne!(long.digest, Settings::of(&config).digest);
-    }
-
-    #[test]
-    fn an_unknown_interface_is_an_error_that_lists_those_there_are() {
-        let config = Config { interface: Some("nosuch0".into()), ..Config::default() };
-        let error = addresses(&config).unwrap_err().to_string();
-        assert!(error.contains("nosuch0") && error.contains("127.0.0.1"), "{error}");
-        let config = Config { interface: Some("127.0.0.1".into()), ..Config::default() };
-        assert_eq!(addresses(&config).unwrap(), [IpAddr::from([127, 0, 0, 1])]);
     }
 }

@@ -349,7 +349,17 @@ impl Service {
                 return tracing::debug!("rank {}: rank {from} connects for what has been left", self.shared.rank);
             }
             let places = arrivals.entry(key).or_default();
-            places.resize_with(total, || None);
+            if places.is_empty() {
+                places.resize_with(total, || None);
+            }
+            // Who comes first keeps the place, unless it has gone: a caller that did not hear this rank's answer in
+            // time calls again.
+            if places.len() != total || places[index].as_ref().is_some_and(|first| !is_spent(first)) {
+                return tracing::warn!(
+                    "rank {}: closed connection {index} of {total} that says it is rank {from}'s: that has come already",
+                    self.shared.rank
+                );
+            }
             places[index] = Some(stream);
         }
         self.shared.wake(Some(context));

@@ -49,6 +49,9 @@ const OPERATIONS: [ReduceOp; 9] = [
     ReduceOp::PreMulSum(1.0),
 ];
 
+/// Where the ranks of a group meet, for messages.
+const STORE: &str = "PyTorch's store, which others can read";
+
 /// What a call is, in one number: `collective | type << 8 | operation << 16`.
 fn decode(py: Python<'_>, what: u32, factor: f64, count: usize, root: usize) -> PyResult<Call> {
     let [collective, dtype, op, _] = what.to_le_bytes().map(usize::from);
@@ -95,6 +98,7 @@ impl Link {
     #[staticmethod]
     fn id(py: Python<'_>, timeout: f64) -> PyResult<Bound<'_, PyBytes>> {
         let config = settings(py, timeout)?;
+        config.refuse_open(STORE).map_err(|e| error::to_py(py, e))?;
         let id = py.detach(|| UniqueId::create(&config)).map_err(|e| error::to_py(py, e))?;
         Ok(PyBytes::new(py, id.as_bytes()))
     }
@@ -105,6 +109,9 @@ impl Link {
     fn join(py: Python<'_>, id: Option<&[u8]>, rank: usize, size: usize, timeout: f64) -> PyResult<Link> {
         let config = settings(py, timeout)?;
         let id = id.map(UniqueId::from_bytes).transpose().map_err(|e| error::to_py(py, e))?;
+        if id.is_some() {
+            config.refuse_open(STORE).map_err(|e| error::to_py(py, e))?;
+        }
         let comm = py.detach(|| match id {
             Some(id) => Communicator::from_id(&id, rank, size, config),
             None => Communicator::threads_with(1, config).map(|mut world| world.remove(0)),

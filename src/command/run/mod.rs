@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::running::{Clock, LOOK, Moment};
 use output::Output;
@@ -55,16 +56,24 @@ pub struct Args {
     /// Leave the output as it comes: the ranks write to this terminal or file themselves
     #[arg(long)]
     no_prefix: bool,
-    /// Set an environment variable for all ranks; NAME alone is refused, since ranks inherit the environment anyway.
-    /// Repeatable
-    #[arg(short = 'x', value_name = "NAME=VALUE", value_parser = assignment)]
-    set: Vec<(String, String)>,
+    /// Set an environment variable for all ranks. NAME alone passes on this environment's, as ranks inherit it anyway;
+    /// MAYPOLE_KEY can only be passed on like that, since command lines are for all to see. Repeatable
+    #[arg(short = 'x', value_name = "NAME[=VALUE]", value_parser = assignment)]
+    set: Vec<(String, Option<String>)>,
     /// The program and its arguments; write -- before it
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
     program: Vec<std::ffi::OsString>,
 }
 
 impl Args {
+    /// The settings that the ranks will have.
+    fn config(&self) -> Result<Config> {
+        Config::from_lookup(&|name| match self.set.iter().rev().find(|(set, _)| set == name) {
+            Some((_, Some(value))) => Some(value.clone()),
+            _ => std::env::var(name).ok().filter(|value| name != "MAYPOLE_KEY" || !value.is_empty()),
+        })
+    }
+
     /// Have a script of Python's run by `python`.
     pub(super) fn interpret(&mut self, python: std::ffi::OsString) {
         if Path::new(&self.program[0]).extension().is_some_and(|extension| extension == "py") {
@@ -80,11 +89,33 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
-fn assignment(text: &str) -> std::result::Result<(String, String), String> {
+fn assignment(text: &str) -> std::result::Result<(String, Option<String>), String> {
     match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_string(), value.to_string())),
-        _ => Err("expected NAME=VALUE".to_string()),
+        Some(("", _)) => Err("expected NAME=VALUE or NAME".to_string()),
+        Some((name, value)) => Ok((name.to_string(), Some(value.to_string()))),
+        None if text.is_empty() => Err("expected NAME=VALUE or NAME".to_string()),
+        None => Ok((text.to_string(), None)),
     }
+}
+
+/// What is wrong with the variables that are to be set or passed on. (Not found while the command line is parsed: errors
+/// there show the value.)
+fn check_assignments(set: &[(String, Option<String>)]) -> std::result::Result<(), String> {
+    for (name, value) in set {
+        if value.is_some() && name == "MAYPOLE_KEY" {
+            return Err(
+                "-x MAYPOLE_KEY=...: everybody on this host can read command lines; export MAYPOLE_KEY before \
+                        and write -x MAYPOLE_KEY, or leave it out: then a fresh key is made"
+                    .to_string(),
+            );
+        }
+        if value.is_none() && std::env::var_os(name).is_none() {
+            return Err(format!(
+                "-x {name}: there is no such variable in the environment; export it, or write {name}=VALUE"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Signals that are passed on as they are.
@@ -93,6 +124,10 @@ const PASSED_ON: [Signal; 6] =
 
 /// Run the command.
 pub(super) fn run(args: &Args) -> ExitCode {
+    if let Err(why) = check_assignments(&args.set) {
+        eprintln!("maypole run: {why}");
+        return ExitCode::from(2);
+    }
     let program = match ranks::find_program(&args.program[0]) {
         Ok(program) => program,
         Err((why, status)) => {

@@ -1,7 +1,7 @@
 //! The ranks as processes: found, started, signalled, and reaped.
 
 use std::ffi::{OsStr, OsString};
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use super::keeper::Keeper;
 use super::output::{Output, Sink};
 use crate::error::{Error, Result};
 use crate::launch;
+use crate::node::ports;
 
 /// How a rank ended, if not well.
 #[derive(Clone, Copy)]
@@ -63,8 +64,11 @@ impl Ranks {
         // Before any rank exists, so that none is ever without it, and before the socket that only rank 0 may hold: a
         // second world binds that port anew.
         let keeper = Keeper::start()?;
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .or_else(|_| TcpListener::bind("[::1]:0"))
+        let ports = args.config()?.ports;
+        // Not as a node listens: rank 0 is to inherit the socket.
+        let listen = |ip: IpAddr| ports::bind(ports.as_ref(), |port| TcpListener::bind((ip, port)));
+        let listener = listen(Ipv4Addr::LOCALHOST.into())
+            .or_else(|v4| listen(Ipv6Addr::LOCALHOST.into()).map_err(|_| v4))
             .map_err(|error| Error::system("binding a port on the loopback interface, where the ranks meet", error))?;
         let address = listener.local_addr().map_err(|error| Error::system("getsockname", error))?;
         // Programs that use torch.distributed have a store of their own listen at MASTER_PORT.
@@ -82,7 +86,7 @@ impl Ranks {
         if std::env::var_os("MAYPOLE_KEY").is_none_or(|key| key.is_empty()) {
             common.push(("MAYPOLE_KEY".into(), random_key()?.into()));
         }
-        common.extend(args.set.iter().map(|(name, value)| (name.clone(), value.into())));
+        common.extend(args.set.iter().filter_map(|(name, value)| Some((name.clone(), value.as_ref()?.into()))));
 
         let host = nix::unistd::gethostname().map_or("?".to_string(), |host| host.to_string_lossy().into_owned());
         let mut ranks = Ranks { children: Vec::with_capacity(size), ended: vec![false; size], host, keeper };
