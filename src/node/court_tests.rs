@@ -476,7 +476,7 @@ fn who_has_been_waited_for_is_forgotten() {
     let waiting = |court: &Court| court.cases[&WORLD].waiting.len();
     for sequence in 1..=100 {
         for (asker, peer) in (0..5).flat_map(|asker| (0..5).map(move |peer| (asker, peer))) {
-            court.inquire(asker, WORLD, op(sequence, 8), peer);
+            court.inquire(asker, WORLD, op(sequence, 8), peer, Moment::default());
         }
         assert!(waiting(&court) <= 25);
         // Who is in the operation still waits in it; who has come to the next waits for nobody there.
