@@ -1,7 +1,8 @@
 //! Deadlines: how a length of time, however long, becomes a moment.
 //!
 //! Adding a [`Duration`] to an [`Instant`] panics where the clock does not reach, and `Duration::MAX` is how a caller
-//! says "no deadline". So times that a user gave are added here and nowhere else.
+//! says "no deadline". So times that a user gave are added to an `Instant` here and nowhere else; moments of the clock of
+//! time in which this process ran ([`running`](crate::running)) take any.
 
 use std::time::{Duration, Instant};
 
