@@ -261,13 +261,11 @@ fn frames_for_a_straggler(size: usize, in_a_ring: bool) -> usize {
     let mut frames = 0;
     for tick in 0..500 {
         let waited = Duration::from_micros(100) * tick;
-        for rank in 1..size {
-            if waited >= next[rank] {
-                let peer = if in_a_ring { rank - 1 } else { 0 };
-                court.inquire(rank, WORLD, op(1, 4), peer, Moment::default() + waited);
-                next[rank] = waited + until_next_question(size, waited);
-                frames += 1;
-            }
+        for (rank, next) in next.iter_mut().enumerate().skip(1).filter(|(_, next)| waited >= **next) {
+            let peer = if in_a_ring { rank - 1 } else { 0 };
+            court.inquire(rank, WORLD, op(1, 4), peer, Moment::default() + waited);
+            *next = waited + until_next_question(size, waited);
+            frames += 1;
         }
         for (to, sequence, question) in asks(&mut court) {
             let record = if to == 0 { Record::NotYet(None) } else { Record::Called(op(1, 4)) };
