@@ -2,11 +2,16 @@
 //! and up to two in every rank for each other that it talks to over TCP; the usual soft limit of 1024 was made for
 //! programs that wait in `select`, which the hard limit beside it knows nothing of.
 
+use std::time::Duration;
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// The limit is raised no further: no world is larger, and there are programs that, between fork and exec, close every
 /// descriptor that they could have.
 const MOST: u64 = 1 << 20;
+
+/// How long whoever needs a descriptor tries again where there is none left: others may close theirs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Raise this process' soft limit to its hard one.
 pub(crate) fn raise() {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
+use super::footprint;
 use crate::config::{Config, KNOBS};
 use crate::error::Result;
 use crate::launch;
@@ -17,16 +18,23 @@ use crate::launch;
 /// With --launch, meet the other ranks instead, twice, as a program with two worlds would, and say in one line which rank
 /// this process is and whom it met. Start it as the ranks of a job to see whether a launcher is set up rightly.
 ///
+/// With --footprint, take part in a job and say, on rank 0, what its ranks cost: time to make the world and memory, file
+/// descriptors and threads of a rank, then and after the first operations.
+///
 /// Exit status: 0, or 1 if a setting makes no sense or the launcher cannot be used.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   maypole info
   mpirun -n 4 maypole info --launch
-  srun -n 4 maypole info --launch")]
+  srun -n 4 maypole info --launch
+  maypole run -n 64 -- maypole info --footprint")]
 pub struct Args {
     /// Take part in a job of ranks: one line per rank
     #[arg(long)]
     launch: bool,
+    /// Take part in a job of ranks: what a rank costs
+    #[arg(long, conflicts_with = "launch")]
+    footprint: bool,
 }
 
 fn environment(name: &str) -> Option<String> {
@@ -35,10 +43,16 @@ fn environment(name: &str) -> Option<String> {
 
 /// Run the command.
 pub(super) fn run(args: &Args) -> ExitCode {
-    let outcome = if args.launch { meet() } else { Ok(page()) };
+    let outcome = match (args.launch, args.footprint) {
+        (true, _) => meet(),
+        (_, true) => footprint::measure(),
+        _ => Ok(page()),
+    };
     match outcome {
         Ok((text, well)) => {
-            println!("{text}");
+            if !text.is_empty() {
+                println!("{text}");
+            }
             if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {

@@ -3,6 +3,7 @@
 //!
 //! Exit statuses: 0 for success, 2 for a command line that makes no sense, otherwise what each command's help says.
 
+mod footprint;
 mod info;
 pub(crate) mod run;
 mod verify;

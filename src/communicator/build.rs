@@ -483,6 +483,9 @@ fn share_group(
         if let Some(verdict) = watch.verdict() {
             return Err(Error::Failed { rank, verdict });
         }
+        if let Some(what) = node.starved() {
+            return Err(Error::bootstrap(format!("rank {rank} shares memory, and cannot hand it to others: {what}")));
+        }
         if limit.has_passed() {
             let absent: Vec<usize> = absent.into_iter().map(|place| local[place]).collect();
             return Err(Error::bootstrap(format!(

@@ -177,6 +177,9 @@ impl Routes {
     fn accepted(&self, peer: usize, channel: usize) -> Result<Option<Pair>, Trouble> {
         let network = self.network(peer);
         let there = network.node.accepted(network.members[peer], network.context, channel, network.connections);
+        if let Some(what) = network.node.starved().filter(|_| there.is_none()) {
+            return Err(Trouble::Link(peer, unreachable_peer(Error::bootstrap(what))));
+        }
         there.map(|streams| self.pair(network, peer, streams)).transpose().map_err(|e| Trouble::Link(peer, e))
     }
 

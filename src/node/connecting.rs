@@ -17,6 +17,7 @@ use super::auth::{Errand, Purpose};
 use super::frame::ToHub;
 use super::shared::Shared;
 use super::{CONNECTIONS, Node, dial, interfaces};
+use crate::descriptors;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::running::Limit;
@@ -124,6 +125,7 @@ impl Shared {
         let source = interfaces::source(&self.config);
         let (start, other) = (Instant::now(), &self.peers[peer]);
         let mut pause = Duration::from_millis(1);
+        let mut ran_out: Option<Instant> = None;
         let mut streams = Vec::new();
         while streams.len() < connections {
             let errand = Errand {
@@ -159,7 +161,9 @@ impl Shared {
                 let operation = Fingerprint::point_to_point(0, DataType::U8, 0, (*me, member), 0);
                 self.post(&ToHub::Inquire { context, operation, peer: member });
             }
-            if limit.left() <= pause {
+            ran_out = dial::ran_out(&failures).then(|| ran_out.unwrap_or_else(Instant::now));
+            let in_vain = ran_out.is_some_and(|since| since.elapsed() >= descriptors::PATIENCE);
+            if limit.left() <= pause || in_vain {
                 return Err(Error::bootstrap(format!(
                     "rank {} on host {} could not connect to rank {peer} on host {} within {:.1?} ({}); check that the \
                      hosts can reach each other there, or choose the network with MAYPOLE_INTERFACE",

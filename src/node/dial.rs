@@ -116,6 +116,11 @@ fn start(address: SocketAddr, source: Option<IpAddr>) -> io::Result<Socket> {
     }
 }
 
+/// Whether there was no descriptor to call with.
+pub(super) fn ran_out(failures: &Failures) -> bool {
+    failures.iter().any(|(_, refusal)| matches!(refusal, Refusal::Io(e) if descriptors::ran_out(e)))
+}
+
 /// `failures` for people: each address with what is wrong there, once.
 pub(super) fn explain(failures: &Failures) -> String {
     let mut parts: Vec<String> = Vec::new();

@@ -7,6 +7,7 @@
 //! elsewhere, it is not among those to be picked from.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -35,6 +36,9 @@ const TURN: usize = 64;
 const FAILURES: usize = 8;
 /// How long a door stays shut when the process has run out of file descriptors, or its listener fails.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Two failures for want of a descriptor that are no further apart belong together: nothing was accepted in between.
+const LAPSE: Duration = Duration::from_millis(500);
 
 /// The place of a token's kind: the bits below are for the loop's parts to use.
 const KIND_SHIFT: u32 = 56;
@@ -117,9 +121,13 @@ pub(super) struct Door<L: Listen> {
     arrivals: u64,
     failures: usize,
     shut_until: Option<Instant>,
-    ran_out: bool,
     /// Who has not been let in, since the door was opened.
     pub turned_away: TurnedAway,
+    /// Since when, and when last, there was no descriptor for somebody at this door.
+    ran_out: Option<(Instant, Instant)>,
+    /// Whether a descriptor is kept for the time when there is no other, and that one.
+    saves: bool,
+    spare: Option<File>,
 }
 
 impl<L: Listen> Door<L> {
@@ -138,9 +146,18 @@ impl<L: Listen> Door<L> {
             arrivals: 0,
             failures: 0,
             shut_until: None,
-            ran_out: false,
             turned_away: TurnedAway::default(),
+            ran_out: None,
+            saves: false,
+            spare: None,
         })
+    }
+
+    /// Keep a descriptor from now on, so that callers can be heard, one at a time, when the process has no other left.
+    pub fn save_one(mut self) -> io::Result<Door<L>> {
+        self.saves = true;
+        self.spare = Some(File::open("/dev/null")?);
+        Ok(self)
     }
 
     /// How many guests stand here.
@@ -150,7 +167,13 @@ impl<L: Listen> Door<L> {
 
     /// Whether the process has ever run out of descriptors here.
     pub fn ran_out(&self) -> bool {
-        self.ran_out
+        self.ran_out.is_some()
+    }
+
+    /// Whether somebody stands outside to whom the process could not open for want of a descriptor, and has not been
+    /// able to for a while.
+    pub fn starved(&self, now: Instant) -> bool {
+        self.ran_out.is_some_and(|(since, last)| now < last + LAPSE && last >= since + descriptors::PATIENCE)
     }
 
     /// Something happened at number `id` of this door. Those who have shown the key are appended to `admitted`; they
@@ -164,6 +187,8 @@ impl<L: Listen> Door<L> {
             match self.listener.admit() {
                 Ok(caller) => {
                     self.failures = 0;
+                    // That it ran out stays known; a new want is another one.
+                    self.ran_out = self.ran_out.map(|(_, last)| (last, last));
                     if let Some((stream, from)) = caller {
                         self.welcome(stream, from, epoll, admitted);
                     }
@@ -173,7 +198,12 @@ impl<L: Listen> Door<L> {
                     if descriptors::ran_out(&e) || matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) =>
                 {
                     tracing::warn!("cannot accept a connection: {}", descriptors::explain(&e));
-                    self.ran_out |= descriptors::ran_out(&e);
+                    let now = Instant::now();
+                    let since = self.ran_out.filter(|(_, last)| now < *last + LAPSE).map_or(now, |(since, _)| since);
+                    self.ran_out = Some((since, now));
+                    if self.spare.take().is_some() {
+                        continue;
+                    }
                     // The process needs them more than strangers do.
                     for _ in 0..self.guests.len().div_ceil(2) {
                         self.evict();
@@ -262,6 +292,9 @@ impl<L: Listen> Door<L> {
     pub fn sweep(&mut self, now: Instant, epoll: &Epoll) {
         while let Some((&id, _)) = self.guests.first_key_value().filter(|(_, standby)| standby.guest.deadline <= now) {
             self.dismiss(id);
+        }
+        if self.saves && self.spare.is_none() {
+            self.spare = File::open("/dev/null").ok();
         }
         if self.shut_until.is_some_and(|until| until <= now) {
             self.failures = 0;

@@ -73,6 +73,8 @@ pub(super) enum ToHub {
     Fallen { how: String },
     /// The process of that rank, on this rank's host, has ended.
     Ended { rank: usize },
+    /// In place of [`ToHub::Hello`]: a process that was told to be this rank cannot, and why.
+    Unable { rank: usize, size: usize, why: String },
 }
 
 /// What a rank says of an operation.

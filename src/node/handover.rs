@@ -17,6 +17,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::auth::{Errand, Refusal, knock, wait};
 use super::key::Key;
+use crate::descriptors;
 
 /// Between attempts to connect.
 const RETRY: Duration = Duration::from_millis(2);
@@ -68,9 +69,13 @@ pub(super) fn fetch(
     deadline: Instant,
     give_up: &dyn Fn() -> bool,
 ) -> Result<OwnedFd, Refusal> {
+    let mut ran_out: Option<Instant> = None;
     loop {
         let result = attempt(name, key, errand, deadline, give_up);
+        let none_left = matches!(&result, Err(Refusal::Io(e)) if descriptors::ran_out(e));
+        ran_out = none_left.then(|| ran_out.unwrap_or_else(Instant::now));
         match result {
+            _ if ran_out.is_some_and(|since| since.elapsed() >= descriptors::PATIENCE) => return result,
             Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::PermissionDenied => return Err(e.into()),
             // The owner may have been busy or its queue full.
             Err(Refusal::Closed | Refusal::Io(_)) if Instant::now() + RETRY < deadline && !give_up() => {

@@ -140,7 +140,7 @@ impl Hub {
     fn new(listener: TcpListener, key: Key, config: &Config, size: Option<usize>) -> io::Result<Hub> {
         listener.set_nonblocking(true)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let door = Door::open(listener, DOOR, Purpose::Control, HUB, key, &epoll)?;
+        let door = Door::open(listener, DOOR, Purpose::Control, HUB, key, &epoll)?.save_one()?;
         let clock = Clock::start();
         Ok(Hub {
             epoll,
@@ -282,6 +282,9 @@ impl Hub {
             let limit = if line.known.is_some() { RANK_LIMIT } else { HELLO_LIMIT };
             match line.inbox.next::<ToHub>(limit) {
                 Ok(Some(ToHub::Hello(hello))) if line.known.is_none() => self.introduce(id, hello),
+                Ok(Some(ToHub::Unable { rank, size, why })) if line.known.is_none() => {
+                    return self.excuse(id, rank, size, why);
+                }
                 Ok(Some(frame)) if line.known.is_some() => self.serve(id, frame),
                 Ok(None) => break,
                 Ok(Some(_)) => return self.hang_up(id, "it did not introduce itself"),
@@ -341,6 +344,19 @@ impl Hub {
                 // It is no rank of this job: what it says and when it goes concerns nobody.
                 self.lines.get_mut(id).expect("it spoke").known = None;
             }
+        }
+    }
+
+    /// A process says that it cannot be a rank: without it there is no job.
+    fn excuse(&mut self, id: u64, rank: usize, size: usize, why: String) {
+        self.lines.remove(id);
+        match &mut self.phase {
+            Phase::Gathering(roster) => {
+                let size = roster.size().unwrap_or(size);
+                self.fail(why, size, HashSet::from([rank]), Instant::now() + HELD);
+            }
+            Phase::Failed { told, .. } => _ = told.insert(rank),
+            Phase::Running { .. } => {}
         }
     }
 
@@ -421,7 +437,7 @@ impl Hub {
             *active = now;
         }
         match frame {
-            ToHub::Hello(_) => self.hang_up(id, "it introduced itself twice"),
+            ToHub::Hello(_) | ToHub::Unable { .. } => self.hang_up(id, "it introduced itself twice"),
             ToHub::Register { context, members } => court.register(from, context, &members),
             ToHub::GiveUp { context } => court.give_up(from, context),
             ToHub::Leave { context, records } => court.leave(from, context, records),
@@ -524,6 +540,10 @@ impl Hub {
         self.lines.sweep(now);
         match &mut self.phase {
             Phase::Gathering(roster) => {
+                // A rank that finds no place here comes no later for being waited for.
+                if self.door.ran_out() {
+                    self.give_up = self.give_up.min(self.clock.shown() + descriptors::PATIENCE);
+                }
                 if self.somebody_came && self.give_up <= self.clock.shown() {
                     let (mut what, size) = (roster.missing(self.patience), roster.size().unwrap_or(0));
                     if self.door.ran_out() {

@@ -9,6 +9,7 @@ use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, ReduceOp};
 use nix::poll::PollFlags;
 use nix::time::{ClockId, clock_gettime};
+use socket2::SockRef;
 
 use super::super::auth::{Errand, Purpose, Refusal, knock, wait};
 use super::super::frame::{Answer, Runs, TABLE_LIMIT};
@@ -226,9 +227,12 @@ fn ranks_come_in_among_a_crowd_of_strangers() {
         let strangers = scope.spawn(|| {
             let mut crowd = VecDeque::with_capacity(STRANGERS);
             let mut called = 0;
-            while !over.load(Ordering::Relaxed) {
+            while !over.load(Ordering::Relaxed) && called < 20_000 {
                 // Where the queue is full this waits, as it should.
-                crowd.extend(TcpStream::connect_timeout(&at, Duration::from_millis(100)));
+                let stranger = TcpStream::connect_timeout(&at, Duration::from_millis(100));
+                // Closed by a reset: a port that waits for late packets is no port for the ranks.
+                let reset = |s: &TcpStream| SockRef::from(s).set_linger(Some(Duration::ZERO)).unwrap();
+                crowd.extend(stranger.inspect(reset));
                 called += 1;
                 if crowd.len() == STRANGERS {
                     crowd.pop_front();
@@ -297,4 +301,23 @@ fn a_changed_introduction_is_told_to_all() {
         let ToNode::Failed { what } = member.hear() else { panic!("it is not told") };
         assert!(what.contains("changed on the way"), "{what}");
     }
+}
+
+/// A rank that cannot take part says so, and nobody waits for it.
+#[test]
+fn a_rank_that_cannot_take_part_is_not_waited_for() {
+    let (at, hub) = hub(3);
+    let mut members: Vec<Member> = (0..2).map(|rank| Member::arrive(rank, at).unwrap()).collect();
+    members.iter_mut().for_each(|member| member.introduce(3));
+    let mut unable = Member::arrive(2, at).unwrap();
+    let begun = Instant::now();
+    unable.say(&ToHub::Unable { rank: 2, size: 3, why: "rank 2 has no descriptors".into() });
+    drop(unable);
+    for member in &mut members {
+        let ToNode::Failed { what } = member.hear() else { panic!("a reason") };
+        assert_eq!(what, "rank 2 has no descriptors");
+    }
+    drop(members);
+    hub.join().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }

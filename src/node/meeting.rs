@@ -105,29 +105,17 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
     let (point, key) = go(meeting, rank, size, config, start)?;
     let limit = Limit::after(config.connect_timeout.saturating_sub(start.elapsed()));
     let (control, address, session) = reach(&point, &key, rank, config, (start, &limit), patience)?;
-    silence::keep_alive(&control, config.timeout)
-        .map_err(|e| Error::system("cannot set keep-alive on the control connection", e))?;
-    let route = control.local_addr().map_err(|e| Error::system("cannot tell this rank's own address", e))?.ip();
-    let (data, published) = open_data(route, open, config)?;
-    let (local, name) = open_local().map_err(|e| Error::system("cannot open a unix socket", e))?;
-    let system = |e| Error::system("cannot tell this process' host and namespaces", e);
-    let hello = Hello {
-        size,
-        version: env!("CARGO_PKG_VERSION").to_string(),
-        process: peer::process_id().map_err(system)?,
-        peer: Peer {
-            rank,
-            host: peer::host_name(),
-            host_id: peer::host_id(config).map_err(system)?,
-            pid: std::process::id(),
-            data: published,
-            local: name,
-            cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
-            affinity: super::affinity::affinity(),
-        },
-        settings: Settings::of(config),
-    };
     let (mut inbox, mut outbox) = session.into_frames(Writer::Node);
+    let (data, local, hello) = prepare(&control, open, (rank, size), config).inspect_err(|error| {
+        // Without a word the others would wait for this rank as long as they may.
+        let why = format!(
+            "rank {rank} (process {} on host {}) cannot take part: {error}",
+            std::process::id(),
+            peer::host_name()
+        );
+        outbox.push(&ToHub::Unable { rank, size, why });
+        let _ = outbox.flush(&control);
+    })?;
     let limit = Limit::after(config.connect_timeout.saturating_add(GRACE));
     let what = introduce((&control, address), (&mut inbox, &mut outbox), hello, &limit);
     match what {
@@ -152,6 +140,39 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
             }
         ))),
     }
+}
+
+/// This rank's doors, for data and for ranks of its host, and what it says of itself. `control`: its connection to the
+/// hub; `open`: as in [`open_data`].
+fn prepare(
+    control: &TcpStream,
+    open: bool,
+    (rank, size): (usize, usize),
+    config: &Config,
+) -> Result<(TcpListener, UnixListener, Hello)> {
+    silence::keep_alive(control, config.timeout)
+        .map_err(|e| Error::system("cannot set keep-alive on the control connection", e))?;
+    let route = control.local_addr().map_err(|e| Error::system("cannot tell this rank's own address", e))?.ip();
+    let (data, published) = open_data(route, open, config)?;
+    let (local, name) = open_local().map_err(|e| Error::system("cannot open a unix socket", e))?;
+    let system = |e| Error::system("cannot tell this process' host and namespaces", e);
+    let hello = Hello {
+        size,
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        process: peer::process_id().map_err(system)?,
+        peer: Peer {
+            rank,
+            host: peer::host_name(),
+            host_id: peer::host_id(config).map_err(system)?,
+            pid: std::process::id(),
+            data: published,
+            local: name,
+            cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            affinity: super::affinity::affinity(),
+        },
+        settings: Settings::of(config),
+    };
+    Ok((data, local, hello))
 }
 
 /// Whether `host` can only mean the machine itself, so that all ranks are on it.
@@ -264,6 +285,7 @@ fn reach(
     let mut pause = RETRY.0;
     let mut wrong_key: Option<Instant> = None;
     let mut before: Option<String> = None;
+    let mut ran_out: Option<Instant> = None;
     loop {
         let mut why = match point.addresses(config.family) {
             Err(e) => e,
@@ -275,6 +297,8 @@ fn reach(
                 };
                 let wrong = failures.iter().any(|(_, r)| matches!(r, auth::Refusal::WrongKey));
                 wrong_key = wrong.then(|| wrong_key.unwrap_or_else(Instant::now));
+                let none_left = dial::ran_out(&failures);
+                ran_out = none_left.then(|| ran_out.unwrap_or_else(Instant::now));
                 dial::explain(&failures)
             }
         };
@@ -282,7 +306,9 @@ fn reach(
         if limit.left().is_zero() {
             why = before.unwrap_or(why);
         }
-        if limit.left() <= pause || wrong_key.is_some_and(|since| since.elapsed() >= patience) {
+        let in_vain = wrong_key.is_some_and(|since| since.elapsed() >= patience)
+            || ran_out.is_some_and(|since| since.elapsed() >= descriptors::PATIENCE);
+        if limit.left() <= pause || in_vain {
             return Err(Error::bootstrap(format!(
                 "rank {rank} on host {} could not reach the meeting point {} within {:.1?} ({why}); check that {}, and \
                  that no firewall is in between",

@@ -18,10 +18,10 @@
 //!   without I/O.
 //! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
 //! * `frame`: the control connection's messages, `wire`: as bytes, each with its `tag`. `auth`: showing the `key`, which
-//!   makes a `session`. `door`: accepting strangers safely, `turned_away`: those that are not let in.
-//!   `dial`: calling somebody with several addresses. `connecting`: making data connections. `silence`: hosts that
-//!   vanish. `neighbour`: processes of this host that end. `peer`: what ranks know of each other. `interfaces`, `ports`:
-//!   where to listen.
+//!   makes a `session`. `door`: accepting strangers safely, `turned_away`: those that are not let in. `dial`: calling
+//!   somebody with several addresses. `connecting`: making data connections. `silence`: hosts that vanish. `neighbour`:
+//!   processes of this host that end. `peer`: what ranks know of each other, `affinity`: the cores among it.
+//!   `interfaces`, `ports`: where to listen.
 //!
 //! Nothing here is global to the process: threads may each have a node of their own. Children by `fork` have none: see
 //! [`fork`].
@@ -101,18 +101,25 @@ pub struct Node {
 
 impl Node {
     /// Bring this rank into the job. Blocks until all `size` ranks have come, at most `MAYPOLE_CONNECT_TIMEOUT` and a
-    /// few seconds.
+    /// few seconds. Raises the process' soft limit of file descriptors to its hard one.
     ///
     /// # Errors
     /// [`Error::Bootstrap`], on every rank with the same text: a rank that did not come (named), two processes with one
-    /// rank, a rank out of range, different world sizes, versions or settings. The same kind if this rank cannot reach
+    /// rank, a rank out of range, different world sizes, versions or settings, a rank that cannot take part, a world that
+    /// needs more file descriptors than the process that gathers it may have. The same kind if this rank cannot reach
     /// the meeting point. [`Error::Setting`] if no network interface is as the settings ask; [`Error::System`] if the
     /// system refuses sockets or a thread.
     pub fn join(meeting: Meeting, rank: usize, size: usize, config: &Config) -> Result<Arc<Node>> {
         config.check()?;
-        let met = meeting::meet(meeting, rank, size, config)?;
+        let mut met = meeting::meet(meeting, rank, size, config)?;
         let system = |e: std::io::Error| Error::system(format!("rank {rank} cannot start its node's thread"), e);
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| system(e.into()))?;
+        // The others have this rank in their tables by now: they are told if it cannot go on.
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| system(e.into()))
+            .inspect_err(|error| {
+                met.outbox.push(&ToHub::Fallen { how: error.to_string() });
+                let _ = met.outbox.flush(&met.control);
+            })?;
         let shared = Arc::new(Shared {
             rank,
             peers: met.peers,
@@ -137,10 +144,12 @@ impl Node {
             over: Mutex::new(false),
             ended: Condvar::new(),
             unawaited: AtomicBool::new(false),
+            starved: AtomicBool::new(false),
         });
-        let service = service::Service::new(shared.clone(), met.inbox, met.data, met.local).map_err(system)?;
-        let thread =
-            std::thread::Builder::new().name("maypole-node".into()).spawn(move || service.run()).map_err(system)?;
+        let thread = service::Service::new(shared.clone(), met.inbox, met.data, met.local)
+            .and_then(|service| std::thread::Builder::new().name("maypole-node".into()).spawn(move || service.run()))
+            .map_err(system)
+            .inspect_err(|error| shared.post(&ToHub::Fallen { how: error.to_string() }))?;
         let membership: Arc<dyn Membership> = shared.clone();
         crate::exit::list_membership(Arc::downgrade(&membership));
         Ok(Arc::new(Node { shared: Own::new(shared), thread: Own::new(Some(thread)) }))
@@ -214,6 +223,22 @@ impl Node {
             return None;
         }
         arrivals.remove(&(peer, context, channel))?.into_iter().collect()
+    }
+
+    /// What is wrong if others have been calling this rank for some seconds and its process has had no file descriptor to
+    /// let them in with. Whoever waits for them to come waits in vain.
+    pub fn starved(&self) -> Option<String> {
+        self.shared.starved.load(Ordering::Acquire).then(|| {
+            format!(
+                "process {} on host {}, rank {} of the world, has none of its {} file descriptors left to let others in \
+                 with; {}",
+                std::process::id(),
+                self.shared.peers[self.shared.rank].host,
+                self.shared.rank,
+                crate::descriptors::limit(),
+                crate::descriptors::RAISE
+            )
+        })
     }
 
     /// Have `wake` called, on a thread of the node's, whenever a TCP connection for `context` has come in or been made,

@@ -408,6 +408,7 @@ impl Service {
             let contexts: Vec<u64> = self.shared.contexts.lock().keys().copied().collect();
             contexts.into_iter().for_each(|context| super::defect_tests::plant(super::defect_tests::NODE, context));
         }
+        self.shared.starved.store(self.data.starved(now) || self.local.starved(now), Ordering::Release);
         self.data.sweep(now, &self.epoll);
         self.local.sweep(now, &self.epoll);
         let (ran, mut due) = (self.clock.shown(), Vec::new());

@@ -101,6 +101,8 @@ pub(super) struct Shared {
     pub ended: Condvar,
     /// Whoever waited for it was told not to, and nobody does any more.
     pub unawaited: AtomicBool,
+    /// See [`super::Node::starved`].
+    pub starved: AtomicBool,
 }
 
 impl Shared {

@@ -36,6 +36,7 @@
 
 pub mod fault;
 pub mod fork;
+mod pages;
 pub mod shm;
 mod sync;
 pub mod tcp;

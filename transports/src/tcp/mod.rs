@@ -84,7 +84,7 @@ pub const MAX_CONNECTIONS: usize = 16;
 ///
 /// # Errors
 ///
-/// [`LinkError::Io`] if the number of connections is out of range or the system refuses a socket option.
+/// [`LinkError::Io`] if the number of connections is out of range or the system refuses a socket option or memory.
 pub fn link<W: Into<Wire>>(streams: Vec<W>, credit: usize) -> Result<(TcpSender, TcpReceiver)> {
     if streams.is_empty() || streams.len() > MAX_CONNECTIONS {
         let text = format!("{} connections given, 1 to {MAX_CONNECTIONS} are possible", streams.len());
@@ -92,8 +92,9 @@ pub fn link<W: Into<Wire>>(streams: Vec<W>, credit: usize) -> Result<(TcpSender,
         return Err(LinkError::Io { doing: "making a TCP link", source });
     }
     let connections = Arc::new(Connections::new(streams.into_iter().map(Into::into).collect())?);
-    let sender = TcpSender::new(Arc::clone(&connections), credit);
-    Ok((sender, TcpReceiver::new(connections, credit)))
+    let halves = TcpSender::new(Arc::clone(&connections), credit)
+        .and_then(|sender| Ok((sender, TcpReceiver::new(connections, credit)?)));
+    halves.map_err(|source| LinkError::Io { doing: "memory for a TCP link", source })
 }
 
 impl TcpSender {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::connection::{Arrival, Connections};
 use super::halves::Incoming;
 use super::stripe::StripeIn;
+use crate::pages::Pages;
 use crate::{LinkError, Receiver, Result};
 
 /// A read for at least this much goes straight into the caller's memory; below, one more copy costs less than the
@@ -32,7 +33,7 @@ pub struct TcpReceiver {
     hold: usize,
     /// Bytes that have arrived and are not consumed are `buffer[start..end]`. Twice `hold` long, so that moving the
     /// rest to the front is rare.
-    buffer: Box<[u8]>,
+    buffer: Pages,
     start: usize,
     end: usize,
     /// Why nothing more will come, known before the buffer was consumed.
@@ -63,15 +64,14 @@ impl Inlet {
 }
 
 impl TcpReceiver {
-    pub(super) fn new(connections: Arc<Connections>, credit: usize) -> Self {
+    pub(super) fn new(connections: Arc<Connections>, credit: usize) -> io::Result<Self> {
         let inlet = match connections.len() {
             1 => Inlet::Bare,
             n => Inlet::Striped(StripeIn::new(n)),
         };
         let hold = credit.max(LEAST);
-        // Zeroed memory of this size comes from the kernel untouched: pages never read into cost nothing.
-        let buffer = vec![0; 2 * hold].into_boxed_slice();
-        Self { incoming: Incoming::new(connections), inlet, hold, buffer, start: 0, end: 0, failed: None }
+        let buffer = Pages::new(2 * hold)?;
+        Ok(Self { incoming: Incoming::new(connections), inlet, hold, buffer, start: 0, end: 0, failed: None })
     }
 
     pub(super) fn connections(&self) -> &Arc<Connections> {

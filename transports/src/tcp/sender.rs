@@ -1,12 +1,13 @@
 //! The sending half: what is staged, what goes straight from the caller's memory, and when.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::sync::Arc;
 
 use super::connection::Connections;
 use super::halves::Outgoing;
 use super::stripe::StripeOut;
+use crate::pages::Pages;
 use crate::{LinkError, Result, Sender};
 
 /// Bytes that can be staged. Half a typical second-level cache: what is written in place is still there when the kernel
@@ -24,7 +25,7 @@ pub struct TcpSender {
     outlet: Outlet,
     credit: usize,
     /// Staged bytes are `stage[start..end]`.
-    stage: Box<[u8]>,
+    stage: Pages,
     start: usize,
     end: usize,
     /// What went wrong in `commit`, which cannot say so itself.
@@ -39,7 +40,7 @@ enum Outlet {
 }
 
 impl TcpSender {
-    pub(super) fn new(connections: Arc<Connections>, credit: usize) -> Self {
+    pub(super) fn new(connections: Arc<Connections>, credit: usize) -> io::Result<Self> {
         let outlet = match connections.len() {
             1 => Outlet::Bare,
             n => {
@@ -47,9 +48,8 @@ impl TcpSender {
                 Outlet::Striped(StripeOut::new(n))
             }
         };
-        // Zeroed memory of this size comes from the kernel untouched: pages never staged into cost nothing.
-        let stage = vec![0; STAGE].into_boxed_slice();
-        Self { outgoing: Outgoing::new(connections), outlet, credit, stage, start: 0, end: 0, failed: None }
+        let stage = Pages::new(STAGE)?;
+        Ok(Self { outgoing: Outgoing::new(connections), outlet, credit, stage, start: 0, end: 0, failed: None })
     }
 
     pub(super) fn connections(&self) -> &Connections {
