@@ -163,9 +163,15 @@ impl Watch {
         self.moved[usize::from(message)].store(stamp(), Ordering::Relaxed);
     }
 
-    /// How long ago that was, by the system's clock; `None`: never.
-    pub fn moved_ago(&self, message: bool) -> Option<Duration> {
-        let at = self.moved[usize::from(message)].load(Ordering::Relaxed);
+    /// How long ago that was, by the system's clock, for who waits in an operation of which this rank's `record` is this;
+    /// `None`: never. A rank that has not come to it may be on its way through others, of both kinds.
+    pub fn moved_ago(&self, message: bool, record: &Record) -> Option<Duration> {
+        let [collective, of_messages] = [0, 1].map(|kind| self.moved[kind].load(Ordering::Relaxed));
+        let at = match record {
+            Record::NotYet(_) => collective.max(of_messages),
+            _ if message => of_messages,
+            _ => collective,
+        };
         (at != 0).then(|| Duration::from_micros(stamp().saturating_sub(at)))
     }
 

@@ -272,7 +272,12 @@ fn a_stopped_process_is_named_at_the_deadline() {
                 assert!(*at - start < Duration::from_millis(4500), "{transport}, {victim}: {:?}", *at - start);
             }
             job.signal(victim, Signal::SIGCONT);
-            let all: Vec<_> = lines.into_iter().chain(job.hear(&[victim])).collect();
+            // All say the same, the one that goes on too; of a silent hub they speak by themselves, and one that the last
+            // bytes of an operation have reached may be in the next.
+            let without_operation = |(at, line): (Instant, String)| {
+                (at, format!("all: {}", line.split_once(" did not end within ").map_or(&*line, |(_, what)| what)))
+            };
+            let all = lines.into_iter().chain(job.hear(&[victim])).map(without_operation).collect::<Vec<_>>();
             println!("{}", told(&all));
             job.end(&[0, 1, 2, 3]);
         }

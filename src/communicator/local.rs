@@ -204,8 +204,7 @@ impl Jury for Threads {
         let (mut culprits, mut moved) = (Vec::new(), None);
         for (rank, watch) in watches.iter().enumerate().filter(|(rank, _)| concerned(rank)) {
             let record = watch.record(number);
-            // Also on one that has not come: it may be in an earlier operation.
-            moved = moved.into_iter().chain(watch.moved_ago(message)).min();
+            moved = moved.into_iter().chain(watch.moved_ago(message, &record)).min();
             if let Record::NotYet(latest) = record {
                 culprits.push((rank, super::build::host_name(), answering(latest)));
             }

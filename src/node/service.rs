@@ -217,11 +217,9 @@ impl Service {
                 Ok(Some(ToNode::Ask { context, sequence, question, message })) => {
                     let watch = self.shared.contexts.lock().get(&context).map(|r| r.watch.clone());
                     let watch = watch.as_deref();
-                    let answer = Answer {
-                        record: watch.map_or(Record::NotYet(None), |watch| watch.record(sequence)),
-                        unheard: watch.and_then(Watch::unheard),
-                        moved: watch.and_then(|watch| watch.moved_ago(message)),
-                    };
+                    let record = watch.map_or(Record::NotYet(None), |watch| watch.record(sequence));
+                    let moved = watch.and_then(|watch| watch.moved_ago(message, &record));
+                    let answer = Answer { record, unheard: watch.and_then(Watch::unheard), moved };
                     self.shared.post(&ToHub::Answer { context, sequence, question, answer });
                 }
                 Ok(Some(ToNode::GoOn { context, message, moved, late })) => {
