@@ -417,6 +417,43 @@ fn a_lost_link_is_explained_by_a_death_if_there_is_one() {
     assert_eq!(told(&mut three, PART).1, lost);
 }
 
+/// After a death, who waits for whom hears when that rank gives up, leaves or dies, too, and nobody else does.
+#[test]
+fn after_a_death_those_who_wait_hear_of_those_who_do_nothing_more() {
+    let ends: [fn(&mut Court, usize); 3] = [
+        |court, rank| court.give_up(rank, WORLD),
+        |court, rank| court.leave(rank, WORLD, Vec::new()),
+        |court, rank| court.departed(rank, Some("it was killed".into())),
+    ];
+    for end in ends {
+        let mut court = court();
+        // Rank 1 has asked before the death, rank 3 asks after it.
+        court.inquire(1, WORLD, op(1, 1), 2, Moment::default());
+        assert_eq!(asks(&mut court).len(), 1);
+        court.departed(4, Some("its process ended".into()));
+        assert_eq!(told(&mut court, WORLD).0, [0, 1, 2, 3]);
+        court.inquire(3, WORLD, op(1, 1), 2, Moment::default());
+        assert!(letters(&mut court).is_empty(), "rank 2 lives");
+        end(&mut court, 2);
+        let left = |to| (to, ToNode::Left { context: WORLD, rank: 2 });
+        let mut heard = letters(&mut court);
+        heard.retain(|(_, letter)| matches!(letter, ToNode::Left { context: WORLD, .. }));
+        heard.sort_by_key(|(to, _)| *to);
+        assert_eq!(heard, [left(1), left(3)]);
+        // Who asks later hears at once, of the dead as well.
+        court.inquire(0, WORLD, op(1, 1), 2, Moment::default());
+        court.inquire(0, WORLD, op(1, 1), 4, Moment::default());
+        assert_eq!(letters(&mut court), [left(0), (0, ToNode::Left { context: WORLD, rank: 4 })]);
+    }
+    // A verdict of another kind is the end, and nobody asks any more.
+    let mut court = court();
+    court.report(0, WORLD, abort("enough"), Moment::default());
+    told(&mut court, WORLD);
+    court.inquire(1, WORLD, op(1, 1), 2, Moment::default());
+    court.give_up(2, WORLD);
+    assert!(letters(&mut court).is_empty());
+}
+
 #[test]
 fn members_must_agree_on_who_they_are() {
     let mut court = court();
