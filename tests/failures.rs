@@ -493,6 +493,24 @@ fn a_failed_communicator_can_be_dropped_and_its_parent_goes_on() {
     assert!(alone.barrier().is_err());
 }
 
+/// Whoever reports expects a verdict of the hub's, and does not go on expecting it when it has come.
+#[test]
+fn a_report_that_was_answered_is_done_with() {
+    let mut config = config(TransportChoice::Tcp);
+    // The hub then has three seconds to answer.
+    config.timeout = Duration::from_secs(2);
+    threads(3, &config, |world| {
+        let [kept, dropped] = [0, 1].map(|_| world.duplicate().unwrap());
+        for child in [&kept, &dropped].into_iter().filter(|_| world.rank() > 0) {
+            child.abort("given up, by two ranks");
+        }
+        drop(dropped);
+        std::thread::sleep(Duration::from_secs(4));
+        sum(&world, 4).unwrap();
+        sum(&kept, 4).expect_err("it was aborted");
+    });
+}
+
 #[test]
 fn news_reach_ranks_in_different_operations() {
     // Rank 0 is done with the rooted operations long before the others, and waits in the barrier.

@@ -125,19 +125,26 @@ impl Court {
         })
     }
 
-    /// Nothing has moved in `operation` for a multiple of the deadline: have the jury find out who has not come.
+    /// Nothing has moved in `operation` for a multiple of the deadline: have the jury find out who has not come. `seen`:
+    /// the movement of which this wait knows, see [`Watch::news_of_movement`].
     ///
     /// # Errors
     /// If the operation must end now.
     #[cold]
-    fn stalled(&self, operation: &Fingerprint, after: Duration) -> Result<(), Error> {
+    fn stalled(&self, operation: &Fingerprint, after: Duration, seen: u64) -> Result<(), Error> {
         let stall = Stall { operation: *operation, after, deadline: self.timeout, late: self.late };
         self.jury.stalled(self.context, self.me, stall);
         if stall.is_patient() {
             return Ok(());
         }
-        let alone = Verdict::Stalled { operation: *operation, reporter: self.me, after, culprits: Vec::new() };
-        Err(self.await_verdict(alone))
+        // The jury may find that something has moved elsewhere. Then there is no verdict, and this rank waits on.
+        let message = operation.is_point_to_point();
+        let moved = || self.watch.news_of_movement(message, &mut { seen }).is_some();
+        if wait_for_verdict_or(&self.watch, VERDICT_WITHIN, moved) {
+            return Ok(());
+        }
+        self.watch.declare(Verdict::Stalled { operation: *operation, reporter: self.me, after, culprits: Vec::new() });
+        Err(self.failed())
     }
 
     fn await_verdict(&self, otherwise: Verdict) -> Error {
@@ -155,10 +162,19 @@ pub(crate) fn for_verdict(watch: &Watch, otherwise: Verdict) {
 }
 
 fn wait_for_verdict(watch: &Watch, most: Duration) {
+    wait_for_verdict_or(watch, most, || false);
+}
+
+/// Wait for a verdict, at most so long, or until `other` is so. Returns whether there is no verdict, but `other`.
+fn wait_for_verdict_or(watch: &Watch, most: Duration, other: impl Fn() -> bool) -> bool {
     let limit = Limit::after(most);
     while !watch.raised() && !limit.has_passed() {
+        if other() {
+            return true;
+        }
         std::thread::sleep(Duration::from_micros(200));
     }
+    false
 }
 
 /// What a wait that has become long does besides waiting: it asks after the rank that it waits for, and it ends when
@@ -244,7 +260,7 @@ impl Questions {
             court.watch.note_unheard(peer);
         }
         if late {
-            court.stalled(operation, long.due)?;
+            court.stalled(operation, long.due, long.seen)?;
             (long.due, long.doubts) = ((long.due + court.timeout).min(court.longest()), false);
         }
         if !long.doubts && quiet + court.timeout / 2 >= long.due {

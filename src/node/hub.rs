@@ -110,11 +110,11 @@ impl Held {
     /// Say for whom it waits.
     fn say(&mut self, court: &Court, now: Moment) {
         let others = silence::list(&court.remaining());
-        tracing::warn!(
+        crate::log::warn(format_args!(
             "this process holds the job together and has left it {:.0?} ago; it waits for world ranks {others}, which \
              are still at work, because they could not go on without it",
             now - self.since
-        );
+        ));
         self.say_at = now + (now - self.since).clamp(SAY_AFTER, SAY_AT_LEAST);
     }
 }

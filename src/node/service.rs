@@ -417,6 +417,7 @@ impl Service {
             }
             !over
         });
+        due.retain(|(context, _)| self.shared.wants_verdict(*context));
         if !due.is_empty() {
             self.expel(due);
         }

@@ -197,6 +197,7 @@ impl Shared {
 
     /// Pass a verdict on to this rank's watch.
     pub fn declare(&self, context: u64, verdict: Verdict) {
+        self.due.lock().retain(|entry| entry.context != context);
         self.troubled.store(true, Ordering::Release);
         let watch = self.contexts.lock().get(&context).map(|r| r.watch.clone());
         match watch {
@@ -213,6 +214,11 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Whether this rank still needs a verdict on `context`. Once it has one, or has left, the hub may well say no more.
+    pub fn wants_verdict(&self, context: u64) -> bool {
+        self.contexts.lock().get(&context).is_some_and(|registered| !registered.watch.raised())
     }
 
     /// World rank `world`'s rank in `context`, if it is a member.

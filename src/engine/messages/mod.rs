@@ -228,9 +228,10 @@ impl Messages {
         held.question(count, questions).unwrap_or_default()
     }
 
-    /// Whether a message of this rank's is not quite sent.
+    /// Whether a message of this rank's is not quite sent, or somebody is at work on messages. Does not wait: the process
+    /// may be ending from within a signal's handler, on the very thread that holds the lock.
     pub fn is_sending(&self) -> bool {
-        self.hold().traffic.is_sending()
+        self.state.try_lock().is_none_or(|state| state.traffic.is_sending())
     }
 
     /// A rank from which a message with this tag has come that nobody expects. Does not wait.
