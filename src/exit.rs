@@ -10,7 +10,7 @@
 //! destructors of the program's find communicators that still work. If the library is unloaded earlier (`dlclose`), the C
 //! library runs it then.
 //!
-//! *What is under way* has a moment ([`UNDER_WAY`]) to end: a request that nobody waited for, a message that is not quite
+//! *What is under way* has a second to end: a request that nobody waited for, a message that is not quite
 //! sent. Nothing is freed, since other threads may still be at work.
 //!
 //! *Whom it waits for.* As for dropping a [`Node`](crate::node::Node): in the process that holds the job together, for the other processes.
@@ -80,6 +80,21 @@ pub(crate) fn list_communicator(communicator: &Arc<Inner>) {
     let mut here = HERE.lock();
     here.renew();
     here.communicators.push(Arc::downgrade(communicator));
+}
+
+/// A communicator is being dropped: the list would keep its memory.
+pub(crate) fn unlist_communicator() {
+    if let Some(mut here) = HERE.try_lock_for(LIST_WITHIN) {
+        here.renew();
+    }
+}
+
+/// `job` has been left.
+pub(crate) fn unlist_membership(job: *const ()) {
+    if let Some(mut here) = HERE.try_lock_for(LIST_WITHIN) {
+        here.jobs.retain(|listed| listed.as_ptr().cast() != job);
+        here.renew();
+    }
 }
 
 /// Leave every job that this process is in, in good order, as at its end: for runtimes that end before the process does.

@@ -87,8 +87,8 @@ impl Watch {
     }
 
     /// Whether a verdict stands with which nothing can go on: any but a death, and a death once this rank has given up.
-    /// What a rank that died or left had done before may be all that an operation needs of it, see
-    /// [`Aftermath`](crate::engine::aftermath::Aftermath). One relaxed load where no verdict stands.
+    /// What a rank that died or left had done before may be all that an operation needs of it, see `engine/aftermath.rs`.
+    /// One relaxed load where no verdict stands.
     #[inline]
     pub fn is_over(&self) -> bool {
         self.raised() && self.is_over_for_good()

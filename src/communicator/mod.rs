@@ -70,11 +70,10 @@ use crate::watch::{Jury, Watch};
 ///
 /// Every rank of the group makes the same calls in the same order, with the same counts, types, operations and roots;
 /// ranks that do not, all get an error that shows both sides. Collectives run one at a time in the order of the calls,
-/// messages between two ranks beside them. A
-/// call blocks until this rank's part is done: its output is complete and its input may be changed; other ranks may
-/// still be at it.
+/// messages between two ranks beside them. A call blocks until this rank's part is done: its output is complete and its
+/// input may be changed; other ranks may still be at it.
 ///
-/// After an error other than [`Error::Argument`](crate::Error::Argument) the communicator has failed for good, on every
+/// After an error other than [`Error::Argument`] the communicator has failed for good, on every
 /// rank, and every further call returns the same error. A rank that dies or leaves is one for those that need it: what
 /// can be completed with what it had sent is completed, and the error comes at the next call that cannot.
 ///
@@ -341,5 +340,6 @@ impl Drop for Inner {
         if let World::Processes(node) = &self.world {
             node.unregister(self.context);
         }
+        crate::exit::unlist_communicator();
     }
 }

@@ -23,7 +23,8 @@ use crate::watch::Watch;
 const NAP: Duration = Duration::from_millis(100);
 
 thread_local! {
-    /// The communicators whose operations this thread is in, in code of the user's.
+    /// The communicators whose operations this thread is in, in code of the user's. The destructor of a C++ static may
+    /// communicate when the thread has lost this; then nobody looks whether an operation waits for itself.
     static INSIDE: RefCell<Vec<*const Turns>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -74,12 +75,13 @@ impl Turns {
 
     #[cold]
     fn is_inside(&self) -> bool {
-        INSIDE.with_borrow(|inside| inside.iter().any(|turns| std::ptr::eq(*turns, self)))
+        let here = INSIDE.try_with(|inside| inside.borrow().iter().any(|turns| std::ptr::eq(*turns, self)));
+        here.unwrap_or(false)
     }
 
     /// The holder of the present ticket is about to run code of the user's, until the value that this returns goes.
     pub fn call_out(&self) -> CalledOut<'_> {
-        INSIDE.with_borrow_mut(|inside| inside.push(self));
+        let _ = INSIDE.try_with(|inside| inside.borrow_mut().push(self));
         self.called_out.store(true, Ordering::Relaxed);
         CalledOut(self)
     }
@@ -150,7 +152,7 @@ impl Drop for Ticket<'_> {
 impl Drop for CalledOut<'_> {
     fn drop(&mut self) {
         self.0.called_out.store(false, Ordering::Relaxed);
-        INSIDE.with_borrow_mut(|inside| inside.pop());
+        let _ = INSIDE.try_with(|inside| inside.borrow_mut().pop());
     }
 }
 

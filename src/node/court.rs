@@ -131,9 +131,11 @@ impl Case {
         matches!(self.verdict, Some(Verdict::Died { .. }))
     }
 
-    /// The members that an inquest of `reporter` about `operation` asks.
-    fn concerned(&self, reporter: usize, operation: &Fingerprint) -> impl Iterator<Item = usize> {
-        let other_side = operation.other_side(reporter);
+    /// The members that an inquest of `reporter` about `stall` asks.
+    fn concerned(&self, reporter: usize, stall: &Stall) -> impl Iterator<Item = usize> {
+        // A message is between two. Where its deadline is the end, the cause may lie behind the other side, which itself
+        // waits for a rank that does not answer.
+        let other_side = stall.operation.other_side(reporter).filter(|_| stall.is_patient());
         let there = move |rank: &usize| *rank != reporter && !self.left.contains_key(rank);
         (0..self.members.len()).filter(there).filter(move |rank| other_side.is_none_or(|other| other == *rank))
     }
@@ -331,7 +333,7 @@ impl Court {
         // how far it is.
         let sequence = if message { u64::MAX } else { operation.sequence };
         let ask = ToNode::Ask { context, sequence, question: INQUEST + reporter as u64, message };
-        let awaited: BTreeSet<usize> = case.concerned(reporter, &operation).collect();
+        let awaited: BTreeSet<usize> = case.concerned(reporter, &stall).collect();
         let asked = awaited.iter().map(|rank| case.members[*rank]).collect();
         let inquest = Inquest { since: now, stall, answers: HashMap::new(), awaited, unheard };
         let until = inquest.until();
@@ -536,10 +538,14 @@ impl Court {
         let message = operation.is_point_to_point();
         let (mut culprits, mut hopeless, mut moved) = (Vec::new(), false, None);
         let other_side = operation.other_side(reporter);
-        let others = (0..case.members.len()).filter(|rank| *rank != reporter && other_side.is_none_or(|o| o == *rank));
-        for rank in others {
+        for rank in (0..case.members.len()).filter(|rank| *rank != reporter) {
             let left = case.left.contains_key(&rank);
             let answer = answers.get(&rank);
+            // Of those behind the other side of a message only who does not answer is of interest, if they were asked.
+            let behind = other_side.is_some_and(|other| other != rank);
+            if behind && (answer.is_some() || left || stall.is_patient()) {
+                continue;
+            }
             let record = match answer {
                 Some(answer) => Some(answer.record.clone()),
                 None if left => Some(case.left_record(rank, operation.sequence)),
@@ -553,7 +559,7 @@ impl Court {
             let has_come = record.as_ref().is_some_and(|record| !matches!(record, Record::NotYet(_)));
             // Also on one that has not come: it may be in an earlier operation, whose last bytes come slowly.
             moved = moved.into_iter().chain(answer.and_then(|answer| answer.moved)).min();
-            hopeless |= record.is_none() || left && !has_come;
+            hopeless |= !behind && (record.is_none() || left && !has_come);
             let state = match record {
                 None => "it does not answer: its process is stopped, or its host is down or cut off".to_string(),
                 Some(_) if left && (message || !has_come) => case.departure(rank),
@@ -565,11 +571,14 @@ impl Court {
         if let Some(ago) = moved.filter(|ago| *ago < stall.deadline && !hopeless) {
             return self.go_on(context, reporter, &stall, Some(ago), None);
         }
-        // Where everybody is there and has come, the network between two of them may not be.
+        // Where everybody is there and has come, the network between two of them may not be. It may be also where one of
+        // the two has not come: it waits for the other in an operation before.
         let unheard = unheard.map(|peer| (reporter, peer));
-        let mut cut_off = unheard.into_iter().chain(answers.iter().filter_map(|(r, a)| Some((*r, a.unheard?))));
-        if (culprits.is_empty() || message)
-            && let Some((rank, peer)) = cut_off.find(|(_, peer)| *peer < case.members.len())
+        let cut_off = unheard.into_iter().chain(answers.iter().filter_map(|(r, a)| Some((*r, a.unheard?))));
+        let waits = |rank| !hopeless && culprits.iter().any(|(culprit, ..)| *culprit == rank);
+        if let Some((rank, peer)) = cut_off
+            .filter(|(_, peer)| *peer < case.members.len())
+            .find(|(rank, peer)| culprits.is_empty() || message || waits(*rank) || waits(*peer))
         {
             let host = self.hosts[case.members[peer]].clone();
             return self.declare(context, Verdict::unheard(operation, (rank, peer), host, stall.after));
@@ -589,7 +598,7 @@ impl Court {
         let (case, message) = (&self.cases[&context], stall.operation.is_point_to_point());
         let reporters = vec![case.members[reporter]];
         // Those who wait in the same operation have told, or are about to.
-        let others = case.concerned(reporter, &stall.operation).filter(|_| !message);
+        let others = case.concerned(reporter, stall).filter(|_| !message);
         let others = others.map(|rank| case.members[rank]).collect();
         self.write(reporters, ToNode::GoOn { context, message, moved, late });
         self.write(others, ToNode::GoOn { context, message, moved, late: None });

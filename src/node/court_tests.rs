@@ -344,7 +344,18 @@ fn where_all_have_come_the_network_is_named() {
         let Verdict::Link { rank: r, peer: 2, host, what } = &said else { panic!("{said:?}") };
         assert!(*r == rank && host == "host0" && what.contains("within 9s"), "{said}");
     }
-    // Who has not come is the better explanation.
+    // One that has not come and that is cut off from another waits for it in an operation before.
+    for (one, other) in [(1, 2), (2, 1)] {
+        let (mut court, now) = (court(), Moment::default());
+        court.stalled(4, PART, Stall::at_last(op(7, 4), SECOND * 9), None, now);
+        let unheard = |rank: usize| Some(other).filter(|_| rank == one);
+        court.answer(2, PART, (7, INQUEST), says(Record::NotYet(None), unheard(1)));
+        court.letters();
+        court.answer(0, PART, (7, INQUEST), says(Record::Called(op(7, 4)), unheard(2)));
+        let said = told(&mut court, PART).1;
+        assert!(matches!(said, Verdict::Link { rank, peer, .. } if (rank, peer) == (one, other)), "{said}");
+    }
+    // Otherwise who has not come is the better explanation.
     let (mut court, now) = (court(), Moment::default());
     court.stalled(4, PART, Stall::at_last(op(7, 4), SECOND * 9), Some(2), now);
     court.answer(2, PART, (7, INQUEST), says(Record::NotYet(None), None));

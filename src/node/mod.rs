@@ -365,6 +365,7 @@ impl Drop for Node {
         {
             let _ = thread.join();
         }
+        crate::exit::unlist_membership(Arc::as_ptr(&self.shared).cast());
     }
 }
 

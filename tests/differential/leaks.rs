@@ -1,8 +1,11 @@
 //! What this process holds: memory from the allocator, mappings, descriptors, threads. A run gives all of it back.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 /// The system's allocator, and how many bytes it has handed out.
 struct Counting;
@@ -73,4 +76,21 @@ impl Held {
         assert!(bytes < before.bytes + (64 << 10), "{bytes} bytes are held after {after}, {} before", before.bytes);
         assert_eq!(Held { bytes: 0, ..*self }, Held { bytes: 0, ..before }, "held after {after}");
     }
+}
+
+/// As many threads at once as no run has. The locks keep a table of the threads that wait, which grows with the most
+/// that there ever were (65 KB when they are more than 170) and never shrinks: not a leak of whoever has the most.
+pub fn crowd() {
+    const THREADS: usize = 1000;
+    let all_there = Barrier::new(THREADS);
+    let (lock, nobody) = (Mutex::new(()), Condvar::new());
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                // A thread has its place in the table when it has waited.
+                nobody.wait_for(&mut lock.lock(), Duration::from_millis(1));
+                all_there.wait();
+            });
+        }
+    });
 }

@@ -100,6 +100,7 @@ fn random_sequences_agree_with_plain_loops_and_leave_nothing_behind() {
     let each = Duration::from_secs(seconds) / cases.len() as u32;
     // What is made once per process is not a leak.
     run(Layout::Tcp, 2, 1, Duration::ZERO);
+    leaks::crowd();
     let before = Held::settled();
     let mut total = 0;
     for (layout, size) in cases {

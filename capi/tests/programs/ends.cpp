@@ -9,6 +9,7 @@
 #include "check.h"
 
 static maypole_comm world;
+static maypole_op op;
 static int rank, size;
 
 static int slow(void*, void* result, const void* a, const void* b, size_t count) {
@@ -24,11 +25,14 @@ struct Late {
     maypole_comm copy = nullptr;
     ~Late() {
         if (!copy) return;
-        int one = 1, sum = 0;
-        const maypole_status status = maypole_all_reduce(copy, &one, &sum, 1, MAYPOLE_I32, MAYPOLE_SUM, nullptr);
-        if (status != MAYPOLE_OK || sum != size) {
-            fprintf(stderr, "in a late destructor: %s\n", maypole_last_error());
-            _exit(1);
+        const maypole_op operations[2] = {MAYPOLE_SUM, op};
+        for (maypole_op operation : operations) {
+            int one = 1, sum = 0;
+            const maypole_status status = maypole_all_reduce(copy, &one, &sum, 1, MAYPOLE_I32, operation, nullptr);
+            if (status != MAYPOLE_OK || sum != size) {
+                fprintf(stderr, "in a late destructor: %s\n", maypole_last_error());
+                _exit(1);
+            }
         }
     }
 } late;
@@ -47,7 +51,6 @@ int main(int argc, char** argv) {
         OK(maypole_comm_duplicate(world, &copy));
         owned = maypole::Communicator(copy);
     }
-    maypole_op op;
     OK(maypole_op_create(1, MAYPOLE_I32, slow, nullptr, &op));
     int ones[3] = {1, 1, 1}, sums[3];
     OK(maypole_all_reduce(world, ones, sums, 3, MAYPOLE_I32, op, nullptr));
