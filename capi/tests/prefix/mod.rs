@@ -191,7 +191,8 @@ pub fn ranks(ranks: usize, command: &[&str]) -> Vec<String> {
 pub fn ranks_in(environment: &[(OsString, OsString)], ranks: usize, command: &[&str]) -> Vec<String> {
     let mut run = Command::new(launcher());
     run.args(["run", "-n", &ranks.to_string(), "--"]).args(command);
-    run.env("MAYPOLE_TIMEOUT", "100").env("MAYPOLE_CONNECT_TIMEOUT", "100");
+    // Without patience for ranks that are late, so that what hangs fails then.
+    run.env("MAYPOLE_TIMEOUT", "100").env("MAYPOLE_CONNECT_TIMEOUT", "100").env("MAYPOLE_LATE", "0");
     run.envs(environment.iter().map(|(name, value)| (name, value)));
     done(&mut run).lines().map(str::to_string).collect()
 }
