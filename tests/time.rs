@@ -83,7 +83,7 @@ fn late_processes_are_warned_about_and_waited_for_so_long() {
         let comm = Communicator::from_env().unwrap();
         sum(&comm, 5000).unwrap();
         if comm.rank() == 2 {
-            std::thread::sleep(Duration::from_millis(if role == "comes" { 2500 } else { 9000 }));
+            std::thread::sleep(Duration::from_millis(if role == "comes" { 3500 } else { 9000 }));
         }
         let begun = Instant::now();
         match sum(&comm, 5000) {
