@@ -132,6 +132,13 @@ pub enum Verdict {
         /// What the link said, and in which operation.
         what: String,
     },
+    /// A process that is no member of the communicator ended what its members need, or got in their way.
+    Outside {
+        /// Its host.
+        host: String,
+        /// Which process, and what it did. Ranks in it are the world's, and say so.
+        how: String,
+    },
 }
 
 /// The longest text of a verdict or a refusal, in bytes. Ranks send them to each other: a reason may come with a program's
@@ -151,11 +158,18 @@ pub(crate) fn cut(mut text: String) -> String {
 }
 
 impl Verdict {
+    /// Whether somebody is gone, and what was done before may be all that is needed: see `engine/aftermath.rs`.
+    pub(crate) fn is_of_a_death(&self) -> bool {
+        matches!(self, Verdict::Died { .. } | Verdict::Outside { .. })
+    }
+
     /// The same with each text [`cut`] to what ranks send to each other.
     pub(crate) fn cut(mut self) -> Verdict {
         let shorten = |text: &mut String| *text = cut(std::mem::take(text));
         match &mut self {
-            Verdict::Died { host, how: text, .. } | Verdict::Link { host, what: text, .. } => {
+            Verdict::Died { host, how: text, .. }
+            | Verdict::Link { host, what: text, .. }
+            | Verdict::Outside { host, how: text } => {
                 [host, text].into_iter().for_each(shorten);
             }
             Verdict::Refused { why, .. } | Verdict::Aborted { why, .. } => shorten(why),
@@ -220,6 +234,9 @@ impl std::fmt::Display for Verdict {
             Verdict::Link { rank, peer, host, what } => {
                 write!(f, "rank {rank} lost its link to rank {peer} on host {host}: {what}")
             }
+            Verdict::Outside { host, how } => {
+                write!(f, "a process on host {host} that is no member of this communicator: {how}")
+            }
         }
     }
 }
@@ -253,6 +270,7 @@ mod tests {
             Verdict::Stalled { operation, reporter: 0, after: Duration::ZERO, culprits: vec![(0, long(), long()); 2] },
             Verdict::Aborted { rank: 0, why: long() },
             Verdict::Link { rank: 0, peer: 1, host: long(), what: long() },
+            Verdict::Outside { host: long(), how: long() },
         ];
         for verdict in all {
             let said = format!("{:?}", verdict.cut());

@@ -97,7 +97,7 @@ impl Watch {
     #[cold]
     fn is_over_for_good(&self) -> bool {
         fence(Ordering::Acquire);
-        self.given_up.load(Ordering::Relaxed) || !matches!(self.verdict.get(), Some(Verdict::Died { .. }))
+        self.given_up.load(Ordering::Relaxed) || !self.verdict.get().is_some_and(Verdict::is_of_a_death)
     }
 
     /// This rank has failed in the communicator and does nothing in it any more: wake whatever else waits in it. Returns

@@ -173,8 +173,10 @@ fn the_death_of_the_process_that_has_the_hub_is_noticed() {
     }
     println!("noticed after {:?}", start.elapsed());
     for watch in &part {
-        let text = wait_verdict(watch, Duration::from_secs(1)).unwrap().to_string();
-        assert!(text.contains("no member here"), "{text}");
+        let verdict = wait_verdict(watch, Duration::from_secs(1)).unwrap();
+        let text = verdict.to_string();
+        assert!(text.contains("no member of this communicator") && text.contains("rank 0 of the world"), "{text}");
+        assert!((0..2).all(|member| !watch.is_gone(member)), "no member is gone: {verdict:?}");
     }
     let late = register(&nodes[0], 9, &[1, 2]);
     assert!(late.raised(), "later communicators fail at once");

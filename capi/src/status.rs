@@ -125,6 +125,10 @@ impl Fault {
                 self.host = host;
                 (MAYPOLE_KIND_LINK, Some(peer))
             }
+            Verdict::Outside { host, .. } => {
+                self.host = host;
+                (MAYPOLE_KIND_DIED, None)
+            }
         };
         (self.kind, self.rank) = (kind, rank);
     }

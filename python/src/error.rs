@@ -66,7 +66,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             &[&root, &value],
             "An argument was refused before anything started; the communicator stays usable.",
         )?,
-        died: class("DiedError", &[&base], "A rank's process ended, or left while others still needed it.")?,
+        died: class("DiedError", &[&base], "A process that others still needed ended or left.")?,
         mismatch: class("MismatchError", &[&base], "Two ranks called different things as the same operation.")?,
         refused: class(
             "RefusedError",
@@ -129,11 +129,12 @@ fn failed(py: Python<'_>, verdict: &Verdict, text: String) -> PyErr {
         }
         Verdict::Aborted { rank, .. } => ("aborted", Some(*rank), None, None),
         Verdict::Link { peer, host, .. } => ("link", Some(*peer), Some(host.clone()), None),
+        Verdict::Outside { host, .. } => ("died", None, Some(host.clone()), None),
     };
     let error = make(
         py,
         |c| match verdict {
-            Verdict::Died { .. } => &c.died,
+            Verdict::Died { .. } | Verdict::Outside { .. } => &c.died,
             Verdict::Mismatch { .. } => &c.mismatch,
             Verdict::Refused { .. } => &c.refused,
             Verdict::Stalled { .. } => &c.stalled,

@@ -83,7 +83,7 @@ impl Engine {
     #[cold]
     fn failed(&mut self, error: Error) -> Error {
         self.court.give_up();
-        if matches!(self.court.watch.verdict(), Some(Verdict::Died { .. })) {
+        if self.court.watch.verdict().is_some_and(|verdict| verdict.is_of_a_death()) {
             self.links.close();
         }
         error

@@ -151,10 +151,13 @@ impl Shared {
                 return Err(Error::Failed { rank: me, verdict });
             }
             if departed() {
-                return Err(Error::bootstrap(format!("rank {peer} on host {} has left the communicator", other.host)));
+                return Err(Error::bootstrap(format!(
+                    "world rank {peer} on host {} has left the communicator",
+                    other.host
+                )));
             }
             if left() {
-                return Err(Error::bootstrap(format!("rank {} itself has left the communicator", self.rank)));
+                return Err(Error::bootstrap(format!("world rank {} itself has left the communicator", self.rank)));
             }
             // It may have left in good order, and then nobody answers there any more.
             if let (Some((_, me)), Some(member)) = (&watch, member) {
@@ -165,7 +168,7 @@ impl Shared {
             let in_vain = ran_out.is_some_and(|since| since.elapsed() >= descriptors::PATIENCE);
             if limit.left() <= pause || in_vain {
                 return Err(Error::bootstrap(format!(
-                    "rank {} on host {} could not connect to rank {peer} on host {} within {:.1?} ({}); check that the \
+                    "world rank {} on host {} could not connect to world rank {peer} on host {} within {:.1?} ({}); check that the \
                      hosts can reach each other there, or choose the network with MAYPOLE_INTERFACE",
                     self.rank,
                     self.peers[self.rank].host,

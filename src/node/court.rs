@@ -128,7 +128,7 @@ impl Case {
 
     /// Whether the verdict is that a member has died or left.
     fn is_of_a_death(&self) -> bool {
-        matches!(self.verdict, Some(Verdict::Died { .. }))
+        self.verdict.as_ref().is_some_and(Verdict::is_of_a_death)
     }
 
     /// The members that an inquest of `reporter` about `stall` asks.
@@ -211,9 +211,12 @@ impl Court {
         // Each member registers: what follows happens once, and here its list is only compared.
         if let Some(case) = self.cases.get(&context) {
             if case.runs != *members {
-                let rank = case.places.get(&from).copied().unwrap_or(0);
-                let why = format!("world rank {from} has another list of this communicator's members than the others");
-                self.declare(context, Verdict::Aborted { rank, why });
+                let how = format!("world rank {from} has another list of this communicator's members than the others");
+                let verdict = match case.places.get(&from) {
+                    Some(&rank) => Verdict::Aborted { rank, why: how },
+                    None => Verdict::Outside { host: self.hosts[from].clone(), how },
+                };
+                self.declare(context, verdict);
             }
             return;
         }

@@ -288,7 +288,7 @@ impl Node {
         fetched.map_err(|refusal| match watch.as_ref().and_then(|(w, me)| Some((w.verdict()?, *me))) {
             Some((verdict, rank)) => Error::Failed { rank, verdict },
             None => Error::bootstrap(format!(
-                "rank {} could not get shared memory from rank {peer} (process {} on host {}) within \
+                "world rank {} could not get shared memory from world rank {peer} (process {} on host {}) within \
                      {:.1?}: {}; if the ranks are in different containers, set MAYPOLE_TRANSPORT=tcp",
                 shared.rank,
                 other.pid,

@@ -259,26 +259,22 @@ impl Shared {
         let contexts: Vec<u64> =
             self.contexts.lock().iter().filter(|(_, r)| r.members.len() > 1).map(|(c, _)| *c).collect();
         for context in contexts {
-            let host = self.hub.host.clone();
-            let (rank, mut how) = match (self.hub_as_member(context), self.hub.rank) {
-                (Some(member), _) => {
-                    (member, "its process, which held the job together, ended or cannot be reached".to_string())
-                }
-                (None, Some(world)) => (
-                    world,
-                    format!(
-                        "process {}, rank {world} of the world and no member here, held the job together and ended",
-                        self.hub.pid
-                    ),
-                ),
-                (None, None) => {
-                    (0, format!("process {}, which made the unique id and held the job together, ended", self.hub.pid))
-                }
+            let (host, pid, why) =
+                (self.hub.host.clone(), self.hub.pid, why.map_or(String::new(), |w| format!(": {w}")));
+            let member = self.hub_as_member(context);
+            let who = match (member, self.hub.rank) {
+                (Some(_), _) => "its process".to_string(),
+                (None, Some(world)) => format!("process {pid}, rank {world} of the world"),
+                (None, None) => format!("process {pid}, which made the unique id"),
             };
-            if let Some(why) = why {
-                how = format!("{how}: {why}");
-            }
-            self.declare(context, Verdict::Died { rank, host, how });
+            let how = format!("{who}, which held the job together, ended or cannot be reached{why}");
+            self.declare(
+                context,
+                match member {
+                    Some(rank) => Verdict::Died { rank, host, how },
+                    None => Verdict::Outside { host, how },
+                },
+            );
         }
     }
 }

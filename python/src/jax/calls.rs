@@ -215,7 +215,9 @@ fn refusal(error: Error, raised: Option<PyErr>) -> Refusal {
     let code = match &error {
         Error::Argument { .. } | Error::Setting { .. } => code::INVALID_ARGUMENT,
         Error::Failed { verdict: Verdict::Stalled { .. }, .. } => code::DEADLINE_EXCEEDED,
-        Error::Failed { verdict: Verdict::Died { .. } | Verdict::Link { .. }, .. } => code::UNAVAILABLE,
+        Error::Failed { verdict: Verdict::Died { .. } | Verdict::Outside { .. } | Verdict::Link { .. }, .. } => {
+            code::UNAVAILABLE
+        }
         Error::Failed { .. } => code::ABORTED,
         Error::Bootstrap { .. } | Error::Device { .. } | Error::System { .. } => code::INTERNAL,
     };

@@ -280,7 +280,7 @@ impl<'a> Held<'a> {
     #[cold]
     fn fail(&mut self) {
         self.court.give_up();
-        let dead = matches!(self.court.watch.verdict(), Some(Verdict::Died { .. }));
+        let dead = self.court.watch.verdict().is_some_and(|verdict| verdict.is_of_a_death());
         self.traffic.fail(dead);
         self.tell();
     }
