@@ -63,6 +63,13 @@ fn the_first_arrival_keeps_its_place() {
     // A caller that went away without having heard that it was let in calls again.
     let alone = Errand { context: 8, total: 1, ..DATA };
     drop(call_data(&alone));
+    let until = Instant::now() + Duration::from_secs(20);
+    while !nodes[1].shared.arrivals.lock().contains_key(&(0, alone.context, 0)) {
+        assert!(Instant::now() < until, "the connection has not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(nodes[1].accepted(0, alone.context, 0, 1).is_none(), "what has been closed is given out");
     let mut again = call_data(&alone);
     again.write_all(b"2").unwrap();
     let mut streams = wait_accepted(&nodes[1], alone.context, 1);

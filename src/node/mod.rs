@@ -219,7 +219,8 @@ impl Node {
     pub fn accepted(&self, peer: usize, context: u64, channel: usize, connections: usize) -> Option<Vec<Wire>> {
         let mut arrivals = self.shared.arrivals.lock();
         let there = arrivals.get(&(peer, context, channel))?;
-        if there.len() != connections || there.iter().any(Option::is_none) {
+        // One that its caller has closed already, since it did not hear in time that it was let in, will be made again.
+        if there.len() != connections || there.iter().any(|place| place.as_ref().is_none_or(service::is_spent)) {
             return None;
         }
         arrivals.remove(&(peer, context, channel))?.into_iter().collect()

@@ -469,7 +469,7 @@ impl Service {
 }
 
 /// Whether nothing is to be read from a connection, and nothing will be.
-fn is_spent(wire: &Wire) -> bool {
+pub(super) fn is_spent(wire: &Wire) -> bool {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     !matches!(recv(wire.stream.as_raw_fd(), &mut [0], flags), Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR))
 }
