@@ -118,6 +118,13 @@ impl Member {
         Ok(Member { rank, stream, inbox, outbox })
     }
 
+    /// Do that and introduce itself at once: the hub does not wait for long.
+    fn come(rank: usize, size: usize, at: SocketAddr) -> std::result::Result<Member, Refusal> {
+        let mut member = Member::arrive(rank, at)?;
+        member.introduce(size);
+        Ok(member)
+    }
+
     fn say(&mut self, frame: &ToHub) {
         self.outbox.push(frame);
         while !self.outbox.flush(&self.stream).unwrap() {
@@ -178,9 +185,9 @@ fn two_thousand_ranks_cost_the_hub_little() {
     }
     let (at, hub) = hub(RANKS);
     let begun = Instant::now();
-    let mut members: Vec<Member> = (0..RANKS).map(|rank| Member::arrive(rank, at).unwrap()).collect();
     // The last comes first, so that none of those who come finds the others at the beginning of a list.
-    members.iter_mut().rev().for_each(|member| member.introduce(RANKS));
+    let mut members: Vec<Member> = (0..RANKS).rev().map(|rank| Member::come(rank, RANKS, at).unwrap()).collect();
+    members.reverse();
     let ToNode::Table { peers, .. } = members[0].hear() else { panic!("a table") };
     assert!(peers.len() == RANKS && peers.iter().enumerate().all(|(rank, peer)| peer.rank == rank));
     let tables: Vec<_> = members[1..].iter_mut().map(Member::skip).collect();
@@ -223,7 +230,15 @@ fn ranks_come_in_among_a_crowd_of_strangers() {
     const STRANGERS: usize = 2000;
     let (at, hub) = hub(RANKS);
     let over = AtomicBool::new(false);
+    /// The strangers' thread is waited for whatever happens here, so it is told to end whatever happens.
+    struct Ending<'a>(&'a AtomicBool);
+    impl Drop for Ending<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let called = std::thread::scope(|scope| {
+        let ending = Ending(&over);
         let strangers = scope.spawn(|| {
             let mut crowd = VecDeque::with_capacity(STRANGERS);
             let mut called = 0;
@@ -243,18 +258,17 @@ fn ranks_come_in_among_a_crowd_of_strangers() {
         let arrive = |rank| {
             let until = soon();
             loop {
-                match Member::arrive(rank, at) {
+                match Member::come(rank, RANKS, at) {
                     Ok(member) => return member,
                     Err(refusal) => assert!(Instant::now() < until, "rank {rank} is kept out: {refusal}"),
                 }
             }
         };
         let mut members: Vec<Member> = (0..RANKS).map(arrive).collect();
-        members.iter_mut().for_each(|member| member.introduce(RANKS));
         members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Table { .. })));
         members.iter_mut().for_each(|member| member.say(&ToHub::Bye));
         members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Farewell)));
-        over.store(true, Ordering::Relaxed);
+        drop(ending);
         strangers.join().unwrap()
     });
     hub.join().unwrap();
