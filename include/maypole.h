@@ -573,14 +573,14 @@ maypole_status maypole_comm_subset(maypole_comm comm,
                                    maypole_comm *subset);
 
 /**
- * Leave the group. Waits for nobody while this process has other communicators of the same world; the last one of rank 0's
- * process (of the one that made the id, if it is a rank's) waits until the other processes have left that world too, since
- * it holds the job together: however long they are at work, but a few seconds at most once something has gone wrong and
- * nobody calls anything any more. A signal ends it as always. What other threads have under way with the communicator goes
- * on, and so do requests and persistent operations, which keep it.
+ * Leave the group. Waits for no other rank. What other threads have under way with the communicator goes on, and so do
+ * requests and persistent operations, which keep it.
  *
  * What a process has not destroyed when it ends, by returning from main, exit() or quick_exit(), is left as if it had been,
- * after all its exit handlers and static destructors; what is under way then has a second to end. After _exit(), abort() or
+ * after all its exit handlers and static destructors; what is under way then has a second to end. Rank 0's process (the one
+ * that made the id, if it is a rank's) holds the job together and waits there until the other processes have left that world
+ * too: however long they are at work in communicators that have not failed. After five seconds it says for whom, and
+ * SIGTERM, SIGINT and SIGHUP then end it at once, whatever handlers they have. After _exit(), abort() or
  * a signal the process counts as dead, and the other ranks are told so at once.
  */
 maypole_status maypole_comm_destroy(maypole_comm comm);

@@ -13,7 +13,15 @@
 //! *What is under way* has a second to end: a request that nobody waited for, a message that is not quite
 //! sent. Nothing is freed, since other threads may still be at work.
 //!
-//! *Whom it waits for.* As for dropping a [`Node`](crate::node::Node): in the process that holds the job together, for the other processes.
+//! *Whom it waits for.* In the process that holds a job together, for the other processes: they could not go on without
+//! it. Only here, and not where a [`Node`](crate::node::Node) is dropped: a program that is not at its end yet has other
+//! things to do, and with two worlds, each held together by one of two processes, each could wait for the other. A process
+//! that waits here has left all its jobs, so no two wait for each other.
+//!
+//! *A process that was told to end* by a signal, and whose handler for it has `main` return, cannot be told from one that
+//! is done. It waits as well: those who were told the same are about to leave too, and need it. But once it has waited for
+//! [`SAY_AFTER`] and has said for whom, SIGTERM, SIGINT and SIGHUP end it at once, handler or not (a handler can do nothing
+//! more for a `main` that has returned), unless they are ignored.
 //!
 //! *Not at* `_exit`, `abort`, or the death by a signal: those are deaths to the others, at once. A child by `fork` leaves
 //! nothing in its parent's name.
@@ -23,7 +31,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_transports::fork;
-use parking_lot::Mutex;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::communicator::Inner;
 
@@ -32,17 +41,49 @@ const UNDER_WAY: Duration = Duration::from_secs(1);
 /// How long another thread may hold the list.
 const LIST_WITHIN: Duration = Duration::from_secs(1);
 
-/// One rank's membership in a job.
+/// How long a process waits at its end before it says for whom, and before signals end it whatever handlers they have.
+pub(crate) const SAY_AFTER: Duration = Duration::from_secs(5);
+/// How often a thread that waits for an end looks around.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What this process is to a job: one of its ranks, or what holds it together.
 pub(crate) trait Membership: Send + Sync {
-    /// Tell the others that this rank leaves. Once; does not wait.
+    /// It ends: tell whoever has to know. Does not wait, and does nothing the second time.
     fn part(&self);
-    /// After that: wait until it has left. `false`: whoever looked around said to stop waiting.
-    fn await_end(&self) -> bool;
+    /// What is to be waited for after that.
+    fn end(&self) -> &End;
+}
+
+/// Something that ends once, and is waited for.
+#[derive(Default)]
+pub(crate) struct End {
+    over: Mutex<bool>,
+    ended: Condvar,
+}
+
+impl End {
+    /// It is over.
+    pub fn come(&self) {
+        *self.over.lock() = true;
+        self.ended.notify_all();
+    }
+
+    /// Wait until it is over, or until `stop` says so, which is asked ten times a second. Returns whether it is over.
+    pub fn wait(&self, mut stop: impl FnMut() -> bool) -> bool {
+        let mut over = self.over.lock();
+        while !*over {
+            let late = self.ended.wait_for(&mut over, LOOK_EVERY).timed_out();
+            if late && MutexGuard::unlocked(&mut over, &mut stop) {
+                break;
+            }
+        }
+        *over
+    }
 }
 
 /// What one process is a member of.
 struct Memberships {
-    /// In jobs; also those whose node is being dropped just now.
+    /// Also those whose node is being dropped just now, and jobs that it holds together without a rank in them any more.
     jobs: Vec<Weak<dyn Membership>>,
     communicators: Vec<Weak<Inner>>,
 }
@@ -52,6 +93,8 @@ static HERE: Mutex<Memberships> = Mutex::new(Memberships { jobs: Vec::new(), com
 /// `fork` has its parent's list, and perhaps a lock on it that is never given back.
 static LISTED_BY: AtomicU64 = AtomicU64::new(0);
 static REGISTERED: AtomicBool = AtomicBool::new(false);
+/// As [`LISTED_BY`], of the process that was told to wait for nothing more at its end.
+static HURRIED: AtomicU64 = AtomicU64::new(0);
 
 impl Memberships {
     /// Without what is gone, and without what was the parent's.
@@ -97,10 +140,10 @@ pub(crate) fn unlist_membership(job: *const ()) {
     }
 }
 
-/// Leave every job that this process is in, in good order, as at its end: for runtimes that end before the process does.
-/// What is under way has a second to end. In the process that holds a job together (usually rank 0's) it waits until the
-/// other processes have left, however long they are at work, unless a look around ([`look_with`]) says to stop waiting.
-/// Communicators must not be used after it.
+/// Leave every job that this process is in, in good order, as at its end: for runtimes that end before the process does,
+/// and for programs that call `_exit`. What is under way has a second to end. In the process that holds a job together
+/// (usually rank 0's) it waits until the other processes have left, however long they are at work, unless a look around
+/// ([`look_with`]) or, after five seconds, a signal says to stop waiting. Communicators must not be used after it.
 ///
 /// [`look_with`]: crate::interrupt::look_with
 pub fn leave() {
@@ -120,12 +163,48 @@ pub fn leave() {
             std::thread::sleep(Duration::from_micros(100));
         }
     }
-    // All first: ranks that are threads of one process wait for each other.
+    // All first: nobody who waits for this process waits for what it waits for.
     jobs.iter().for_each(|job| job.part());
-    // Whoever says to stop waiting means all.
-    let _all_left = jobs.iter().all(|job| job.await_end());
+    await_ends(&jobs, Instant::now());
     // To be dropped by whoever else holds them, not by a process that ends.
     std::mem::forget(communicators);
+}
+
+/// Wait until all of them are over, or until a look around says to stop, which means all of them, now and later.
+fn await_ends(jobs: &[Arc<dyn Membership>], since: Instant) {
+    let process = fork::generation() + 1;
+    let mut deaf = true;
+    for job in jobs {
+        let stop = || {
+            if deaf && since.elapsed() >= SAY_AFTER {
+                deaf = false;
+                heed_signals();
+            }
+            if crate::interrupt::look() {
+                HURRIED.store(process, Ordering::Relaxed);
+            }
+            HURRIED.load(Ordering::Relaxed) == process
+        };
+        if HURRIED.load(Ordering::Relaxed) != process {
+            job.end().wait(stop);
+        }
+    }
+}
+
+/// From now on signals that ask a process to end do end it, unless they are ignored: its handlers have had their turn.
+fn heed_signals() {
+    let mut asking = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        // SAFETY: the default action is no function.
+        let before = unsafe { sigaction(signal, &default) };
+        match before {
+            // SAFETY: as it was: ignored, which is no function either.
+            Ok(before) if before.handler() == SigHandler::SigIgn => _ = unsafe { sigaction(signal, &before) },
+            _ => asking.add(signal),
+        }
+    }
+    let _ = asking.thread_unblock();
 }
 
 /// Have the C library call [`leave`] at the end, once.

@@ -78,11 +78,10 @@ use crate::watch::{Jury, Watch};
 /// can be completed with what it had sent is completed, and the error comes at the next call that cannot.
 ///
 /// It may be shared between threads; their calls are then ordered by when they were made, which must be the same on
-/// every rank to be of use. Dropping it leaves the group, and so does the end of the process ([`exit`](crate::exit)). It waits
-/// for nobody, with two exceptions. Where it is attached to a device, it waits for its own operations on streams, and for
-/// other processes to have read what they need of this one's device memory. And the last communicator of a world in the
-/// process that holds it together, which is rank 0's or where the id was made, waits until the other processes have left
-/// it, however long they are at work.
+/// every rank to be of use. Dropping it leaves the group, and so does the end of the process ([`exit`](crate::exit)), where the one
+/// that holds the job together, rank 0's or where the id was made, waits for the others. Dropping waits for nobody, but
+/// where it is attached to a device: for its own operations on streams, and for other processes to have read what they
+/// need of this one's device memory.
 ///
 /// It belongs to the process that made it. In a child by `fork` every call returns [`Error::Argument`], and dropping it
 /// does nothing, to it or to the parent; the same holds for everything made of it.

@@ -196,9 +196,10 @@ impl Court {
         self.died > 0 || self.decided > 0
     }
 
-    /// Whether world rank `rank` has gone.
-    pub fn has_gone(&self, rank: usize) -> bool {
-        self.gone[rank].is_some()
+    /// Whether ranks may be at work in a communicator in which nothing has gone wrong, and which none of its members has
+    /// left: there they would go on for as long as they like.
+    pub fn is_at_work(&self) -> bool {
+        self.cases.values().any(|case| case.verdict.is_none() && case.left.is_empty())
     }
 
     /// World ranks that have not gone.

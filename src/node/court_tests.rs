@@ -473,6 +473,30 @@ fn members_must_agree_on_who_they_are() {
     assert!(matches!(told(&mut court, 9).1, Verdict::Aborted { rank: 1, .. }));
     court.register(3, 10, &Runs::new(&[0, 1]));
     assert!(!court.cases.contains_key(&10), "a rank that is no member");
+    // One that only its own list has is no member of what the others have registered, so no member is to blame.
+    court.register(0, 11, &Runs::new(&[0, 1]));
+    court.register(3, 11, &Runs::new(&[3, 0]));
+    let said = told(&mut court, 11).1;
+    assert!(
+        matches!(&said, Verdict::Outside { host, how } if host == "host3" && how.contains("world rank 3")),
+        "{said}"
+    );
+}
+
+#[test]
+fn those_at_work_are_those_in_whole_communicators() {
+    let mut court = court();
+    assert!(court.is_at_work() && !court.disturbed());
+    // The world fails; world ranks 4, 2 and 0 have one of their own.
+    court.departed(3, Some("gone".into()));
+    assert!(court.disturbed() && court.is_at_work());
+    // One of them leaves it: what the others still do there ends soon.
+    court.leave(4, PART, vec![]);
+    assert!(!court.is_at_work());
+    court.register(1, 9, &Runs::new(&[1, 2]));
+    assert!(court.is_at_work());
+    court.report(2, 9, abort("enough"), Moment::default());
+    assert!(!court.is_at_work());
 }
 
 #[test]

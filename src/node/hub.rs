@@ -8,15 +8,18 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use maypole_transports::fork;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::auth::{HUB, Purpose};
 use super::court::Court;
-use super::door::{Door, split};
+use super::door::{Door, split, token};
 use super::frame::{HELLO_LIMIT, Hello, HubPlace, RANK_LIMIT, ToHub, ToNode};
 use super::key::Key;
 use super::lines::{Fault, Line, Lines};
@@ -27,20 +30,20 @@ use super::{BREATH, peer, roster, silence};
 use crate::config::{Config, Family};
 use crate::descriptors;
 use crate::error::{Error, Result};
+use crate::exit::{self, End, Membership, SAY_AFTER};
 use crate::running::{Clock, LOOK, Moment};
 
 /// Token kinds of the loop.
 const DOOR: u8 = 0;
 const LINE: u8 = 1;
+const BELL: u8 = 2;
 /// How long the hub, when the ranks could not be brought together, keeps its own process from ending so that the others
 /// can be told.
 const HELD: Duration = Duration::from_secs(1);
-/// How long the hub's own process waits in leaving for ranks that remain, once something has gone wrong and they call
-/// nothing any more.
+/// How long the hub's own process waits at its end for ranks that are in failed communicators only, and call nothing any
+/// more.
 const DISTURBED: Duration = Duration::from_secs(3);
-/// When it first says for whom it waits; each time after that the time is doubled.
-const SAY_AFTER: Duration = Duration::from_secs(5);
-/// The longest time between two times that it says so.
+/// The longest time between two times that it says for whom it waits.
 const SAY_AT_LEAST: Duration = Duration::from_secs(600);
 /// How a rank died that left without a word.
 const ENDED: &str = "its process ended without leaving the job";
@@ -79,8 +82,31 @@ pub(super) fn start(listener: TcpListener, key: Key, config: &Config, size: Opti
     descriptors::raise();
     let failed = |e: io::Error| Error::system("cannot start the thread that holds the job together", e);
     let hub = Hub::new(listener, key, config, size).map_err(failed)?;
+    let stay: Arc<dyn Membership> = hub.stay.clone();
     std::thread::Builder::new().name("maypole-hub".into()).spawn(move || hub.run()).map_err(failed)?;
+    exit::list_membership(Arc::downgrade(&stay));
     Ok(())
+}
+
+/// What the hub's thread and the end of its process share.
+struct Stay {
+    /// The process is about to end, and waits until the hub lets it.
+    asked: AtomicBool,
+    /// Wakes the hub's thread.
+    bell: EventFd,
+    end: End,
+}
+
+impl Membership for Stay {
+    fn part(&self) {
+        self.asked.store(true, Ordering::Release);
+        // Only a full counter fails, and then the thread is woken anyway.
+        let _ = self.bell.write(1);
+    }
+
+    fn end(&self) -> &End {
+        &self.end
+    }
 }
 
 enum Phase {
@@ -88,13 +114,12 @@ enum Phase {
     Gathering(Roster),
     /// They cannot be brought together; everybody who comes is told.
     Failed { what: String, size: usize, told: HashSet<usize>, held: HashSet<u64>, hold_until: Instant, until: Instant },
-    /// They have come. `ranks`: the connection of each; `own`: how many ranks of this process have not gone; `held`: the
-    /// last of them has left, and waits for the others; `active`: when a rank last did anything in a communicator, or
-    /// fell.
-    Running { court: Court, ranks: Vec<u64>, own: usize, held: Option<Held>, active: Moment },
+    /// They have come. `ranks`: the connection of each; `waits`: whether its process waits at its end for the
+    /// others; `held`: it does; `active`: when a rank last did anything in a communicator, or fell.
+    Running { court: Court, ranks: Vec<u64>, waits: bool, held: Option<Held>, active: Moment },
 }
 
-/// A rank that has left, with its process, and is not let go yet: see [`Hub::let_go`].
+/// This process is at its end, and is not let go yet: the hub ends with it, and what the others do may be healthy.
 struct Held {
     since: Moment,
     /// When it is said next for whom it waits.
@@ -102,17 +127,18 @@ struct Held {
 }
 
 impl Held {
-    /// When it is let go although others remain. Where something has gone wrong, they may never end.
+    /// When it is let go although others remain: where something has gone wrong, those that have nothing healthy left to
+    /// do may never end.
     fn until(&self, court: &Court, active: Moment) -> Option<Moment> {
-        court.disturbed().then(|| self.since.max(active) + DISTURBED)
+        (court.disturbed() && !court.is_at_work()).then(|| self.since.max(active) + DISTURBED)
     }
 
     /// Say for whom it waits.
     fn say(&mut self, court: &Court, now: Moment) {
         let others = silence::list(&court.remaining());
         crate::log::warn(format_args!(
-            "this process holds the job together and has left it {:.0?} ago; it waits for world ranks {others}, which \
-             are still at work, because they could not go on without it",
+            "this process holds a job together; it has been at its end for {:.0?}, but waits for world ranks {others}, \
+             which are still at work and could not go on without it; SIGTERM ends it at once",
             now - self.since
         ));
         self.say_at = now + (now - self.since).clamp(SAY_AFTER, SAY_AT_LEAST);
@@ -132,6 +158,7 @@ struct Hub {
     somebody_came: bool,
     /// Connections of processes that have ended, as their neighbours say: a child may keep them open.
     ended: Vec<u64>,
+    stay: Arc<Stay>,
     /// For what has deadlines while the job runs.
     clock: Clock,
 }
@@ -141,6 +168,8 @@ impl Hub {
         listener.set_nonblocking(true)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let door = Door::open(listener, DOOR, Purpose::Control, HUB, key, &epoll)?.save_one()?;
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, token(BELL, 0)))?;
         let clock = Clock::start();
         Ok(Hub {
             epoll,
@@ -153,6 +182,7 @@ impl Hub {
             give_up: clock.shown() + config.connect_timeout.saturating_mul(if size.is_some() { 1 } else { 10 }),
             somebody_came: size.is_some(),
             ended: Vec::new(),
+            stay: Arc::new(Stay { asked: AtomicBool::new(false), bell, end: End::default() }),
             clock,
         })
     }
@@ -165,6 +195,7 @@ impl Hub {
             tracing::error!("the hub: {why}");
             let _ = catch_unwind(AssertUnwindSafe(|| self.fall(&format!("its thread failed: {why}"))));
         }
+        self.stay.end.come();
     }
 
     fn hold(&mut self) -> std::result::Result<(), String> {
@@ -181,6 +212,7 @@ impl Hub {
             for event in &events[..count] {
                 match split(event.data()) {
                     (DOOR, id) => self.door.attend(id, &self.epoll, &mut admitted),
+                    (BELL, _) => _ = self.stay.bell.read(),
                     (_, id) => {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
                             self.lines.has_room(id);
@@ -229,7 +261,7 @@ impl Hub {
             Phase::Failed { size, told, held, until, .. } => {
                 held.is_empty() && (told.len() >= *size || *until <= Instant::now())
             }
-            Phase::Running { court, .. } => court.over() && self.lines.iter().all(|(_, line)| !line.leaving),
+            Phase::Running { court, .. } => court.over(),
         }
     }
 
@@ -381,11 +413,9 @@ impl Hub {
         let Phase::Gathering(roster) = &mut self.phase else { return };
         let (peers, rank) = std::mem::take(roster).into_table(self.process);
         let mut ranks = vec![0; peers.len()];
-        let mut own = 0;
         for (id, line) in self.lines.iter() {
-            if let Some((rank, of_this_process)) = line.known {
+            if let Some((rank, _)) = line.known {
                 ranks[rank] = id;
-                own += usize::from(of_this_process);
             }
         }
         tracing::debug!("all {} ranks have come", peers.len());
@@ -396,7 +426,8 @@ impl Hub {
         for id in &ranks {
             self.lines.share(*id, &table);
         }
-        self.phase = Phase::Running { court, ranks, own, held: None, active: self.clock.shown() };
+        let waits = rank.is_some();
+        self.phase = Phase::Running { court, ranks, waits, held: None, active: self.clock.shown() };
     }
 
     /// They cannot be brought together: tell all who are there. `gone`: those who need not be told; `hold_until`: how
@@ -426,7 +457,7 @@ impl Hub {
 
     /// A rank says something.
     fn serve(&mut self, id: u64, frame: ToHub) {
-        let Some((from, own)) = self.lines.get(id).and_then(|l| l.known) else { return };
+        let Some((from, _)) = self.lines.get(id).and_then(|l| l.known) else { return };
         let Phase::Running { court, ranks, active, .. } = &mut self.phase else { return };
         #[cfg(test)]
         if let ToHub::Register { context, .. } = &frame {
@@ -449,32 +480,17 @@ impl Hub {
             }
             ToHub::Ping => self.lines.send(id, &ToNode::Here),
             ToHub::Audit { context, records } => court.audit(from, context, records),
-            ToHub::Bye => self.let_go(id, from, own, None),
-            ToHub::Fallen { how } => self.let_go(id, from, own, Some(how)),
+            ToHub::Bye => self.let_go(id, from, None),
+            ToHub::Fallen { how } => self.let_go(id, from, Some(how)),
             ToHub::Ended { rank } => self.ended.extend(ranks.get(rank).copied()),
         }
     }
 
-    /// A rank leaves. The last one of this process is kept until the others have left too: the hub ends with the
-    /// process, and what they do may be healthy.
-    fn let_go(&mut self, id: u64, rank: usize, own: bool, how: Option<String>) {
-        let Phase::Running { court, own: own_remain, held, .. } = &mut self.phase else { return };
-        *own_remain -= usize::from(own && !court.has_gone(rank));
+    /// A rank leaves.
+    fn let_go(&mut self, id: u64, rank: usize, how: Option<String>) {
+        let Phase::Running { court, .. } = &mut self.phase else { return };
         court.departed(rank, how);
-        self.lines.get_mut(id).expect("it spoke").leaving = true;
-        if own && *own_remain == 0 && !court.over() {
-            let since = self.clock.shown();
-            *held = Some(Held { since, say_at: since + SAY_AFTER });
-        } else {
-            self.farewell(id);
-        }
-    }
-
-    fn farewell(&mut self, id: u64) {
         self.lines.send(id, &ToNode::Farewell);
-        if let Some(line) = self.lines.get_mut(id) {
-            line.leaving = false;
-        }
     }
 
     /// How connection `id` came to an end by `error`, for people.
@@ -515,7 +531,7 @@ impl Hub {
     /// A connection is over.
     fn hang_up(&mut self, id: u64, how: &str) {
         let Some(line) = self.lines.remove(id) else { return };
-        let Some((rank, own)) = line.known else { return };
+        let Some((rank, _)) = line.known else { return };
         match &mut self.phase {
             Phase::Gathering(roster) => {
                 // Where nobody has said how many there are, those who come until the time is up are told.
@@ -526,9 +542,8 @@ impl Hub {
                 held.remove(&id);
                 told.insert(rank);
             }
-            Phase::Running { court, own: own_remain, active, .. } => {
+            Phase::Running { court, active, .. } => {
                 *active = self.clock.shown();
-                *own_remain -= usize::from(own && !court.has_gone(rank));
                 court.departed(rank, Some(how.to_string()));
             }
         }
@@ -561,20 +576,24 @@ impl Hub {
                 }
             }
             Phase::Failed { .. } => {}
-            Phase::Running { court, held, active, .. } => {
+            Phase::Running { court, waits, held, active, .. } => {
                 let now = self.clock.shown();
                 court.tick(now);
-                let Some(last) = held else { return };
-                if court.over() || last.until(court, *active).is_some_and(|until| until <= now) {
-                    *held = None;
-                    let leaving: Vec<u64> = self.lines.iter().filter(|(_, l)| l.leaving).map(|(id, _)| id).collect();
-                    for id in leaving {
-                        self.farewell(id);
+                if *waits && self.stay.asked.load(Ordering::Acquire) {
+                    let last = held.get_or_insert(Held { since: now, say_at: now + SAY_AFTER });
+                    if last.until(court, *active).is_none_or(|until| now < until) {
+                        if last.say_at <= now {
+                            last.say(court, now);
+                        }
+                        return;
                     }
-                } else if last.say_at <= now {
-                    last.say(court, now);
+                    (*waits, *held) = (false, None);
                 }
             }
+        }
+        // Nobody is waited for who has not come yet, nor where this process is no rank.
+        if self.stay.asked.load(Ordering::Acquire) {
+            self.stay.end.come();
         }
     }
 

@@ -35,8 +35,6 @@ pub(super) struct Line {
     outbox: Outbox,
     /// The rank as which it has introduced itself, and whether that is a thread of the hub's own process.
     pub known: Option<(usize, bool)>,
-    /// It has left and waits for a farewell.
-    pub leaving: bool,
 }
 
 impl Line {
@@ -98,7 +96,7 @@ impl Lines {
         epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, token(self.kind, id))).ok()?;
         self.latest = id;
         let (inbox, outbox) = session.into_frames(Writer::Hub);
-        self.lines.insert(id, Line { stream, caller, inbox, outbox, known: None, leaving: false });
+        self.lines.insert(id, Line { stream, caller, inbox, outbox, known: None });
         self.strangers.push_back((Instant::now() + INTRODUCTION, id));
         Some(id)
     }

@@ -67,7 +67,7 @@ use maypole_transports::fork::{self, Own};
 use maypole_transports::tcp::Wire;
 use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 pub(crate) use self::affinity::affinity;
 use self::auth::{Errand, Purpose};
@@ -77,7 +77,7 @@ pub use self::peer::{Peer, Settings};
 use self::shared::{Registered, Shared};
 use crate::config::Config;
 use crate::error::{Error, Result, Verdict};
-use crate::exit::Membership;
+use crate::exit::{End, Membership};
 use crate::fingerprint::Fingerprint;
 use crate::running::Limit;
 use crate::watch::{Jury, Stall, Watch};
@@ -90,10 +90,8 @@ const CONNECTIONS: usize = 64;
 /// One rank's membership in a job. See the [module](self).
 ///
 /// Dropping it leaves the job in good order, and so does the end of the process ([`exit`](crate::exit)). That takes a
-/// round trip to the hub; in the process that has the hub, the last node to go waits until the other processes have left
-/// too, because the hub ends with its process: however long they are at work, but no longer than a few seconds once
-/// something has gone wrong and no rank calls anything any more. A process that is killed or aborts, or drops its node
-/// while panicking, counts as dead.
+/// round trip to the hub. A process that has the hub waits at its end until the other processes have left too, because the
+/// hub ends with it. A process that is killed or aborts, or drops its node while panicking, counts as dead.
 pub struct Node {
     shared: Own<Arc<Shared>>,
     thread: Own<Option<JoinHandle<()>>>,
@@ -141,9 +139,7 @@ impl Node {
             leaving: AtomicBool::new(false),
             troubled: AtomicBool::new(false),
             hub_lost: AtomicBool::new(false),
-            over: Mutex::new(false),
-            ended: Condvar::new(),
-            unawaited: AtomicBool::new(false),
+            end: End::default(),
             starved: AtomicBool::new(false),
         });
         let thread = service::Service::new(shared.clone(), met.inbox, met.data, met.local)
@@ -362,7 +358,7 @@ impl Drop for Node {
         }
         self.shared.part();
         if let Some(thread) = self.thread.take().filter(|t| !crate::communicator::stream::is_this_thread(t))
-            && self.shared.await_end()
+            && self.shared.end.wait(crate::interrupt::look)
         {
             let _ = thread.join();
         }

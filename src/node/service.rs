@@ -71,8 +71,6 @@ pub(super) struct Service {
     /// When a leaving node stops waiting for its farewell.
     leave_by: Option<Moment>,
     farewell: bool,
-    /// Whether the hub is a thread of this process.
-    holds_hub: bool,
     clock: Clock,
 }
 
@@ -86,7 +84,6 @@ impl Service {
         let data = Door::open(data, DATA, Purpose::Data, me, shared.key.clone(), &epoll)?;
         let local = Door::open(local, LOCAL, Purpose::Local, me, shared.key.clone(), &epoll)?;
         let audit_pause = pace(&shared);
-        let holds_hub = super::peer::process_id().is_ok_and(|own| own == shared.hub.process);
         let neighbours = Neighbours::of(shared.rank, &shared.peers);
         Ok(Service {
             shared,
@@ -104,7 +101,6 @@ impl Service {
             audit_pause,
             leave_by: None,
             farewell: false,
-            holds_hub,
             clock: Clock::start(),
         })
     }
@@ -118,8 +114,7 @@ impl Service {
         if let Err(why) = failed {
             shared.fall(&format!("the thread that holds it in the job failed: {why}"));
         }
-        *shared.over.lock() = true;
-        shared.ended.notify_all();
+        shared.end.come();
     }
 
     fn serve(&mut self) -> Result<(), String> {
@@ -171,9 +166,8 @@ impl Service {
         let troubled = self.shared.troubled.load(Ordering::Acquire);
         let timeout = self.shared.config.timeout;
         let patience = if troubled { TROUBLED } else { timeout.saturating_add(FAREWELL_GRACE) };
-        // The hub of this very process keeps its last rank until the others have left.
-        let by = (!self.holds_hub).then(|| *self.leave_by.get_or_insert(now + patience));
-        self.farewell || self.shared.hub_lost.load(Ordering::Acquire) || by.is_some_and(|by| by <= now)
+        let by = *self.leave_by.get_or_insert(now + patience);
+        self.farewell || self.shared.hub_lost.load(Ordering::Acquire) || by <= now
     }
 
     /// How long to sleep, and whether something has a deadline on the clock.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use maypole_transports::tcp::Wire;
 use nix::sys::eventfd::EventFd;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::connecting::Underway;
 use super::court::inquest_lasts;
@@ -20,7 +20,7 @@ use super::recent::Recent;
 use super::wire::Outbox;
 use crate::config::Config;
 use crate::error::Verdict;
-use crate::exit::Membership;
+use crate::exit::{End, Membership};
 use crate::running::Moment;
 use crate::watch::{self, Record, Watch};
 
@@ -31,8 +31,6 @@ fn hub_patience(deadline: Duration) -> Duration {
 }
 /// How many of its latest operations a rank that leaves a communicator tells.
 const TOLD_ON_LEAVING: usize = 16;
-/// How often a thread that waits for the others to leave looks around.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A communicator of which this rank is a member.
 pub(super) struct Registered {
@@ -95,12 +93,8 @@ pub(super) struct Shared {
     /// Whether any communicator of this rank has failed: then leaving does not wait for long.
     pub troubled: AtomicBool,
     pub hub_lost: AtomicBool,
-    /// Whether the node's thread has done all that it does.
-    pub over: Mutex<bool>,
-    /// That has become so.
-    pub ended: Condvar,
-    /// Whoever waited for it was told not to, and nobody does any more.
-    pub unawaited: AtomicBool,
+    /// Of the node's thread, which ends when the hub has taken leave.
+    pub end: End,
     /// See [`super::Node::starved`].
     pub starved: AtomicBool,
 }
@@ -297,17 +291,8 @@ impl Membership for Shared {
         self.ring();
     }
 
-    /// Wait until the node's thread has ended, which it does when the hub has taken leave: in the hub's own process when
-    /// the others have left.
-    fn await_end(&self) -> bool {
-        let mut over = self.over.lock();
-        while !*over && !self.unawaited.load(Ordering::Relaxed) {
-            let late = self.ended.wait_for(&mut over, LOOK_EVERY).timed_out();
-            if late && MutexGuard::unlocked(&mut over, crate::interrupt::look) {
-                self.unawaited.store(true, Ordering::Relaxed);
-            }
-        }
-        *over
+    fn end(&self) -> &End {
+        &self.end
     }
 }
 

@@ -255,6 +255,11 @@ impl Job {
         }
     }
 
+    /// How a rank has ended, if it has.
+    pub fn ended(&mut self, rank: usize) -> Option<ExitStatus> {
+        self.ranks[rank].try_wait().unwrap()
+    }
+
     /// Wait until a rank has ended: how it did.
     pub fn status(&mut self, rank: usize) -> ExitStatus {
         let until = Instant::now() + 2 * PATIENCE;
