@@ -45,10 +45,12 @@ impl Buffers {
 }
 
 impl Call {
-    /// The same without what the collective ignores, though it would be multiplied.
-    pub(super) fn meant(self) -> Call {
-        let count = if self.collective == Collective::Barrier { 0 } else { self.count };
-        Call { count, ..self }
+    /// Forget what the collective ignores, though it would be multiplied.
+    #[inline]
+    pub(super) fn clear_ignored(&mut self) {
+        if self.collective == Collective::Barrier {
+            self.count = 0;
+        }
     }
 
     /// How many bytes `elements` elements in each of `blocks` blocks are. The error says that no memory is as large.
@@ -115,7 +117,8 @@ impl Communicator {
         let _ticket = self.inner.turn(self.inner.number()?)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { self.inner.work() };
-        let call = call.meant();
+        let mut call = *call;
+        call.clear_ignored();
         let root = if call.collective.is_rooted() { call.root } else { 0 };
         let bytes = call.bytes(variable.unwrap_or(call.count), 1);
         let bytes = bytes.map_err(|what| Error::Argument { rank: self.rank(), what })?;
@@ -163,8 +166,8 @@ impl Inner {
     ///
     /// # Safety
     /// The buffers are valid for the lengths given until this returns, and nobody else writes them or reads the output.
-    pub(super) unsafe fn run(&self, number: u64, call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
-        let call = call.meant();
+    pub(super) unsafe fn run(&self, number: u64, mut call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
+        call.clear_ignored();
         self.operation(number, &call, |work| {
             if let Err(what) = self.check(&call, lengths) {
                 self.watch.refuse(work.sequence, what.clone());
@@ -186,49 +189,65 @@ impl Inner {
     }
 
     /// What is wrong with a call's root or operation, if anything.
+    #[inline]
     pub(super) fn check_root_and_op(&self, call: &Call) -> std::result::Result<(), String> {
-        let (name, size) = (call.collective.name(), self.size);
-        if call.collective.is_rooted() && call.root >= size {
-            return Err(format!("{name}: the root is {}, but the ranks are 0 to {}", call.root, size - 1));
+        let Call { collective, op, .. } = *call;
+        let rootless = collective.is_rooted() && call.root >= self.size;
+        let undefined = collective.reduces() && !op.supports(call.dtype);
+        let unscannable = collective.is_scan() && matches!(op, ReduceOp::Avg);
+        if rootless || undefined || unscannable {
+            Err(self.wrong_root_or_op(call, rootless, undefined))
+        } else {
+            Ok(())
         }
-        if call.collective.reduces() && !call.op.supports(call.dtype) {
+    }
+
+    #[cold]
+    fn wrong_root_or_op(&self, call: &Call, rootless: bool, undefined: bool) -> String {
+        let (name, size) = (call.collective.name(), self.size);
+        if rootless {
+            return format!("{name}: the root is {}, but the ranks are 0 to {}", call.root, size - 1);
+        }
+        if undefined {
             let why = match call.op {
                 ReduceOp::User(op) => format!("it was made for {}", op.dtype()),
                 _ => "bitwise operations need an integer type".to_string(),
             };
-            return Err(format!("{name}: {} is not defined on {}; {why}", call.op.name(), call.dtype));
+            return format!("{name}: {} is not defined on {}; {why}", call.op.name(), call.dtype);
         }
-        if call.collective.is_scan() && matches!(call.op, ReduceOp::Avg) {
-            return Err(format!("{name}: avg is not defined for it; take the sum and divide as you need"));
-        }
-        Ok(())
+        format!("{name}: avg is not defined for it; take the sum and divide as you need")
     }
 
     /// What is wrong with a call's arguments, if anything.
+    #[inline]
     pub(super) fn check(&self, call: &Call, lengths: Lengths) -> std::result::Result<(), String> {
         self.check_root_and_op(call)?;
-        let name = call.collective.name();
-        let (rank, size) = (self.rank, self.size);
         let root = if call.collective.is_rooted() { call.root } else { 0 };
-        let inputs = call.collective.input_blocks(rank, size, root);
-        let outputs = call.collective.output_blocks(rank, size, root);
+        let inputs = call.collective.input_blocks(self.rank, self.size, root);
+        let outputs = call.collective.output_blocks(self.rank, self.size, root);
         let block = call.count.checked_mul(call.dtype.size());
-        let expect = |blocks: usize| block.and_then(|b| b.checked_mul(blocks));
-        let wrong = |what: &str, got: usize, blocks: usize| {
-            let want = expect(blocks).map_or("more bytes than there are".to_string(), |b| format!("{b} bytes"));
-            Err(format!(
-                "{name}: the {what} has {got} bytes, but {blocks} x {} elements of {} on rank {rank} of {size} are {want}",
-                call.count, call.dtype
-            ))
-        };
+        let are = |bytes: usize, blocks: usize| block.and_then(|block| block.checked_mul(blocks)) == Some(bytes);
         match lengths {
-            Lengths::Apart { input, .. } if expect(inputs) != Some(input) => wrong("input", input, inputs),
-            Lengths::Apart { output, .. } if expect(outputs) != Some(output) => wrong("output", output, outputs),
-            Lengths::InPlace { buffer } if expect(inputs.max(outputs)) != Some(buffer) => {
-                wrong("buffer", buffer, inputs.max(outputs))
-            }
-            _ => Ok(()),
+            Lengths::Apart { input, output } if are(input, inputs) && are(output, outputs) => Ok(()),
+            Lengths::InPlace { buffer } if are(buffer, inputs.max(outputs)) => Ok(()),
+            _ => Err(self.wrong_lengths(call, lengths, inputs, outputs)),
         }
+    }
+
+    #[cold]
+    fn wrong_lengths(&self, call: &Call, lengths: Lengths, inputs: usize, outputs: usize) -> String {
+        let Call { collective, dtype, count, .. } = *call;
+        let expected = |blocks: usize| call.bytes(count, blocks).ok();
+        let (what, got, blocks) = match lengths {
+            Lengths::Apart { input, .. } if expected(inputs) != Some(input) => ("input", input, inputs),
+            Lengths::Apart { output, .. } => ("output", output, outputs),
+            Lengths::InPlace { buffer } => ("buffer", buffer, inputs.max(outputs)),
+        };
+        let want = expected(blocks).map_or("more bytes than there are".to_string(), |bytes| format!("{bytes} bytes"));
+        let (name, rank, size) = (collective.name(), self.rank, self.size);
+        format!(
+            "{name}: the {what} has {got} bytes, but {blocks} x {count} elements of {dtype} on rank {rank} of {size} are {want}"
+        )
     }
 
     /// Input and output within the one buffer of an in-place call.
@@ -288,7 +307,6 @@ impl Work {
         if court.watch.is_over() {
             return Err(court.failed());
         }
-        let outputs = collective.output_blocks(inner.rank, inner.size, root);
         let done = if let Some(plan) = plan {
             let copied = inner.copied(&call, root, in_place);
             // SAFETY: the caller's promise.
@@ -309,6 +327,7 @@ impl Work {
         };
         done?;
         if reduces && matches!(op, ReduceOp::Avg) {
+            let outputs = collective.output_blocks(inner.rank, inner.size, root);
             // SAFETY: this rank's output has `outputs` blocks.
             unsafe { reduce::divide(dtype, buffers.output, inner.size as u64, outputs * count) };
         }

@@ -91,9 +91,10 @@ impl Communicator {
     }
 
     /// Queue operation `call` on `stream`. The buffers are addresses of device memory.
-    pub(crate) fn run_on(&self, stream: &Stream, call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
+    pub(crate) fn run_on(&self, stream: &Stream, mut call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
         let device = self.attached(Ok(stream.context()))?;
-        let (inner, call) = (&*self.inner, call.meant());
+        call.clear_ignored();
+        let inner = &*self.inner;
         let _ticket = inner.turn(inner.number()?)?;
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { inner.work() };
@@ -205,7 +206,8 @@ impl Communicator {
         let order = unsafe { inner.work() }.tuner.order;
         let state = &mut *device.state.lock();
         state.planner.tuner.order = order;
-        let call = call.meant();
+        let mut call = *call;
+        call.clear_ignored();
         let root = if call.collective.is_rooted() { call.root } else { 0 };
         let bytes = call.bytes(variable.unwrap_or(call.count), 1);
         let bytes = bytes.map_err(|what| Error::Argument { rank: inner.rank, what })?;

@@ -29,17 +29,26 @@ impl Inner {
         let work = unsafe { self.work() };
         work.sequence += 1;
         let _called_out = matches!(call.op, ReduceOp::User(_)).then(|| self.turns.call_out());
-        catch_unwind(AssertUnwindSafe(|| run(work))).unwrap_or_else(|payload| {
-            let error = self.panicked(&*payload, || match call.op {
-                ReduceOp::User(_) => format!("a user's operation panicked in {}", call.collective.name()),
-                _ => format!("{} panicked, which is a defect in Maypole", call.collective.name()),
-            });
-            // SAFETY: as above.
-            let work = unsafe { self.work() };
-            // The caller gets its buffers back: nobody may read there any more.
-            work.engine.links.loans.take_back(self.rank);
-            Err(error)
-        })
+        // An error is large: boxed, or success would move as many bytes on its way out of the catching.
+        match catch_unwind(AssertUnwindSafe(|| run(work).map_err(Box::new))) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(*error),
+            Err(payload) => Err(self.unwound(call, &*payload)),
+        }
+    }
+
+    /// Operation `call` unwound. The caller holds its ticket.
+    #[cold]
+    fn unwound(&self, call: &Call, payload: &(dyn Any + Send)) -> Error {
+        let error = self.panicked(payload, || match call.op {
+            ReduceOp::User(_) => format!("a user's operation panicked in {}", call.collective.name()),
+            _ => format!("{} panicked, which is a defect in Maypole", call.collective.name()),
+        });
+        // SAFETY: the caller holds the ticket, and the operation's own borrow is used no more.
+        let work = unsafe { self.work() };
+        // The caller gets its buffers back: nobody may read there any more.
+        work.engine.links.loans.take_back(self.rank);
+        error
     }
 
     /// Something unwound on this rank: nobody can go on. `what` says what it was, unless `payload` says more.

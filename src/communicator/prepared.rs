@@ -27,8 +27,8 @@ impl Inner {
     ///
     /// # Errors
     /// [`Error::Argument`], without a trace: no operation was called.
-    pub(super) fn prepare(&self, call: Call, lengths: Lengths, sides: Option<Sides<'_>>) -> Result<Prepared> {
-        let call = call.meant();
+    pub(super) fn prepare(&self, mut call: Call, lengths: Lengths, sides: Option<Sides<'_>>) -> Result<Prepared> {
+        call.clear_ignored();
         let refuse = |what| Error::Argument { rank: self.rank, what };
         let in_place = matches!(lengths, Lengths::InPlace { .. });
         let mut spread = Spread::default();

@@ -180,12 +180,12 @@ fn wait_for_verdict_or(watch: &Watch, most: Duration, other: impl Fn() -> bool) 
 /// What a wait that has become long does besides waiting: it asks after the rank that it waits for, and it ends when
 /// nothing has moved for too long.
 pub(crate) struct Questions {
-    /// `None`: the wait has not become long yet.
-    long: Option<Long>,
+    /// `None`: the wait has not become long yet. Boxed, as the smallest operations would have to move it.
+    long: Option<Box<Long>>,
     /// A rank that had left when it was looked at last.
     departed: Option<usize>,
-    /// How the wait goes on where a member has died.
-    pub aftermath: Aftermath,
+    /// See [`Questions::aftermath`].
+    aftermath: Option<Box<Aftermath>>,
 }
 
 /// A wait that has become long.
@@ -218,7 +218,7 @@ pub(crate) fn until_next_question(size: usize, waited: Duration) -> Duration {
 impl Questions {
     /// For a wait that has not become long yet.
     pub fn new() -> Questions {
-        Questions { long: None, departed: None, aftermath: Aftermath::default() }
+        Questions { long: None, departed: None, aftermath: None }
     }
 
     /// Whether the wait has become long.
@@ -230,6 +230,12 @@ impl Questions {
     /// Whether nothing has moved for so long that `operation` ends now.
     pub fn is_over(&mut self, court: &Court, operation: &Fingerprint) -> bool {
         self.long.as_mut().is_some_and(|long| long.quiet(court, operation) >= court.longest())
+    }
+
+    /// How the wait goes on where a member has died.
+    #[cold]
+    pub fn aftermath(&mut self) -> &mut Aftermath {
+        self.aftermath.get_or_insert_default()
     }
 
     /// Rank `peer` has left: whether that was known before.
@@ -250,7 +256,7 @@ impl Questions {
         peer: usize,
         unheard: impl FnOnce() -> Option<usize>,
     ) -> Result<Duration, Error> {
-        let long = self.long.get_or_insert_with(|| Long::begin(court, operation));
+        let long = self.long.get_or_insert_with(|| Box::new(Long::begin(court, operation)));
         let quiet = long.quiet(court, operation);
         let now = long.clock.shown();
         let (late, asks) = (quiet >= long.due, now >= long.ask_at);
@@ -361,7 +367,7 @@ impl<'a> Wait<'a> {
     #[cold]
     fn go_on(&mut self, links: &mut Links, blocked_on: Option<usize>) -> Result<(), Error> {
         let awaited = blocked_on.or_else(|| links.unread());
-        let aftermath = &mut self.questions.aftermath;
+        let aftermath = self.questions.aftermath();
         match aftermath.is_in_vain(self.court, self.operation, &links.routes, awaited, self.moves) {
             true => Err(self.court.failed()),
             false => Ok(()),

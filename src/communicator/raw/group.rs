@@ -33,8 +33,8 @@ impl RawGroup<'_> {
     ///
     /// # Safety
     /// The buffers are as for that, from now until the group has run, or its request is done.
-    pub unsafe fn call_at(&mut self, call: Call, input: *const u8, output: *mut u8) {
-        let call = call.meant();
+    pub unsafe fn call_at(&mut self, mut call: Call, input: *const u8, output: *mut u8) {
+        call.clear_ignored();
         let located = self.comm.inner.locate(&call, input, output);
         self.collect(call, located.map(|(buffers, lengths)| (buffers, lengths, None)));
     }

@@ -233,7 +233,8 @@ impl Inner {
         input: *const u8,
         output: *mut u8,
     ) -> std::result::Result<(Buffers, Lengths), String> {
-        let call = call.meant();
+        let mut call = *call;
+        call.clear_ignored();
         let Call { collective, dtype, count, root, .. } = call;
         let (rank, size) = (self.rank, self.size);
         // A root that is no rank is refused with the other arguments, later.

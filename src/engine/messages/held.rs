@@ -220,7 +220,7 @@ impl<'a> Held<'a> {
         let (operation, peer) = self.traffic.find(count)?;
         if raised {
             let State { traffic, court, moves, .. } = &mut *self.state;
-            if questions.aftermath.is_in_vain(court, &operation, traffic.routes(), Some(peer), *moves) {
+            if questions.aftermath().is_in_vain(court, &operation, traffic.routes(), Some(peer), *moves) {
                 self.fail();
                 return None;
             }
@@ -228,7 +228,7 @@ impl<'a> Held<'a> {
         // A link says itself that its other end is gone, after what came before; where nothing hangs on a link, nothing
         // else would.
         if !raised && self.court.watch.has_departed(peer) && self.traffic.is_pointless_without(peer) {
-            return match questions.aftermath.is_all(self.traffic.routes(), peer) {
+            return match questions.aftermath().is_all(self.traffic.routes(), peer) {
                 true => self.convict_departed(peer, &operation),
                 false => Some(LOOK_AGAIN),
             };
