@@ -3,6 +3,8 @@
 
 mod ranks;
 
+use std::time::Duration;
+
 use maypole::{Communicator, ReduceOp, Result};
 use nix::sys::signal::{Signal, kill};
 use ranks::{Job, role, say, verdict};
@@ -161,4 +163,52 @@ fn what_the_dead_have_sent_arrives_at_those_who_come_later() {
 fn an_operation_that_the_dead_had_ended_ends_on_every_rank() {
     role(|role| play(&TOGETHER, role, false));
     try_all("an_operation_that_the_dead_had_ended_ends_on_every_rank", &TOGETHER, [4, 300_000], 24);
+}
+
+/// How long the rank that sends takes, and the processes are stopped: longer than the least that is waited after a death.
+const PAUSE: Duration = Duration::from_secs(3);
+
+#[test]
+fn after_a_death_those_who_live_may_be_slow() {
+    role(|role| {
+        let comm = Communicator::from_env().unwrap();
+        let mut word = [0u8];
+        match comm.rank() {
+            0 => comm.recv(&mut word, 1).unwrap(),
+            1 => comm.send(&[1u8], 0).unwrap(),
+            _ => {}
+        }
+        comm.barrier().unwrap();
+        if comm.rank() == 2 {
+            kill(nix::unistd::getpid(), Signal::SIGKILL).unwrap();
+        }
+        while comm.verdict().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if comm.rank() == 1 {
+            say("knows");
+            std::thread::sleep(if role == "slow" { PAUSE } else { Duration::from_millis(700) });
+            comm.send(&[2u8], 0).unwrap();
+        } else {
+            say("waits");
+            match comm.recv(&mut word, 1) {
+                Ok(()) => say(word[0]),
+                Err(error) => say(error),
+            }
+        }
+    });
+    let test = "after_a_death_those_who_live_may_be_slow";
+    for transport in ["shm", "tcp"] {
+        let job = Job::start(test, "slow", 3, &[("MAYPOLE_TRANSPORT", transport)]);
+        job.hear(&[0, 1]);
+        assert_eq!(job.hear(&[0])[0].1, "2", "{transport}");
+        // Time in which nobody runs is not waited.
+        let job = Job::start(test, "stopped", 3, &[("MAYPOLE_TRANSPORT", transport), ("MAYPOLE_TIMEOUT", "8")]);
+        job.hear(&[0, 1]);
+        std::thread::sleep(Duration::from_millis(100));
+        [1, 0].into_iter().for_each(|rank| job.signal(rank, Signal::SIGSTOP));
+        std::thread::sleep(PAUSE);
+        [0, 1].into_iter().for_each(|rank| job.signal(rank, Signal::SIGCONT));
+        assert_eq!(job.hear(&[0])[0].1, "2", "{transport}, stopped");
+    }
 }

@@ -8,8 +8,8 @@
 //! * *From a rank that is gone* comes what was there before it went. Memory shows all of it to a poll that begins when
 //!   the rank is known to be gone. A socket shows it before its end, which is seen as such ([`LinkError::Gone`]); the
 //!   word of the hub may be faster than either. Where there is no socket yet, or a host is cut off and no end comes, it
-//!   has [`SLOWEST`]. So it has where no verdict stands and a message is waited for whose sender has left in good order.
-//! * *From one that lives* may come what it passes on of the dead's, and it may be slow at it. It has [`SLOWEST`], too,
+//!   has [`ON_ITS_WAY`]. So it has where no verdict stands and a message is waited for whose sender has left in good order.
+//! * *From one that lives* may come what it passes on of the dead's, and it may be slow at it. It has [`slowest`],
 //!   counted from when anything last moved. Mostly nobody waits that long: a rank that fails does nothing in the
 //!   communicator any more (it *gives up*). It closes its links there and tells the jury, of whom those that wait for it
 //!   have asked to hear. So failing spreads along what waits for what, and no further.
@@ -20,23 +20,32 @@
 //!
 //! [`LinkError::Gone`]: maypole_transports::LinkError::Gone
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_collectives::schedule::Schedule;
 
 use super::routes::Routes;
 use super::wait::Court;
 use crate::fingerprint::Fingerprint;
+use crate::running::{Clock, Moment};
 
-/// How long what is still to come may take to show: what a rank that is gone had sent, where no link says when that is all
-/// (its connection may stand in a queue of the kernel's, or of this rank's node), and what ranks that live pass on.
-const SLOWEST: Duration = Duration::from_secs(1);
+/// How long what a rank that is gone had sent may take to show where no link says when that is all: its connection may
+/// stand in a queue of the kernel's, or of this rank's node.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
+/// How long what ranks that live pass on may take: an eighth of the deadline, at least a second and at most ten. Whoever
+/// allows for slow ranks allows for them here.
+fn slowest(deadline: Duration) -> Duration {
+    (deadline / 8).clamp(Duration::from_secs(1), Duration::from_secs(10))
+}
 
 /// One wait after a death.
 #[derive(Default)]
 pub(crate) struct Aftermath {
-    /// Since when nothing has moved, or somebody is known to be gone.
-    still: Option<Instant>,
+    /// A clock, and since when nothing has moved, or somebody is known to be gone.
+    still: Option<(Clock, Moment)>,
+    /// Nobody stays to look: it is asked whenever the program comes by.
+    passing: bool,
     moves: u64,
     /// Who was known to be gone at the last look.
     gone: Option<usize>,
@@ -45,6 +54,11 @@ pub(crate) struct Aftermath {
 }
 
 impl Aftermath {
+    /// For what is looked at when the program comes by, however rarely: that it has not come for long is no stop.
+    pub fn in_passing() -> Aftermath {
+        Aftermath { passing: true, ..Aftermath::default() }
+    }
+
     /// A verdict stands, and a poll of everything found nothing to do: whether it is in vain to go on in `operation`.
     /// `awaited`: for whom it waits, if for one. `moves`: grows when anything is done.
     #[cold]
@@ -69,7 +83,7 @@ impl Aftermath {
             self.asked = Some(rank);
             court.jury.inquire(court.context, court.me, *operation, rank);
         }
-        self.is_long()
+        self.still_for() >= slowest(court.timeout)
     }
 
     /// Rank `rank` is known to be gone, and a poll of everything found nothing of it: whether nothing more will come.
@@ -80,11 +94,18 @@ impl Aftermath {
             self.still = None;
             return false;
         }
-        routes.is_near(rank) || self.is_long()
+        routes.is_near(rank) || self.still_for() >= ON_ITS_WAY
     }
 
-    fn is_long(&mut self) -> bool {
-        self.still.get_or_insert_with(Instant::now).elapsed() >= SLOWEST
+    /// How long nothing has moved, in time that this process ran.
+    fn still_for(&mut self) -> Duration {
+        let (clock, since) = self.still.get_or_insert_with(|| {
+            let clock = Clock::start();
+            let now = clock.shown();
+            (clock, now)
+        });
+        let now = if self.passing { clock.look_after_rest() } else { clock.look() };
+        now - *since
     }
 }
 

@@ -142,7 +142,7 @@ impl Messages {
             ended: Vec::new(),
             visits: 0,
             moves: 0,
-            aftermath: Aftermath::default(),
+            aftermath: Aftermath::in_passing(),
             attendant: Attendant::default(),
         };
         Messages {
