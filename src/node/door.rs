@@ -206,7 +206,7 @@ impl<L: Listen> Door<L> {
                     }
                     // The process needs them more than strangers do.
                     for _ in 0..self.guests.len().div_ceil(2) {
-                        self.evict();
+                        self.evict(epoll);
                     }
                     return self.shut(epoll);
                 }
@@ -237,7 +237,7 @@ impl<L: Listen> Door<L> {
         admitted: &mut Vec<Admitted<L::Stream>>,
     ) {
         if self.guests.len() >= self.room {
-            self.evict();
+            self.evict(epoll);
         }
         self.arrivals += 1;
         let id = self.arrivals;
@@ -250,25 +250,28 @@ impl<L: Listen> Door<L> {
     }
 
     /// One guest has to go.
-    fn evict(&mut self) {
+    fn evict(&mut self, epoll: &Epoll) {
         let Some((&from, &count)) = self.origins.iter().max_by_key(|(_, count)| **count) else { return };
         // Without randomness the first one goes: it is the one that has had most time.
         let pick = getrandom::u64().map_or(0, |random| (random % count as u64) as usize);
         let id = self.guests.iter().filter(|(_, standby)| standby.from == from).nth(pick).map(|(id, _)| *id);
-        self.dismiss(id.expect("they are counted"));
+        self.dismiss(id.expect("they are counted"), epoll);
     }
 
-    /// A guest is none any more.
-    fn dismiss(&mut self, id: u64) -> Option<Standby<L::Stream>> {
-        let standby = self.guests.remove(&id)?;
-        let from = standby.from;
+    /// A guest is none any more. Its connection and where it comes from; nobody watches it.
+    fn dismiss(&mut self, id: u64, epoll: &Epoll) -> Option<(L::Stream, Option<IpAddr>)> {
+        let Standby { guest, from } = self.guests.remove(&id)?;
+        let stream = guest.into_stream();
+        // Closing it would not do where a child that no handler has seen holds a copy: events of a connection that is in
+        // no list would come for ever.
+        let _ = epoll.delete(&stream);
         if let Some(count) = self.origins.get_mut(&from) {
             *count -= 1;
             if *count == 0 {
                 self.origins.remove(&from);
             }
         }
-        Some(standby)
+        Some((stream, from))
     }
 
     fn hear(&mut self, id: u64, epoll: &Epoll, admitted: &mut Vec<Admitted<L::Stream>>) {
@@ -276,12 +279,11 @@ impl<L: Listen> Door<L> {
         match standby.guest.advance(&self.key, self.me, self.purpose) {
             Standing::Waiting => {}
             Standing::Admitted(errand, session) => {
-                let stream = self.dismiss(id).expect("found above").guest.into_stream();
-                let _ = epoll.delete(&stream);
+                let (stream, _) = self.dismiss(id, epoll).expect("found above");
                 admitted.push((stream, errand, session));
             }
             Standing::Rejected(why, from) => {
-                let address = self.dismiss(id).and_then(|standby| standby.from);
+                let address = self.dismiss(id, epoll).and_then(|(_, from)| from);
                 tracing::debug!("closed a connection for {:?} from {address:?}: {why}", self.purpose);
                 self.turned_away.note(&why, from, address);
             }
@@ -291,7 +293,7 @@ impl<L: Listen> Door<L> {
     /// Close those whose time is up, and listen again after a pause.
     pub fn sweep(&mut self, now: Instant, epoll: &Epoll) {
         while let Some((&id, _)) = self.guests.first_key_value().filter(|(_, standby)| standby.guest.deadline <= now) {
-            self.dismiss(id);
+            self.dismiss(id, epoll);
         }
         if self.saves && self.spare.is_none() {
             self.spare = File::open("/dev/null").ok();

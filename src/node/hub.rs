@@ -381,7 +381,7 @@ impl Hub {
 
     /// A process says that it cannot be a rank: without it there is no job.
     fn excuse(&mut self, id: u64, rank: usize, size: usize, why: String) {
-        self.lines.remove(id);
+        self.lines.remove(id, &self.epoll);
         match &mut self.phase {
             Phase::Gathering(roster) => {
                 let size = roster.size().unwrap_or(size);
@@ -530,7 +530,7 @@ impl Hub {
 
     /// A connection is over.
     fn hang_up(&mut self, id: u64, how: &str) {
-        let Some(line) = self.lines.remove(id) else { return };
+        let Some(line) = self.lines.remove(id, &self.epoll) else { return };
         let Some((rank, _)) = line.known else { return };
         match &mut self.phase {
             Phase::Gathering(roster) => {
@@ -552,7 +552,7 @@ impl Hub {
     /// Time has passed.
     fn tick(&mut self, now: Instant) {
         self.door.sweep(now, &self.epoll);
-        self.lines.sweep(now);
+        self.lines.sweep(now, &self.epoll);
         match &mut self.phase {
             Phase::Gathering(roster) => {
                 // A rank that finds no place here comes no later for being waited for.

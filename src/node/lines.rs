@@ -118,10 +118,13 @@ impl Lines {
         self.lines.iter().map(|(id, line)| (*id, line))
     }
 
-    /// Close a connection.
-    pub fn remove(&mut self, id: u64) -> Option<Line> {
+    /// Take a connection out, to be closed.
+    pub fn remove(&mut self, id: u64, epoll: &Epoll) -> Option<Line> {
         self.blocked.remove(&id);
-        self.lines.remove(&id)
+        let line = self.lines.remove(&id)?;
+        // A child that no handler has seen may hold a copy, for which epoll would go on to report what nobody reads.
+        let _ = epoll.delete(&line.stream);
+        Some(line)
     }
 
     /// Queue a frame.
@@ -186,11 +189,11 @@ impl Lines {
     }
 
     /// Close those that have not introduced themselves in time.
-    pub fn sweep(&mut self, now: Instant) {
+    pub fn sweep(&mut self, now: Instant, epoll: &Epoll) {
         while let Some(&(_, id)) = self.strangers.front().filter(|(until, _)| *until <= now) {
             self.strangers.pop_front();
             if self.lines.get(&id).is_some_and(|line| line.known.is_none()) {
-                self.remove(id);
+                self.remove(id, epoll);
             }
         }
     }

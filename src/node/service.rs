@@ -142,7 +142,11 @@ impl Service {
                     (NEIGHBOUR, _) => self.neighbour_ended(),
                     (HUB, _) => self.hub_ended(),
                     // A fetcher has nothing to say: it has gone.
-                    (_, id) => drop(self.fetchers.remove(&id)),
+                    (_, id) => {
+                        if let Some((stream, _)) = self.fetchers.remove(&id) {
+                            let _ = self.epoll.delete(&stream);
+                        }
+                    }
                 }
             }
             for (stream, errand, session) in streams.drain(..) {
@@ -389,6 +393,8 @@ impl Service {
             if let Err(e) = handover::give(stream, fd) {
                 tracing::warn!("cannot pass a file descriptor on: {e}");
             }
+            // As for all that epoll watches by level: a child that no handler has seen may hold a copy.
+            let _ = self.epoll.delete(&*stream);
             false
         });
     }

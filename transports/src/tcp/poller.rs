@@ -63,7 +63,8 @@ impl Poller {
         }
     }
 
-    /// Wake for this socket no more. A socket not in the set is no error. Closing a socket also removes it.
+    /// Wake for this socket no more. A socket not in the set is no error. Closing a socket also removes it,
+    /// unless another process holds a copy; then each thing that happens to it wakes once more, for nothing.
     ///
     /// # Errors
     ///
