@@ -242,8 +242,8 @@ crate::forms::forms!(Communicator {
     }
 
     /// Leave the group. Every later call raises an ArgumentError; requests under way go on. Closing twice is fine, and
-    /// so is ``with maypole.init() as comm: ...``. Where this process holds the job together (usually rank 0's), closing
-    /// its last communicator waits until the other processes have left the job; Ctrl-C ends the wait.
+    /// so is ``with maypole.init() as comm: ...``. Waits for no other rank; a process that holds the job together (usually
+    /// rank 0's) waits at its end until the others have left, and Ctrl-C ends that.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         waiting::leaving(py, || self.slot.close())
     }

@@ -253,8 +253,7 @@ impl Link {
         comm.verdict().map(|verdict| verdict.to_string())
     }
 
-    /// Leave the group, and come back at once: where this process holds the job together, leaving takes until the others
-    /// have left, who may have other things to do yet.
+    /// Leave the group, and come back at once.
     fn close(&self) {
         if let Some(comm) = self.comm.write().take() {
             process::leave(comm);
