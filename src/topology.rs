@@ -100,12 +100,19 @@ pub fn numa_nodes() -> Vec<(usize, Vec<u64>)> {
     nodes
 }
 
+/// The highest core number that is believed; Linux has at most 8192.
+const LARGEST: usize = (1 << 16) - 1;
+
 /// A kernel list of numbers such as `0-3,8,10-11`, as a bit set.
 fn parse_list(text: &str) -> Option<Vec<u64>> {
     let mut words = Vec::new();
     for range in text.split(',').filter(|r| !r.is_empty()) {
         let (low, high) = range.split_once('-').unwrap_or((range, range));
-        for core in low.parse::<usize>().ok()?..=high.parse::<usize>().ok()? {
+        let (low, high) = (low.parse::<usize>().ok()?, high.parse::<usize>().ok()?);
+        if high > LARGEST {
+            return None;
+        }
+        for core in low..=high {
             if words.len() <= core / 64 {
                 words.resize(core / 64 + 1, 0);
             }
@@ -128,6 +135,7 @@ mod tests {
         assert_eq!(parse_list("0-3,8,64"), Some(vec![0b1_0000_1111, 1]));
         assert_eq!(parse_list(""), Some(vec![]));
         assert_eq!(parse_list("a-b"), None);
+        assert_eq!(parse_list("0-18446744073709551615"), None, "more than any machine has");
     }
 
     #[test]

@@ -170,9 +170,17 @@ impl Variables {
 
 /// `MASTER_ADDR` and `MASTER_PORT`; `None` if the former is unset.
 pub(super) fn address(lookup: Lookup) -> Result<Option<(String, u16)>> {
-    let Some(host) = lookup("MASTER_ADDR") else { return Ok(None) };
-    let host = host.trim();
+    let Some(given) = lookup("MASTER_ADDR") else { return Ok(None) };
+    let host = given.trim();
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host).to_string();
+    // Whoever resolves it would say less.
+    if host.is_empty() || host.contains(char::is_whitespace) {
+        return Err(Error::Setting {
+            name: "MASTER_ADDR".to_string(),
+            value: given,
+            expected: "expected the name or an address of rank 0's host".to_string(),
+        });
+    }
     let expected = "a TCP port, 1 to 65535";
     match number(lookup, "MASTER_PORT", expected)? {
         Some(0) => Err(Error::Setting {

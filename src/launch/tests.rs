@@ -132,6 +132,7 @@ fn what_makes_no_sense_names_the_variable() {
         ("RANK=0 WORLD_SIZE=0", "WORLD_SIZE=0: expected at least 1 rank"),
         ("RANK=4 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=1", "RANK=4: expected a rank below WORLD_SIZE=4"),
         ("RANK=0 WORLD_SIZE=4", "RANK is set but MASTER_ADDR is not"),
+        ("RANK=0 WORLD_SIZE=4 MASTER_ADDR=[] MASTER_PORT=1", "MASTER_ADDR=[]: expected the name"),
         ("RANK=0 WORLD_SIZE=4 MASTER_ADDR=a", "MASTER_ADDR is set but MASTER_PORT is not"),
         ("RANK=0 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=0", "MASTER_PORT=0: expected a TCP port"),
         ("RANK=0 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=65536", "MASTER_PORT=65536: expected a TCP port"),

@@ -41,7 +41,8 @@ fn words(runs: &Runs) -> Option<Vec<u64>> {
     let mut words = Vec::new();
     let mut end = 0usize;
     for &(gap, length) in runs {
-        let start = end.checked_add(gap)?;
+        // A run of none is nothing that a rank says, and would leave words that say nothing at the end.
+        let start = end.checked_add(gap).filter(|_| length > 0)?;
         end = start.checked_add(length).filter(|end| *end <= LARGEST)?;
         words.resize(end.div_ceil(64), 0);
         (start..end).for_each(|core| words[core / 64] |= 1 << (core % 64));
@@ -80,5 +81,6 @@ mod tests {
         assert_eq!(words(&vec![(usize::MAX, 1)]), None);
         assert_eq!(words(&vec![(1, usize::MAX)]), None);
         assert_eq!(words(&vec![(0, LARGEST + 1)]), None);
+        assert_eq!(words(&vec![(100, 0)]), None, "a run of no cores, which would be read differently each time");
     }
 }

@@ -380,12 +380,12 @@ impl Court {
             !asked.is_empty()
         });
         for (sequence, record) in records {
-            let known = case.audit.entry(sequence).or_default();
             // A refusal by itself concerns nobody: only when others called something as that operation.
             match &record {
                 Record::Called(_) | Record::Refused(_) => {}
                 Record::NotYet(_) | Record::Forgotten => continue,
             }
+            let known = case.audit.entry(sequence).or_default();
             let contradiction = match (&known.called, &known.refused, &record) {
                 (Some((other, theirs)), _, record) => compare(*other, *theirs, rank, record),
                 (_, Some((other, why)), Record::Called(_)) => {

@@ -405,6 +405,18 @@ fn what_the_audit_keeps_is_bounded() {
     assert!(matches!(told(&mut court, WORLD).1, Verdict::Mismatch { .. }));
 }
 
+/// What says nothing of an operation takes no place either, however many numbers it is said of.
+#[test]
+fn the_audit_keeps_nothing_of_what_nobody_called() {
+    let mut court = court();
+    for start in 0..10 {
+        let records =
+            (0..1000).map(|i| (start * 1000 + i, [Record::Forgotten, Record::NotYet(None)][i as usize % 2].clone()));
+        court.audit(1, WORLD, records.collect());
+    }
+    assert_eq!(court.cases[&WORLD].audit.len(), 0);
+}
+
 #[test]
 fn a_lost_link_is_explained_by_a_death_if_there_is_one() {
     let lost = Verdict::Link { rank: 2, peer: 1, host: "host2".into(), what: "reset".into() };
