@@ -42,6 +42,9 @@ pub mod interrupt;
 pub mod launch;
 mod log;
 pub mod node;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod outside;
 pub mod perf;
 mod running;
 mod secret;

@@ -104,7 +104,7 @@ pub fn numa_nodes() -> Vec<(usize, Vec<u64>)> {
 const LARGEST: usize = (1 << 16) - 1;
 
 /// A kernel list of numbers such as `0-3,8,10-11`, as a bit set.
-fn parse_list(text: &str) -> Option<Vec<u64>> {
+pub(crate) fn parse_list(text: &str) -> Option<Vec<u64>> {
     let mut words = Vec::new();
     for range in text.split(',').filter(|r| !r.is_empty()) {
         let (low, high) = range.split_once('-').unwrap_or((range, range));

@@ -104,6 +104,9 @@ pub trait Board: Send {
     fn finish(&mut self) -> Result<()>;
 }
 
+/// Bytes of the longest notice on a [`Board`]; a longer one is not ours.
+const LONGEST_NOTICE: usize = 4096;
+
 /// Whatever answers for an environment variable. Empty values count as unset.
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -223,5 +226,7 @@ fn next_board() -> usize {
     BOARDS.fetch_add(1, Ordering::Relaxed)
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod outside;
 #[cfg(test)]
 mod tests;

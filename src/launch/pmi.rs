@@ -37,7 +37,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use parking_lot::Mutex;
 
-use super::{Board, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
+use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
 use crate::error::{Error, Result};
 
 pub(super) const LAUNCHER: &str = "MPICH (PMI-1)";
@@ -48,8 +48,6 @@ const PIECE: usize = 256;
 
 /// No line of mpiexec's is longer, bytes.
 const LONGEST_LINE: usize = 64 << 10;
-/// Nor any notice on a board.
-const LONGEST_NOTICE: usize = 4096;
 
 /// Whether the variables offer PMI-1.
 pub(super) fn present(lookup: Lookup) -> bool {
@@ -113,7 +111,13 @@ impl Connection {
                 "mpiexec at {address} (PMI_PORT) cannot be reached: {error}; is it still running?"
             ))
         })?;
-        let mut connection = Connection::new(File::from(OwnedFd::from(stream)), id, id + 1);
+        Connection::ask_who(File::from(OwnedFd::from(stream)), &address, id, deadline)?.greet(deadline)
+    }
+
+    /// Have mpiexec at `address` tell its process `id` its rank and the size of the world.
+    fn ask_who(stream: File, address: &str, id: usize, deadline: Instant) -> Result<Connection> {
+        // Until then its number is its rank in messages.
+        let mut connection = Connection::new(stream, id, id.saturating_add(1));
         connection.request(&format!("cmd=initack pmiid={id}"), "initack", deadline)?;
         let (mut rank, mut size) = (None, None);
         // Three lines follow, always in this order: size, rank, debug.
@@ -129,7 +133,7 @@ impl Connection {
         };
         check_rank("rank (from mpiexec)", rank, "size", size)?;
         (connection.rank, connection.size) = (rank, size);
-        connection.greet(deadline)
+        Ok(connection)
     }
 
     fn new(stream: File, rank: usize, size: usize) -> Connection {
@@ -383,6 +387,42 @@ fn leave_at_exit() {
     // SAFETY: `leave` lives as long as this library is loaded (the C library runs it before unloading), and neither
     // unwinds nor touches anything but a static.
     unsafe { libc::atexit(leave) };
+}
+
+/// The answers of a mpiexec that may say anything, see [`crate::outside`].
+#[cfg(any(test, fuzzing))]
+pub(super) mod outside {
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::outside::input::Input;
+
+    pub(crate) fn pmi(data: &[u8]) -> bool {
+        let mut input = Input(data);
+        let (choices, notice) = (input.byte(), input.piece());
+        let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
+        // What a socket holds, whatever the system's settings.
+        theirs.write_all(input.take(16 << 10)).expect("there is room");
+        theirs.shutdown(Shutdown::Write).expect("it is open");
+        let ours = File::from(OwnedFd::from(ours));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let connection = match choices & 1 {
+            0 => Ok(Connection::new(ours, 3, 8)),
+            _ => Connection::ask_who(ours, "host:1", if choices & 2 == 0 { 3 } else { usize::MAX }, deadline),
+        };
+        let Ok(mut connection) = connection.and_then(|connection| connection.greet(deadline)) else { return false };
+        assert!(connection.rank < connection.size && (1..=PIECE).contains(&connection.piece));
+        assert!(!connection.kvsname.contains([' ', '\t', '\n', '\r']));
+        let hexadecimal: String = notice.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(unhex(&hexadecimal).as_deref(), Some(notice));
+        if choices & 4 == 4 && connection.post(0, notice, deadline).is_err() {
+            return false;
+        }
+        let read = connection.read(0, deadline);
+        assert!(read.as_ref().is_ok_and(|bytes| bytes.len() <= LONGEST_NOTICE) || read.is_err());
+        read.is_ok()
+    }
 }
 
 #[cfg(test)]

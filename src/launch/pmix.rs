@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use libloading::Library;
 
-use super::{Board, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
+use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
 use crate::error::{Error, Result};
 
 /// Whether the variables offer PMIx.
@@ -198,8 +198,7 @@ impl Api {
             let version: unsafe extern "C" fn() -> *const c_char =
                 *library.get(b"PMIx_Get_version\0").map_err(lacks)?;
             let version = text(version());
-            let major = version.split(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty());
-            if !major.and_then(|digits| digits.parse::<u32>().ok()).is_some_and(|major| (3..=6).contains(&major)) {
+            if !is_known(&version) {
                 return Err(Error::bootstrap(format!("{path} is \"{version}\"; Maypole knows PMIx 3 to 6")));
             }
             let short = version.split([',', '(']).next().unwrap_or_default().trim();
@@ -226,6 +225,47 @@ impl Api {
         let text = unsafe { text((self.error_string)(status)) };
         Err(Error::bootstrap(format!("PMIx cannot {doing}: {text} ({status})")))
     }
+}
+
+impl Value {
+    /// The number that it is, if it is one.
+    ///
+    /// # Safety
+    /// It is a valid `pmix_value_t`.
+    unsafe fn number(&self) -> Option<usize> {
+        // SAFETY: the kind says which member of the union holds.
+        unsafe {
+            match self.kind {
+                TYPE_UINT16 => Some(self.data.uint16 as usize),
+                TYPE_UINT32 | TYPE_PROC_RANK => Some(self.data.uint32 as usize),
+                TYPE_SIZE | TYPE_UINT64 => usize::try_from(self.data.uint64).ok(),
+                _ => None,
+            }
+        }
+    }
+
+    /// The bytes that it is, if it is some and they are no more than rank 0 posts.
+    ///
+    /// # Safety
+    /// It is a valid `pmix_value_t`.
+    unsafe fn notice(&self) -> Option<Vec<u8>> {
+        if self.kind != TYPE_BYTE_OBJECT {
+            return None;
+        }
+        // SAFETY: the kind says that this member of the union holds.
+        let object = unsafe { self.data.bytes };
+        if object.bytes.is_null() || object.size > LONGEST_NOTICE {
+            return None;
+        }
+        // SAFETY: the caller's promise, of which so many bytes there are a part.
+        Some(unsafe { std::slice::from_raw_parts(object.bytes.cast::<u8>(), object.size) }.to_vec())
+    }
+}
+
+/// Whether the structures of a library that calls its version this are those used here.
+fn is_known(version: &str) -> bool {
+    let major = version.split(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty());
+    major.and_then(|digits| digits.parse::<u32>().ok()).is_some_and(|major| (3..=6).contains(&major))
 }
 
 /// A C string's text.
@@ -266,14 +306,9 @@ impl Client {
         if status != SUCCESS || value.is_null() {
             return None;
         }
-        // SAFETY: the library returned a valid pmix_value_t from malloc; its kind says which member of the union holds.
+        // SAFETY: the library returned a valid pmix_value_t from malloc.
         unsafe {
-            let number = match (*value).kind {
-                TYPE_UINT16 => Some((*value).data.uint16 as usize),
-                TYPE_UINT32 | TYPE_PROC_RANK => Some((*value).data.uint32 as usize),
-                TYPE_SIZE | TYPE_UINT64 => usize::try_from((*value).data.uint64).ok(),
-                _ => None,
-            };
+            let number = (*value).number();
             libc::free(value.cast());
             number
         }
@@ -323,15 +358,8 @@ extern "C" fn got(status: c_int, value: *mut Value, data: *mut c_void) {
     let answer = if status != SUCCESS || value.is_null() {
         Err(if status == SUCCESS { ERR_NOT_FOUND } else { status })
     } else {
-        // SAFETY: on success `value` is a valid pmix_value_t during the callback, and its kind says what it holds.
-        unsafe {
-            let object = (*value).data.bytes;
-            if (*value).kind == TYPE_BYTE_OBJECT && !object.bytes.is_null() {
-                Ok(std::slice::from_raw_parts(object.bytes.cast::<u8>(), object.size).to_vec())
-            } else {
-                Err(ERR_NOT_FOUND)
-            }
-        }
+        // SAFETY: on success `value` is a valid pmix_value_t during the callback.
+        unsafe { (*value).notice() }.ok_or(ERR_NOT_FOUND)
     };
     // Nobody listens any more after a deadline.
     let _ = sender.send(answer);
@@ -376,5 +404,32 @@ impl Board for Client {
 impl Drop for Client {
     fn drop(&mut self) {
         let _ = self.finish();
+    }
+}
+
+/// Values that a library hands over, see [`crate::outside`].
+#[cfg(any(test, fuzzing))]
+pub(super) mod outside {
+    use super::*;
+    use crate::outside::input::Input;
+
+    pub(crate) fn pmix(data: &[u8]) -> bool {
+        let mut input = Input(data);
+        let kind = u16::from(input.byte());
+        let word: [u8; 8] = std::array::from_fn(|_| input.byte());
+        let (word, bytes) = (u64::from_ne_bytes(word), input.rest());
+        let object = ByteObject { bytes: bytes.as_ptr().cast_mut().cast(), size: bytes.len() };
+        let value = match kind {
+            TYPE_BYTE_OBJECT => Value { kind, data: Data { bytes: object } },
+            _ => Value { kind, data: Data { uint64: word } },
+        };
+        // SAFETY: the member that the kind means is the one that was set.
+        let (number, notice) = unsafe { (value.number(), value.notice()) };
+        assert!(number.is_none() || notice.is_none());
+        assert!(number.is_none_or(|number| number as u64 <= word));
+        if let Some(notice) = &notice {
+            assert!(notice == bytes && notice.len() <= LONGEST_NOTICE);
+        }
+        is_known(&String::from_utf8_lossy(bytes)) || number.is_some() || notice.is_some()
     }
 }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use maypole_transports::fork;
 
-use super::Board;
+use super::{Board, LONGEST_NOTICE};
 use crate::error::{Error, Result};
 
 const VALIDATE: u8 = 0;
@@ -36,8 +36,6 @@ const MAGIC: u32 = 0x3C85_F7CE;
 const STOP_WAITING: u8 = 0;
 /// How long the store may take to delete an entry.
 const ANSWER: Duration = Duration::from_secs(10);
-/// No value of ours is longer; a longer one is not ours.
-const LONGEST: u64 = 4096;
 
 /// A connection to the store, and the key under which this world's notice stands.
 pub(super) struct TcpStore {
@@ -68,6 +66,11 @@ impl TcpStore {
             std::thread::sleep(Duration::from_millis(50));
         };
         stream.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
+        TcpStore::over(stream, address, key)
+    }
+
+    /// Introduce ourselves to the store at the other end of `stream`.
+    fn over(stream: TcpStream, address: String, key: String) -> Result<TcpStore> {
         fork::close_in_children(&stream);
         let mut store = TcpStore { stream: Some(stream), address, key };
         let mut hello = vec![VALIDATE];
@@ -142,9 +145,9 @@ impl Board for TcpStore {
         let mut length = [0u8; 8];
         self.receive(&mut length, deadline)?;
         let length = u64::from_ne_bytes(length);
-        if length > LONGEST {
+        if length > LONGEST_NOTICE as u64 {
             return Err(Error::bootstrap(format!(
-                "torchrun's store at {} holds {length} bytes under {}, where at most {LONGEST} were posted",
+                "torchrun's store at {} holds {length} bytes under {}, where at most {LONGEST_NOTICE} were posted",
                 self.address, self.key
             )));
         }
@@ -188,4 +191,30 @@ fn connect_any(host: &str, port: u16, timeout: Duration) -> std::io::Result<TcpS
         }
     }
     Err(last)
+}
+
+/// The answers of a store that may say anything, see [`crate::outside`].
+#[cfg(any(test, fuzzing))]
+pub(super) mod outside {
+    use std::net::Shutdown;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::outside::input::Input;
+
+    pub(crate) fn store(data: &[u8]) -> bool {
+        let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
+        // What a socket holds, whatever the system's settings.
+        theirs.write_all(Input(data).take(16 << 10)).expect("there is room");
+        theirs.shutdown(Shutdown::Write).expect("it is open");
+        // All that is asked of the socket holds for these too.
+        let stream = TcpStream::from(OwnedFd::from(ours));
+        let mut store = TcpStore::over(stream, "host:1".into(), "key".into()).expect("it is open");
+        store.post(b"notice").expect("it is open");
+        let Ok(value) = store.read(Instant::now() + ANSWER) else { return false };
+        assert!(value.len() <= LONGEST_NOTICE && data[9..].starts_with(&value));
+        let _ = store.clear();
+        true
+    }
 }

@@ -395,6 +395,10 @@ pub(super) fn wait(
     }
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "auth_outside.rs"]
+pub(super) mod outside;
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;

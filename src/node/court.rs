@@ -488,6 +488,12 @@ impl Court {
         }
     }
 
+    /// How many operation numbers of a communicator are kept for comparison; `None` if it is not known.
+    #[cfg(any(test, fuzzing))]
+    pub fn remembers(&self, context: u64) -> Option<usize> {
+        self.cases.get(&context).map(|case| case.audit.len())
+    }
+
     /// When [`Court::tick`] has something to do.
     pub fn deadline(&self) -> Option<Moment> {
         self.due.first().map(|(until, _)| *until)

@@ -67,7 +67,7 @@ impl UniqueId {
         Ok(UniqueId::encode(&random, &addresses))
     }
 
-    fn encode(random: &[u8; 32], addresses: &[SocketAddr]) -> UniqueId {
+    pub(super) fn encode(random: &[u8; 32], addresses: &[SocketAddr]) -> UniqueId {
         let mut bytes = [0; 128];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..40].copy_from_slice(random);
@@ -88,6 +88,14 @@ impl UniqueId {
         let sum = checksum(&bytes);
         bytes[CHECKSUM..].copy_from_slice(&sum);
         UniqueId(bytes)
+    }
+
+    /// Give bytes that are no id the beginning and the checksum of one.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn mend(bytes: &mut [u8; 128]) {
+        bytes[..8].copy_from_slice(&MAGIC);
+        let sum = checksum(bytes);
+        bytes[CHECKSUM..].copy_from_slice(&sum);
     }
 
     /// The bytes to hand to the other ranks.

@@ -45,6 +45,8 @@ mod key;
 mod lines;
 mod meeting;
 mod neighbour;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod outside;
 mod peer;
 pub(crate) mod ports;
 mod recent;

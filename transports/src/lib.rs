@@ -36,6 +36,9 @@
 
 pub mod fault;
 pub mod fork;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod outside;
 mod pages;
 pub mod shm;
 mod sync;

@@ -55,6 +55,8 @@
 mod attendant;
 mod held;
 mod lead;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod outside;
 mod peer;
 mod stash;
 mod tally;

@@ -400,7 +400,7 @@ fn push(message: &mut Outgoing, link: &mut dyn Sender, stream_from: usize) -> Re
 }
 
 /// Take the fingerprint off the link, once it has arrived.
-fn fingerprint(link: &mut dyn Receiver) -> Result<Option<Fingerprint>, LinkError> {
+pub(super) fn fingerprint(link: &mut dyn Receiver) -> Result<Option<Fingerprint>, LinkError> {
     let there = link.peek()?;
     if there.len() < HEADER {
         return Ok(None);

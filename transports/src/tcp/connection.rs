@@ -67,6 +67,12 @@ impl Connections {
         Ok(Self { streams, seals })
     }
 
+    /// Over sockets of any kind, as they are.
+    #[cfg(any(test, fuzzing))]
+    pub fn of(streams: Vec<TcpStream>) -> Connections {
+        Connections { streams, seals: Vec::new() }
+    }
+
     pub fn len(&self) -> usize {
         self.streams.len()
     }

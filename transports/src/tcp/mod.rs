@@ -47,6 +47,8 @@
 
 mod connection;
 mod halves;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod outside;
 mod path;
 mod poller;
 mod receiver;

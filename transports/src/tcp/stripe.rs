@@ -36,6 +36,8 @@
 //! behind what was consumed, or heads on all connections and none at `next`, are errors. No length allocates anything.
 
 mod inward;
+#[cfg(any(test, fuzzing))]
+pub(super) mod outside;
 mod outward;
 mod segment;
 
