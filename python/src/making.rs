@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::communicator::Communicator;
-use crate::{error, settings, waiting};
+use crate::{error, process, settings, waiting};
 
 /// The world that this process was launched into, by ``python -m maypole run``, torchrun, mpirun, mpiexec or srun; of
 /// one rank, if by none. Blocks until all ranks have come.
@@ -16,7 +16,9 @@ use crate::{error, settings, waiting};
 #[pyo3(signature = (**settings))]
 fn init(py: Python<'_>, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Communicator> {
     let config = settings::config(py, settings)?;
-    waiting::apart(py, move || maypole::Communicator::from_env_with(config)).map(Communicator::new)
+    let comm = waiting::apart(py, move || maypole::Communicator::from_env_with(config))?;
+    process::see_to_leaving(py);
+    Ok(Communicator::new(comm))
 }
 
 /// A world of `n` ranks within this process: a list of communicators, one for each thread to use. With settings as
@@ -51,7 +53,9 @@ fn from_id(
 ) -> PyResult<Communicator> {
     let config = settings::config(py, settings)?;
     let id = UniqueId::from_bytes(id).map_err(|e| error::to_py(py, e))?;
-    waiting::apart(py, move || maypole::Communicator::from_id(&id, rank, size, config)).map(Communicator::new)
+    let comm = waiting::apart(py, move || maypole::Communicator::from_id(&id, rank, size, config))?;
+    process::see_to_leaving(py);
+    Ok(Communicator::new(comm))
 }
 
 /// Put the functions into the module.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use maypole::Communicator;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use crate::communicator::Slot;
 use crate::waiting;
@@ -74,6 +75,30 @@ pub fn attached<R>(f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
 pub fn leave(comm: Arc<Communicator>) {
     // Without a thread it is left here, where the closure is dropped.
     let _ = std::thread::Builder::new().name("maypole-leave".into()).spawn(move || drop(comm));
+}
+
+/// Children that multiprocessing forks run none of their parent's exit functions, but finalizers of multiprocessing's: one
+/// of these leaves. To be called where this process has become a rank.
+pub fn see_to_leaving(py: Python<'_>) {
+    /// One more than the generation of the process that was seen to last.
+    static SEEN_TO: AtomicU64 = AtomicU64::new(0);
+    let register = || -> PyResult<()> {
+        let modules = py.import("sys")?.getattr("modules")?;
+        // A child of its has it.
+        let Ok(multiprocessing) = modules.get_item("multiprocessing") else { return Ok(()) };
+        if !multiprocessing.call_method0("parent_process")?.is_none() {
+            let leave = py.import("maypole._maypole")?.getattr("_leave")?;
+            let last = PyDict::new(py);
+            last.set_item("exitpriority", 0)?;
+            py.import("multiprocessing.util")?.getattr("Finalize")?.call((py.None(), leave), Some(&last))?;
+        }
+        Ok(())
+    };
+    let process = generation() + 1;
+    if SEEN_TO.swap(process, Ordering::Relaxed) != process {
+        // Without it the child ends as one that calls `_exit`.
+        let _ = register();
+    }
 }
 
 /// The interpreter is about to exit: leave what this process is in, as the library does when a process ends. What is

@@ -229,3 +229,39 @@ print("end", flush=True)
     assert "[0] end" in done.stdout and "[1] end" in done.stdout, done.stderr
     assert done.returncode == 0 and "Fatal" not in done.stderr, done.stderr
     assert time.monotonic() - began < 20
+
+
+FORKED = """
+import multiprocessing, os, socket, time
+import maypole
+
+
+def rank(number, port, say):
+    os.environ.update(RANK=str(number), WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    with maypole.init() as comm:
+        pair = comm.subset([1, 2]) if number else None
+        comm.barrier()
+    if number:
+        # Rank 0, whose process holds the job together, is at its end meanwhile.
+        time.sleep(1)
+        say.put(str(pair.verdict))
+
+
+fork = multiprocessing.get_context("fork")
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+say = fork.Queue()
+ranks = [fork.Process(target=rank, args=(number, port, say)) for number in range(3)]
+for each in ranks:
+    each.start()
+print([say.get(timeout=50) for _ in range(2)])
+for each in ranks:
+    each.join()
+print([each.exitcode for each in ranks])
+"""
+
+
+def test_children_that_multiprocessing_forks_leave_in_good_order():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout == "['None', 'None']\n[0, 0, 0]\n", done.stdout + done.stderr
