@@ -263,5 +263,6 @@ print([each.exitcode for each in ranks])
 
 
 def test_children_that_multiprocessing_forks_leave_in_good_order():
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=PATIENCE)
+    command = [sys.executable, "-c", FORKED]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout == "['None', 'None']\n[0, 0, 0]\n", done.stdout + done.stderr
