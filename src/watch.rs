@@ -50,10 +50,13 @@ pub struct Watch {
     moved_elsewhere: [AtomicU64; 2],
 }
 
-/// Microseconds since the first call, and one; 0 is never.
+/// The [`stamp`] of the first call: what another rank tells of may have been long before.
+const FIRST_STAMP: u64 = 1 << 62;
+
+/// Microseconds of the system's clock; 0 is never.
 fn stamp() -> u64 {
     static FIRST: OnceLock<Instant> = OnceLock::new();
-    1 + FIRST.get_or_init(Instant::now).elapsed().as_micros() as u64
+    FIRST_STAMP + FIRST.get_or_init(Instant::now).elapsed().as_micros() as u64
 }
 
 impl Default for Watch {
@@ -178,7 +181,10 @@ impl Watch {
     /// Bytes that this rank waits for, at one or more removes, moved on another rank so long ago.
     pub fn note_moved_elsewhere(&self, message: bool, ago: Duration) {
         let at = stamp().saturating_sub(ago.as_micros() as u64);
-        self.moved_elsewhere[usize::from(message)].fetch_max(at, Ordering::Relaxed);
+        let [here, elsewhere] = [&self.moved, &self.moved_elsewhere].map(|words| &words[usize::from(message)]);
+        let known = here.load(Ordering::Relaxed).max(elsewhere.load(Ordering::Relaxed));
+        // Always news: whoever has asked goes on by it.
+        elsewhere.fetch_max(at.max(known + 1), Ordering::Relaxed);
     }
 
     /// Whether bytes have moved, here or elsewhere, since `seen`, which is brought up to date: how long ago.
@@ -330,4 +336,25 @@ pub trait Jury: Send + Sync {
 
     /// Rank `rank` leaves the communicator in good order.
     fn leave(&self, context: u64, rank: usize);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moved_elsewhere_is_news_however_long_ago_and_every_time() {
+        let (watch, mut seen) = (Watch::default(), 0);
+        for ago in [3600, 3600, 7200, 1] {
+            let ago = Duration::from_secs(ago);
+            watch.note_moved_elsewhere(true, ago);
+            assert_eq!(watch.news_of_movement(false, &mut 0), None);
+            let news = watch.news_of_movement(true, &mut seen).expect("news");
+            assert!(news < ago + Duration::from_secs(60), "{news:?} for {ago:?}");
+            assert_eq!(watch.news_of_movement(true, &mut seen), None);
+        }
+        watch.note_moved(true);
+        watch.note_moved_elsewhere(true, Duration::from_secs(9));
+        assert!(watch.news_of_movement(true, &mut { seen }).is_some());
+    }
 }

@@ -5,14 +5,24 @@ mod ranks;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use maypole::config::TransportChoice;
 use maypole::{Communicator, ReduceOp, Result, scope};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ranks::{Job, PATIENCE, Path, ROLE, paths, role, say, threads};
 
-const TRANSPORTS: [&str; 2] = ["shm", "tcp"];
+/// Run a test's worlds of processes, one for each transport, at the same time: they wait most of it.
+fn on_both(world: impl Fn(&'static str) + Sync) {
+    let world = &world;
+    std::thread::scope(|scope| {
+        for transport in ["shm", "tcp"] {
+            scope.spawn(move || world(transport));
+        }
+    });
+}
 
 fn sum(comm: &Communicator, count: usize) -> Result<()> {
     let mut buffer = vec![1.0f32; count];
@@ -57,8 +67,10 @@ fn threads_that_are_late_are_waited_for() {
 fn with_errors(test: &str, role: &str, size: usize, extra: &[(&str, &str)]) -> (Job, impl Fn() -> String) {
     let mut files: Vec<std::fs::File> = Vec::new();
     let places: Vec<_> = (0..size).map(|rank| (rank, size, Vec::new())).collect();
-    for rank in 0..size {
-        let path = std::env::temp_dir().join(format!("maypole-{test}-{}-{rank}", std::process::id()));
+    static FILES: AtomicUsize = AtomicUsize::new(0);
+    for _ in 0..size {
+        let number = FILES.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("maypole-{test}-{}-{number}", std::process::id()));
         let file = std::fs::File::options().read(true).append(true).create_new(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         files.push(file);
@@ -92,28 +104,86 @@ fn late_processes_are_warned_about_and_waited_for_so_long() {
         }
     });
     const TEST: &str = "late_processes_are_warned_about_and_waited_for_so_long";
-    for transport in TRANSPORTS {
-        for comes in [true, false] {
-            let settings = [("MAYPOLE_TRANSPORT", transport), ("MAYPOLE_TIMEOUT", "1"), ("MAYPOLE_LATE", "5")];
-            let (mut job, errors) = with_errors(TEST, if comes { "comes" } else { "stays" }, 4, &settings);
-            let lines = job.hear(&[0, 1, 2, 3]);
-            job.end(&[0, 1, 2, 3]);
-            let warnings = errors();
-            println!("{transport}: {}\n{warnings}", lines[0].1);
-            let warnings: Vec<&str> = warnings.lines().filter(|line| line.contains("has waited for")).collect();
-            let after = if comes { &["1s", "2s"][..] } else { &["1s", "2s", "4s"] };
-            assert_eq!(warnings.len(), after.len(), "one for each time, by one rank: {warnings:#?}");
-            for (line, after) in warnings.iter().zip(after) {
-                let parts = ["maypole: rank ", "in all_reduce #2", "late: rank 2 on host", "its latest operation was"];
-                assert!(parts.iter().all(|part| line.contains(part)), "{line}");
-                assert!(warnings.iter().any(|line| line.contains(&format!("waited for {after} "))), "{warnings:#?}");
-            }
-            for (_, line) in &lines {
-                let said = ["did not end within 5s", "missing: rank 2 on host", "it answers"];
-                assert!(if comes { line == "fine" } else { said.iter().all(|part| line.contains(part)) }, "{line}");
-            }
+    let check = |transport, comes| {
+        let settings = [("MAYPOLE_TRANSPORT", transport), ("MAYPOLE_TIMEOUT", "1"), ("MAYPOLE_LATE", "5")];
+        let (mut job, errors) = with_errors(TEST, if comes { "comes" } else { "stays" }, 4, &settings);
+        let lines = job.hear(&[0, 1, 2, 3]);
+        job.end(&[0, 1, 2, 3]);
+        let warnings = errors();
+        println!("{transport}: {}\n{warnings}", lines[0].1);
+        let warnings: Vec<&str> = warnings.lines().filter(|line| line.contains("has waited for")).collect();
+        let after = if comes { &["1s", "2s"][..] } else { &["1s", "2s", "4s"] };
+        assert_eq!(warnings.len(), after.len(), "one for each time, by one rank: {warnings:#?}");
+        for (line, after) in warnings.iter().zip(after) {
+            let parts = ["maypole: rank ", "in all_reduce #2", "late: rank 2 on host", "its latest operation was"];
+            assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+            assert!(warnings.iter().any(|line| line.contains(&format!("waited for {after} "))), "{warnings:#?}");
+        }
+        for (_, line) in &lines {
+            let said = ["did not end within 5s", "missing: rank 2 on host", "it answers"];
+            assert!(if comes { line == "fine" } else { said.iter().all(|part| line.contains(part)) }, "{line}");
+        }
+    };
+    on_both(|transport| [true, false].into_iter().for_each(|comes| check(transport, comes)));
+}
+
+/// What rank 0 waits for comes after so many other operations, one after the other.
+const STEPS: usize = 24;
+
+/// Rank 1 comes late to what rank 0 waits for, and moves bytes all the time on its way there: those of messages where
+/// rank 0 waits in a collective, and those of collectives, in which rank 0 has done its part, where it waits in a message.
+fn on_the_way(comm: &Communicator) -> Result<()> {
+    let slowly = || {
+        if comm.rank() == 2 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    for _ in 0..STEPS {
+        slowly();
+        match comm.rank() {
+            1 => comm.recv(&mut [0u8], 2)?,
+            2 => comm.send(&[1u8], 1)?,
+            _ => break,
         }
     }
+    comm.barrier()?;
+    for _ in 0..STEPS {
+        slowly();
+        comm.reduce_in_place(&mut [1.0f32; 500], ReduceOp::Sum, 1)?;
+    }
+    // More than links and sockets hold.
+    let mut message = vec![0u8; 32 << 20];
+    match comm.rank() {
+        0 => comm.send(&message, 1),
+        1 => comm.recv(&mut message, 0),
+        _ => Ok(()),
+    }
+}
+
+/// Also where nobody is waited for who is merely late.
+#[test]
+fn who_is_on_the_way_to_an_operation_moves_whatever_it_moves() {
+    role(|_| match on_the_way(&Communicator::from_env().unwrap()) {
+        Ok(()) => say("fine"),
+        Err(error) => say(error),
+    });
+    const TEST: &str = "who_is_on_the_way_to_an_operation_moves_whatever_it_moves";
+    let processes = |transport| {
+        let mut settings = vec![("MAYPOLE_TRANSPORT", transport), ("MAYPOLE_ALGORITHM", "reduce=binomial")];
+        settings.extend([("MAYPOLE_TIMEOUT", "2"), ("MAYPOLE_LATE", "0")]);
+        let mut job = Job::start(TEST, "", 3, &settings);
+        let heard = job.hear(&[0, 1, 2]);
+        assert!(heard.iter().all(|(_, line)| line == "fine"), "{transport}: {heard:#?}");
+        job.end(&[0, 1, 2]);
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| on_both(processes));
+        let mut config = ranks::config(TransportChoice::Auto);
+        (config.timeout, config.algorithm) = (Duration::from_secs(2), "reduce=binomial".into());
+        for result in threads(3, &config, |comm| on_the_way(&comm)) {
+            result.unwrap_or_else(|error| panic!("threads: {error}"));
+        }
+    });
 }
 
 /// The part of ranks that are stopped: sums for which the others wait for rank 0, so that they are stopped while they
@@ -124,7 +194,8 @@ fn sum_and_wait() {
     say("ready");
     for _ in 0..16 {
         if comm.rank() == 0 {
-            std::thread::sleep(Duration::from_millis(500));
+            // In pieces: one that is stopped meanwhile is as late after the stop as it was before.
+            (0..25).for_each(|_| std::thread::sleep(Duration::from_millis(20)));
         }
         if let Err(error) = sum(&comm, 5000) {
             return say(error);
@@ -136,7 +207,7 @@ fn sum_and_wait() {
 #[test]
 fn time_in_which_all_ranks_are_stopped_does_not_count() {
     role(|_| sum_and_wait());
-    for transport in TRANSPORTS {
+    on_both(|transport| {
         let settings = [("MAYPOLE_TRANSPORT", transport), ("MAYPOLE_TIMEOUT", "2")];
         let mut job = Job::start("time_in_which_all_ranks_are_stopped_does_not_count", "", 3, &settings);
         job.hear(&[0, 1, 2]);
@@ -150,7 +221,7 @@ fn time_in_which_all_ranks_are_stopped_does_not_count() {
         }
         assert!(job.hear(&[0, 1, 2]).iter().all(|(_, line)| line == "fine"), "{transport}");
         job.end(&[0, 1, 2]);
-    }
+    });
 }
 
 #[test]
@@ -178,7 +249,8 @@ fn ranks_that_are_stopped_while_they_gather_meet_all_the_same() {
 fn a_job_under_the_launcher_outlasts_ctrl_z() {
     role(|_| sum_and_wait());
     let mut job = Command::new(env!("CARGO_BIN_EXE_maypole"))
-        .args(["run", "-n", "3", "--timeout", "14", "--no-prefix", "--"])
+        // It runs for 8 s, and takes 14 with the stop.
+        .args(["run", "-n", "3", "--timeout", "12", "--no-prefix", "--"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "a_job_under_the_launcher_outlasts_ctrl_z", "--nocapture", "--test-threads=1"])
         .envs([(ROLE, ""), ("MAYPOLE_TIMEOUT", "2"), ("MAYPOLE_LATE", "0")])
@@ -192,7 +264,7 @@ fn a_job_under_the_launcher_outlasts_ctrl_z() {
     assert!((0..3).all(|_| said.next().as_deref() == Some("ready")));
     std::thread::sleep(Duration::from_millis(700));
     kill(Pid::from_raw(job.id() as i32), Signal::SIGTSTP).unwrap();
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(6));
     kill(Pid::from_raw(job.id() as i32), Signal::SIGCONT).unwrap();
     assert_eq!(said.collect::<Vec<_>>(), ["fine"; 3]);
     assert!(job.wait().unwrap().success());

@@ -74,6 +74,16 @@ impl Messages {
         let mut armed = false;
         loop {
             let (moved, mut slept) = (held.advance(), false);
+            if moved {
+                let long = match &leader {
+                    Leader::Caller(_, questions) => questions.begun(),
+                    Leader::Attendant => true,
+                };
+                // Also if that was the last of it: others may wait for what this rank does next.
+                if long {
+                    held.note_moved();
+                }
+            }
             let done = match &leader {
                 Leader::Caller(count, _) => count.is_done(),
                 Leader::Attendant => held.traffic.is_idle() || held.attendant.stop,
@@ -82,13 +92,6 @@ impl Messages {
                 break;
             }
             if moved {
-                let long = match &leader {
-                    Leader::Caller(_, questions) => questions.begun(),
-                    Leader::Attendant => true,
-                };
-                if long {
-                    held.note_moved();
-                }
                 if std::mem::take(&mut armed) {
                     self.rest.disarm();
                 }
