@@ -4,12 +4,13 @@ mod ranks;
 
 use maypole::node::{Meeting, Node};
 use maypole::{Communicator, Config, Error, UniqueId};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// A variable, and its field with a value that makes no sense.
 type Wrong = (&'static str, fn(&mut Config));
 
-const WRONG: [Wrong; 22] = [
+const WRONG: [Wrong; 27] = [
     ("MAYPOLE_RING", |c| c.ring = 0),
     ("MAYPOLE_RING", |c| c.ring = 127),
     ("MAYPOLE_RING", |c| c.ring = 4095),
@@ -32,6 +33,11 @@ const WRONG: [Wrong; 22] = [
     ("MAYPOLE_CONNECT_TIMEOUT", |c| c.connect_timeout = Duration::ZERO),
     ("MAYPOLE_ALGORITHM", |c| c.algorithm = "all_reduce=fastest".into()),
     ("MAYPOLE_ALGORITHM", |c| c.algorithm = "barrier=ring".into()),
+    ("MAYPOLE_PORTS", |c| c.ports = Some(0..=20_000)),
+    ("MAYPOLE_PORTS", |c| c.ports = Some(RangeInclusive::new(20_100, 20_000))),
+    ("MAYPOLE_KEY", |c| c.key = Some("too short".into())),
+    ("MAYPOLE_INTERFACE", |c| c.interface = Some("^".into())),
+    ("MAYPOLE_INTERFACE", |c| c.interface = Some("10.0.0.0/33".into())),
 ];
 
 /// Wherever ranks meet.
@@ -74,6 +80,11 @@ fn the_environment_is_held_to_the_same() {
         ("MAYPOLE_DEVICE_BLOCKS", "5", "1 to 4, or 0"),
         ("MAYPOLE_TIMEOUT", "0", "positive"),
         ("MAYPOLE_ALGORITHM", "fastest", "fastest"),
+        ("MAYPOLE_PORTS", "20100-20000", "a range of TCP ports"),
+        ("MAYPOLE_PORTS", "0", "a range of TCP ports"),
+        ("MAYPOLE_LATE", "-1", "number of seconds"),
+        ("MAYPOLE_ENCRYPT", "yes", "0 or 1"),
+        ("MAYPOLE_REQUIRE_KEY", "", "0 or 1"),
     ] {
         let mut config = Config::default();
         let error = config.set(name, text).unwrap_err();
