@@ -23,21 +23,51 @@
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// How often, since [`watch`] was first called, this process' ancestors have forked down to it.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
-/// Numbers of descriptors that are noted; what lies above stays open in children.
-const NOTED: usize = 1 << 16;
+/// Descriptors whose entries lie together: memory for them is taken when one of them is noted, and
+/// kept.
+const BLOCK: usize = 1 << 13;
+/// So many blocks have room for every number that a descriptor can have.
+const BLOCKS: usize = (1 << 31) / BLOCK;
 /// What children must not keep, by the number of the descriptor: which file it was, 0 for none. An
 /// entry is not removed when the descriptor is closed, since that happens in too many places: by
 /// then the number leads to another file, or to none. No locks: a child would find them as they
 /// were.
-static KEPT: [AtomicU64; NOTED] = [const { AtomicU64::new(0) }; NOTED];
+static KEPT: [AtomicPtr<Block>; BLOCKS] = [const { AtomicPtr::new(ptr::null_mut()) }; BLOCKS];
 /// All entries from here on are 0.
 static END: AtomicUsize = AtomicUsize::new(0);
+
+/// Entries of descriptors in a row.
+type Block = [AtomicU64; BLOCK];
+
+/// The block with that number, if it was made.
+fn block(number: usize) -> Option<&'static Block> {
+    // SAFETY: what is there was leaked by `block_for`, whose Release wrote it before the address.
+    unsafe { KEPT[number].load(Ordering::Acquire).as_ref() }
+}
+
+/// The block with that number, made if it is not there.
+fn block_for(number: usize) -> &'static Block {
+    block(number).unwrap_or_else(|| {
+        let new = Box::into_raw(Box::new([const { AtomicU64::new(0) }; BLOCK]));
+        match KEPT[number].compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: never freed from now on.
+            Ok(_) => unsafe { &*new },
+            Err(other) => {
+                // SAFETY: made above, and nobody else has seen it.
+                drop(unsafe { Box::from_raw(new) });
+                // SAFETY: as in `block`.
+                unsafe { &*other }
+            }
+        }
+    })
+}
 
 /// Notice forks from now on. Called by everything here; a fork before the first call leaves nothing
 /// behind in the child.
@@ -125,8 +155,8 @@ impl<T> Drop for Own<T> {
 pub fn close_in_children(fd: impl AsFd) {
     watch();
     let fd = fd.as_fd().as_raw_fd();
-    let (Some(entry), Some(file)) = (KEPT.get(fd as usize), file(fd)) else { return };
-    entry.store(file, Ordering::Relaxed);
+    let Some(file) = file(fd) else { return };
+    block_for(fd as usize / BLOCK)[fd as usize % BLOCK].store(file, Ordering::Relaxed);
     END.fetch_max(fd as usize + 1, Ordering::Relaxed);
 }
 
@@ -149,7 +179,9 @@ extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     // What stands in place of the descriptors: reads and writes of it fail at once.
     let mut nothing = -1;
-    for (fd, entry) in KEPT.iter().take(END.swap(0, Ordering::Relaxed)).enumerate() {
+    let end = END.swap(0, Ordering::Relaxed);
+    let blocks = (0..end.div_ceil(BLOCK)).filter_map(|number| Some((number * BLOCK, block(number)?)));
+    for (fd, entry) in blocks.flat_map(|(first, block)| (first..).zip(block)) {
         let kept = entry.swap(0, Ordering::Relaxed);
         let fd = fd as RawFd;
         if kept == 0 || file(fd) != Some(kept) {
@@ -237,6 +269,30 @@ mod tests {
         // SAFETY: the child made above.
         unsafe { assert!(libc::kill(child, libc::SIGKILL) == 0 && libc::waitpid(child, &mut 0, 0) == child) };
         assert_eq!(read.expect("the child keeps the connection"), 0);
+    }
+
+    /// Large jobs have as many: the library raises the limit to the hard one.
+    #[test]
+    fn descriptors_of_any_number_are_closed() {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let number = 70_000.min(hard as RawFd - 1);
+        if (number as usize) < BLOCK {
+            eprintln!("skipped: fork::descriptors_of_any_number_are_closed: the hard limit is {hard}");
+            return;
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        // SAFETY: a new descriptor, which is owned by what is made of it.
+        let high = unsafe {
+            let high = libc::fcntl(ours.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number);
+            assert!(high >= number, "{}", std::io::Error::last_os_error());
+            UnixStream::from_raw_fd(high)
+        };
+        close_in_children(&high);
+        let stream = file(high.as_raw_fd());
+        assert!(in_a_child(|| file(high.as_raw_fd()) != stream));
+        assert_eq!(file(high.as_raw_fd()), stream, "the parent keeps it");
     }
 
     #[test]
