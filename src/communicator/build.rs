@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_transports::shm::{Arena, Group, Segment, Shape};
 use maypole_transports::tcp::Poller;
@@ -16,7 +16,6 @@ use super::local::Threads;
 use super::{Communicator, Inner};
 use crate::capacity::Capacity;
 use crate::config::{Config, TransportChoice};
-use crate::deadline::deadline;
 use crate::engine::Engine;
 use crate::engine::links::Links;
 use crate::engine::messages::Messages;
@@ -76,7 +75,7 @@ pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>>
             if let Some(id) = &own {
                 board.post(id.as_bytes())?;
             }
-            let notice = board.read(deadline(Instant::now(), config.connect_timeout))?;
+            let notice = board.read(config.connect_timeout)?;
             let id = own.map_or_else(|| UniqueId::from_bytes(&notice), Ok)?;
             // What rank 0 posted may vanish when it takes leave of the launcher: not before all have read it and come.
             let node = Node::join(Meeting::Id(id), rank, size, config);

@@ -7,7 +7,6 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt};
@@ -15,6 +14,7 @@ use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt};
 use super::tcp_store::TcpStore;
 use super::{Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
 use crate::error::{Error, Result};
+use crate::running::Limit;
 
 /// `maypole run` puts its name there, so that messages can say who set the other variables.
 pub const LAUNCHER: &str = "MAYPOLE_LAUNCHER";
@@ -144,12 +144,12 @@ impl Variables {
     }
 
     /// Connect to the agent's store, or take over the listening socket, as the case may be.
-    pub(super) fn launch(self, deadline: Instant) -> Result<Launch> {
+    pub(super) fn launch(self, limit: &Limit) -> Result<Launch> {
         let meeting = match self.store {
             _ if self.size == 1 => LaunchMeeting::Alone,
             Some(prefix) => {
                 let key = format!("{prefix}/{}", next_board());
-                LaunchMeeting::Board(Box::new(TcpStore::connect(&self.host, self.port, key, deadline)?))
+                LaunchMeeting::Board(Box::new(TcpStore::connect(&self.host, self.port, key, limit)?))
             }
             None => {
                 let listener = self.listen_fd.and_then(|fd| inherited_listener(fd, self.port));

@@ -28,11 +28,11 @@ mod slurm;
 mod tcp_store;
 
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::Duration;
 
 use crate::config::Config;
-use crate::deadline::deadline;
 use crate::error::{Error, Result};
+use crate::running::Limit;
 
 pub use environment::{LAUNCHER, LISTEN_FD, LISTEN_PORT};
 pub use pmix::library as pmix_library;
@@ -83,11 +83,11 @@ pub trait Board: Send {
     /// # Errors
     /// [`Error::Bootstrap`] if the launcher refuses or is gone.
     fn post(&mut self, bytes: &[u8]) -> Result<()>;
-    /// The bytes that rank 0 has posted, or will have posted by the deadline. Blocks.
+    /// The bytes that rank 0 has posted, or will have posted in that time, in which this process runs. Blocks.
     ///
     /// # Errors
-    /// [`Error::Bootstrap`] at the deadline, or if the launcher is gone.
-    fn read(&mut self, deadline: Instant) -> Result<Vec<u8>>;
+    /// [`Error::Bootstrap`] after that time, or if the launcher is gone.
+    fn read(&mut self, within: Duration) -> Result<Vec<u8>>;
     /// Take down what was posted, where that can be done: all ranks have read it. Only rank 0 does.
     ///
     /// # Errors
@@ -168,11 +168,11 @@ pub fn launcher_name(lookup: &dyn Fn(&str) -> Option<String>) -> Result<&'static
 /// launcher that does not answer. Both name the variable and say what was expected.
 pub fn detect(config: &Config, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Launch> {
     let lookup = &|name: &str| lookup(name).filter(|value| !value.is_empty());
-    let deadline = deadline(Instant::now(), config.connect_timeout);
+    let limit = &Limit::after(config.connect_timeout);
     let mut launch = match find(lookup)? {
-        Found::Environment(variables) => variables.launch(deadline)?,
-        Found::Pmix => pmix::launch(lookup, deadline)?,
-        Found::Pmi => pmi::launch(lookup, deadline)?,
+        Found::Environment(variables) => variables.launch(limit)?,
+        Found::Pmix => pmix::launch(lookup, limit)?,
+        Found::Pmi => pmi::launch(lookup, limit)?,
         Found::Slurm(step) => step.launch(config)?,
         Found::Nothing => Launch {
             rank: 0,

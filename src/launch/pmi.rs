@@ -29,7 +29,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_transports::fork;
 use nix::errno::Errno;
@@ -39,6 +39,7 @@ use parking_lot::Mutex;
 
 use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
 use crate::error::{Error, Result};
+use crate::running::{LOOK, Limit};
 
 pub(super) const LAUNCHER: &str = "MPICH (PMI-1)";
 
@@ -55,10 +56,10 @@ pub(super) fn present(lookup: Lookup) -> bool {
 }
 
 /// Connect, unless this process is connected already.
-pub(super) fn launch(lookup: Lookup, deadline: Instant) -> Result<Launch> {
+pub(super) fn launch(lookup: Lookup, limit: &Limit) -> Result<Launch> {
     let mut shared = SHARED.lock();
     if shared.is_none() {
-        *shared = Some(Connection::open(lookup, deadline)?);
+        *shared = Some(Connection::open(lookup, limit)?);
         leave_at_exit();
     }
     let connection = shared.as_ref().expect("opened above");
@@ -91,7 +92,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn open(lookup: Lookup, deadline: Instant) -> Result<Connection> {
+    fn open(lookup: Lookup, limit: &Limit) -> Result<Connection> {
         if let Some(fd) = number(lookup, "PMI_FD", "the file descriptor of mpiexec's socket")? {
             let who = |name, expected| {
                 number(lookup, name, expected)?.ok_or_else(|| {
@@ -102,27 +103,27 @@ impl Connection {
             };
             let (rank, size) = (who("PMI_RANK", "this process's rank")?, who("PMI_SIZE", "the number of ranks")?);
             check_rank("PMI_RANK", rank, "PMI_SIZE", size)?;
-            return Connection::new(inherited(fd)?, rank, size).greet(deadline);
+            return Connection::new(inherited(fd)?, rank, size).greet(limit);
         }
         let address = lookup("PMI_PORT").unwrap_or_default();
         let id: usize = number(lookup, "PMI_ID", "this process's number")?.unwrap_or_default();
-        let stream = connect(&address, deadline).map_err(|error| {
+        let stream = connect(&address, limit).map_err(|error| {
             Error::bootstrap(format!(
                 "mpiexec at {address} (PMI_PORT) cannot be reached: {error}; is it still running?"
             ))
         })?;
-        Connection::ask_who(File::from(OwnedFd::from(stream)), &address, id, deadline)?.greet(deadline)
+        Connection::ask_who(File::from(OwnedFd::from(stream)), &address, id, limit)?.greet(limit)
     }
 
     /// Have mpiexec at `address` tell its process `id` its rank and the size of the world.
-    fn ask_who(stream: File, address: &str, id: usize, deadline: Instant) -> Result<Connection> {
+    fn ask_who(stream: File, address: &str, id: usize, limit: &Limit) -> Result<Connection> {
         // Until then its number is its rank in messages.
         let mut connection = Connection::new(stream, id, id.saturating_add(1));
-        connection.request(&format!("cmd=initack pmiid={id}"), "initack", deadline)?;
+        connection.request(&format!("cmd=initack pmiid={id}"), "initack", limit)?;
         let (mut rank, mut size) = (None, None);
         // Three lines follow, always in this order: size, rank, debug.
         for _ in 0..3 {
-            let line = connection.line(deadline, "set")?;
+            let line = connection.line(limit, "set")?;
             rank = rank.or(word(&line, "rank").and_then(|n| n.parse().ok()));
             size = size.or(word(&line, "size").and_then(|n| n.parse().ok()));
         }
@@ -150,18 +151,18 @@ impl Connection {
         }
     }
 
-    fn greet(mut self, deadline: Instant) -> Result<Connection> {
-        let answer = self.request("cmd=init pmi_version=1 pmi_subversion=1", "response_to_init", deadline)?;
+    fn greet(mut self, limit: &Limit) -> Result<Connection> {
+        let answer = self.request("cmd=init pmi_version=1 pmi_subversion=1", "response_to_init", limit)?;
         if word(&answer, "pmi_version") != Some("1") {
             return Err(self.nonsense("init", &answer, "PMI version 1"));
         }
-        let answer = self.request("cmd=get_maxes", "maxes", deadline)?;
+        let answer = self.request("cmd=get_maxes", "maxes", limit)?;
         match word(&answer, "vallen_max").and_then(|max| max.parse::<usize>().ok()) {
             // One character is the C string's end, four hold the number of pieces.
             Some(max) if max >= 16 => self.piece = PIECE.min((max - 5) / 2),
             _ => return Err(self.nonsense("get_maxes", &answer, "vallen_max of at least 16")),
         }
-        let answer = self.request("cmd=get_my_kvsname", "my_kvsname", deadline)?;
+        let answer = self.request("cmd=get_my_kvsname", "my_kvsname", limit)?;
         match word(&answer, "kvsname") {
             Some(name) => self.kvsname = name.to_string(),
             None => return Err(self.nonsense("get_my_kvsname", &answer, "kvsname")),
@@ -170,7 +171,7 @@ impl Connection {
     }
 
     /// Send a request and wait for the answer, whose `cmd` must be `expected` and whose `rc`, if any, 0.
-    fn request(&mut self, request: &str, expected: &str, deadline: Instant) -> Result<String> {
+    fn request(&mut self, request: &str, expected: &str, limit: &Limit) -> Result<String> {
         if self.lost {
             return Err(Error::bootstrap(format!(
                 "rank {}: the connection to mpiexec (PMI) failed earlier",
@@ -181,7 +182,7 @@ impl Connection {
         let mut line = request.as_bytes().to_vec();
         line.push(b'\n');
         self.send(&line).map_err(|error| self.gone(&error.to_string()))?;
-        let answer = self.line(deadline, expected)?;
+        let answer = self.line(limit, expected)?;
         self.lost = false;
         let name = request.split(' ').next().unwrap_or(request);
         match word(&answer, "rc") {
@@ -204,7 +205,7 @@ impl Connection {
         Ok(())
     }
 
-    fn line(&mut self, deadline: Instant, expected: &str) -> Result<String> {
+    fn line(&mut self, limit: &Limit, expected: &str) -> Result<String> {
         loop {
             if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
@@ -217,7 +218,7 @@ impl Connection {
                     self.rank
                 )));
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = limit.left();
             if left.is_zero() {
                 let what = if expected == "barrier_out" {
                     "not every rank has come: some have not started, or have not created their communicator"
@@ -230,7 +231,7 @@ impl Connection {
                 )));
             }
             let mut watched = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
-            let timeout = PollTimeout::try_from(left.min(Duration::from_secs(3600)) + Duration::from_millis(1));
+            let timeout = PollTimeout::try_from(left.min(LOOK) + Duration::from_millis(1));
             match poll(&mut watched, timeout.unwrap_or(PollTimeout::MAX)) {
                 Ok(0) | Err(Errno::EINTR) => continue,
                 Ok(_) => {}
@@ -247,26 +248,26 @@ impl Connection {
     }
 
     /// Put the bytes where every rank can get them after a barrier.
-    fn post(&mut self, board: usize, bytes: &[u8], deadline: Instant) -> Result<()> {
+    fn post(&mut self, board: usize, bytes: &[u8], limit: &Limit) -> Result<()> {
         let pieces: Vec<&[u8]> = bytes.chunks(self.piece).collect();
         for i in 0..pieces.len().max(1) {
             let count = if i == 0 { format!("{:03}.", pieces.len()) } else { String::new() };
             let value: String = pieces.get(i).unwrap_or(&&[][..]).iter().map(|byte| format!("{byte:02x}")).collect();
             let request = format!("cmd=put kvsname={} key={} value={count}{value}", self.kvsname, key(board, i));
-            self.request(&request, "put_result", deadline)?;
+            self.request(&request, "put_result", limit)?;
         }
         Ok(())
     }
 
     /// Wait for every rank, then get what rank 0 has put.
-    fn read(&mut self, board: usize, deadline: Instant) -> Result<Vec<u8>> {
-        self.request("cmd=barrier_in", "barrier_out", deadline)?;
-        let first = self.get(board, 0, deadline)?;
+    fn read(&mut self, board: usize, limit: &Limit) -> Result<Vec<u8>> {
+        self.request("cmd=barrier_in", "barrier_out", limit)?;
+        let first = self.get(board, 0, limit)?;
         let broken = || Error::bootstrap("what rank 0 put into mpiexec's key-value space (PMI) came back changed");
         let (count, mut text) = first.split_once('.').map(|(n, hex)| (n, hex.to_string())).ok_or_else(broken)?;
         let count: usize = count.parse().ok().filter(|count| *count <= LONGEST_NOTICE).ok_or_else(broken)?;
         for piece in 1..count {
-            text.push_str(&self.get(board, piece, deadline)?);
+            text.push_str(&self.get(board, piece, limit)?);
             if text.len() > 2 * LONGEST_NOTICE {
                 return Err(broken());
             }
@@ -274,9 +275,9 @@ impl Connection {
         unhex(&text).ok_or_else(broken)
     }
 
-    fn get(&mut self, board: usize, piece: usize, deadline: Instant) -> Result<String> {
+    fn get(&mut self, board: usize, piece: usize, limit: &Limit) -> Result<String> {
         let request = format!("cmd=get kvsname={} key={}", self.kvsname, key(board, piece));
-        let answer = self.request(&request, "get_result", deadline)?;
+        let answer = self.request(&request, "get_result", limit)?;
         Ok(word(&answer, "value").unwrap_or_default().to_string())
     }
 
@@ -308,12 +309,13 @@ impl KeyValueSpace {
 
 impl Board for KeyValueSpace {
     fn post(&mut self, bytes: &[u8]) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        self.with(|connection| connection.post(self.board, bytes, deadline))
+        let limit = Limit::after(Duration::from_secs(30));
+        self.with(|connection| connection.post(self.board, bytes, &limit))
     }
 
-    fn read(&mut self, deadline: Instant) -> Result<Vec<u8>> {
-        self.with(|connection| connection.read(self.board, deadline))
+    fn read(&mut self, within: Duration) -> Result<Vec<u8>> {
+        let limit = Limit::after(within);
+        self.with(|connection| connection.read(self.board, &limit))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -359,10 +361,10 @@ fn inherited(fd: RawFd) -> Result<File> {
     Ok(File::from(inherited.try_clone_to_owned().map_err(|_| closed())?))
 }
 
-fn connect(address: &str, deadline: Instant) -> std::io::Result<TcpStream> {
+fn connect(address: &str, limit: &Limit) -> std::io::Result<TcpStream> {
     let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let left = limit.left().max(Duration::from_millis(1));
         match TcpStream::connect_timeout(&address, left) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
@@ -381,7 +383,7 @@ fn leave_at_exit() {
         let Some(mut connection) = shared.take() else { return };
         if connection.process.is_this() {
             // The answer only matters in that mpiexec has then read the request.
-            let _ = connection.request("cmd=finalize", "finalize_ack", Instant::now() + Duration::from_secs(2));
+            let _ = connection.request("cmd=finalize", "finalize_ack", &Limit::after(Duration::from_secs(2)));
         }
     }
     // SAFETY: `leave` lives as long as this library is loaded (the C library runs it before unloading), and neither
@@ -406,20 +408,20 @@ pub(super) mod outside {
         theirs.write_all(input.take(16 << 10)).expect("there is room");
         theirs.shutdown(Shutdown::Write).expect("it is open");
         let ours = File::from(OwnedFd::from(ours));
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let limit = &Limit::after(Duration::from_secs(60));
         let connection = match choices & 1 {
             0 => Ok(Connection::new(ours, 3, 8)),
-            _ => Connection::ask_who(ours, "host:1", if choices & 2 == 0 { 3 } else { usize::MAX }, deadline),
+            _ => Connection::ask_who(ours, "host:1", if choices & 2 == 0 { 3 } else { usize::MAX }, limit),
         };
-        let Ok(mut connection) = connection.and_then(|connection| connection.greet(deadline)) else { return false };
+        let Ok(mut connection) = connection.and_then(|connection| connection.greet(limit)) else { return false };
         assert!(connection.rank < connection.size && (1..=PIECE).contains(&connection.piece));
         assert!(!connection.kvsname.contains([' ', '\t', '\n', '\r']));
         let hexadecimal: String = notice.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(unhex(&hexadecimal).as_deref(), Some(notice));
-        if choices & 4 == 4 && connection.post(0, notice, deadline).is_err() {
+        if choices & 4 == 4 && connection.post(0, notice, limit).is_err() {
             return false;
         }
-        let read = connection.read(0, deadline);
+        let read = connection.read(0, limit);
         assert!(read.as_ref().is_ok_and(|bytes| bytes.len() <= LONGEST_NOTICE) || read.is_err());
         read.is_ok()
     }
@@ -467,16 +469,16 @@ mod tests {
 
     #[test]
     fn a_board_in_short_and_long_values() {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let limit = &Limit::after(Duration::from_secs(10));
         for vallen_max in [16, 64, 256, 1024] {
             let stream = mpiexec(vallen_max);
-            let mut rank0 = Connection::new(File::from(OwnedFd::from(stream)), 0, 1).greet(deadline).unwrap();
+            let mut rank0 = Connection::new(File::from(OwnedFd::from(stream)), 0, 1).greet(limit).unwrap();
             for length in [0usize, 1, 128, 700] {
                 let bytes: Vec<u8> = (0..length).map(|i| (i * 7) as u8).collect();
-                rank0.post(length, &bytes, deadline).unwrap();
-                assert_eq!(rank0.read(length, deadline).unwrap(), bytes, "{length} bytes, vallen_max {vallen_max}");
+                rank0.post(length, &bytes, limit).unwrap();
+                assert_eq!(rank0.read(length, limit).unwrap(), bytes, "{length} bytes, vallen_max {vallen_max}");
             }
-            let error = rank0.read(9999, deadline).unwrap_err().to_string();
+            let error = rank0.read(9999, limit).unwrap_err().to_string();
             assert!(error.contains("rc=0") && error.contains("rc=-1"), "{error}");
         }
     }
@@ -485,36 +487,36 @@ mod tests {
     fn silence_and_hanging_up_are_errors() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let connection = Connection::new(File::from(OwnedFd::from(ours)), 3, 8);
-        let error = connection.greet(Instant::now() + Duration::from_millis(50)).err().unwrap().to_string();
+        let error = connection.greet(&Limit::after(Duration::from_millis(50))).err().unwrap().to_string();
         assert!(error.contains("rank 3 of 8") && error.contains("does not answer"), "{error}");
         drop(theirs);
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         let connection = Connection::new(File::from(OwnedFd::from(ours)), 3, 8);
-        let error = connection.greet(Instant::now() + Duration::from_secs(5)).err().unwrap().to_string();
+        let error = connection.greet(&Limit::after(Duration::from_secs(5))).err().unwrap().to_string();
         assert!(error.contains("lost the connection to mpiexec"), "{error}");
     }
 
     #[test]
     fn endless_lines_and_pieces_end() {
-        let deadline = || Instant::now() + Duration::from_secs(10);
+        let limit = &Limit::after(Duration::from_secs(10));
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let flood = std::thread::spawn(move || while theirs.write_all(&[b'x'; 4096]).is_ok() {});
         let connection = Connection::new(File::from(OwnedFd::from(ours)), 3, 8);
-        let error = connection.greet(deadline()).err().unwrap().to_string();
+        let error = connection.greet(limit).err().unwrap().to_string();
         assert!(error.contains("rank 3") && error.contains("does not speak PMI-1"), "{error}");
         flood.join().unwrap();
         // A notice that says that it has more pieces than any has, and one whose pieces have no end.
         let stream = mpiexec(1024);
-        let mut rank0 = Connection::new(File::from(OwnedFd::from(stream)), 0, 1).greet(deadline()).unwrap();
+        let mut rank0 = Connection::new(File::from(OwnedFd::from(stream)), 0, 1).greet(limit).unwrap();
         for (board, count) in [(1, usize::MAX), (2, 4096)] {
             for piece in 0..20 {
                 let first = if piece == 0 { format!("{count}.") } else { String::new() };
                 let value = format!("{first}{}", "ab".repeat(450));
                 let request = format!("cmd=put kvsname=kvs_1_0 key={} value={value}", key(board, piece));
-                rank0.request(&request, "put_result", deadline()).unwrap();
+                rank0.request(&request, "put_result", limit).unwrap();
             }
-            let error = rank0.read(board, deadline()).unwrap_err().to_string();
+            let error = rank0.read(board, limit).unwrap_err().to_string();
             assert!(error.contains("came back changed"), "{error}");
         }
     }
@@ -527,7 +529,7 @@ mod tests {
             "PMI_SIZE" => Some("2".to_string()),
             _ => None,
         };
-        let error = Connection::open(&lookup, Instant::now()).err().unwrap().to_string();
+        let error = Connection::open(&lookup, &Limit::after(Duration::ZERO)).err().unwrap().to_string();
         assert!(error.starts_with("PMI_FD=987654: expected the open descriptor"), "{error}");
     }
 }

@@ -11,12 +11,13 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libloading::Library;
 
 use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
 use crate::error::{Error, Result};
+use crate::running::{LOOK, Limit};
 
 /// Whether the variables offer PMIx.
 pub(super) fn present(lookup: Lookup) -> bool {
@@ -35,13 +36,13 @@ pub(super) fn launcher(lookup: Lookup) -> &'static str {
 }
 
 /// Load the library, connect to the launcher's server, and ask who we are.
-pub(super) fn launch(lookup: Lookup, deadline: Instant) -> Result<Launch> {
+pub(super) fn launch(lookup: Lookup, limit: &Limit) -> Result<Launch> {
     let api = match Api::load(lookup) {
         Ok(api) => api,
         Err(error) => {
             // mpirun's own variables still say who we are; with an address that is enough.
             return match super::environment::Variables::read_open_mpi(lookup) {
-                Ok(Some(variables)) => variables.launch(deadline),
+                Ok(Some(variables)) => variables.launch(limit),
                 _ => Err(error),
             };
         }
@@ -149,6 +150,21 @@ struct Api {
     _library: Library,
 }
 
+/// Where the library may be: by its name where the dynamic linker looks, then by path.
+fn candidates(lookup: Lookup) -> Vec<PathBuf> {
+    let mut candidates = vec![PathBuf::from("libpmix.so.2")];
+    // Open MPI built from source carries its own, beside its other libraries.
+    let prefix = lookup("OPAL_PREFIX").map(PathBuf::from).filter(|prefix| prefix.is_absolute());
+    candidates.extend(prefix.map(|prefix| prefix.join("lib/libpmix.so.2")));
+    for directory in std::env::split_paths(&lookup("PATH").unwrap_or_default()) {
+        // A relative one (an empty entry, too) means the working directory, which may be anybody's.
+        if directory.is_absolute() && directory.join("mpirun").exists() {
+            candidates.push(directory.join("../lib/libpmix.so.2"));
+        }
+    }
+    candidates
+}
+
 impl Api {
     /// The library, loaded once and for good: it runs threads of its own.
     fn load(lookup: Lookup) -> Result<&'static Api> {
@@ -161,18 +177,8 @@ impl Api {
     }
 
     fn open(lookup: Lookup) -> Result<Api> {
-        let mut candidates = vec![PathBuf::from("libpmix.so.2")];
-        // Open MPI built from source carries its own, beside its other libraries.
-        let prefix = lookup("OPAL_PREFIX").map(PathBuf::from).filter(|prefix| prefix.is_absolute());
-        candidates.extend(prefix.map(|prefix| prefix.join("lib/libpmix.so.2")));
-        for directory in std::env::split_paths(&lookup("PATH").unwrap_or_default()) {
-            // A relative one (an empty entry, too) means the working directory, which may be anybody's.
-            if directory.is_absolute() && directory.join("mpirun").exists() {
-                candidates.push(directory.join("../lib/libpmix.so.2"));
-            }
-        }
         let mut errors = Vec::new();
-        for path in candidates {
+        for path in candidates(lookup) {
             // SAFETY: loading runs the library's initialisers; this is the launcher's own library, which its
             // administrator installed for programs to load.
             match unsafe { Library::new(&path) } {
@@ -315,7 +321,7 @@ impl Client {
     }
 
     /// Ask once for rank 0's notice; `Ok(None)` if the launcher says that there is none yet.
-    fn ask(&self, deadline: Instant) -> Result<Option<Vec<u8>>> {
+    fn ask(&self, limit: &Limit) -> Result<Option<Vec<u8>>> {
         let (sender, receiver) = channel::<std::result::Result<Vec<u8>, c_int>>();
         let rank0 = Proc { rank: 0, ..self.me };
         let data = Box::into_raw(Box::new(sender)).cast();
@@ -327,11 +333,14 @@ impl Client {
             drop(unsafe { Box::from_raw(data.cast::<Sender<std::result::Result<Vec<u8>, c_int>>>()) });
             return self.not_yet(status);
         }
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Ok(bytes)) => Ok(Some(bytes)),
-            Ok(Err(status)) => self.not_yet(status),
-            // The box stays with the library, which may still answer; a few words are lost.
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(self.late()),
+        loop {
+            match receiver.recv_timeout(limit.left().min(LOOK)) {
+                Ok(Ok(bytes)) => return Ok(Some(bytes)),
+                Ok(Err(status)) => return self.not_yet(status),
+                Err(RecvTimeoutError::Timeout) if !limit.has_passed() => {}
+                // The box stays with the library, which may still answer; a few words are lost.
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Err(self.late()),
+            }
         }
     }
 
@@ -377,13 +386,14 @@ impl Board for Client {
         self.api.check(status, "publish rank 0's notice")
     }
 
-    fn read(&mut self, deadline: Instant) -> Result<Vec<u8>> {
+    fn read(&mut self, within: Duration) -> Result<Vec<u8>> {
+        let limit = Limit::after(within);
         let mut pause = Duration::from_millis(2);
         loop {
-            if let Some(bytes) = self.ask(deadline)? {
+            if let Some(bytes) = self.ask(&limit)? {
                 return Ok(bytes);
             }
-            if Instant::now() + pause >= deadline {
+            if limit.left() <= pause {
                 return Err(self.late());
             }
             std::thread::sleep(pause);
@@ -431,5 +441,36 @@ pub(super) mod outside {
             assert!(notice == bytes && notice.len() <= LONGEST_NOTICE);
         }
         is_known(&String::from_utf8_lossy(bytes)) || number.is_some() || notice.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_is_not_loaded_from_relative_directories() {
+        let home = std::env::temp_dir().join(format!("maypole-pmix-{}", std::process::id()));
+        std::fs::create_dir(&home).unwrap();
+        std::fs::write(home.join("mpirun"), "").unwrap();
+        let here = std::env::current_dir().unwrap();
+        let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+        let relative = up.join(home.strip_prefix("/").unwrap());
+        assert!(relative.join("mpirun").exists(), "the same directory");
+        let with = |prefix: &std::path::Path, path: &[&std::path::Path]| {
+            let path = std::env::join_paths(path).unwrap().into_string().unwrap();
+            let prefix = prefix.to_str().unwrap().to_string();
+            candidates(&|name| match name {
+                "OPAL_PREFIX" => Some(prefix.clone()),
+                "PATH" => Some(path.clone()),
+                _ => None,
+            })
+        };
+        let by_name = PathBuf::from("libpmix.so.2");
+        let nowhere = std::path::Path::new("");
+        assert_eq!(with(&relative, &[&relative, nowhere]), std::slice::from_ref(&by_name));
+        let there = [by_name, home.join("lib/libpmix.so.2"), home.join("../lib/libpmix.so.2")];
+        assert_eq!(with(&home, &[&relative, &home]), there);
+        std::fs::remove_dir_all(&home).unwrap();
     }
 }

@@ -20,12 +20,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_transports::fork;
 
 use super::{Board, LONGEST_NOTICE};
 use crate::error::{Error, Result};
+use crate::running::{LOOK, Limit};
 
 const VALIDATE: u8 = 0;
 const SET: u8 = 1;
@@ -45,8 +46,8 @@ pub(super) struct TcpStore {
 }
 
 impl TcpStore {
-    /// Connect and introduce ourselves. Tries again until the deadline: the agent may be late.
-    pub(super) fn connect(host: &str, port: u16, key: String, deadline: Instant) -> Result<TcpStore> {
+    /// Connect and introduce ourselves. Tries again until the limit has passed: the agent may be late.
+    pub(super) fn connect(host: &str, port: u16, key: String, limit: &Limit) -> Result<TcpStore> {
         let address = format!("{host}:{port}");
         let failed = |error: String| {
             Error::bootstrap(format!(
@@ -55,7 +56,7 @@ impl TcpStore {
             ))
         };
         let stream = loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = limit.left();
             let error = match connect_any(host, port, left.max(Duration::from_millis(1))) {
                 Ok(stream) => break stream,
                 Err(error) => error,
@@ -88,10 +89,10 @@ impl TcpStore {
         sent.map_err(|error| self.lost(&error))
     }
 
-    /// Read exactly `bytes.len()` bytes by the deadline.
-    fn receive(&mut self, mut bytes: &mut [u8], deadline: Instant) -> Result<()> {
+    /// Read exactly `bytes.len()` bytes before the limit has passed.
+    fn receive(&mut self, mut bytes: &mut [u8], limit: &Limit) -> Result<()> {
         while !bytes.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = limit.left();
             if left.is_zero() {
                 return Err(Error::bootstrap(format!(
                     "rank 0 posted nothing on torchrun's store at {} in time: it has not come, or is not a Maypole program",
@@ -99,7 +100,7 @@ impl TcpStore {
                 )));
             }
             let stream = self.stream()?;
-            let got = stream.set_read_timeout(Some(left)).and_then(|()| stream.read(bytes));
+            let got = stream.set_read_timeout(Some(left.min(LOOK))).and_then(|()| stream.read(bytes));
             match got {
                 Ok(0) => return Err(self.lost(&ErrorKind::UnexpectedEof.into())),
                 Ok(n) => bytes = &mut bytes[n..],
@@ -126,13 +127,14 @@ impl Board for TcpStore {
         self.send(&request)
     }
 
-    fn read(&mut self, deadline: Instant) -> Result<Vec<u8>> {
+    fn read(&mut self, within: Duration) -> Result<Vec<u8>> {
+        let limit = &Limit::after(within);
         let mut request = vec![WAIT];
         request.extend(1u64.to_ne_bytes());
         put(&mut request, self.key.as_bytes());
         self.send(&request)?;
         let mut answer = [0u8];
-        self.receive(&mut answer, deadline)?;
+        self.receive(&mut answer, limit)?;
         if answer[0] != STOP_WAITING {
             return Err(Error::bootstrap(format!(
                 "torchrun's store at {} answered {} to a wait, not {STOP_WAITING}: this is not the protocol of torch 2.1 and later",
@@ -143,7 +145,7 @@ impl Board for TcpStore {
         put(&mut request, self.key.as_bytes());
         self.send(&request)?;
         let mut length = [0u8; 8];
-        self.receive(&mut length, deadline)?;
+        self.receive(&mut length, limit)?;
         let length = u64::from_ne_bytes(length);
         if length > LONGEST_NOTICE as u64 {
             return Err(Error::bootstrap(format!(
@@ -152,7 +154,7 @@ impl Board for TcpStore {
             )));
         }
         let mut value = vec![0; length as usize];
-        self.receive(&mut value, deadline)?;
+        self.receive(&mut value, limit)?;
         Ok(value)
     }
 
@@ -162,7 +164,7 @@ impl Board for TcpStore {
         self.send(&request)?;
         // Whether there still was one: nobody else deletes it.
         let mut deleted = [0u8; 8];
-        self.receive(&mut deleted, Instant::now() + ANSWER)
+        self.receive(&mut deleted, &Limit::after(ANSWER))
     }
 
     fn is_open(&self) -> bool {
@@ -212,7 +214,7 @@ pub(super) mod outside {
         let stream = TcpStream::from(OwnedFd::from(ours));
         let mut store = TcpStore::over(stream, "host:1".into(), "key".into()).expect("it is open");
         store.post(b"notice").expect("it is open");
-        let Ok(value) = store.read(Instant::now() + ANSWER) else { return false };
+        let Ok(value) = store.read(ANSWER) else { return false };
         assert!(value.len() <= LONGEST_NOTICE && data[9..].starts_with(&value));
         let _ = store.clear();
         true

@@ -223,11 +223,11 @@ fn a_board_in_torchruns_store() {
         _ => panic!("no board"),
     };
     // Nothing there yet: the wait ends at the deadline, and the error says who is missing.
-    let error = board().read(Instant::now() + Duration::from_millis(50)).unwrap_err().to_string();
+    let error = board().read(Duration::from_millis(50)).unwrap_err().to_string();
     assert!(error.contains("rank 0 posted nothing"), "{error}");
     let mut board = board();
     board.post(b"where we meet").unwrap();
-    assert_eq!(board.read(Instant::now() + Duration::from_secs(10)).unwrap(), b"where we meet");
+    assert_eq!(board.read(Duration::from_secs(10)).unwrap(), b"where we meet");
     board.clear().unwrap();
     assert!(kept.lock().unwrap().is_empty());
     board.finish().unwrap();
@@ -237,8 +237,8 @@ fn a_board_in_torchruns_store() {
 fn meet(port: u16, rank: usize, key: Option<&str>) -> Result<()> {
     let mut config = Config { connect_timeout: Duration::from_secs(5), ..Config::default() };
     config.key = key.map(Into::into);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    let board = tcp_store::TcpStore::connect("127.0.0.1", port, "maypole/none/0/1".into(), deadline)?;
+    let limit = Limit::after(Duration::from_secs(5));
+    let board = tcp_store::TcpStore::connect("127.0.0.1", port, "maypole/none/0/1".into(), &limit)?;
     let launch = Launch {
         rank,
         size: 2,

@@ -22,7 +22,7 @@ use super::wire::{self, Inbox, Outbox};
 use super::{hub, interfaces, ports, roster, silence};
 use crate::config::{Config, Family};
 use crate::descriptors;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, cut};
 use crate::running::Limit;
 
 /// Between attempts to reach the meeting point: at first, and at most.
@@ -102,8 +102,8 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
         Meeting::Address { earlier: 1.., .. } => config.connect_timeout,
         _ => WRONG_KEY_PATIENCE,
     };
-    let (point, key) = go(meeting, rank, size, config, start)?;
-    let limit = Limit::after(config.connect_timeout.saturating_sub(start.elapsed()));
+    let limit = Limit::after(config.connect_timeout);
+    let (point, key) = go(meeting, rank, size, config, &limit)?;
     let (control, address, session) = reach(&point, &key, rank, config, (start, &limit), patience)?;
     let (mut inbox, mut outbox) = session.into_frames(Writer::Node);
     let (data, local, hello) = prepare(&control, open, (rank, size), config).inspect_err(|error| {
@@ -113,7 +113,7 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
             std::process::id(),
             peer::host_name()
         );
-        outbox.push(&ToHub::Unable { rank, size, why });
+        outbox.push(&ToHub::Unable { rank, size, why: cut(why) });
         let _ = outbox.flush(&control);
     })?;
     let limit = Limit::after(config.connect_timeout.saturating_add(GRACE));
@@ -181,7 +181,7 @@ fn names_this_host(host: &str) -> bool {
 }
 
 /// Where this rank has to go; rank 0 opens the meeting point if it is an address.
-fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instant) -> Result<(Point, Key)> {
+fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, limit: &Limit) -> Result<(Point, Key)> {
     let (host, port, listener, key, earlier) = match meeting {
         Meeting::Id(id) => {
             let id = super::UniqueId::from_bytes(id.as_bytes())?;
@@ -201,11 +201,7 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, start: Instan
             loop {
                 match hub::listen(own, port, family) {
                     // The world before holds the port until its last rank has left.
-                    Err(e)
-                        if e.kind() == std::io::ErrorKind::AddrInUse
-                            && earlier > 0
-                            && start.elapsed() < config.connect_timeout =>
-                    {
+                    Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && earlier > 0 && !limit.has_passed() => {
                         std::thread::sleep(RETRY.0);
                     }
                     bound => break bound,
