@@ -143,7 +143,7 @@ pub enum Verdict {
 
 /// The longest text of a verdict or a refusal, in bytes. Ranks send them to each other: a reason may come with a program's
 /// source or a traceback, and must not be what ends the job.
-const LONGEST_TEXT: usize = 16 << 10;
+pub(crate) const LONGEST_TEXT: usize = 16 << 10;
 
 /// `text`, or its beginning and a word that the rest is missing, if it is longer than other ranks need to be told.
 pub(crate) fn cut(mut text: String) -> String {

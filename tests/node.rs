@@ -297,6 +297,21 @@ fn every_rank_is_told_why_the_job_cannot_start() {
     }
 }
 
+/// Also if it is longer than any frame of a process that has not introduced itself.
+#[test]
+fn a_rank_that_cannot_take_part_says_why_at_any_length() {
+    let mut nowhere = config();
+    nowhere.interface = Some(["nosuch7"; 6000].join(","));
+    let id = UniqueId::create(&config()).unwrap();
+    let begun = Instant::now();
+    let settings = [nowhere, config()];
+    let join = |rank| Node::join(Meeting::Id(id), rank, 2, &settings[rank]).map(drop);
+    let told = ranks(2, |rank| join(rank).unwrap_err().to_string());
+    assert!(told[0].len() > 40_000 && told[0].contains("nosuch7"), "rank 0 is told all of it");
+    assert!(told[1].contains("rank 0") && told[1].contains("cannot take part"), "{}", told[1]);
+    assert!(told[1].contains("cut here") && begun.elapsed() < config().connect_timeout, "{:?}", begun.elapsed());
+}
+
 #[test]
 fn those_who_come_after_the_failure_are_told_too() {
     let id = UniqueId::create(&config()).unwrap();

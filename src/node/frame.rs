@@ -5,12 +5,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::peer::{Peer, Settings};
-use crate::error::Verdict;
+use crate::error::{LONGEST_TEXT, Verdict};
 use crate::fingerprint::Fingerprint;
 use crate::watch::{Record, Stall};
 
-/// The longest frame that the hub takes from a process that has not been admitted to the table.
-pub(super) const HELLO_LIMIT: usize = 16 << 10;
+/// The longest frame that the hub takes from a process that has not been admitted to the table: a reason of any length,
+/// as it is cut ([`crate::error::cut`]), has room in it.
+pub(super) const HELLO_LIMIT: usize = 2 * LONGEST_TEXT;
 /// The longest frame that the hub takes from a rank.
 pub(super) const RANK_LIMIT: usize = 1 << 20;
 /// The longest frame that a node takes: the table of the largest world.

@@ -19,7 +19,7 @@ use super::peer::Peer;
 use super::recent::Recent;
 use super::wire::Outbox;
 use crate::config::Config;
-use crate::error::Verdict;
+use crate::error::{Verdict, cut};
 use crate::exit::{End, Membership};
 use crate::running::Moment;
 use crate::watch::{self, Record, Watch};
@@ -235,7 +235,7 @@ impl Shared {
     /// of this rank any more, nor it of the others. All its communicators fail, and the hub is told why, if it can be.
     pub fn fall(&self, how: &str) {
         tracing::error!("rank {}: {how}", self.rank);
-        self.post(&ToHub::Fallen { how: how.to_string() });
+        self.post(&ToHub::Fallen { how: cut(how.to_string()) });
         self.hub_lost.store(true, Ordering::Release);
         // Otherwise the hub would go on believing that somebody listens.
         let _ = self.control.shutdown(std::net::Shutdown::Write);
