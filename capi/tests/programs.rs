@@ -65,6 +65,11 @@ fn every_misuse_is_an_error_that_names_the_argument() {
 }
 
 #[test]
+fn keys_that_differ_are_an_error_on_both_ranks() {
+    run("tests/programs/keys.c", &[2], |_, _| "fine".into());
+}
+
+#[test]
 fn programs_that_destroy_nothing_leave_in_good_order() {
     let program = compile("tests/programs/ends.cpp", None);
     for transport in ["shm", "tcp"] {

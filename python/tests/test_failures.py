@@ -24,6 +24,26 @@ def test_the_hierarchy():
     assert type(error) is maypole.DiedError and str(error) == "gone" and error.rank is None
 
 
+def test_keys_that_differ():
+    keys = ["one secret, of more than sixteen bytes", "another secret, of more than sixteen bytes"]
+    ident = maypole.unique_id(key=keys[0])
+    told = [None, None]
+
+    def rank(r):
+        try:
+            maypole.from_id(ident, r, 2, key=keys[r], connect_timeout=4)
+        except maypole.BootstrapError as error:
+            told[r] = str(error)
+
+    ranks = [threading.Thread(target=rank, args=(r,), daemon=True) for r in range(2)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join(60)
+    for text in told:
+        assert text and "another key" in text and "MAYPOLE_KEY" in text and "secret" not in text
+
+
 def test_mismatch():
     def rank(comm):
         x = np.ones(4 if comm.rank else 5, "f4")

@@ -19,6 +19,7 @@ def meet(store, rank, size, timeout):
     """
     if size == 1:
         return TorchLink.join(None, 0, 1, timeout)
+    TorchLink.refuse_open(timeout)
     if rank == 0:
         # An id that only this process can reach would be of no use to others; the same settings make both.
         id = TorchLink.id(timeout)

@@ -94,11 +94,17 @@ impl Link {
 
 #[pymethods]
 impl Link {
+    /// An error on every rank, before it waits for anything, if the settings forbid what others can read: the store, with
+    /// no key besides.
+    #[staticmethod]
+    fn refuse_open(py: Python<'_>, timeout: f64) -> PyResult<()> {
+        settings(py, timeout)?.refuse_open(STORE).map_err(|e| error::to_py(py, e))
+    }
+
     /// Bytes that name a world which is about to meet; rank 0 makes them and hands them to the others.
     #[staticmethod]
     fn id(py: Python<'_>, timeout: f64) -> PyResult<Bound<'_, PyBytes>> {
         let config = settings(py, timeout)?;
-        config.refuse_open(STORE).map_err(|e| error::to_py(py, e))?;
         let id = py.detach(|| UniqueId::create(&config)).map_err(|e| error::to_py(py, e))?;
         Ok(PyBytes::new(py, id.as_bytes()))
     }
@@ -109,9 +115,6 @@ impl Link {
     fn join(py: Python<'_>, id: Option<&[u8]>, rank: usize, size: usize, timeout: f64) -> PyResult<Link> {
         let config = settings(py, timeout)?;
         let id = id.map(UniqueId::from_bytes).transpose().map_err(|e| error::to_py(py, e))?;
-        if id.is_some() {
-            config.refuse_open(STORE).map_err(|e| error::to_py(py, e))?;
-        }
         let comm = py.detach(|| match id {
             Some(id) => Communicator::from_id(&id, rank, size, config),
             None => Communicator::threads_with(1, config).map(|mut world| world.remove(0)),

@@ -94,6 +94,16 @@ def main():
         world = {"store": store, "rank": rank, "world_size": size + 1, "timeout": timedelta(seconds=15)}
         told(lambda: dist.init_process_group("maypole", **world), f"rank {size}")
         return
+    if name == "keys":
+        os.environ["MAYPOLE_KEY"] = f"the secret of rank {os.environ['RANK']}, of more than sixteen bytes"
+        told(lambda: dist.init_process_group("maypole", timeout=timedelta(seconds=8)), "another key", "MAYPOLE_KEY")
+        return
+    if name == "keyless":
+        # Others can read the store.
+        os.environ["MAYPOLE_REQUIRE_KEY"] = "1"
+        meet = lambda: dist.init_process_group("maypole", timeout=timedelta(seconds=8))  # noqa: E731
+        told(meet, "MAYPOLE_REQUIRE_KEY=1", "MAYPOLE_KEY is not set")
+        return
     dist.init_process_group("maypole", timeout=timedelta(seconds=60))
     globals()[name](dist.get_rank(), dist.get_world_size())
 

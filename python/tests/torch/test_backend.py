@@ -22,6 +22,11 @@ def test_a_rank_that_does_not_come_is_named(tmp_path):
     run("failures.py", 2, "absent", tmp_path / "store", timeout=120)
 
 
+@pytest.mark.parametrize("what", ["keys", "keyless"])
+def test_keys_count(what):
+    run("failures.py", 2, what)
+
+
 def test_beside_other_backends():
     run("beside.py", 2)
 
