@@ -90,7 +90,7 @@ fn an_all_reduce_fills_the_cables_and_sends_no_more_than_it_must() {
     if Command::new("iperf3").arg("--version").stdout(Stdio::null()).status().is_err() {
         return skip(TEST, "iperf3 is not installed");
     }
-    let Some(cluster) = Cluster::new(TEST, HOSTS, "1gbit") else { return };
+    let Some(cluster) = Cluster::alone(TEST, HOSTS, "1gbit") else { return };
     let layout = in_order(&[2; HOSTS]);
     let all: Vec<usize> = (0..layout.len()).collect();
     let _ahead = Ahead::of_others();

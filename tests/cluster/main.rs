@@ -5,7 +5,7 @@
 //!
 //! That needs root, `ip` and `tc` (iproute2), and `iperf3` and `tcpdump` for the tests that use them. Where something is
 //! missing, each test says `skipped:`, its name and why on standard error; with `MAYPOLE_TEST_CLUSTER=1` that is a
-//! failure. One test runs at a time: a cluster shares the machine's cores with nobody.
+//! failure. Tests of bandwidth and of slow cables run alone; the others wait most of their time, and run beside each other.
 
 mod bandwidth;
 mod between;

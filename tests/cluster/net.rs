@@ -13,12 +13,12 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// One cluster at a time.
-static TURN: Mutex<()> = Mutex::new(());
+/// Clusters that need the machine for themselves have it written, others read: those wait most of the time.
+static TURN: RwLock<()> = RwLock::new(());
 
 /// A thread's namespace, kept by an open file.
 pub struct Namespace {
@@ -37,7 +37,13 @@ pub struct Host {
 pub struct Cluster {
     hosts: Vec<Host>,
     switch: Namespace,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
+}
+
+/// A cluster's part of [`TURN`].
+enum Turn {
+    Beside(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
 }
 
 /// How a cable is cut.
@@ -112,6 +118,11 @@ impl Host {
         Ok(Host { name, network, identity })
     }
 
+    /// The calling thread moves into its network; see [`on_own_thread`].
+    pub fn enter(&self) {
+        self.network.enter();
+    }
+
     /// Start a process on it.
     pub fn spawn(&self, command: &mut Command) -> Child {
         on_own_thread(|| {
@@ -145,8 +156,18 @@ impl Cluster {
     /// A cluster of `hosts` hosts, whose cables carry `rate` (as tc has it, `1gbit`) each way. `None` after saying why
     /// `test` is skipped.
     pub fn new(test: &str, hosts: usize, rate: &str) -> Option<Cluster> {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        match Cluster::build(hosts, rate, turn) {
+        let turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+        Cluster::or_skip(test, Cluster::build(hosts, rate, Turn::Beside(turn)))
+    }
+
+    /// [`Cluster::new`], while there is no other cluster: for tests that compare times of the network with others.
+    pub fn alone(test: &str, hosts: usize, rate: &str) -> Option<Cluster> {
+        let turn = TURN.write().unwrap_or_else(PoisonError::into_inner);
+        Cluster::or_skip(test, Cluster::build(hosts, rate, Turn::Alone(turn)))
+    }
+
+    fn or_skip(test: &str, built: Result<Cluster, String>) -> Option<Cluster> {
+        match built {
             Ok(cluster) => Some(cluster),
             Err(why) => {
                 skip(test, &why);
@@ -155,7 +176,7 @@ impl Cluster {
         }
     }
 
-    fn build(count: usize, rate: &str, turn: MutexGuard<'static, ()>) -> Result<Cluster, String> {
+    fn build(count: usize, rate: &str, turn: Turn) -> Result<Cluster, String> {
         let switch = Namespace::new(CloneFlags::CLONE_NEWNET, || Ok(()))?;
         switch.run("ip link add br0 type bridge")?;
         switch.run("ip link set br0 up")?;

@@ -1,6 +1,7 @@
 //! What others on the network can read, and what becomes of what they change.
 
 use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,9 +9,9 @@ use std::time::{Duration, Instant};
 use maypole::{Communicator, ReduceOp};
 
 use crate::between::{Between, Carries, Towards};
-use crate::job::{in_order, start};
-use crate::net::{Cluster, skip};
-use crate::ranks::{role, say};
+use crate::job::{in_order, maypole, start};
+use crate::net::{Cluster, address, on_own_thread, skip};
+use crate::ranks::{Job, PATIENCE, role, say};
 
 const ENCRYPT: (&str, &str) = ("MAYPOLE_ENCRYPT", "1");
 /// A text that the ranks send each other, over and over.
@@ -183,5 +184,61 @@ fn an_onlooker_reads_nothing_of_an_encrypted_job() {
             assert!(!contains(&sealed, part), "{:?} can be read", String::from_utf8_lossy(part));
         }
         assert!(!contains(&sealed, frame), "frames can be read");
+    }
+}
+
+/// What a world whose key others can guess says of it: once, where ranks are on several hosts.
+#[test]
+fn a_key_that_an_address_gives_is_warned_about_on_several_hosts() {
+    const TEST: &str = "strangers::a_key_that_an_address_gives_is_warned_about_on_several_hosts";
+    let Some(cluster) = Cluster::new(TEST, 2, "1gbit") else { return };
+    let key = ("MAYPOLE_KEY", "a secret of more than sixteen bytes");
+    for (layout, settings, warnings) in [(&[0, 1, 1], &[][..], 1), (&[0, 1, 1], &[key], 0), (&[0, 0, 0], &[], 0)] {
+        // A world is made there twice.
+        let ends = maypole(&cluster, layout, &["info", "--launch"], settings);
+        let texts = ends.iter().map(|end| String::from_utf8_lossy(&end.stderr)).collect::<Vec<_>>();
+        assert!(ends.iter().all(|end| end.status.success()), "{texts:#?}");
+        let said = texts.concat();
+        assert_eq!(said.matches("derived from the meeting point's address").count(), warnings, "{layout:?}: {said}");
+        let parts = ["host0, host1", "MAYPOLE_KEY", "MAYPOLE_REQUIRE_KEY=1"];
+        assert!(warnings == 0 || parts.iter().all(|part| texts[0].contains(part)), "{said}");
+    }
+    for end in maypole(&cluster, &[0, 1], &["info", "--launch"], &[("MAYPOLE_REQUIRE_KEY", "1")]) {
+        let said = String::from_utf8_lossy(&end.stderr).into_owned() + &String::from_utf8_lossy(&end.stdout);
+        assert!(!end.status.success() && said.contains("MAYPOLE_KEY is not set"), "{said}");
+    }
+}
+
+/// Where ranks meet at an address, too, rank 0 listens at the interface that was asked for and at no other.
+#[test]
+fn the_meeting_point_is_at_the_interface_that_was_asked_for() {
+    const TEST: &str = "strangers::the_meeting_point_is_at_the_interface_that_was_asked_for";
+    role(|_| match Communicator::from_env().and_then(|comm| comm.barrier()) {
+        Ok(()) => say("met"),
+        Err(error) => say(error),
+    });
+    let Some(cluster) = Cluster::new(TEST, 2, "1gbit") else { return };
+    let call = |ip: &str| {
+        on_own_thread(|| {
+            cluster.hosts()[0].enter();
+            TcpStream::connect((ip, 29500)).is_ok()
+        })
+    };
+    for (interface, elsewhere) in [(&[("MAYPOLE_INTERFACE", "eth0")][..], false), (&[], true)] {
+        let place = |rank| (rank, 2, vec![("MASTER_ADDR", address(0)), ("MASTER_PORT", "29500".to_string())]);
+        let rank = |rank: usize| {
+            Job::start_by(TEST, "", &[place(rank)], interface, |_, command| cluster.hosts()[rank].spawn(command))
+        };
+        let mut first = rank(0);
+        let begun = Instant::now();
+        while !call(&address(0)) {
+            assert!(begun.elapsed() < PATIENCE, "rank 0 does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(call("127.0.0.1"), elsewhere, "{interface:?}");
+        let mut second = rank(1);
+        assert!(first.hear(&[0]).iter().chain(&second.hear(&[0])).all(|(_, line)| line == "met"));
+        first.end(&[0]);
+        second.end(&[0]);
     }
 }
