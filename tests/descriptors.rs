@@ -175,18 +175,22 @@ fn creation_ends_when_descriptors_run_out() {
         }
         return;
     }
-    for (transport, limit) in [("shm", 16), ("shm", 24), ("shm", 32), ("tcp", 20), ("tcp", 28), ("tcp", 36)] {
-        let folder = std::env::temp_dir().join(format!("maypole-few-{}-{transport}-{limit}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let players = (0..RANKS).map(|rank| {
-            let words = [
-                ("RANK", rank.to_string()),
-                ("FOLDER", folder.display().to_string()),
-                ("TRANSPORT", transport.to_string()),
-            ];
-            Player::start(PART, &format!("-n {limit}"), &words)
+    // All at the same time: they wait most of it.
+    let jobs =
+        [("shm", 16), ("shm", 24), ("shm", 32), ("tcp", 20), ("tcp", 28), ("tcp", 36)].map(|(transport, limit)| {
+            let folder = std::env::temp_dir().join(format!("maypole-few-{}-{transport}-{limit}", std::process::id()));
+            std::fs::create_dir_all(&folder).expect("a folder");
+            let players = (0..RANKS).map(|rank| {
+                let words = [
+                    ("RANK", rank.to_string()),
+                    ("FOLDER", folder.display().to_string()),
+                    ("TRANSPORT", transport.to_string()),
+                ];
+                Player::start(PART, &format!("-n {limit}"), &words)
+            });
+            (transport, limit, players.collect::<Vec<_>>(), folder)
         });
-        let players: Vec<Player> = players.collect();
+    for (transport, limit, players, folder) in jobs {
         for player in players {
             let said = player.end(Duration::from_secs(180));
             println!("{transport} with {limit} descriptors: {said}");
