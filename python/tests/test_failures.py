@@ -26,7 +26,7 @@ def test_the_hierarchy():
 
 def test_keys_that_differ():
     keys = ["one secret, of more than sixteen bytes", "another secret, of more than sixteen bytes"]
-    ident = maypole.unique_id(key=keys[0])
+    ident = maypole.unique_id(key=keys[0], connect_timeout=4)
     told = [None, None]
 
     def rank(r):
