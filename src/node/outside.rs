@@ -56,8 +56,10 @@ pub(crate) fn frames(data: &[u8]) -> bool {
     let mut input = Input(data);
     let (choices, step, which) = (input.byte(), usize::from(input.byte()) + 1, input.number());
     let body = input.take(LONGEST);
+    // Not often: a handshake takes longer than all else here.
+    let (encrypted_in, encrypted_out) = (choices & 15 == 15, choices >> 4 == 15);
     // Without the key nobody makes a frame, whatever it looks like.
-    let (mut inbox, _) = ends(choices & 1 == 1);
+    let (mut inbox, _) = ends(encrypted_in);
     assert!(read::<ToHub>(&mut inbox, body, step).map_or(true, |frames| frames.is_empty()), "a frame without a tag");
     // With it, any body.
     let mut wire = Vec::new();
@@ -72,12 +74,12 @@ pub(crate) fn frames(data: &[u8]) -> bool {
     let for_node = read::<ToNode>(&mut ends(false).0, &wire, step);
     let mut whole = false;
     if let Ok([frame]) = for_hub.as_deref() {
-        comes_back(frame, choices & 2 == 2, step);
+        comes_back(frame, encrypted_out, step);
         say_to_hub(frame);
         whole = true;
     }
     if let Ok([frame]) = for_node.as_deref() {
-        comes_back(frame, choices & 2 == 2, step);
+        comes_back(frame, encrypted_out, step);
         say_to_node(frame);
         whole = true;
     }
