@@ -97,6 +97,9 @@ impl Bell {
 /// The longest time that the polls of [`Patience::spins`] may take. In shared memory a poll is a few loads, but over
 /// TCP it is a system call for each link, and thousands of those would hold a core for tens of milliseconds.
 pub const SPIN: Duration = Duration::from_micros(200);
+/// Polls without a pause between them. What another core has just written is on its way: it comes within as many, and
+/// on processors whose pause is long (140 cycles and more since Intel's Skylake) each pause may be waited for in vain.
+const EAGER: u32 = 24;
 /// After so many polls the clock is looked at; a power of 2.
 const GLANCE: u32 = 64;
 
@@ -194,7 +197,9 @@ impl Idle {
     pub fn found_nothing(&mut self) -> Next {
         self.polls = self.polls.wrapping_add(1);
         if self.polls <= self.spins() && !self.polls.is_multiple_of(GLANCE) {
-            std::hint::spin_loop();
+            if self.polls > EAGER {
+                std::hint::spin_loop();
+            }
             return Next::Poll;
         }
         self.linger()
