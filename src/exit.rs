@@ -20,7 +20,7 @@
 //!
 //! *A process that was told to end* by a signal, and whose handler for it has `main` return, cannot be told from one that
 //! is done. It waits as well: those who were told the same are about to leave too, and need it. But once it has waited for
-//! [`SAY_AFTER`] and has said for whom, SIGTERM, SIGINT and SIGHUP end it at once, handler or not (a handler can do nothing
+//! five seconds and has said for whom, SIGTERM, SIGINT and SIGHUP end it at once, handler or not (a handler can do nothing
 //! more for a `main` that has returned), unless they are ignored.
 //!
 //! *Not at* `_exit`, `abort`, or the death by a signal: those are deaths to the others, at once. A child by `fork` leaves
