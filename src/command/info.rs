@@ -50,13 +50,11 @@ pub(super) fn run(args: &Args) -> ExitCode {
     };
     match outcome {
         Ok((text, well)) => {
-            if !text.is_empty() {
-                println!("{text}");
-            }
-            if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            let printed = text.is_empty() || super::print(&text);
+            if well && printed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            eprintln!("maypole info: {error}");
+            super::say(format_args!("maypole info: {error}"));
             ExitCode::FAILURE
         }
     }
