@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::local::Threads;
 use super::{Communicator, Inner};
 use crate::capacity::Capacity;
-use crate::config::{Config, TransportChoice};
+use crate::config::{Config, TransportChoice, unknown};
 use crate::engine::Engine;
 use crate::engine::links::Links;
 use crate::engine::messages::Messages;
@@ -117,6 +117,7 @@ impl Communicator {
         config.check()?;
         crate::log::init(config.log.as_deref());
         let launch = launch::detect(&config, &|name| std::env::var(name).ok())?;
+        unknown::mention(launch.rank);
         tracing::debug!(rank = launch.rank, size = launch.size, launcher = launch.launcher, "launched");
         match join(launch, &config)? {
             None => Communicator::alone(config),
@@ -129,6 +130,7 @@ impl Communicator {
     pub fn from_id(id: &UniqueId, rank: usize, size: usize, config: Config) -> Result<Communicator> {
         config.check()?;
         crate::log::init(config.log.as_deref());
+        unknown::mention(rank);
         Communicator::of_processes(Node::join(Meeting::Id(*id), rank, size, &config)?, config)
     }
 
@@ -159,6 +161,7 @@ impl Communicator {
         if size == 0 {
             return Err(Error::bootstrap("a world needs at least one rank, but 0 were asked for"));
         }
+        unknown::mention(0);
         if config.transport == TransportChoice::Tcp && size > 1 {
             let id = UniqueId::create(&config)?;
             return std::thread::scope(|s| {
