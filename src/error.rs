@@ -209,8 +209,8 @@ impl std::fmt::Display for Verdict {
             Verdict::Died { rank, host, how } => write!(f, "rank {rank} on host {host} is gone: {how}"),
             Verdict::Mismatch { one: (a, one), other: (b, other) } if one.to_string() == other.to_string() => write!(
                 f,
-                "ranks disagree: rank {a} and rank {b} both called {one}, but do not run it in the same way: their settings (algorithm, slice, sizes) \
-                 or earlier calls differ"
+                "ranks disagree: rank {a} and rank {b} both called {one}, but do not run it in the same way: their settings (algorithm, slice, sizes), \
+                 the width or order that their operations ask for, or earlier calls differ"
             ),
             Verdict::Mismatch { one: (a, what_a), other: (b, what_b) } => write!(
                 f,

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use maypole_collectives::schedule::Collective;
-use maypole_collectives::{DataType, ReduceOp};
+use maypole_collectives::{DataType, Pair, ReduceOp};
 use serde::{Deserialize, Serialize};
 
 /// The codes of point-to-point operations, after the collectives'.
@@ -51,7 +51,7 @@ impl Fingerprint {
         count: usize,
     ) -> Fingerprint {
         let code = Collective::ALL.iter().position(|c| *c == collective).expect("listed") as u8;
-        let (op, user) = op.map_or((0, 0), op_code);
+        let (code_of_op, user) = op.map_or((0, 0), op_code);
         Fingerprint {
             sequence,
             count: count as u64,
@@ -59,8 +59,8 @@ impl Fingerprint {
             user,
             collective: code,
             dtype: dtype as u8,
-            op,
-            plan: 0,
+            op: code_of_op,
+            plan: op.map_or(0, how_it_combines),
             past: 0,
         }
     }
@@ -132,7 +132,7 @@ impl Fingerprint {
 
     /// The same, as run in the way that `plan` stands for (0: by the fused path).
     pub fn run_as(self, plan: u8) -> Fingerprint {
-        Fingerprint { plan, ..self }
+        Fingerprint { plan: self.plan ^ plan, ..self }
     }
 
     /// The same, on device buffers.
@@ -219,10 +219,24 @@ fn op_code(op: ReduceOp) -> (u8, u32) {
         ReduceOp::Or => (8, 0),
         ReduceOp::Xor => (9, 0),
         ReduceOp::User(op) => (10, op.id()),
+        ReduceOp::MinLoc(pair) => (11, pair as u32),
+        ReduceOp::MaxLoc(pair) => (12, pair as u32),
     }
 }
 
-const OP_NAMES: [&str; 11] = ["", "sum", "prod", "min", "max", "avg", "premulsum", "and", "or", "xor", "user"];
+/// Digest of how a user's operation says that it must be run: 0 for whole elements in any order.
+fn how_it_combines(op: ReduceOp) -> u8 {
+    match op {
+        ReduceOp::User(op) => {
+            let [low, high] = (op.width() as u16 - 1).to_le_bytes();
+            low ^ high.rotate_left(4) ^ if op.commutes() { 0 } else { 0x80 }
+        }
+        _ => 0,
+    }
+}
+
+const OP_NAMES: [&str; 13] =
+    ["", "sum", "prod", "min", "max", "avg", "premulsum", "and", "or", "xor", "user", "minloc", "maxloc"];
 
 impl std::fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -249,8 +263,10 @@ impl std::fmt::Display for Fingerprint {
         if self.op != 0 {
             write!(f, ", {}", OP_NAMES.get(self.op as usize).unwrap_or(&"?"))?;
         }
-        if self.op == 10 {
-            write!(f, " id {}", self.user)?;
+        match (self.op, Pair::ALL.get(self.user as usize)) {
+            (10, _) => write!(f, " id {}", self.user)?,
+            (11 | 12, Some(pair)) => write!(f, " of {pair}")?,
+            _ => {}
         }
         if collective.is_some_and(|c| c.is_rooted()) {
             write!(f, ", root {}", self.root)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use maypole_collectives::algorithms::{self, Algorithm};
 use maypole_collectives::schedule::{Collective, Place, Schedule};
-use maypole_collectives::{Hosts, Order};
+use maypole_collectives::{DataType, Hosts, Order, ReduceOp};
 use maypole_transports::shm::Exchange;
 
 use crate::capacity::{self, Capacity};
@@ -59,6 +59,31 @@ pub(crate) struct Plan {
     pub schedule: Arc<dyn Schedule>,
     /// The longest slice, bytes.
     pub slice: usize,
+    /// What its longest slice could be, were no shorter ones asked for.
+    most: usize,
+}
+
+/// What the operation of a reduction asks of its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Bytes that stay together.
+    pub together: usize,
+    /// Ranks are combined in their order, since it does not commute.
+    pub in_rank_order: bool,
+}
+
+impl Needs {
+    /// Of what combines nothing, and of the built-in operations on elements.
+    pub const NOTHING: Needs = Needs { together: 1, in_rank_order: false };
+
+    /// Of an operation on elements of a type.
+    pub fn of(op: ReduceOp, dtype: DataType) -> Needs {
+        Needs { together: op.width() * dtype.size(), in_rank_order: !op.commutes() }
+    }
+
+    fn are_met_by(self, algorithm: Algorithm, collective: Collective) -> bool {
+        !self.in_rank_order || algorithm.keeps_rank_order(collective)
+    }
 }
 
 impl Plan {
@@ -66,6 +91,12 @@ impl Plan {
     pub fn digest(&self) -> u8 {
         let lines = self.slice / 64;
         ((self.algorithm as usize * 37) ^ lines ^ (lines >> 8) ^ (lines >> 16)).to_le_bytes()[0].max(1)
+    }
+
+    /// The same with slices in which `together` bytes have room; `None`: no link takes as many.
+    fn with_room_for(self, together: usize) -> Option<Plan> {
+        let slice = self.slice.max(together.next_multiple_of(capacity::SLICE));
+        (slice <= self.most).then_some(Plan { slice, ..self })
     }
 }
 
@@ -169,15 +200,20 @@ impl Tuner {
     /// The plan for an operation on blocks of `bytes` bytes.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the user asked for an algorithm that cannot run here.
-    pub fn plan(&mut self, collective: Collective, root: usize, bytes: usize) -> Result<Plan> {
+    /// [`Error::Argument`] when the user asked for an algorithm that cannot run here, or for
+    /// operands that no link takes whole.
+    pub fn plan(&mut self, collective: Collective, root: usize, bytes: usize, needs: Needs) -> Result<Plan> {
         let canonical = self.order == Order::Canonical && collective.reduces();
-        let (algorithm, why) = match self.asked_for(collective) {
+        let serves = |algorithm: Algorithm| needs.are_met_by(algorithm, collective);
+        let (algorithm, why) = match self.asked_for(collective).filter(|asked| serves(*asked)) {
             Some(asked) => (self.allowed(asked, collective)?, "asked for"),
             None if canonical => self.choose_canonical(collective, bytes),
-            None => self.choose(collective, bytes),
+            None => match self.choose(collective, bytes) {
+                (algorithm, why) if serves(algorithm) => (algorithm, why),
+                _ => self.choose_canonical(collective, bytes),
+            },
         };
-        self.build(algorithm, collective, root, (bytes, why))
+        self.build_for(needs, algorithm, collective, root, (bytes, why))
     }
 
     /// The plan for an operation on blocks with counts of their own. `total`: bytes of all blocks where every rank
@@ -185,7 +221,7 @@ impl Tuner {
     ///
     /// # Errors
     /// As [`Tuner::plan`].
-    pub fn plan_v(&mut self, collective: Collective, root: usize, total: usize) -> Result<Plan> {
+    pub fn plan_v(&mut self, collective: Collective, root: usize, total: usize, needs: Needs) -> Result<Plan> {
         use Algorithm::*;
         let canonical = self.order == Order::Canonical && collective.reduces();
         // Ranks that know only their own counts cannot make a message of several blocks, nor agree on publications.
@@ -193,10 +229,13 @@ impl Tuner {
             Collective::AllGather | Collective::ReduceScatter => matches!(a, Ring | OneShot | Direct),
             _ => *a == Direct,
         };
-        let (algorithm, why) = match self.asked_for(collective).filter(fits) {
+        let serves = |a: &Algorithm| fits(a) && needs.are_met_by(*a, collective);
+        let (algorithm, why) = match self.asked_for(collective).filter(serves) {
             Some(asked) => (self.allowed(asked, collective)?, "asked for"),
             None => match collective {
-                Collective::ReduceScatter if canonical => (Direct, "each rank folds its block in rank order"),
+                Collective::ReduceScatter if canonical || needs.in_rank_order && self.links != Links::Shared => {
+                    (Direct, "each rank folds its block in rank order")
+                }
                 Collective::AllGather | Collective::ReduceScatter if self.links == Links::Shared => {
                     (OneShot, "everybody reads what it needs")
                 }
@@ -205,7 +244,37 @@ impl Tuner {
                 _ => (Direct, "each pair on its own: a long block delays no other"),
             },
         };
-        self.build(algorithm, collective, root, (total, why))
+        self.build_for(needs, algorithm, collective, root, (total, why))
+    }
+
+    /// The plan by `algorithm`, or, where its slices are too short for what stays together, by one
+    /// whose messages have one chunk and so the longest slices that links take.
+    fn build_for(
+        &mut self,
+        needs: Needs,
+        algorithm: Algorithm,
+        collective: Collective,
+        root: usize,
+        (bytes, why): (usize, &str),
+    ) -> Result<Plan> {
+        let plan = self.build(algorithm, collective, root, (bytes, why))?;
+        if needs.together <= plan.slice {
+            return Ok(plan);
+        }
+        if let Some(plan) = plan.with_room_for(needs.together) {
+            return Ok(plan);
+        }
+        let simplest = if collective.is_scan() { Algorithm::Chain } else { Algorithm::Direct };
+        let plan = self.build(simplest, collective, root, (bytes, "long operands: one chunk in a message"))?;
+        let most = plan.most;
+        plan.with_room_for(needs.together).ok_or_else(|| {
+            let more = if self.links == Links::Tcp { "" } else { "; MAYPOLE_RING sets how many" };
+            let (name, together, links) = (collective.name(), needs.together, self.links());
+            let what = format!(
+                "{name}: the operation's operands have {together} bytes, but a link over {links} takes {most} at once{more}"
+            );
+            Error::Argument { rank: self.rank, what }
+        })
     }
 
     /// `asked`, unless it cannot run here or not in the order asked for.
@@ -243,12 +312,13 @@ impl Tuner {
                 rank: self.rank,
                 what: format!("{} has no schedule for {}", algorithm.name(), collective.name()),
             })?;
-        let slice = self.slice(algorithm, schedule.message_chunks());
+        let most = self.longest_slice(algorithm, schedule.message_chunks());
+        let slice = self.asked_slice(most);
         tracing::info!(
             rank = self.rank, size = self.size, root, algorithm = algorithm.name(), slice, links = ?self.links,
             "{} from {bytes} bytes a block: {why}", collective.name()
         );
-        let plan = Plan { algorithm, schedule: schedule.into(), slice };
+        let plan = Plan { algorithm, schedule: schedule.into(), slice, most };
         self.fresh.push(plan.schedule.clone());
         // Whoever goes through that many roots makes plans as often as calls; it costs little.
         if self.plans.len() == PLANS {
@@ -258,12 +328,21 @@ impl Tuner {
         Ok(plan)
     }
 
-    /// The longest slice such that a message fits into what a link or window takes, see [`capacity`].
+    /// The longest slice such that a message fits into what a link or window takes, see
+    /// [`capacity`], or the shorter one that was asked for.
+    #[cfg(test)]
     pub(crate) fn slice(&self, algorithm: Algorithm, message_chunks: usize) -> usize {
-        let most = match algorithm.one_sided() {
+        self.asked_slice(self.longest_slice(algorithm, message_chunks))
+    }
+
+    fn longest_slice(&self, algorithm: Algorithm, message_chunks: usize) -> usize {
+        match algorithm.one_sided() {
             true => capacity::slice_of_publication(self.window, message_chunks),
             false => capacity::slice_of_message(self.link_credit, message_chunks),
-        };
+        }
+    }
+
+    fn asked_slice(&self, most: usize) -> usize {
         if self.slice > 0 { most.min(self.slice) } else { most }
     }
 
@@ -401,8 +480,8 @@ mod tests {
         let mut tuner = Tuner::new((1, SIZE), Links::Tcp, Hosts::apart(SIZE), &Config::default());
         let (mut known, mut made) = (0, 0);
         for root in (0..SIZE).flat_map(|root| [root, 0, root]) {
-            let plan = tuner.plan(Collective::Broadcast, root, 8).unwrap();
-            let same = tuner.plan(Collective::Broadcast, root, 8).unwrap();
+            let plan = tuner.plan(Collective::Broadcast, root, 8, Needs::NOTHING).unwrap();
+            let same = tuner.plan(Collective::Broadcast, root, 8, Needs::NOTHING).unwrap();
             assert!(Arc::ptr_eq(&plan.schedule, &same.schedule));
             made += tuner.fresh.drain(..).count();
             known = known.max(tuner.plans.len());

@@ -16,7 +16,7 @@ use crate::{DataType, minifloat};
 /// The type has the size and the representation that [`Element::DTYPE`] says. Sealed: there are no other
 /// implementations.
 pub unsafe trait Element:
-    Pod + Send + Sync + Default + PartialEq + PartialOrd + fmt::Debug + fmt::Display + sealed::Sealed
+    Pod + Operand<Scalar = Self> + Default + PartialEq + PartialOrd + fmt::Debug + fmt::Display
 {
     /// The element type's name at run time.
     const DTYPE: DataType;
@@ -28,6 +28,30 @@ pub unsafe trait Element:
     fn to_f64(self) -> f64;
 }
 
+/// What a user's operation combines: an element, or an array of elements, which then stay together.
+///
+/// # Safety
+/// The type is [`Operand::WIDTH`] elements of [`Operand::Scalar`] one after the other, and nothing
+/// else. Sealed: there are no other implementations.
+pub unsafe trait Operand: Copy + Send + Sync + 'static + sealed::Sealed {
+    /// The elements.
+    type Scalar: Element;
+
+    /// How many there are; at least 1.
+    const WIDTH: u16;
+}
+
+impl<T: Element, const N: usize> sealed::Sealed for [T; N] {}
+
+// SAFETY: an array is its elements one after the other.
+unsafe impl<T: Element, const N: usize> Operand for [T; N] {
+    type Scalar = T;
+    const WIDTH: u16 = {
+        assert!(N > 0 && N <= u16::MAX as usize, "an operand has 1 to 65535 elements");
+        N as u16
+    };
+}
+
 mod sealed {
     pub trait Sealed {}
 }
@@ -35,6 +59,12 @@ mod sealed {
 macro_rules! element {
     ($($type:ty, $dtype:ident, $from:expr, $to:expr;)*) => {$(
         impl sealed::Sealed for $type {}
+
+        // SAFETY: it is itself.
+        unsafe impl Operand for $type {
+            type Scalar = $type;
+            const WIDTH: u16 = 1;
+        }
 
         // SAFETY: `DataType` defines the code as this representation; the test below compares the sizes.
         unsafe impl Element for $type {

@@ -10,7 +10,8 @@
 //! * [`algorithms`]: one file each, its source cited on top.
 //! * [`linear`]: a schedule in one order, for executors that wait for one thing at a time.
 //! * [`verify`]: runs all ranks' schedules symbolically and says what is wrong with them.
-//! * [`dtype`], [`element`], [`op`], [`reduce`]: element types, reduction operations and the vectorised kernels.
+//! * [`dtype`], [`element`], [`op`], [`pair`], [`reduce`]: element types, reduction operations and
+//!   the vectorised kernels.
 
 pub mod algorithms;
 pub mod dtype;
@@ -19,11 +20,13 @@ pub mod hosts;
 pub mod linear;
 mod minifloat;
 pub mod op;
+pub mod pair;
 pub mod reduce;
 pub mod schedule;
 pub mod verify;
 
 pub use dtype::DataType;
-pub use element::{Element, F8E4M3, F8E5M2};
+pub use element::{Element, F8E4M3, F8E5M2, Operand};
 pub use hosts::Hosts;
 pub use op::{Operator, Order, ReduceOp, UserFn, UserFnWith, UserOp};
+pub use pair::{Located, Pair};

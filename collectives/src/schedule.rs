@@ -87,9 +87,9 @@ impl Region {
     }
 }
 
-/// In which order a step combines its operands. Every operation is commutative in value, but floating-point
-/// NaN payloads and signed zeros are not, so a schedule that reduces the same elements on several ranks fixes the
-/// order.
+/// In which order a step combines its operands. Those of the built-in operations commute in value, and
+/// yet a schedule that reduces the same elements on several ranks fixes the order; a user's operation
+/// need not commute at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operands {
     /// result = local ⊕ received

@@ -8,7 +8,6 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
 use super::footprint;
-use crate::config::unknown::unknown_here;
 use crate::config::{Config, KNOBS};
 use crate::error::Result;
 use crate::launch;
@@ -51,11 +50,13 @@ pub(super) fn run(args: &Args) -> ExitCode {
     };
     match outcome {
         Ok((text, well)) => {
-            let printed = text.is_empty() || super::print(&text);
-            if well && printed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if !text.is_empty() {
+                println!("{text}");
+            }
+            if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            super::say(format_args!("maypole info: {error}"));
+            eprintln!("maypole info: {error}");
             ExitCode::FAILURE
         }
     }
@@ -97,7 +98,7 @@ fn page() -> (String, bool) {
 
     let _ = writeln!(page, "\nSettings (environment variables; the same on all ranks of a job):");
     for knob in KNOBS {
-        let value = match environment(knob.name).filter(|value| !value.trim().is_empty()) {
+        let value = match environment(knob.name) {
             None => String::new(),
             Some(value) => match Config::default().set(knob.name, &value) {
                 Ok(()) if knob.name == "MAYPOLE_KEY" => " = (set)".to_string(),
@@ -109,9 +110,6 @@ fn page() -> (String, bool) {
             },
         };
         let _ = writeln!(page, "  {}{value}\n      {}\n      default: {}", knob.name, knob.meaning, knob.default);
-    }
-    for unknown in unknown_here() {
-        let _ = writeln!(page, "  {unknown}");
     }
     (page.trim_end().to_string(), well)
 }

@@ -11,7 +11,7 @@ use crate::engine::bound::Bound;
 use crate::engine::{Engine, Part};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
-use crate::tuner::Plan;
+use crate::tuner::{Needs, Plan};
 
 /// What a dynamically typed call asks for; see [`Communicator::call`].
 #[derive(Clone, Copy, Debug)]
@@ -45,12 +45,22 @@ impl Buffers {
 }
 
 impl Call {
-    /// Forget what the collective ignores, though it would be multiplied.
+    /// Forget what the collective ignores, though it would be multiplied, or say how blocks are
+    /// cut.
     #[inline]
     pub(super) fn clear_ignored(&mut self) {
         if self.collective == Collective::Barrier {
             self.count = 0;
         }
+        if !self.collective.reduces() {
+            self.op = ReduceOp::Sum;
+        }
+    }
+
+    /// What its operation asks of its plan. Of a call without what it ignores.
+    #[inline]
+    pub(super) fn needs(&self) -> Needs {
+        Needs::of(self.op, self.dtype)
     }
 
     /// How many bytes `elements` elements in each of `blocks` blocks are. The error says that no memory is as large.
@@ -123,9 +133,9 @@ impl Communicator {
         let bytes = call.bytes(variable.unwrap_or(call.count), 1);
         let bytes = bytes.map_err(|what| Error::Argument { rank: self.rank(), what })?;
         let plan = match variable {
-            Some(_) => work.tuner.plan_v(call.collective, root, bytes)?,
+            Some(_) => work.tuner.plan_v(call.collective, root, bytes, call.needs())?,
             None if work.fuses(call.collective, call.op, bytes) => return Ok("one exchange over shared memory".into()),
-            None => work.tuner.plan(call.collective, root, bytes)?,
+            None => work.tuner.plan(call.collective, root, bytes, call.needs())?,
         };
         Ok(format!("{} over {}, slices of up to {} bytes", plan.algorithm.name(), work.tuner.links(), plan.slice))
     }
@@ -211,6 +221,9 @@ impl Inner {
         if undefined {
             let why = match call.op {
                 ReduceOp::User(op) => format!("it was made for {}", op.dtype()),
+                ReduceOp::MinLoc(pair) | ReduceOp::MaxLoc(pair) => {
+                    format!("pairs {pair} are two elements of {} each", pair.dtype())
+                }
                 _ => "bitwise operations need an integer type".to_string(),
             };
             return format!("{name}: {} is not defined on {}; {why}", call.op.name(), call.dtype);
@@ -222,6 +235,9 @@ impl Inner {
     #[inline]
     pub(super) fn check(&self, call: &Call, lengths: Lengths) -> std::result::Result<(), String> {
         self.check_root_and_op(call)?;
+        if !call.op.divides(call.count) && call.collective.reduces() {
+            return Err(self.torn(call, call.count));
+        }
         let root = if call.collective.is_rooted() { call.root } else { 0 };
         let inputs = call.collective.input_blocks(self.rank, self.size, root);
         let outputs = call.collective.output_blocks(self.rank, self.size, root);
@@ -232,6 +248,18 @@ impl Inner {
             Lengths::InPlace { buffer } if are(buffer, inputs.max(outputs)) => Ok(()),
             _ => Err(self.wrong_lengths(call, lengths, inputs, outputs)),
         }
+    }
+
+    /// A block of `count` elements would end within an operand.
+    #[cold]
+    pub(super) fn torn(&self, call: &Call, count: usize) -> String {
+        let Call { collective, dtype, op, .. } = *call;
+        let (name, width) = (collective.name(), op.width());
+        let what = match op {
+            ReduceOp::MinLoc(pair) | ReduceOp::MaxLoc(pair) => format!("a pair {pair} is {width} of them"),
+            _ => format!("the operation combines {width} at a time"),
+        };
+        format!("{name}: a block of {count} elements of {dtype} is not a whole number of operands: {what}")
     }
 
     #[cold]
@@ -275,7 +303,7 @@ impl Work {
             return Ok(Way::Fused);
         }
         let root = if call.collective.is_rooted() { call.root } else { 0 };
-        self.tuner.plan(call.collective, root, bytes).map(Way::Planned)
+        self.tuner.plan(call.collective, root, bytes, call.needs()).map(Way::Planned)
     }
 
     /// Run a call in the way that [`Work::way`] said, as operation number `sequence`.
@@ -394,9 +422,9 @@ pub(super) unsafe fn bind_scratch(
     reduces: bool,
     copied: usize,
 ) {
-    let steps = schedule.scratch() * bound.stride;
+    let steps = bound.scratch_of(&**schedule);
     if steps + copied > 0 {
-        bound.scratch = engine.scratch(steps + copied);
+        bound.use_scratch(&**schedule, engine.scratch(steps + copied));
     }
     if copied == 0 {
         return;

@@ -51,11 +51,12 @@ impl Inner {
     pub(super) unsafe fn run_v(
         &self,
         number: u64,
-        call: Call,
+        mut call: Call,
         buffers: Buffers,
         lengths: Lengths,
         sides: Sides<'_>,
     ) -> Result<()> {
+        call.clear_ignored();
         self.operation(number, &call, |work| {
             let mut spread = std::mem::take(&mut work.spread);
             let outcome = match self.spread(&call, sides, lengths, &mut spread) {
@@ -86,7 +87,12 @@ impl Inner {
             return Err(format!("{} has no form with variable counts", call.collective.name()));
         }
         self.check_root_and_op(call)?;
-        spread.fill(self, call, sides, lengths)
+        spread.fill(self, call, sides, lengths)?;
+        let mut counts = spread.input.iter().map(|block| block.count);
+        match counts.find(|count| !call.op.divides(*count)) {
+            Some(count) if call.collective.reduces() => Err(self.torn(call, count)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -99,7 +105,7 @@ impl Work {
         let root = if call.collective.is_rooted() { call.root } else { 0 };
         let all = spread.all_counts(call.collective);
         let total = all.map_or(0, |blocks| blocks.iter().map(|block| block.count).sum::<usize>() * call.dtype.size());
-        self.tuner.plan_v(call.collective, root, total)
+        self.tuner.plan_v(call.collective, root, total, call.needs())
     }
 
     /// # Safety

@@ -319,7 +319,7 @@ impl Work {
         if self.fuses(call.collective, call.op, bytes) {
             return Some(Combines::InRankOrder);
         }
-        let plan = self.tuner.plan(call.collective, 0, bytes).ok()?;
+        let plan = self.tuner.plan(call.collective, 0, bytes, call.needs()).ok()?;
         match plan.algorithm {
             algorithm if algorithm.is_canonical(call.collective) => Some(Combines::InRankOrder),
             algorithm if plan.schedule.pieces() == 1 => Some(Combines::As(algorithm)),
@@ -332,7 +332,7 @@ impl Work {
 fn is_exact(call: &Call) -> bool {
     match call.op {
         ReduceOp::User(_) => false,
-        ReduceOp::Min | ReduceOp::Max => true,
+        ReduceOp::Min | ReduceOp::Max | ReduceOp::MinLoc(_) | ReduceOp::MaxLoc(_) => true,
         _ => call.dtype.is_integer(),
     }
 }

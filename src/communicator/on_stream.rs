@@ -18,6 +18,7 @@ use crate::device::state::{Device, State, name};
 use crate::engine::bound::Bound;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
+use crate::tuner::Needs;
 
 impl Communicator {
     /// Have this communicator work on buffers in the memory of `context`'s device. Every rank must call it, each with the
@@ -139,12 +140,13 @@ impl Communicator {
     pub(crate) fn run_v_on(
         &self,
         stream: &Stream,
-        call: Call,
+        mut call: Call,
         buffers: Buffers,
         lengths: Lengths,
         sides: Sides<'_>,
     ) -> Result<()> {
         let device = self.attached(Ok(stream.context()))?;
+        call.clear_ignored();
         let inner = &*self.inner;
         let _ticket = inner.turn(inner.number()?)?;
         // SAFETY: this thread holds the ticket to the end of the function.
@@ -212,8 +214,8 @@ impl Communicator {
         let bytes = call.bytes(variable.unwrap_or(call.count), 1);
         let bytes = bytes.map_err(|what| Error::Argument { rank: inner.rank, what })?;
         let plan = match variable {
-            Some(_) => state.planner.tuner.plan_v(call.collective, root, bytes)?,
-            None => state.planner.tuner.plan(call.collective, root, bytes)?,
+            Some(_) => state.planner.tuner.plan_v(call.collective, root, bytes, Needs::NOTHING)?,
+            None => state.planner.tuner.plan(call.collective, root, bytes, Needs::NOTHING)?,
         };
         let links = state.planner.tuner.links();
         let staging = if state.is_staged_on_device() { "device" } else { "pinned host" };
@@ -289,8 +291,12 @@ fn on_device(
 ) -> std::result::Result<(), String> {
     let name = call.collective.name();
     let wrong = |error: CudaError| format!("{name} on a stream: {error}");
-    if call.collective.reduces() && matches!(call.op, ReduceOp::User(_)) {
-        return Err(format!("{name}: an operation of the user's own runs on host memory only"));
+    match call.op {
+        ReduceOp::User(_) => return Err(format!("{name}: an operation of the user's own runs on host memory only")),
+        ReduceOp::MinLoc(_) | ReduceOp::MaxLoc(_) => {
+            return Err(format!("{name}: {} runs on host memory only", call.op.name()));
+        }
+        _ => {}
     }
     if stream.is_capturing().map_err(wrong)? {
         return Err(wrong(CudaError::Capturing));

@@ -49,7 +49,7 @@ impl Inner {
                         let nowhere = (std::ptr::null(), std::ptr::null_mut());
                         let pieces = plan.schedule.pieces();
                         let bound = Bound::new(call.dtype, call.op, call.count, pieces, plan.slice, nowhere);
-                        plan.schedule.scratch() * bound.stride
+                        bound.scratch_of(&*plan.schedule)
                     }
                 };
                 let root = if call.collective.is_rooted() { call.root } else { 0 };
@@ -58,8 +58,8 @@ impl Inner {
             Some(_) => {
                 let plan = work.plan_v(&call, &spread)?;
                 let nowhere = Buffers { input: std::ptr::null(), output: std::ptr::null_mut() };
-                let stride = spread.bind(&call, &plan, nowhere).stride;
-                (plan.schedule.scratch() * stride + spread.copied(&call, in_place), How::Variable(spread, plan))
+                let steps = spread.bind(&call, &plan, nowhere).scratch_of(&*plan.schedule);
+                (steps + spread.copied(&call, in_place), How::Variable(spread, plan))
             }
         };
         work.engine.scratch(scratch);

@@ -321,7 +321,7 @@ mod tests {
 
     use super::{fifos, queues_are_few};
     use crate::config::Config;
-    use crate::tuner::{Links, Tuner};
+    use crate::tuner::{Links, Needs, Tuner};
 
     #[test]
     fn the_second_channel_is_for_those_who_ask() {
@@ -331,7 +331,10 @@ mod tests {
             let mut tuner = Tuner::for_device(place, Links::Shared, Hosts::together(size), &config, (1 << 20, 1 << 20));
             for collective in Collective::ALL {
                 for bytes in [8, 40 << 10, 300 << 10, 2 << 20, 64 << 20] {
-                    let plans = [tuner.plan(collective, 0, bytes), tuner.plan_v(collective, 0, bytes)];
+                    let plans = [
+                        tuner.plan(collective, 0, bytes, Needs::NOTHING),
+                        tuner.plan_v(collective, 0, bytes, Needs::NOTHING),
+                    ];
                     for schedule in plans.into_iter().flatten().map(|plan| plan.schedule) {
                         let first = (0..schedule.lanes()).all(|lane| schedule.channel(lane) == 0);
                         assert!(first, "{collective:?} of {bytes} bytes among {size}");

@@ -8,7 +8,7 @@ use maypole_collectives::linear::Linear;
 use maypole_collectives::schedule::{Collective, Place, Schedule};
 
 use crate::error::{Error, Result};
-use crate::tuner::{Plan, Tuner};
+use crate::tuner::{Needs, Plan, Tuner};
 
 /// How many orders are remembered at most; each is as long as its rank's program.
 const ORDERS: usize = 256;
@@ -48,7 +48,7 @@ impl Planner {
     /// # Errors
     /// [`Error::Argument`] where the settings ask for an algorithm that cannot run here.
     pub fn plan(&mut self, collective: Collective, root: usize, bytes: usize) -> Result<Ordered> {
-        let plan = self.tuner.plan(collective, root, bytes)?;
+        let plan = self.tuner.plan(collective, root, bytes, Needs::NOTHING)?;
         self.order(plan, collective, root)
     }
 
@@ -57,7 +57,7 @@ impl Planner {
     /// # Errors
     /// As [`Planner::plan`].
     pub fn plan_v(&mut self, collective: Collective, root: usize, total: usize) -> Result<Ordered> {
-        let plan = self.tuner.plan_v(collective, root, total)?;
+        let plan = self.tuner.plan_v(collective, root, total, Needs::NOTHING)?;
         self.order(plan, collective, root)
     }
 

@@ -2,14 +2,15 @@
 //!
 //! A schedule speaks of chunks; here they become pointers. `count` elements per block are cut into pieces of equal
 //! length (the last shorter, all starting at multiples of a cache line), and each piece into slices of at most `slice`
-//! elements. Round `k` moves slice `k` of every chunk.
+//! elements. Round `k` moves slice `k` of every chunk. Pieces and slices end where operands of the
+//! operation do ([`ReduceOp::width`]), so that no operand is cut.
 //!
 //! Where blocks have counts of their own (the `_v` collectives), a chunk is a block, slices are cut from its start, and
 //! there are as many rounds as the longest block needs. Slices are then of one fixed length, so the two ends of a link
 //! cut a block alike whatever else each of them moves.
 
 use maypole_collectives::ReduceOp;
-use maypole_collectives::schedule::{Buffer, Region};
+use maypole_collectives::schedule::{Buffer, Region, Schedule};
 use maypole_collectives::{DataType, reduce};
 
 use super::loans::Loan;
@@ -36,6 +37,25 @@ pub(crate) struct Extents<'a> {
     pub own: usize,
 }
 
+/// Of so many elements pieces and slices are multiples: lines of 64 bytes, and whole operands of
+/// `op`. Operands that make no line together which fits into a slice do without.
+#[inline]
+fn grain(dtype: DataType, op: ReduceOp, slice_bytes: usize) -> usize {
+    let (line, width) = (64 / dtype.size(), op.width());
+    if width == 1 {
+        return line;
+    }
+    // The least common multiple: a line is a power of two.
+    let common = width * (line >> width.trailing_zeros().min(line.trailing_zeros()));
+    if common * dtype.size() <= slice_bytes { common } else { width }
+}
+
+/// Elements of the longest slice.
+#[inline]
+fn longest(dtype: DataType, grain: usize, slice_bytes: usize) -> usize {
+    (slice_bytes / (grain * dtype.size())).max(1) * grain
+}
+
 /// What the executor needs to know about one call, apart from its schedule.
 pub(crate) struct Bound<'a> {
     pub dtype: DataType,
@@ -55,6 +75,8 @@ pub(crate) struct Bound<'a> {
     pub input: *const u8,
     pub output: *mut u8,
     pub scratch: *mut u8,
+    /// Chunks of scratch that the schedule uses. Behind them lie those that [`Bound::aside`] gives.
+    steps: usize,
     /// Writes into memory that ranks share go around the caches from this many bytes.
     pub stream_from: usize,
     /// The output is larger than the caches: fetched slices are stored around them.
@@ -64,7 +86,7 @@ pub(crate) struct Bound<'a> {
 }
 
 impl<'a> Bound<'a> {
-    /// `slice_bytes` is the longest slice, at least 64.
+    /// `slice_bytes` is the longest slice, at least 64 and at least an operand of the operation.
     pub fn new(
         dtype: DataType,
         op: ReduceOp,
@@ -73,13 +95,13 @@ impl<'a> Bound<'a> {
         slice_bytes: usize,
         (input, output): (*const u8, *mut u8),
     ) -> Bound<'a> {
-        let line = 64 / dtype.size();
-        // At least one line, so that scratch has an address even where there is nothing to move.
-        let piece = count.div_ceil(pieces).next_multiple_of(line).max(line);
-        let longest = (slice_bytes / 64 * line).max(line);
+        let grain = grain(dtype, op, slice_bytes);
+        // At least one grain, so that scratch has an address even where there is nothing to move.
+        let piece = count.div_ceil(pieces).next_multiple_of(grain).max(grain);
+        let longest = longest(dtype, grain, slice_bytes);
         let rounds = piece.div_ceil(longest);
         // Equal slices, so that the last round is no stub.
-        let slice = piece.div_ceil(rounds).next_multiple_of(line);
+        let slice = piece.div_ceil(rounds).next_multiple_of(grain);
         let stride = slice * dtype.size();
         let scratch = std::ptr::null_mut();
         Bound {
@@ -96,6 +118,7 @@ impl<'a> Bound<'a> {
             input,
             output,
             scratch,
+            steps: 0,
             stream_from: usize::MAX,
             large: false,
             loans: [None; 2],
@@ -112,11 +135,11 @@ impl<'a> Bound<'a> {
     ) -> Bound<'a> {
         let blocks = extents.input.iter().chain(extents.output);
         let longest = blocks.map(|block| block.count).max().unwrap_or(0);
-        let line = 64 / dtype.size();
-        let most = (slice_bytes / 64 * line).max(line);
+        let grain = grain(dtype, op, slice_bytes);
+        let most = self::longest(dtype, grain, slice_bytes);
         let mut bound = Bound::new(dtype, op, most, 1, slice_bytes, buffers);
         // Where everything goes in one round, scratch and publications need no more than that.
-        bound.slice = most.min(longest.next_multiple_of(line).max(line));
+        bound.slice = most.min(longest.next_multiple_of(grain).max(grain));
         bound.stride = bound.slice * dtype.size();
         bound.rounds = longest.div_ceil(bound.slice).max(1);
         bound.extents = Some(extents);
@@ -173,6 +196,33 @@ impl<'a> Bound<'a> {
     #[inline]
     pub fn of(&self, region: Region, i: usize, round: usize) -> (*mut u8, usize) {
         self.slice(region.buffer, region.first + i, round)
+    }
+
+    /// Bytes of scratch that `schedule` needs.
+    pub fn scratch_of(&self, schedule: &dyn Schedule) -> usize {
+        let aside = if self.combines_slices() { schedule.lanes() } else { 0 };
+        (schedule.scratch() + aside) * self.stride
+    }
+
+    /// Scratch memory for a schedule: [`Bound::scratch_of`] bytes.
+    pub fn use_scratch(&mut self, schedule: &dyn Schedule, scratch: *mut u8) {
+        (self.scratch, self.steps) = (scratch, schedule.scratch());
+    }
+
+    /// Where lane `lane` collects a slice that comes by a link before it combines it; `None`: it
+    /// combines what the link has, as it comes.
+    #[inline]
+    pub fn aside(&self, lane: usize) -> Option<*mut u8> {
+        let at = || self.scratch.wrapping_add((self.steps + lane) * self.stride);
+        self.combines_slices().then(at)
+    }
+
+    /// Whether the operation is given whole slices only. A link returns whole elements, but not whole
+    /// operands of several; and a user's function that takes neighbours together though it does not
+    /// say so shall not be right on one host and wrong on two.
+    #[inline]
+    fn combines_slices(&self) -> bool {
+        matches!(self.op, ReduceOp::User(_)) || self.op.width() > 1
     }
 
     /// Bytes of a block; only where all blocks have one count.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use maypole_collectives::reduce;
 use maypole_collectives::schedule::{Buffer, Operands, Region, Schedule, Step};
-use maypole_transports::{LinkError, Sender};
+use maypole_transports::{LinkError, Receiver, Sender};
 
 use super::bound::Bound;
 use super::links::{Links, WINDOW_HEADER};
@@ -213,9 +213,20 @@ impl<'a> Lane<'a> {
         (local, order, dst): (Region, Operands, Region),
     ) -> Result<bool, Trouble> {
         let Some(rx) = links.open_receiver(from, self.channel, self.stamp, self.operation)? else { return Ok(false) };
+        let aside = self.bound.aside(self.lane);
         while self.chunk < dst.len {
             let (to, bytes) = self.bound.of(dst, self.chunk, self.round);
             let (mine, _) = self.bound.of(local, self.chunk, self.round);
+            if let Some(aside) = aside
+                && bytes > 0
+            {
+                // SAFETY: the memory aside is as long as a slice, and this lane's.
+                if !unsafe { collect(rx, aside, (&mut self.got, bytes)) }.map_err(|e| Trouble::Link(from, e))? {
+                    return Ok(false);
+                }
+                // SAFETY: all three have `bytes` bytes; what is aside is apart from the others.
+                unsafe { combine(self.bound, to, mine, aside, order, bytes, false) };
+            }
             while self.got < bytes {
                 let there = rx.peek().map_err(|e| Trouble::Link(from, e))?;
                 let n = whole(there.len().min(bytes - self.got), self.bound);
@@ -246,8 +257,28 @@ impl<'a> Lane<'a> {
             return Ok(Some(links.unopened(from, to, self.channel, self.stamp)));
         };
         let shared = tx.is_shared();
+        let aside = self.bound.aside(self.lane);
         while self.chunk < local.len {
             let (mine, bytes) = self.bound.of(local, self.chunk, self.round);
+            if let Some(aside) = aside {
+                // Collected, combined where it goes or else in its place, and sent from there.
+                let result = dst.map_or(aside, |dst| self.bound.of(dst, self.chunk, self.round).0);
+                if self.got < bytes {
+                    // SAFETY: the memory aside is as long as a slice, and this lane's.
+                    if !unsafe { collect(rx, aside, (&mut self.got, bytes)) }.map_err(|e| Trouble::Link(from, e))? {
+                        return Ok(Some(from));
+                    }
+                    // SAFETY: all three have `bytes` bytes; what is aside is apart from the others,
+                    // but it may be where the result goes.
+                    unsafe { combine(self.bound, result, mine, aside, order, bytes, false) };
+                }
+                // SAFETY: the result has so many bytes, which nothing writes before they are sent.
+                let rest = unsafe { std::slice::from_raw_parts(result.add(self.sent), bytes - self.sent) };
+                self.sent += put(tx, rest, self.bound.stream_from).map_err(|e| Trouble::Link(to, e))?;
+                if self.sent < bytes {
+                    return Ok(Some(to));
+                }
+            }
             while self.got < bytes {
                 let there = rx.peek().map_err(|e| Trouble::Link(from, e))?;
                 let room = tx.reserve().map_err(|e| Trouble::Link(to, e))?;
@@ -275,7 +306,7 @@ impl<'a> Lane<'a> {
                 tx.commit(n);
                 self.got += n;
             }
-            (self.chunk, self.got) = (self.chunk + 1, 0);
+            (self.chunk, self.got, self.sent) = (self.chunk + 1, 0, 0);
         }
         rx.end();
         tx.end().map_err(|e| Trouble::Link(to, e))?;
@@ -448,6 +479,17 @@ pub(crate) fn put(tx: &mut dyn Sender, bytes: &[u8], stream_from: usize) -> Resu
         taken += n;
     }
     Ok(taken)
+}
+
+/// Take what is there of a slice of `bytes` bytes, of which `got` have come; whether all have.
+///
+/// # Safety
+/// `into` is writable for `bytes` bytes, and nobody else's.
+unsafe fn collect(rx: &mut dyn Receiver, into: *mut u8, (got, bytes): (&mut usize, usize)) -> Result<bool, LinkError> {
+    // SAFETY: the caller's promise.
+    let rest = unsafe { std::slice::from_raw_parts_mut(into.add(*got), bytes - *got) };
+    *got += rx.recv(rest)?;
+    Ok(*got == bytes)
 }
 
 /// The largest multiple of the element size that `bytes` holds.

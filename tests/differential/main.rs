@@ -2,7 +2,9 @@
 //!
 //! Ranks are threads with a communicator each, over shared memory, over TCP, and as if spread over hosts. All draw the
 //! same steps from one seed: collectives of every kind, size (0 to 8 MiB), type, operation and root, on even and uneven
-//! blocks, in place and not, blocking, outstanding on streams, in communicators that come and go. Each rank checks every
+//! blocks, in place and not, by operations whose operands are several elements or that do not
+//! commute, blocking, outstanding on streams, in communicators that come and go. Each rank checks
+//! every
 //! byte that it gets. At the end nothing may be left: no descriptor, no thread, no memory.
 //!
 //! `MAYPOLE_DIFFERENTIAL_SECONDS=600 cargo test --test differential -- --nocapture` runs it for 10 minutes;
@@ -11,6 +13,7 @@
 mod draws;
 mod kept;
 mod leaks;
+mod operands;
 mod program;
 mod reference;
 mod traffic;

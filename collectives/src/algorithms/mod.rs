@@ -175,6 +175,21 @@ impl Algorithm {
         folds || self.supports(collective) && !collective.reduces()
     }
 
+    /// Whether the ranks' elements are combined in the order of the ranks, 0, 1, 2, ..., in worlds
+    /// of every size, to every root and wherever the ranks are, however bracketed: then an
+    /// operation that does not commute is as good as any. True of whatever is
+    /// [canonical](Algorithm::is_canonical), and held to by the [verifier](crate::verify).
+    pub const fn keeps_rank_order(self, collective: Collective) -> bool {
+        use Collective::*;
+        let keeps = match self {
+            Algorithm::RecursiveDoubling => matches!(collective, AllReduce | Scan | ExclusiveScan),
+            Algorithm::HalvingDoubling | Algorithm::TwoShot => matches!(collective, AllReduce),
+            Algorithm::OneShot => matches!(collective, Reduce | ReduceScatter),
+            _ => false,
+        };
+        keeps || self.is_canonical(collective)
+    }
+
     /// The algorithms that have schedules for `collective`; at least one for each collective.
     pub fn for_collective(collective: Collective) -> impl Iterator<Item = Algorithm> {
         Algorithm::ALL.into_iter().filter(move |a| a.supports(collective))

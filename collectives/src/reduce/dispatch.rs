@@ -62,6 +62,8 @@ pub(super) unsafe fn pairs<I: Isa>(
             ReduceOp::And => pair::<I, And, u8>(dst, a, b, count * dtype.size()),
             ReduceOp::Or => pair::<I, Or, u8>(dst, a, b, count * dtype.size()),
             ReduceOp::Xor => pair::<I, Xor, u8>(dst, a, b, count * dtype.size()),
+            ReduceOp::MinLoc(pair) => pair.choose(false, dst, a, b, count),
+            ReduceOp::MaxLoc(pair) => pair.choose(true, dst, a, b, count),
             ReduceOp::User(op) => op.apply(dst, a, b, count),
         }
     }

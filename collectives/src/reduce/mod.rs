@@ -86,6 +86,11 @@ pub unsafe fn reduce_at(
     unsafe { at_level!(level, pairs(op, dtype, dst, a, b, count)) }
 }
 
+/// Bytes of an operand, which stay together.
+fn operand(op: ReduceOp, dtype: DataType) -> usize {
+    op.width() * dtype.size()
+}
+
 /// [`reduce`] whose result goes to `dst2` as well: the fused receive-reduce-copy-send, which keeps a partial result and
 /// passes it on. The operands are read from memory once.
 ///
@@ -100,10 +105,11 @@ pub unsafe fn reduce_to_two(
     b: *const u8,
     count: usize,
 ) {
-    let size = dtype.size();
+    let (size, operand) = (dtype.size(), operand(op, dtype));
+    let piece = (PIECE / operand * operand).max(operand);
     let mut at = 0;
     while at < count * size {
-        let bytes = PIECE.min(count * size - at);
+        let bytes = piece.min(count * size - at);
         // SAFETY: at + bytes <= count * size, so the pieces are in bounds and overlap as little as the wholes.
         unsafe {
             reduce(op, dtype, dst.add(at), a.add(at), b.add(at), bytes / size);
@@ -127,12 +133,18 @@ pub unsafe fn reduce_non_temporal(
     b: *const u8,
     count: usize,
 ) {
-    let size = dtype.size();
+    let (size, operand) = (dtype.size(), operand(op, dtype));
+    if operand > PIECE {
+        // SAFETY: the caller's contract.
+        return unsafe { reduce(op, dtype, dst, a, b, count) };
+    }
     let mut piece = [0u64; PIECE / 8];
     let piece = piece.as_mut_ptr().cast::<u8>();
-    // The first piece ends on a cache line (as far as elements allow), so that no line is stored in parts of two
+    let longest = PIECE / operand * operand;
+    // The first piece ends on a cache line (as far as operands allow), so that no line is stored in
+    // parts of two
     // pieces.
-    let mut end = PIECE - dst.addr() % copy::LINE / size * size;
+    let mut end = longest - dst.addr() % copy::LINE / operand * operand;
     let mut at = 0;
     while at < count * size {
         let bytes = end.min(count * size) - at;
@@ -142,7 +154,7 @@ pub unsafe fn reduce_non_temporal(
             copy::stream(dst.add(at), piece, bytes);
         }
         at += bytes;
-        end += PIECE;
+        end += longest;
     }
     copy::fence();
 }

@@ -166,8 +166,12 @@ pub enum Fault {
     /// The same contributions, but added in different order: floating-point results would differ.
     #[error("rank {rank} combines chunk {chunk} in another order than rank 0; their bits may differ")]
     Diverges { rank: Rank, chunk: usize },
-    /// The right contributions, but not added in rank order, where that was promised.
-    #[error("rank {rank} does not combine chunk {chunk} in rank order, but the algorithm is said to be canonical")]
+    /// The right contributions, but not in the order of the ranks, where that was promised.
+    #[error("rank {rank} does not combine chunk {chunk} in rank order, but the algorithm is said to keep it")]
+    OutOfOrder { rank: Rank, chunk: usize },
+    /// The right contributions in the order of the ranks, but not added from the left, where that
+    /// was promised.
+    #[error("rank {rank} does not combine chunk {chunk} from the left, but the algorithm is said to be canonical")]
     NotCanonical { rank: Rank, chunk: usize },
     /// A barrier that lets somebody through too soon.
     #[error("rank {rank} may leave round {round} before rank {other} has entered it")]

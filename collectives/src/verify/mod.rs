@@ -7,7 +7,8 @@
 //!
 //! * every chunk of every output ends as exactly what the collective promises, each contribution counted once;
 //! * all ranks of an all-reduce combine each element in the same order, and so end with the same bits;
-//! * an algorithm that is [canonical](Algorithm::is_canonical) combines every element in rank order;
+//! * an algorithm that [keeps rank order](Algorithm::keeps_rank_order) combines every element in
+//!   it, brackets left out, and one that is [canonical](Algorithm::is_canonical) from the left;
 //! * nothing is read before it is written in the same round, nor an input after an output in place has overwritten it;
 //! * inputs are never written, regions lie within their buffers, and chunks that are joined are the same piece;
 //! * messages match in order, number of chunks, pieces and round on each link, none stays behind, and each end of a
@@ -48,7 +49,6 @@ mod world;
 pub use fault::{At, Blocked, Fault, Wait};
 pub use layouts::layouts;
 
-use crate::Order;
 use crate::algorithms::{Algorithm, schedule};
 use crate::hosts::Hosts;
 use crate::schedule::{Collective, Place, Rank, Schedule, Step};
@@ -96,6 +96,29 @@ impl fmt::Display for Report {
     }
 }
 
+/// What schedules promise about the order in which they combine the ranks' elements. Each promise
+/// holds those before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folds {
+    /// Nothing, but that all ranks of an all-reduce do it alike.
+    InAnyOrder,
+    /// Rank 0, 1, 2, ..., however bracketed: what operations need that do not commute.
+    InRankOrder,
+    /// ((x0 ⊕ x1) ⊕ x2) ⊕ ...
+    FromTheLeft,
+}
+
+impl Folds {
+    /// What an algorithm promises.
+    pub const fn of(algorithm: Algorithm, collective: Collective) -> Folds {
+        match (algorithm.is_canonical(collective), algorithm.keeps_rank_order(collective)) {
+            (true, _) => Folds::FromTheLeft,
+            (false, true) => Folds::InRankOrder,
+            (false, false) => Folds::InAnyOrder,
+        }
+    }
+}
+
 /// Builds the schedules of a world on one host and verifies them, out of place or in place (see [`Collective::in_place_block`];
 /// all-to-all has no in-place form and is verified out of place). Who waits for whom is the same in place, so aborts
 /// are looked at out of place only.
@@ -131,20 +154,21 @@ pub fn verify_on(
         collective: collective.name(),
         known: Algorithm::for_collective(collective).map(Algorithm::name).collect(),
     })?;
-    let order = if algorithm.is_canonical(collective) { Order::Canonical } else { Order::Free };
+    let promise = Folds::of(algorithm, collective);
     let lends = algorithm.one_sided() && (!in_place || algorithm.lends_in_place(collective));
-    check(&schedules, collective, root, (in_place, lends), order)
+    check(&schedules, collective, root, (in_place, lends), promise)
 }
 
-/// Verifies schedules from wherever they come, one for each rank of the world in order. `order` is what they promise.
+/// Verifies schedules from wherever they come, one for each rank of the world in order. `promise`:
+/// in which order they combine.
 pub fn verify_schedules(
     schedules: &[Box<dyn Schedule>],
     collective: Collective,
     root: Rank,
     in_place: bool,
-    order: Order,
+    promise: Folds,
 ) -> Result<Report, Fault> {
-    check(schedules, collective, root, (in_place, false), order)
+    check(schedules, collective, root, (in_place, false), promise)
 }
 
 /// [`verify_schedules`] where what is published of inputs and outputs is not copied, but read by the others where it
@@ -154,9 +178,9 @@ pub fn verify_lending(
     collective: Collective,
     root: Rank,
     in_place: bool,
-    order: Order,
+    promise: Folds,
 ) -> Result<Report, Fault> {
-    check(schedules, collective, root, (in_place, true), order)
+    check(schedules, collective, root, (in_place, true), promise)
 }
 
 fn check(
@@ -164,7 +188,7 @@ fn check(
     collective: Collective,
     root: Rank,
     (in_place, lends): (bool, bool),
-    order: Order,
+    promise: Folds,
 ) -> Result<Report, Fault> {
     let mut world = World::new(schedules, collective, root, in_place)?;
     world.lends = lends;
@@ -172,9 +196,7 @@ fn check(
     machine.run()?;
     machine.check_end()?;
     machine.check_outputs()?;
-    if order == Order::Canonical {
-        machine.check_order()?;
-    }
+    machine.check_order(promise)?;
     machine.check_barrier()?;
     if !in_place {
         abort::check(&world)?;

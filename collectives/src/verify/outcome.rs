@@ -1,5 +1,6 @@
 //! What must hold when nobody can go on any more.
 
+use super::Folds;
 use super::fault::{Blocked, Fault, Wait};
 use super::machine::{Machine, ROUNDS};
 use super::value::{Ranks, Value, describe};
@@ -78,17 +79,22 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Every chunk of every output is the left fold in rank order. The outputs are right otherwise.
-    pub(super) fn check_order(&self) -> Result<(), Fault> {
+    /// Every chunk of every output is combined in the order that was promised. The outputs are
+    /// right otherwise.
+    pub(super) fn check_order(&self, promise: Folds) -> Result<(), Fault> {
         let world = self.world;
-        if !world.collective.reduces() {
+        if !world.collective.reduces() || promise == Folds::InAnyOrder {
             return Ok(());
         }
         for (rank, memory) in self.memories.iter().enumerate() {
             for chunk in 0..world.sizes[rank].output {
                 let (block, ranks) = promised(world, rank, chunk / world.pieces);
-                let found = memory.output(chunk, 0).map(|value| value.expression);
-                if found != Some(Value::left_fold(&ranks, world.size, block).expression) {
+                let found = memory.output(chunk, 0);
+                if !found.is_some_and(|value| value.in_rank_order) {
+                    return Err(Fault::OutOfOrder { rank, chunk });
+                }
+                let fold = || Value::left_fold(&ranks, world.size, block).expression;
+                if promise == Folds::FromTheLeft && found.map(|value| value.expression) != Some(fold()) {
                     return Err(Fault::NotCanonical { rank, chunk });
                 }
             }

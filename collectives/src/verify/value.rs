@@ -67,6 +67,14 @@ impl Ranks {
         Ok(())
     }
 
+    /// The least and the greatest rank; there is one.
+    fn ends(&self) -> (Rank, Rank) {
+        let words = self.words();
+        let first = words.iter().position(|word| *word != 0).expect("a rank has contributed");
+        let last = words.iter().rposition(|word| *word != 0).expect("a rank has contributed");
+        (first * 64 + words[first].trailing_zeros() as usize, last * 64 + words[last].ilog2() as usize)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = Rank> {
         self.words()
             .iter()
@@ -84,18 +92,22 @@ pub(super) struct Value {
     pub(super) ranks: Ranks,
     /// Fingerprint of the expression.
     pub(super) expression: u64,
+    /// Whether the expression, its brackets left out, names the ranks in rising order.
+    pub(super) in_rank_order: bool,
 }
 
 impl Value {
     /// What `rank` contributes.
     pub(super) fn leaf(rank: Rank, size: usize, block: usize, round: usize) -> Value {
         let expression = mix(mix(rank as u64) ^ block as u64);
-        Value { round, block, ranks: Ranks::only(rank, size), expression }
+        Value { round, block, ranks: Ranks::only(rank, size), expression, in_rank_order: true }
     }
 
     /// Reduces this, the first operand, with `second`; the first rank that has contributed to both is an error.
     pub(super) fn reduce(&mut self, second: &Value) -> Result<(), Rank> {
+        let rising = self.ranks.ends().1 < second.ranks.ends().0;
         self.ranks.join(&second.ranks)?;
+        self.in_rank_order &= second.in_rank_order && rising;
         self.expression = mix(mix(self.expression).wrapping_add(second.expression));
         Ok(())
     }
@@ -170,6 +182,29 @@ mod tests {
         assert_eq!(left, sum(sum(leaf(0), leaf(1)), leaf(2)));
         for other in [sum(leaf(0), sum(leaf(1), leaf(2))), sum(sum(leaf(1), leaf(0)), leaf(2))] {
             assert!(other.is(0, 0, &left.ranks) && other != left);
+        }
+    }
+
+    #[test]
+    fn brackets_do_not_change_the_order_of_ranks() {
+        for size in [4, 300] {
+            let leaf = |rank| Value::leaf(rank * (size / 4), size, 0, 0);
+            let sum = |a: &Value, b: &Value| {
+                let mut sum = a.clone();
+                sum.reduce(b).unwrap();
+                sum
+            };
+            let [a, b, c, d] = [0, 1, 2, 3].map(leaf);
+            let rising =
+                [sum(&sum(&sum(&a, &b), &c), &d), sum(&sum(&a, &b), &sum(&c, &d)), sum(&a, &sum(&sum(&b, &c), &d))];
+            assert!(rising.iter().all(|value| value.in_rank_order));
+            let others = [
+                sum(&sum(&sum(&b, &a), &c), &d),
+                sum(&sum(&a, &c), &sum(&b, &d)),
+                sum(&sum(&b, &c), &sum(&d, &a)),
+                sum(&sum(&c, &d), &sum(&a, &b)),
+            ];
+            assert!(others.iter().all(|value| !value.in_rank_order));
         }
     }
 }

@@ -1,10 +1,9 @@
 //! Single faults, and what the verifier says about them.
 
 use crate::planted::World;
-use maypole_collectives::Order;
 use maypole_collectives::algorithms::Algorithm::{self, *};
 use maypole_collectives::schedule::{Buffer, Collective, Operands, Region, Step};
-use maypole_collectives::verify::{At, Fault, Wait, verify};
+use maypole_collectives::verify::{At, Fault, Folds, Wait, layouts, verify};
 
 const INPUT: Region = Region::input(0, 1);
 const OUTPUT: Region = Region::output(0, 1);
@@ -126,30 +125,44 @@ fn another_order_than_that_of_the_ranks() {
     };
     // Rank 1 of 4 has handed out 3 pieces; then it folds piece 1, starting with rank 0's.
     let direct = World::of(Direct, Collective::AllReduce, 4, 0).with(|w| flip(&mut w.steps(1)[3]));
-    assert_eq!(direct.fault(), Fault::NotCanonical { rank: 0, chunk: 1 });
-    direct.with(|w| w.order = Order::Free).verify(false).unwrap();
+    assert_eq!(direct.fault(), Fault::OutOfOrder { rank: 0, chunk: 1 });
+    direct.with(|w| w.promise = Folds::InAnyOrder).verify(false).unwrap();
     let chain = World::of(Chain, Collective::Scan, 4, 0).with(|w| flip(&mut w.steps(2)[0]));
-    assert_eq!(chain.fault(), Fault::NotCanonical { rank: 2, chunk: 0 });
+    assert_eq!(chain.fault(), Fault::OutOfOrder { rank: 2, chunk: 0 });
     // Ranks 2 and 3 folded in the other order.
     let blocks = World::of(Direct, Collective::ReduceScatter, 4, 0).with(|w| w.ranks[0].lanes[1].swap(1, 2));
-    assert_eq!(blocks.fault(), Fault::NotCanonical { rank: 0, chunk: 0 });
+    assert_eq!(blocks.fault(), Fault::OutOfOrder { rank: 0, chunk: 0 });
+    // A tree is no fold from the left, but in order; until the two halves of a phase are confused.
+    let tree = World::of(RecursiveDoubling, Collective::AllReduce, 4, 0);
+    assert!(matches!(tree.with(|w| w.promise = Folds::FromTheLeft).fault(), Fault::NotCanonical { rank: 0, chunk: 0 }));
+    let confused = tree.with(|w| (0..4).for_each(|rank| flip(&mut w.steps(rank)[3])));
+    assert_eq!(confused.fault(), Fault::OutOfOrder { rank: 0, chunk: 0 });
+    confused.with(|w| w.promise = Folds::InAnyOrder).verify(false).unwrap();
 }
 
-/// `is_canonical` leaves none out that folds in rank order in every world.
+/// `is_canonical` and `keeps_rank_order` leave none out that folds so in every world.
 #[test]
-fn what_is_not_called_canonical_is_not() {
+fn what_is_not_said_to_fold_in_an_order_does_not() {
+    let folds = |algorithm: Algorithm, collective: Collective, promise: Folds| {
+        let mut worlds = (2..=9).flat_map(|size| {
+            let hosts = layouts(size).into_iter().take(if algorithm.minds_hosts() { usize::MAX } else { 1 });
+            let roots = if collective.is_rooted() { size } else { 1 };
+            hosts.flat_map(move |hosts| (0..roots).map(move |root| (hosts.clone(), root)))
+        });
+        worlds.all(|(hosts, root)| {
+            let world = World::on(algorithm, collective, &hosts, root).with(|w| w.promise = promise);
+            match world.verify(false) {
+                Ok(_) => true,
+                Err(Fault::NotCanonical { .. } | Fault::OutOfOrder { .. }) => false,
+                Err(fault) => panic!("{algorithm} {}: {fault}", collective.name()),
+            }
+        })
+    };
     for collective in Collective::ALL.into_iter().filter(|c| c.reduces()) {
         for algorithm in Algorithm::for_collective(collective) {
-            let in_order = |size, root| {
-                let world = World::of(algorithm, collective, size, root).with(|w| w.order = Order::Canonical);
-                match world.verify(false) {
-                    Ok(_) => true,
-                    Err(Fault::NotCanonical { .. }) => false,
-                    Err(fault) => panic!("{algorithm} {}: {fault}", collective.name()),
-                }
-            };
-            let always = (2..=7).all(|size| (0..size).all(|root| in_order(size, root)));
-            assert_eq!(always, algorithm.is_canonical(collective), "{algorithm} {}", collective.name());
+            let said = [algorithm.is_canonical(collective), algorithm.keeps_rank_order(collective)];
+            let found = [Folds::FromTheLeft, Folds::InRankOrder].map(|promise| folds(algorithm, collective, promise));
+            assert_eq!(found, said, "{algorithm} {}", collective.name());
         }
     }
 }

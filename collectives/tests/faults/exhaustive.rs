@@ -1,8 +1,8 @@
 //! One kind of damage at every place of every algorithm. All of it must be noticed.
 
 use crate::planted::{every_world, peers, regions};
-use maypole_collectives::Order;
 use maypole_collectives::schedule::{Buffer, Step};
+use maypole_collectives::verify::Folds;
 
 /// No algorithm has a step that it could do without.
 #[test]
@@ -118,7 +118,7 @@ fn any_use_before_arrival() {
         for (rank, lane, i) in world.places() {
             let steps = &world.ranks[rank].lanes[lane];
             let Some(&next) = steps.get(i + 1) else { continue };
-            let commute = world.order == Order::Free && accumulates(steps[i]) && accumulates(next);
+            let commute = world.promise != Folds::FromTheLeft && accumulates(steps[i]) && accumulates(next);
             if !feeds(steps[i], next) || commute {
                 continue;
             }

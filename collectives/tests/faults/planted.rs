@@ -1,9 +1,9 @@
 //! Schedules written out, so that tests can damage them.
 
+use maypole_collectives::Hosts;
 use maypole_collectives::algorithms::{Algorithm, schedule};
 use maypole_collectives::schedule::{Collective, Place, Rank, Region, Schedule, Step};
-use maypole_collectives::verify::{Fault, Report, layouts, verify_lending, verify_schedules};
-use maypole_collectives::{Hosts, Order};
+use maypole_collectives::verify::{Fault, Folds, Report, layouts, verify_lending, verify_schedules};
 use std::sync::Arc;
 
 /// One rank's program as a list of steps for each lane.
@@ -48,7 +48,7 @@ pub struct World {
     pub root: Rank,
     pub ranks: Vec<Written>,
     /// What the schedules promise.
-    pub order: Order,
+    pub promise: Folds,
 }
 
 impl World {
@@ -70,8 +70,8 @@ impl World {
                 message_chunks: s.message_chunks(),
             }
         };
-        let order = if algorithm.is_canonical(collective) { Order::Canonical } else { Order::Free };
-        World { collective, root, ranks: (0..size).map(write).collect(), order }
+        let promise = Folds::of(algorithm, collective);
+        World { collective, root, ranks: (0..size).map(write).collect(), promise }
     }
 
     /// A world written by hand: one piece, the lanes' steps for each rank, all on channel 0 unless `channels` says
@@ -84,7 +84,7 @@ impl World {
             lanes,
             message_chunks: 1,
         };
-        World { collective, root: 0, ranks: ranks.into_iter().map(write).collect(), order: Order::Free }
+        World { collective, root: 0, ranks: ranks.into_iter().map(write).collect(), promise: Folds::InAnyOrder }
     }
 
     /// The same with something changed.
@@ -97,14 +97,14 @@ impl World {
     pub fn verify(&self, in_place: bool) -> Result<Report, Fault> {
         let schedules: Vec<Box<dyn Schedule>> =
             self.ranks.iter().map(|r| Box::new(r.clone()) as Box<dyn Schedule>).collect();
-        verify_schedules(&schedules, self.collective, self.root, in_place, self.order)
+        verify_schedules(&schedules, self.collective, self.root, in_place, self.promise)
     }
 
     /// The same with publications of inputs and outputs read where they lie.
     pub fn verify_lending(&self, in_place: bool) -> Result<Report, Fault> {
         let schedules: Vec<Box<dyn Schedule>> =
             self.ranks.iter().map(|r| Box::new(r.clone()) as Box<dyn Schedule>).collect();
-        verify_lending(&schedules, self.collective, self.root, in_place, self.order)
+        verify_lending(&schedules, self.collective, self.root, in_place, self.promise)
     }
 
     /// What is wrong out of place; panics if nothing is.

@@ -120,9 +120,9 @@ impl Job {
     /// quiet one. `divide` turns a sum into an average; with one source it is nothing but the division.
     ///
     /// # Panics
-    /// If there are more than [`MOST_SOURCES`], or the operation is the user's own.
+    /// If there are more than [`MOST_SOURCES`], or the operation is on pairs or the user's own.
     pub fn reduce(dst: u64, sources: &[Source], op: ReduceOp, count: u64) -> Job {
-        let op = op_code(op).expect("an operation of the user's own has no kernel");
+        let op = op_code(op).expect("an operation on pairs or of the user's own has no kernel");
         Job { dst, op, count, ..Job::default() }.with(sources)
     }
 
@@ -144,7 +144,8 @@ impl Job {
     }
 }
 
-/// The number by which kernels know an operation; `None` for one of the user's own.
+/// The number by which kernels know an operation; `None` for those on pairs and the user's own,
+/// which have no kernel.
 pub const fn op_code(op: ReduceOp) -> Option<u32> {
     match op {
         ReduceOp::Sum => Some(0),
@@ -156,7 +157,7 @@ pub const fn op_code(op: ReduceOp) -> Option<u32> {
         ReduceOp::And => Some(6),
         ReduceOp::Or => Some(7),
         ReduceOp::Xor => Some(8),
-        ReduceOp::User(_) => None,
+        ReduceOp::MinLoc(_) | ReduceOp::MaxLoc(_) | ReduceOp::User(_) => None,
     }
 }
 
