@@ -101,14 +101,19 @@ typedef int maypole_kind;
 typedef int maypole_status;
 
 /**
- * The type of an element: MAYPOLE_F32 and so on.
+ * The type of an element: MAYPOLE_F32 and so on; or of a pair of a value and its index,
+ * MAYPOLE_F32_I32 and so on, which are moved like elements and combined by MAYPOLE_MINLOC and
+ * MAYPOLE_MAXLOC.
  */
 typedef int maypole_dtype;
 
 /**
  * An operation of the caller's own: combines element i of `a` and of `b` into that of `result`. Pointers are aligned for
- * the element type, and `result` may be `a` or `b`. It must be associative and commutative as far as the caller cares.
- * It is called by whichever thread runs the operation, by several at a time if the handle is used so.
+ * the element type, and `result` may be `a` or `b`. It must be associative as far as the caller
+ * cares, and commutative unless it was made otherwise; then `a` is from lower ranks than `b`. It
+ * is called by whichever thread runs the operation, by several at a time if the handle is used so.
+ * Where operands are several elements (maypole_op_create_with()), `count` is still elements, and a
+ * multiple of as many.
  *
  * Returns 0. Anything else says that it has failed: then the communicator is aborted, and every rank gets
  * MAYPOLE_ERROR_FAILED with that number in the text.
@@ -116,7 +121,8 @@ typedef int maypole_dtype;
 typedef int (*maypole_op_callback)(void *context, void *result, const void *a, const void *b, size_t count);
 
 /**
- * How elements are combined: MAYPOLE_SUM and so on, or what maypole_op_create() and maypole_op_premulsum() made.
+ * How elements are combined: MAYPOLE_SUM and so on, or what maypole_op_create(),
+ * maypole_op_create_with() and maypole_op_premulsum() made.
  */
 typedef uint64_t maypole_op;
 
@@ -357,6 +363,41 @@ typedef struct maypole_persistent_s *maypole_persistent;
 #define MAYPOLE_F8E5M2 11
 
 /**
+ * struct { float value; int32_t index; }, as MPI_FLOAT_INT.
+ */
+#define MAYPOLE_F32_I32 64
+
+/**
+ * struct { double value; int32_t index; } with its padding, 16 bytes, as MPI_DOUBLE_INT.
+ */
+#define MAYPOLE_F64_I32 65
+
+/**
+ * struct { int64_t value; int32_t index; } with its padding, 16 bytes, as MPI_LONG_INT.
+ */
+#define MAYPOLE_I64_I32 66
+
+/**
+ * struct { int32_t value; int32_t index; }, as MPI_2INT.
+ */
+#define MAYPOLE_I32_I32 67
+
+/**
+ * struct { int16_t value; int32_t index; } with its padding, 8 bytes, as MPI_SHORT_INT.
+ */
+#define MAYPOLE_I16_I32 68
+
+/**
+ * struct { double value; int64_t index; }.
+ */
+#define MAYPOLE_F64_I64 69
+
+/**
+ * struct { int64_t value; int64_t index; }.
+ */
+#define MAYPOLE_I64_I64 70
+
+/**
  * Sum; integers wrap.
  */
 #define MAYPOLE_SUM 0
@@ -395,6 +436,19 @@ typedef struct maypole_persistent_s *maypole_persistent;
  * Bitwise exclusive or; integers only.
  */
 #define MAYPOLE_XOR 7
+
+/**
+ * The pair (value, index) with the least value, and of several such the one with the least index.
+ * A value that is NaN is less than all others. Pairs only (MAYPOLE_F32_I32 and so on), in host
+ * memory.
+ */
+#define MAYPOLE_MINLOC 8
+
+/**
+ * The pair (value, index) with the greatest value, and of several such the one with the least
+ * index. A value that is NaN is greater than all others. Pairs only, in host memory.
+ */
+#define MAYPOLE_MAXLOC 9
 
 #ifdef __cplusplus
 extern "C" {
@@ -447,7 +501,8 @@ const char *maypole_version_string(void);
 
 /**
  * Whether the library can do something, 1 or 0: "shm", "tcp", "threads", "groups", "persistent", "registered", "user_op",
- * "premulsum", "bf16", "fp8", "cuda" (1 only where a driver with a device is found now). 0 for names that it does not
+ * "op_width" (maypole_op_create_with()), "minloc" (and maxloc, on pairs), "premulsum", "bf16",
+ * "fp8", "cuda" (1 only where a driver with a device is found now). 0 for names that it does not
  * know, so a program may ask for what later versions have.
  *
  * @param feature its name, UTF-8.
@@ -455,7 +510,7 @@ const char *maypole_version_string(void);
 int maypole_has_feature(const char *feature);
 
 /**
- * Bytes per element of a type; 0 if there is no such type.
+ * Bytes per element, or per pair, of a type; 0 if there is no such type.
  */
 size_t maypole_dtype_size(maypole_dtype dtype);
 
@@ -473,6 +528,29 @@ maypole_status maypole_op_create(uint32_t id,
                                  maypole_op_callback callback,
                                  void *context,
                                  maypole_op *op);
+
+/**
+ * Make an operation of the caller's own whose operands are several elements, or which does not
+ * commute: complex numbers, matrices, structs of one type. All ranks say the same of it.
+ *
+ * @param id names it: ranks that use different ids as the same operation are told.
+ * @param dtype the elements that it combines.
+ * @param width how many elements are one operand, 1 to 65535. They stay together whatever cuts a
+ * message: the callback
+ * gets whole operands, and the counts of calls are multiples of it.
+ * @param commutes 0 if a ⊕ b is not b ⊕ a: then ranks are combined in their order, 0, 1, 2, ...,
+ * however bracketed.
+ * @param callback combines them; not NULL.
+ * @param context handed to the callback; must live until no operation uses it any more.
+ * @param op gets the operation, to be given to maypole_op_destroy().
+ */
+maypole_status maypole_op_create_with(uint32_t id,
+                                      maypole_dtype dtype,
+                                      size_t width,
+                                      int commutes,
+                                      maypole_op_callback callback,
+                                      void *context,
+                                      maypole_op *op);
 
 /**
  * Make the sum in which each rank's input is first multiplied by its own factor, rounded to the element type (integers:

@@ -59,7 +59,17 @@ enum : maypole_op {
     prod = MAYPOLE_PROD,
     min = MAYPOLE_MIN,
     max = MAYPOLE_MAX,
-    avg = MAYPOLE_AVG
+    avg = MAYPOLE_AVG,
+    minloc = MAYPOLE_MINLOC,
+    maxloc = MAYPOLE_MAXLOC
+};
+
+/// A value and where it is: what minloc and maxloc choose among. Of float, double, int16_t, int32_t
+/// or int64_t and int32_t, or of double or int64_t and int64_t.
+template <class Value, class Index = std::int32_t>
+struct Located {
+    Value value;
+    Index index;
 };
 
 /// The number of an element type. Specialise it for 16- and 8-bit floats of your own.
@@ -73,6 +83,64 @@ struct ElementType {
                                            : sizeof(T) == 1 ? (std::is_signed<T>::value ? MAYPOLE_I8 : MAYPOLE_U8)
                                            : sizeof(T) == 4 ? (std::is_signed<T>::value ? MAYPOLE_I32 : MAYPOLE_U32)
                                                             : (std::is_signed<T>::value ? MAYPOLE_I64 : MAYPOLE_U64);
+};
+
+template <>
+struct ElementType<Located<float>> {
+    static constexpr maypole_dtype value = MAYPOLE_F32_I32;
+};
+template <>
+struct ElementType<Located<double>> {
+    static constexpr maypole_dtype value = MAYPOLE_F64_I32;
+};
+template <>
+struct ElementType<Located<std::int64_t>> {
+    static constexpr maypole_dtype value = MAYPOLE_I64_I32;
+};
+template <>
+struct ElementType<Located<std::int32_t>> {
+    static constexpr maypole_dtype value = MAYPOLE_I32_I32;
+};
+template <>
+struct ElementType<Located<std::int16_t>> {
+    static constexpr maypole_dtype value = MAYPOLE_I16_I32;
+};
+template <>
+struct ElementType<Located<double, std::int64_t>> {
+    static constexpr maypole_dtype value = MAYPOLE_F64_I64;
+};
+template <>
+struct ElementType<Located<std::int64_t, std::int64_t>> {
+    static constexpr maypole_dtype value = MAYPOLE_I64_I64;
+};
+
+/// An operation of one's own, to be passed where a maypole_op is. What is under way when it is
+/// destroyed goes on.
+class Operation {
+public:
+    /// Combines elements of T by `callback`, which gets `context`; see maypole_op_create_with():
+    /// `width` elements are one operand and stay together, and if it does not commute, ranks are
+    /// combined in their order.
+    template <class T>
+    static Operation of(std::uint32_t id, maypole_op_callback callback, void* context = nullptr, std::size_t width = 1,
+                        bool commutes = true) {
+        maypole_op op = 0;
+        check(maypole_op_create_with(id, ElementType<T>::value, width, commutes, callback, context, &op));
+        return Operation(op);
+    }
+    Operation(Operation&& other) noexcept : op_(other.op_) { other.op_ = 0; }
+    Operation& operator=(Operation&& other) noexcept {
+        std::swap(op_, other.op_);
+        return *this;
+    }
+    ~Operation() {
+        if (op_) maypole_op_destroy(op_);
+    }
+    operator maypole_op() const noexcept { return op_; }
+
+private:
+    explicit Operation(maypole_op op) noexcept : op_(op) {}
+    maypole_op op_;
 };
 
 /// An asynchronous operation. Its destructor waits, and drops its error.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use maypole::{Blocks, Call, DataType, RawGroup};
+use maypole::{Call, DataType, RawGroup};
 
 use crate::communicator::{comm_of, maypole_comm};
 use crate::entry::{check_out, enter};
@@ -11,12 +11,12 @@ use crate::operation::Operation;
 use crate::request::{give_request, maypole_request};
 use crate::status::*;
 use crate::stream::{host_stream_of, maypole_stream, queue};
-use crate::work::{Sides, Work};
+use crate::work::{Lengths, Sides, Work};
 
 /// A call of a group, with whatever does not outlive the call.
 enum Item {
     Even(Call, *const u8, *mut u8),
-    Variable(Call, (*const u8, Owned), (*mut u8, Owned)),
+    Variable(Call, (*const u8, Lengths<'static>), (*mut u8, Lengths<'static>)),
     Message(Message),
 }
 
@@ -35,24 +35,6 @@ pub(crate) struct Message {
 pub(crate) enum Way {
     To(*const u8),
     From(*mut u8),
-}
-
-struct Owned {
-    counts: Vec<usize>,
-    displacements: Option<Vec<usize>>,
-}
-
-impl Owned {
-    fn of(blocks: Blocks<'_>) -> Owned {
-        Owned { counts: blocks.counts().to_vec(), displacements: blocks.displacements().map(<[usize]>::to_vec) }
-    }
-
-    fn blocks(&self) -> Blocks<'_> {
-        match &self.displacements {
-            Some(displacements) => Blocks::at(&self.counts, displacements),
-            None => Blocks::packed(&self.counts),
-        }
-    }
 }
 
 /// A thread's open group.
@@ -105,7 +87,7 @@ pub(crate) fn collect(stream: maypole_stream, work: Work<'_>) -> Outcome {
     let item = match work.sides {
         Sides::Even(input, output) => Item::Even(work.call, input, output),
         Sides::Variable((input, sent), (output, received)) => {
-            Item::Variable(work.call, (input, Owned::of(sent)), (output, Owned::of(received)))
+            Item::Variable(work.call, (input, sent.owned()), (output, received.owned()))
         }
     };
     add(stream, item, work.operation)

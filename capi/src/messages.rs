@@ -11,7 +11,7 @@ use crate::group::{self, Message, Way};
 use crate::request::{give_request, maypole_request};
 use crate::status::*;
 use crate::stream::{Stream, host_stream_of, maypole_stream, queue, stream_of};
-use crate::values::{dtype_of, maypole_dtype};
+use crate::values::{carried, maypole_dtype};
 
 fn message(
     way: Way,
@@ -19,7 +19,8 @@ fn message(
     (name, peer): (&str, c_int),
     tag: u32,
 ) -> Outcome<Message> {
-    Ok(Message { way, dtype: dtype_of(dtype)?, count, peer: rank_of(name, peer)?, tag })
+    let carried = carried(dtype)?;
+    Ok(Message { way, dtype: carried.dtype, count: carried.times(count)?, peer: rank_of(name, peer)?, tag })
 }
 
 impl Message {

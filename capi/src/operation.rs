@@ -4,14 +4,15 @@ use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 use maypole::communicator::raw::CallbackFailed;
-use maypole::{DataType, ReduceOp, UserOp};
+use maypole::{DataType, Pair, ReduceOp, UserOp};
 
 use crate::entry::{check_out, enter, give};
 use crate::status::*;
 use crate::table::{Kind, Table};
 use crate::values::{dtype_of, maypole_dtype};
 
-/// How elements are combined: MAYPOLE_SUM and so on, or what maypole_op_create() and maypole_op_premulsum() made.
+/// How elements are combined: MAYPOLE_SUM and so on, or what maypole_op_create(),
+/// maypole_op_create_with() and maypole_op_premulsum() made.
 pub type maypole_op = u64;
 
 /// Sum; integers wrap.
@@ -30,10 +31,20 @@ pub const MAYPOLE_AND: maypole_op = 5;
 pub const MAYPOLE_OR: maypole_op = 6;
 /// Bitwise exclusive or; integers only.
 pub const MAYPOLE_XOR: maypole_op = 7;
+/// The pair (value, index) with the least value, and of several such the one with the least index.
+/// A value that is NaN is less than all others. Pairs only (MAYPOLE_F32_I32 and so on), in host
+/// memory.
+pub const MAYPOLE_MINLOC: maypole_op = 8;
+/// The pair (value, index) with the greatest value, and of several such the one with the least
+/// index. A value that is NaN is greater than all others. Pairs only, in host memory.
+pub const MAYPOLE_MAXLOC: maypole_op = 9;
 
 /// An operation of the caller's own: combines element i of `a` and of `b` into that of `result`. Pointers are aligned for
-/// the element type, and `result` may be `a` or `b`. It must be associative and commutative as far as the caller cares.
-/// It is called by whichever thread runs the operation, by several at a time if the handle is used so.
+/// the element type, and `result` may be `a` or `b`. It must be associative as far as the caller
+/// cares, and commutative unless it was made otherwise; then `a` is from lower ranks than `b`. It
+/// is called by whichever thread runs the operation, by several at a time if the handle is used so.
+/// Where operands are several elements (maypole_op_create_with()), `count` is still elements, and a
+/// multiple of as many.
 ///
 /// Returns 0. Anything else says that it has failed: then the communicator is aborted, and every rank gets
 /// MAYPOLE_ERROR_FAILED with that number in the text.
@@ -57,6 +68,8 @@ pub(crate) enum Operation {
 pub(crate) struct Callback {
     id: u32,
     dtype: DataType,
+    width: u16,
+    commutes: bool,
     function: unsafe extern "C" fn(*mut c_void, *mut c_void, *const c_void, *const c_void, usize) -> c_int,
     context: *mut c_void,
 }
@@ -68,9 +81,22 @@ unsafe impl Sync for Callback {}
 
 static OPERATIONS: Table<Operation> = Table::new(Kind::Operation);
 
-/// An operation, and what must be kept as long as it is used.
-pub(crate) fn op_of(op: maypole_op) -> Outcome<(ReduceOp, Option<Arc<Operation>>)> {
+/// An operation on elements or on a `pair`, and what must be kept as long as it is used.
+pub(crate) fn op_of(op: maypole_op, pair: Option<Pair>) -> Outcome<(ReduceOp, Option<Arc<Operation>>)> {
     let plain = match op {
+        MAYPOLE_MINLOC | MAYPOLE_MAXLOC => {
+            let pair = pair.ok_or_else(|| {
+                Fault::argument(
+                    "op is MAYPOLE_MINLOC or MAYPOLE_MAXLOC, which need pairs: dtype MAYPOLE_F32_I32 or the like",
+                )
+            })?;
+            if op == MAYPOLE_MINLOC { ReduceOp::MinLoc(pair) } else { ReduceOp::MaxLoc(pair) }
+        }
+        _ if pair.is_some() => {
+            return Err(Fault::argument(
+                "dtype is a pair of a value and its index; pairs are combined by MAYPOLE_MINLOC and MAYPOLE_MAXLOC only",
+            ));
+        }
         MAYPOLE_SUM => ReduceOp::Sum,
         MAYPOLE_PROD => ReduceOp::Prod,
         MAYPOLE_MIN => ReduceOp::Min,
@@ -91,7 +117,9 @@ pub(crate) fn op_of(op: maypole_op) -> Outcome<(ReduceOp, Option<Arc<Operation>>
                 Operation::User(callback) => {
                     let context = std::ptr::from_ref(callback).cast();
                     // SAFETY: `combine` does what it should, and whoever uses the operation keeps `made` meanwhile.
-                    ReduceOp::User(unsafe { UserOp::with_context(callback.id, callback.dtype, combine, context) })
+                    let op = unsafe { UserOp::with_context(callback.id, callback.dtype, combine, context) };
+                    let op = op.with_width(callback.width);
+                    ReduceOp::User(if callback.commutes { op } else { op.not_commuting() })
                 }
             };
             return Ok((op, Some(made)));
@@ -115,11 +143,20 @@ unsafe fn combine(context: *const (), dst: *mut u8, a: *const u8, b: *const u8, 
     }
     // Slots of links need not lie as elements do, but C code that casts its pointers expects it.
     const WORDS: usize = 128;
-    let mut rooms = [[0u64; WORDS]; 2];
-    let each = WORDS * 8 / size;
+    let width = usize::from(callback.width);
+    // Whole operands, and at least one.
+    let each = (WORDS * 8 / size / width).max(1) * width;
+    let words = (each * size).div_ceil(8).max(WORDS);
+    let (mut near, mut far) = ([0u64; 2 * WORDS], Vec::new());
+    let rooms = if words == WORDS {
+        &mut near[..]
+    } else {
+        far.resize(2 * words, 0);
+        &mut far[..]
+    };
     for first in (0..count).step_by(each) {
         let (at, elements) = (first * size, each.min(count - first));
-        let [left, right] = &mut rooms;
+        let (left, right) = rooms.split_at_mut(words);
         let (left, right) = (left.as_mut_ptr().cast::<u8>(), right.as_mut_ptr().cast::<u8>());
         // SAFETY: `elements` elements fit into a room, and lie within the operands.
         unsafe {
@@ -164,11 +201,48 @@ pub unsafe extern "C" fn maypole_op_create(
     context: *mut c_void,
     op: *mut maypole_op,
 ) -> maypole_status {
-    enter("maypole_op_create", || {
-        check_out("op", op)?;
-        let function = callback.ok_or_else(|| Fault::argument("callback is NULL"))?;
-        make(Operation::User(Callback { id, dtype: dtype_of(dtype)?, function, context }), op)
-    })
+    enter("maypole_op_create", || own((id, dtype), (1, true), (callback, context), op))
+}
+
+/// Make an operation of the caller's own whose operands are several elements, or which does not
+/// commute: complex numbers, matrices, structs of one type. All ranks say the same of it.
+///
+/// @param id names it: ranks that use different ids as the same operation are told.
+/// @param dtype the elements that it combines.
+/// @param width how many elements are one operand, 1 to 65535. They stay together whatever cuts a
+/// message: the callback
+/// gets whole operands, and the counts of calls are multiples of it.
+/// @param commutes 0 if a ⊕ b is not b ⊕ a: then ranks are combined in their order, 0, 1, 2, ...,
+/// however bracketed.
+/// @param callback combines them; not NULL.
+/// @param context handed to the callback; must live until no operation uses it any more.
+/// @param op gets the operation, to be given to maypole_op_destroy().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn maypole_op_create_with(
+    id: u32,
+    dtype: maypole_dtype,
+    width: usize,
+    commutes: c_int,
+    callback: maypole_op_callback,
+    context: *mut c_void,
+    op: *mut maypole_op,
+) -> maypole_status {
+    enter("maypole_op_create_with", || own((id, dtype), (width, commutes != 0), (callback, context), op))
+}
+
+fn own(
+    (id, dtype): (u32, maypole_dtype),
+    (width, commutes): (usize, bool),
+    (callback, context): (maypole_op_callback, *mut c_void),
+    op: *mut maypole_op,
+) -> Outcome {
+    check_out("op", op)?;
+    let function = callback.ok_or_else(|| Fault::argument("callback is NULL"))?;
+    let width = u16::try_from(width)
+        .ok()
+        .filter(|width| *width > 0)
+        .ok_or_else(|| Fault::argument(format!("width is {width}, but an operand has 1 to {} elements", u16::MAX)))?;
+    make(Operation::User(Callback { id, dtype: dtype_of(dtype)?, width, commutes, function, context }), op)
 }
 
 /// Make the sum in which each rank's input is first multiplied by its own factor, rounded to the element type (integers:
@@ -188,7 +262,7 @@ pub unsafe extern "C" fn maypole_op_premulsum(factor: f64, op: *mut maypole_op) 
 #[unsafe(no_mangle)]
 pub extern "C" fn maypole_op_destroy(op: maypole_op) -> maypole_status {
     enter("maypole_op_destroy", || match op {
-        MAYPOLE_SUM..=MAYPOLE_XOR => Err(Fault::argument("op is a built-in operation, which is not destroyed")),
+        MAYPOLE_SUM..=MAYPOLE_MAXLOC => Err(Fault::argument("op is a built-in operation, which is not destroyed")),
         handle => OPERATIONS.remove("op", handle).map(drop),
     })
 }

@@ -2,11 +2,13 @@
 
 use std::ffi::c_int;
 
-use maypole::DataType;
+use maypole::{DataType, Pair};
 
 use crate::status::{Fault, Outcome};
 
-/// The type of an element: MAYPOLE_F32 and so on.
+/// The type of an element: MAYPOLE_F32 and so on; or of a pair of a value and its index,
+/// MAYPOLE_F32_I32 and so on, which are moved like elements and combined by MAYPOLE_MINLOC and
+/// MAYPOLE_MAXLOC.
 pub type maypole_dtype = c_int;
 
 /// 8-bit signed integer.
@@ -34,16 +36,57 @@ pub const MAYPOLE_F8E4M3: maypole_dtype = 10;
 /// 8-bit float, 5 exponent and 2 mantissa bits (OCP FP8 E5M2).
 pub const MAYPOLE_F8E5M2: maypole_dtype = 11;
 
+/// struct { float value; int32_t index; }, as MPI_FLOAT_INT.
+pub const MAYPOLE_F32_I32: maypole_dtype = 64;
+/// struct { double value; int32_t index; } with its padding, 16 bytes, as MPI_DOUBLE_INT.
+pub const MAYPOLE_F64_I32: maypole_dtype = 65;
+/// struct { int64_t value; int32_t index; } with its padding, 16 bytes, as MPI_LONG_INT.
+pub const MAYPOLE_I64_I32: maypole_dtype = 66;
+/// struct { int32_t value; int32_t index; }, as MPI_2INT.
+pub const MAYPOLE_I32_I32: maypole_dtype = 67;
+/// struct { int16_t value; int32_t index; } with its padding, 8 bytes, as MPI_SHORT_INT.
+pub const MAYPOLE_I16_I32: maypole_dtype = 68;
+/// struct { double value; int64_t index; }.
+pub const MAYPOLE_F64_I64: maypole_dtype = 69;
+/// struct { int64_t value; int64_t index; }.
+pub const MAYPOLE_I64_I64: maypole_dtype = 70;
+
+/// What a type of the caller's is for the library.
+#[derive(Clone, Copy)]
+pub(crate) struct Carried {
+    pub dtype: DataType,
+    /// How many of them one of the caller's is.
+    pub unit: usize,
+    /// Whether it is a pair.
+    pub pair: Option<Pair>,
+}
+
+impl Carried {
+    /// So many of the caller's.
+    pub fn times(&self, count: usize) -> Outcome<usize> {
+        count.checked_mul(self.unit).ok_or_else(|| Fault::argument(format!("{count} is more than there are addresses")))
+    }
+}
+
+#[inline]
+pub(crate) fn carried(dtype: maypole_dtype) -> Outcome<Carried> {
+    let code = dtype.checked_sub(MAYPOLE_F32_I32).and_then(|code| usize::try_from(code).ok());
+    match code.and_then(|code| Pair::ALL.get(code).copied()) {
+        Some(pair) => Ok(Carried { dtype: pair.dtype(), unit: Pair::WIDTH, pair: Some(pair) }),
+        None => dtype_of(dtype).map(|dtype| Carried { dtype, unit: 1, pair: None }),
+    }
+}
+
 #[inline]
 pub(crate) fn dtype_of(dtype: maypole_dtype) -> Outcome<DataType> {
     let found = usize::try_from(dtype).ok().and_then(|code| DataType::ALL.get(code));
     found.copied().ok_or_else(|| Fault::argument(format!("dtype is {dtype}, which is no MAYPOLE_... element type")))
 }
 
-/// Bytes per element of a type; 0 if there is no such type.
+/// Bytes per element, or per pair, of a type; 0 if there is no such type.
 #[unsafe(no_mangle)]
 pub extern "C" fn maypole_dtype_size(dtype: maypole_dtype) -> usize {
-    dtype_of(dtype).map_or(0, DataType::size)
+    carried(dtype).map_or(0, |carried| carried.unit * carried.dtype.size())
 }
 
 #[cfg(test)]
@@ -70,6 +113,19 @@ mod tests {
         for (number, dtype) in all {
             assert_eq!(dtype_of(number).unwrap(), dtype);
         }
-        assert!([-1, 12, c_int::MAX].into_iter().all(|wrong| dtype_of(wrong).is_err()));
+        let pairs = [
+            (MAYPOLE_F32_I32, Pair::F32I32),
+            (MAYPOLE_F64_I32, Pair::F64I32),
+            (MAYPOLE_I64_I32, Pair::I64I32),
+            (MAYPOLE_I32_I32, Pair::I32I32),
+            (MAYPOLE_I16_I32, Pair::I16I32),
+            (MAYPOLE_F64_I64, Pair::F64I64),
+            (MAYPOLE_I64_I64, Pair::I64I64),
+        ];
+        assert_eq!(pairs.len(), Pair::ALL.len());
+        for (number, pair) in pairs {
+            assert_eq!((carried(number).unwrap().pair, maypole_dtype_size(number)), (Some(pair), pair.size()));
+        }
+        assert!([-1, 12, 63, 71, c_int::MAX, c_int::MIN].into_iter().all(|wrong| carried(wrong).is_err()));
     }
 }

@@ -30,14 +30,27 @@ pub extern "C" fn maypole_version_string() -> *const c_char {
 }
 
 /// Whether the library can do something, 1 or 0: "shm", "tcp", "threads", "groups", "persistent", "registered", "user_op",
-/// "premulsum", "bf16", "fp8", "cuda" (1 only where a driver with a device is found now). 0 for names that it does not
+/// "op_width" (maypole_op_create_with()), "minloc" (and maxloc, on pairs), "premulsum", "bf16",
+/// "fp8", "cuda" (1 only where a driver with a device is found now). 0 for names that it does not
 /// know, so a program may ask for what later versions have.
 ///
 /// @param feature its name, UTF-8.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn maypole_has_feature(feature: *const c_char) -> c_int {
-    const ALWAYS: [&str; 10] =
-        ["shm", "tcp", "threads", "groups", "persistent", "registered", "user_op", "premulsum", "bf16", "fp8"];
+    const ALWAYS: [&str; 12] = [
+        "shm",
+        "tcp",
+        "threads",
+        "groups",
+        "persistent",
+        "registered",
+        "user_op",
+        "op_width",
+        "minloc",
+        "premulsum",
+        "bf16",
+        "fp8",
+    ];
     // SAFETY: the caller's promise.
     let feature = unsafe { text_of("feature", feature) };
     let has = match feature {

@@ -1,5 +1,6 @@
 //! What becomes of a collective call: run, queued on a stream, collected in a group, started with a request, or kept.
 
+use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::persistent::{give_persistent, maypole_persistent};
 use crate::request::{give_request, maypole_request};
 use crate::status::*;
 use crate::stream::{Stream, host_stream_of, maypole_stream, queue, stream_of};
-use crate::values::{MAYPOLE_U8, dtype_of, maypole_dtype};
+use crate::values::{Carried, MAYPOLE_U8, carried, maypole_dtype};
 
 /// A collective call, its arguments turned into the library's.
 pub(crate) struct Work<'a> {
@@ -25,10 +26,40 @@ pub(crate) struct Work<'a> {
 }
 
 /// Where the data of a call lies.
-#[derive(Clone, Copy)]
 pub(crate) enum Sides<'a> {
     Even(*const u8, *mut u8),
-    Variable((*const u8, Blocks<'a>), (*mut u8, Blocks<'a>)),
+    Variable((*const u8, Lengths<'a>), (*mut u8, Lengths<'a>)),
+}
+
+/// Counts and displacements in what is moved: the caller's own, or made of them.
+pub(crate) struct Lengths<'a> {
+    counts: Cow<'a, [usize]>,
+    displacements: Option<Cow<'a, [usize]>>,
+}
+
+impl<'a> Lengths<'a> {
+    fn new(counts: &'a [usize], displacements: Option<&'a [usize]>, carried: Carried) -> Outcome<Lengths<'a>> {
+        let moved = |numbers: &'a [usize]| -> Outcome<Cow<'a, [usize]>> {
+            match carried.unit {
+                1 => Ok(Cow::Borrowed(numbers)),
+                _ => numbers.iter().map(|number| carried.times(*number)).collect::<Outcome<Vec<_>>>().map(Cow::Owned),
+            }
+        };
+        Ok(Lengths { counts: moved(counts)?, displacements: displacements.map(moved).transpose()? })
+    }
+
+    /// The same, to outlive the call.
+    pub fn owned(self) -> Lengths<'static> {
+        let owned = |numbers: Cow<'a, [usize]>| Cow::Owned(numbers.into_owned());
+        Lengths { counts: owned(self.counts), displacements: self.displacements.map(owned) }
+    }
+
+    pub fn blocks(&self) -> Blocks<'_> {
+        match &self.displacements {
+            Some(displacements) => Blocks::at(&self.counts, displacements),
+            None => Blocks::packed(&self.counts),
+        }
+    }
 }
 
 /// How many elements one side of a call with variable counts has.
@@ -48,10 +79,11 @@ fn call_of(
     dtype: maypole_dtype,
     op: maypole_op,
     root: c_int,
-) -> Outcome<(Call, Option<Arc<Operation>>)> {
-    let (op, operation) = if collective.reduces() { op_of(op)? } else { (ReduceOp::Sum, None) };
+) -> Outcome<(Call, Option<Arc<Operation>>, Carried)> {
+    let carried = carried(dtype)?;
+    let (op, operation) = if collective.reduces() { op_of(op, carried.pair)? } else { (ReduceOp::Sum, None) };
     let root = if collective.is_rooted() { rank_of("root", root)? } else { 0 };
-    Ok((Call { collective, dtype: dtype_of(dtype)?, count, op, root }, operation))
+    Ok((Call { collective, dtype: carried.dtype, count: carried.times(count)?, op, root }, operation, carried))
 }
 
 impl<'a> Work<'a> {
@@ -64,7 +96,7 @@ impl<'a> Work<'a> {
         op: maypole_op,
         root: c_int,
     ) -> Outcome<Work<'a>> {
-        let (call, operation) = call_of(collective, count, dtype, op, root)?;
+        let (call, operation, _) = call_of(collective, count, dtype, op, root)?;
         Ok(Work { call, sides: Sides::Even(input.cast(), output.cast()), operation })
     }
 
@@ -85,24 +117,25 @@ impl<'a> Work<'a> {
         dtype: maypole_dtype,
         (op, root): (maypole_op, c_int),
     ) -> Outcome<Work<'a>> {
-        let (call, operation) = call_of(collective, 0, dtype, op, root)?;
+        let (call, operation, carried) = call_of(collective, 0, dtype, op, root)?;
         let at_root = comm.rank() == call.root;
-        let blocks = |counts: Counts<'a>| -> Outcome<Blocks<'a>> {
+        let lengths = |counts: Counts<'a>| -> Outcome<Lengths<'a>> {
             match counts {
-                Counts::Own(own) => Ok(Blocks::packed(std::slice::from_ref(own))),
-                Counts::EachAtRoot(..) if !at_root => Ok(Blocks::packed(&[])),
+                Counts::Own(own) => Lengths::new(std::slice::from_ref(own), None, carried),
+                Counts::EachAtRoot(..) if !at_root => Lengths::new(&[], None, carried),
                 Counts::Each(counts, displacements) | Counts::EachAtRoot(counts, displacements) => {
                     // SAFETY: the caller's promise, here and below.
                     let counts = unsafe { array_of("counts", counts, comm.size()) }?;
                     if displacements.is_null() {
-                        return Ok(Blocks::packed(counts));
+                        return Lengths::new(counts, None, carried);
                     }
                     // SAFETY: as above.
-                    Ok(Blocks::at(counts, unsafe { array_of("displacements", displacements, comm.size()) }?))
+                    let displacements = unsafe { array_of("displacements", displacements, comm.size()) }?;
+                    Lengths::new(counts, Some(displacements), carried)
                 }
             }
         };
-        let sides = Sides::Variable((input.cast(), blocks(sent)?), (output.cast(), blocks(received)?));
+        let sides = Sides::Variable((input.cast(), lengths(sent)?), (output.cast(), lengths(received)?));
         Ok(Work { call, sides, operation })
     }
 
@@ -112,9 +145,11 @@ impl<'a> Work<'a> {
     unsafe fn run(&self, comm: &Communicator) -> maypole::Result<()> {
         // SAFETY: the caller's promise.
         unsafe {
-            match self.sides {
-                Sides::Even(input, output) => comm.run_at(self.call, input, output),
-                Sides::Variable(input, output) => comm.run_v_at(self.call, input, output),
+            match &self.sides {
+                Sides::Even(input, output) => comm.run_at(self.call, *input, *output),
+                Sides::Variable((input, sent), (output, received)) => {
+                    comm.run_v_at(self.call, (*input, sent.blocks()), (*output, received.blocks()))
+                }
             }
         }
     }
@@ -124,9 +159,11 @@ impl<'a> Work<'a> {
     unsafe fn start(&self, comm: &Communicator, stream: Option<&maypole::Stream>) -> maypole::Result<RawRequest> {
         // SAFETY: the caller's promise.
         unsafe {
-            match self.sides {
-                Sides::Even(input, output) => comm.start_at(self.call, input, output, stream),
-                Sides::Variable(input, output) => comm.start_v_at(self.call, input, output, stream),
+            match &self.sides {
+                Sides::Even(input, output) => comm.start_at(self.call, *input, *output, stream),
+                Sides::Variable((input, sent), (output, received)) => {
+                    comm.start_v_at(self.call, (*input, sent.blocks()), (*output, received.blocks()), stream)
+                }
             }
         }
     }
@@ -136,9 +173,11 @@ impl<'a> Work<'a> {
     unsafe fn keep(&self, comm: &Communicator) -> maypole::Result<RawPersistent> {
         // SAFETY: the caller's promise.
         unsafe {
-            match self.sides {
-                Sides::Even(input, output) => comm.persistent_at(self.call, input, output),
-                Sides::Variable(input, output) => comm.persistent_v_at(self.call, input, output),
+            match &self.sides {
+                Sides::Even(input, output) => comm.persistent_at(self.call, *input, *output),
+                Sides::Variable((input, sent), (output, received)) => {
+                    comm.persistent_v_at(self.call, (*input, sent.blocks()), (*output, received.blocks()))
+                }
             }
         }
     }
@@ -148,9 +187,11 @@ impl<'a> Work<'a> {
     unsafe fn run_on(&self, comm: &Communicator, stream: &cuda::Stream) -> maypole::Result<()> {
         // SAFETY: the caller's promise.
         unsafe {
-            match self.sides {
-                Sides::Even(input, output) => comm.call_at(self.call, input, output, stream),
-                Sides::Variable(input, output) => comm.call_v_at(self.call, input, output, stream),
+            match &self.sides {
+                Sides::Even(input, output) => comm.call_at(self.call, *input, *output, stream),
+                Sides::Variable((input, sent), (output, received)) => {
+                    comm.call_v_at(self.call, (*input, sent.blocks()), (*output, received.blocks()), stream)
+                }
             }
         }
     }

@@ -28,11 +28,13 @@ fn run(program: &str, most: &[usize], line: impl Fn(usize, usize) -> String) {
     }
 }
 
-/// Two ranks that share no memory each print the line.
+/// Two and three ranks that share no memory each print the line.
 fn run_over_tcp(program: &str, line: &str) {
     let program = compile(program, None);
-    let lines = ranks_in(&[("MAYPOLE_TRANSPORT".into(), "tcp".into())], 2, &[path(&program)]);
-    assert!((0..2).all(|rank| lines.contains(&format!("[{rank}] {line}"))), "{lines:#?}");
+    for size in [2, 3] {
+        let lines = ranks_in(&[("MAYPOLE_TRANSPORT".into(), "tcp".into())], size, &[path(&program)]);
+        assert!((0..size).all(|rank| lines.contains(&format!("[{rank}] {line}"))), "{lines:#?}");
+    }
 }
 
 fn sum(size: usize) -> usize {
@@ -87,6 +89,14 @@ fn programs_that_destroy_nothing_leave_in_good_order() {
 fn a_callback_that_fails_in_any_form_of_a_call_is_everyone_s_error() {
     run("tests/programs/callbacks.c", &[2, 3], |_, _| "33 forms failed".into());
     run_over_tcp("tests/programs/callbacks.c", "33 forms failed");
+}
+
+#[test]
+fn operands_of_several_elements_are_whole_and_ranks_in_order() {
+    for program in ["tests/programs/operations.c", "tests/programs/operands.cpp"] {
+        run(program, &[1, 2, 3, 5, 8], |_, _| "fine".into());
+        run_over_tcp(program, "fine");
+    }
 }
 
 #[test]

@@ -77,6 +77,8 @@ static void forms(maypole_comm comm, int *x, int *y) {
     /* An operation of the caller's own: on host memory, with the stream too; not on the device. */
     OK(maypole_op_create(1, MAYPOLE_I32, plus, NULL, &op));
     REFUSED(maypole_all_reduce(comm, x, y, 1, MAYPOLE_I32, op, on), ARGUMENT, "runs on host memory only");
+    REFUSED(maypole_all_reduce(comm, x, y, 1, MAYPOLE_I32_I32, MAYPOLE_MINLOC, on), ARGUMENT,
+            "minloc runs on host memory only");
     OK(maypole_all_reduce(comm, &host, &sum, 1, MAYPOLE_I32, op, on));
     CHECK(sum == size);
     OK(maypole_op_destroy(op));
