@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, final
 from typing_extensions import Self
 
 Array = Any
-Operation = Union[Literal["sum", "prod", "min", "max", "avg", "and", "or", "xor"], "Op"]
+Operation = Union[Literal["sum", "prod", "min", "max", "avg", "and", "or", "xor", "minloc", "maxloc"], "Op"]
 Counts = Sequence[int]
 _Made = TypeVar("_Made")
 
@@ -160,9 +160,15 @@ class Persistent:
 
 @final
 class Op:
-    def __new__(cls, function: Callable[[Any, Any], Any], name: str | None = None) -> Self: ...
+    def __new__(
+        cls, function: Callable[[Any, Any], Any], name: str | None = None, width: int = 1, commutes: bool = True
+    ) -> Self: ...
     @property
     def name(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def commutes(self) -> bool: ...
 
 @final
 class Registered:

@@ -2,7 +2,7 @@
 //!
 //! Nothing is copied. What cannot be worked on where it lies is refused, by the argument's name.
 
-use maypole::{DataType, ReduceOp};
+use maypole::{DataType, Pair, ReduceOp};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -21,6 +21,8 @@ pub enum Kind {
     Bool,
     /// Two of these.
     Complex(DataType),
+    /// A value and its index.
+    Pair(Pair),
     /// So many bytes, which can be moved but not combined; and what it is called.
     Other(usize, String),
 }
@@ -32,6 +34,7 @@ impl Kind {
             Kind::Number(dtype) => dtype.size(),
             Kind::Bool => 1,
             Kind::Complex(dtype) => 2 * dtype.size(),
+            Kind::Pair(pair) => pair.size(),
             Kind::Other(size, _) => *size,
         }
     }
@@ -46,6 +49,7 @@ impl Kind {
             (Kind::Number(dtype), _) => Ok((*dtype, 1)),
             (Kind::Bool, None | Some(And | Or | Xor | Min | Max)) => Ok((DataType::U8, 1)),
             (Kind::Complex(dtype), None | Some(Sum | Avg | PreMulSum(_))) => Ok((*dtype, 2)),
+            (Kind::Pair(pair), None | Some(MinLoc(_) | MaxLoc(_))) => Ok((pair.dtype(), Pair::WIDTH)),
             (Kind::Other(size, _), None) => Ok((DataType::U8, *size)),
             (_, Some(op)) => Err(format!("{} is not defined on elements of {self}", op.name())),
         }
@@ -58,6 +62,7 @@ impl std::fmt::Display for Kind {
             Kind::Number(dtype) => f.write_str(name(*dtype)),
             Kind::Bool => f.write_str("bool"),
             Kind::Complex(dtype) => write!(f, "complex {}", name(*dtype)),
+            Kind::Pair(pair) => write!(f, "pairs {pair}"),
             Kind::Other(_, what) => f.write_str(what),
         }
     }
@@ -103,7 +108,11 @@ impl Array {
             return Ok(memory.get().array(object));
         }
         match View::of(object) {
-            Ok(Some(view)) => return Array::of_view(view),
+            Ok(Some(view)) => {
+                let pair = view.format().to_bytes().starts_with(b"T{").then(|| pair_of(object)).flatten();
+                let array = Array::of_view(view)?;
+                return Ok(Array { kind: pair.map_or(array.kind, Kind::Pair), ..array });
+            }
             // NumPy has no format for the small floats of ml_dtypes; as plain bytes they have one.
             Err(error) => return Array::of_small_floats(object).unwrap_or_else(|| Err(error.to_string())),
             Ok(None) => {}
@@ -224,6 +233,33 @@ fn of_format(format: &[u8], size: usize) -> Kind {
         (b"Zd", 16) => Kind::Complex(F64),
         _ => Kind::Other(size, format!("format {:?}", String::from_utf8_lossy(format))),
     }
+}
+
+/// The pair that an array's structs are, if NumPy says that they have two members which lie as in
+/// C.
+fn pair_of(object: &Bound<'_, PyAny>) -> Option<Pair> {
+    let dtype = object.getattr(intern!(object.py(), "dtype")).ok()?;
+    let names: Vec<String> = dtype.getattr("names").ok()?.extract().ok()?;
+    let fields = dtype.getattr("fields").ok()?;
+    let member = |name: &String| -> Option<(String, usize)> {
+        let field = fields.get_item(name).ok()?;
+        Some((field.get_item(0).ok()?.getattr("str").ok()?.extract().ok()?, field.get_item(1).ok()?.extract().ok()?))
+    };
+    let [value, index]: [(String, usize); 2] = names.iter().map(member).collect::<Option<Vec<_>>>()?.try_into().ok()?;
+    let size: usize = dtype.getattr("itemsize").ok()?.extract().ok()?;
+    Pair::ALL.into_iter().find(|pair| {
+        let (first, second) = match pair {
+            Pair::F32I32 => ("<f4", "<i4"),
+            Pair::F64I32 => ("<f8", "<i4"),
+            Pair::I64I32 => ("<i8", "<i4"),
+            Pair::I32I32 => ("<i4", "<i4"),
+            Pair::I16I32 => ("<i2", "<i4"),
+            Pair::F64I64 => ("<f8", "<i8"),
+            Pair::I64I64 => ("<i8", "<i8"),
+        };
+        // In all of them the index takes the second half, or its beginning.
+        value == (first.to_string(), 0) && index == (second.to_string(), pair.size() / 2) && size == pair.size()
+    })
 }
 
 /// What NumPy, ml_dtypes, torch and JAX call an element type. (Maypole's own names are not for Python: `i8` is NumPy's

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use maypole::{Call, Collective, Communicator, DataType, ReduceOp};
+use maypole::{Call, Collective, Communicator, DataType, Pair, ReduceOp};
 use pyo3::prelude::*;
 
 use crate::array::{Array, Kind};
@@ -226,6 +226,14 @@ pub fn element(py: Python<'_>, array: Option<&Array>, op: Option<Chosen>) -> Res
     match op {
         None => kind.carried(None).map_err(name).map(|(dtype, unit)| (dtype, unit, ReduceOp::Sum, None)),
         Some(Chosen::Known(op)) => kind.carried(Some(op)).map_err(name).map(|(dtype, unit)| (dtype, unit, op, None)),
+        Some(Chosen::Located(of)) => match kind {
+            Kind::Pair(pair) => Ok((pair.dtype(), Pair::WIDTH, of(*pair), None)),
+            _ => Err(name(format!(
+                "{} needs pairs of a value and its index, as numpy.dtype([(\"value\", \"f4\"), (\"index\", \"i4\")], \
+                 align=True) describes them, not elements of {kind}",
+                of(Pair::F32I32).name()
+            ))),
+        },
         Some(Chosen::Own(own)) => match kind {
             Kind::Number(dtype) => Ok((*dtype, 1, own.get().on(py, *dtype)?, Some(own))),
             _ => Err(format!("x: operation {:?} cannot be used on elements of {kind}", own.get().label())),

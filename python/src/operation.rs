@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use maypole::{CallbackFailed, DataType, ReduceOp, UserOp};
+use maypole::{CallbackFailed, DataType, Pair, ReduceOp, UserOp};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -12,10 +12,15 @@ use crate::{array, error, process, waiting};
 
 /// An operation for reductions that is more than a name: ``maypole.Op(function)`` or ``maypole.premulsum(factor)``.
 ///
-/// ``Op(function, name=None)`` makes an operation of ``function(a, b)``, which gets two NumPy arrays of equal length
-/// and returns an array with the combination of each pair of elements. It must be associative and commutative. It is
-/// called with parts of the arrays, in any order, on any thread. ``name`` (by default the function's) tells ranks that
+/// ``Op(function, name=None, width=1, commutes=True)`` makes an operation of ``function(a, b)``,
+/// which gets two NumPy arrays of equal length and returns an array with the combination of each
+/// pair of elements. It must be associative. It is called with parts of the arrays, in any order,
+/// on any thread. ``name`` (by default the function's) tells ranks that
 /// use different operations apart; it must be the same on all of them.
+///
+/// With a ``width``, so many elements that follow each other are one operand and stay together: the
+/// arrays that the function gets then have the shape ``(n, width)``. Without ``commutes``, ranks
+/// are combined in their order: ``a`` is from lower ranks than ``b``.
 ///
 /// If it raises, the communicator fails on every rank, with an AbortedError that names the operation and what it
 /// raised; on the rank where it happened the exception is the error's ``__cause__``.
@@ -29,6 +34,8 @@ enum Kind {
     Own {
         function: Py<PyAny>,
         name: String,
+        width: u16,
+        commutes: bool,
         /// For each type that it was used on. Boxed, since operations under way point there.
         made: Mutex<HashMap<DataType, Box<Combine>>>,
     },
@@ -42,20 +49,24 @@ struct Combine {
     asarray: Py<PyAny>,
     dtype: Py<PyAny>,
     size: usize,
+    width: u16,
     raised: Mutex<Option<PyErr>>,
 }
 
 #[pymethods]
 impl Op {
     #[new]
-    #[pyo3(signature = (function, name=None))]
-    fn new(function: Bound<'_, PyAny>, name: Option<String>) -> PyResult<Op> {
+    #[pyo3(signature = (function, name=None, width=1, commutes=true))]
+    fn new(function: Bound<'_, PyAny>, name: Option<String>, width: i64, commutes: bool) -> PyResult<Op> {
         if !function.is_callable() {
             return Err(error::argument(function.py(), "function: is not callable"));
         }
+        let width = u16::try_from(width).ok().filter(|width| *width > 0).ok_or_else(|| {
+            error::argument(function.py(), format!("width: is {width}, but an operand has 1 to {} elements", u16::MAX))
+        })?;
         let own = || function.getattr("__qualname__").ok()?.extract().ok();
         let name = name.or_else(own).unwrap_or_else(|| "user".into());
-        Ok(Op { what: Kind::Own { function: function.unbind(), name, made: Mutex::default() } })
+        Ok(Op { what: Kind::Own { function: function.unbind(), name, width, commutes, made: Mutex::default() } })
     }
 
     /// What it is called.
@@ -65,6 +76,21 @@ impl Op {
             Kind::Scaled(_) => "premulsum".into(),
             Kind::Own { name, .. } => name.clone(),
         }
+    }
+
+    /// How many elements are one operand.
+    #[getter]
+    fn width(&self) -> u16 {
+        match &self.what {
+            Kind::Scaled(_) => 1,
+            Kind::Own { width, .. } => *width,
+        }
+    }
+
+    /// Whether ranks are combined in any order.
+    #[getter]
+    fn commutes(&self) -> bool {
+        !matches!(&self.what, Kind::Own { commutes: false, .. })
     }
 
     fn __repr__(&self) -> String {
@@ -84,6 +110,8 @@ fn premulsum(factor: f64) -> Op {
 /// The operation that an argument names: what the library does, and what must be kept for it.
 pub enum Chosen {
     Known(ReduceOp),
+    /// On pairs, whichever those are.
+    Located(fn(Pair) -> ReduceOp),
     Own(Py<Op>),
 }
 
@@ -101,6 +129,11 @@ pub fn choose(op: Option<&Bound<'_, PyAny>>) -> Result<Chosen, String> {
         });
     }
     let name = op.extract::<std::borrow::Cow<'_, str>>();
+    match name.as_deref() {
+        Ok("minloc") => return Ok(Chosen::Located(MinLoc)),
+        Ok("maxloc") => return Ok(Chosen::Located(MaxLoc)),
+        _ => {}
+    }
     Ok(Chosen::Known(match name.as_deref() {
         Ok("sum") => Sum,
         Ok("prod") => Prod,
@@ -113,7 +146,8 @@ pub fn choose(op: Option<&Bound<'_, PyAny>>) -> Result<Chosen, String> {
         _ => {
             let shown = op.repr().map_or_else(|_| "it".into(), |text| text.to_string());
             return Err(format!(
-                "op: {shown} is none of sum, prod, min, max, avg, and, or, xor, nor a maypole.Op or maypole.premulsum(..)"
+                "op: {shown} is none of sum, prod, min, max, avg, and, or, xor, minloc, maxloc, nor a maypole.Op or \
+                 maypole.premulsum(..)"
             ));
         }
     }))
@@ -130,20 +164,24 @@ impl Op {
     /// # Errors
     /// What is missing for it.
     pub fn on(&self, py: Python<'_>, dtype: DataType) -> Result<ReduceOp, String> {
-        let Kind::Own { function, name, made } = &self.what else { unreachable!("scaled sums are known operations") };
+        let Kind::Own { function, name, width, commutes, made } = &self.what else {
+            unreachable!("scaled sums are known operations")
+        };
         let found = made.lock().get(&dtype).map(|combine| &raw const **combine);
         let context = match found {
             Some(context) => context,
             None => {
                 // Not under the lock: imports run Python.
-                let combine = Combine::new(py, function, name, dtype).map_err(|e| {
+                let combine = Combine::new(py, function, (name, *width), dtype).map_err(|e| {
                     format!("op: an operation of one's own needs NumPy (bfloat16 and float8 ml_dtypes, too): {e}")
                 })?;
                 &raw const **made.lock().entry(dtype).or_insert_with(|| Box::new(combine))
             }
         };
         // SAFETY: `combine` does what such a function does; the context stays until this is dropped, and is Sync.
-        Ok(ReduceOp::User(unsafe { UserOp::with_context(id(name), dtype, combine, context.cast()) }))
+        let op = unsafe { UserOp::with_context(id(name), dtype, combine, context.cast()) };
+        let op = op.with_width(*width);
+        Ok(ReduceOp::User(if *commutes { op } else { op.not_commuting() }))
     }
 
     /// What it has raised since it was asked last.
@@ -188,7 +226,7 @@ unsafe fn combine(context: *const (), dst: *mut u8, a: *const u8, b: *const u8, 
 }
 
 impl Combine {
-    fn new(py: Python<'_>, function: &Py<PyAny>, name: &str, dtype: DataType) -> PyResult<Combine> {
+    fn new(py: Python<'_>, function: &Py<PyAny>, (name, width): (&str, u16), dtype: DataType) -> PyResult<Combine> {
         let numpy = py.import("numpy")?;
         let dtype_object = numpy_dtype(py, dtype)?;
         Ok(Combine {
@@ -198,13 +236,20 @@ impl Combine {
             asarray: numpy.getattr("asarray")?.unbind(),
             dtype: dtype_object.unbind(),
             size: dtype.size(),
+            width,
             raised: Mutex::new(None),
         })
     }
 
     /// Operands are copied, so that a function that keeps them keeps memory of Python's.
     fn apply(&self, py: Python<'_>, operands: [&[u8]; 2]) -> PyResult<Py<PyBytes>> {
-        let array = |bytes| self.frombuffer.call1(py, (PyByteArray::new(py, bytes), &self.dtype));
+        let array = |bytes| {
+            let flat = self.frombuffer.call1(py, (PyByteArray::new(py, bytes), &self.dtype))?;
+            match self.width {
+                1 => Ok(flat),
+                width => flat.call_method1(py, "reshape", (-1, width)),
+            }
+        };
         let (a, b) = (array(operands[0])?, array(operands[1])?);
         let result = self.function.call1(py, (a, b))?;
         let result = self.asarray.call1(py, (result, &self.dtype))?.into_bound(py);
@@ -212,8 +257,12 @@ impl Combine {
         if bytes.as_bytes().len() != operands[0].len() {
             let shape = result.getattr("shape")?;
             let count = operands[0].len() / self.size;
+            let given = match usize::from(self.width) {
+                1 => format!("({count},)"),
+                width => format!("({}, {width})", count / width),
+            };
             return Err(PyTypeError::new_err(format!(
-                "it returned an array of shape {shape} for operands of shape ({count},)"
+                "it returned an array of shape {shape} for operands of shape {given}"
             )));
         }
         Ok(bytes.unbind())
