@@ -27,6 +27,9 @@
 //! * The algorithms, as data that is checked before it runs: [`maypole_collectives`]. The links under them:
 //!   [`maypole_transports`].
 
+// A reader that leaves makes these panic: `command::say` and `command::print` do not.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod capacity;
 pub mod command;
 pub mod communicator;

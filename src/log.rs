@@ -8,7 +8,7 @@ use std::io::Write;
 pub(crate) fn init(filter: Option<&str>) {
     let Some(filter) = filter else { return };
     let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|error| {
-        eprintln!("MAYPOLE_LOG={filter}: {error}; using info");
+        let _ = writeln!(std::io::stderr(), "MAYPOLE_LOG={filter}: {error}; using info");
         tracing_subscriber::EnvFilter::new("info")
     });
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();

@@ -213,7 +213,7 @@ fn now() -> Duration {
 }
 
 #[test]
-fn a_killed_process_is_named_within_a_second_while_streams_wait() {
+fn a_killed_process_is_named_at_once_while_streams_wait() {
     role(|role| {
         let rank = Rank::of(Communicator::from_env().unwrap());
         let count = if role == "large" { 1 << 18 } else { 4 };
@@ -241,7 +241,7 @@ fn a_killed_process_is_named_within_a_second_while_streams_wait() {
         say(format!("{} {} {error}", named.as_nanos(), now().as_nanos()));
     });
     let _alone = alone();
-    let test = "a_killed_process_is_named_within_a_second_while_streams_wait";
+    let test = "a_killed_process_is_named_at_once_while_streams_wait";
     for what in ["small", "large", "queued"] {
         let mut job = Job::start(test, what, 4, &streams::environment());
         job.hear(&[0, 1, 2, 3]);
@@ -262,7 +262,8 @@ fn a_killed_process_is_named_within_a_second_while_streams_wait() {
         println!("{what}: all told within {:.1?}, and their streams went on within {:.1?}", slowest[0], slowest[1]);
         let text = told(&texts);
         assert!(text.contains("rank 2 on host ") && text.contains("is gone"), "{text}");
-        assert!(slowest.iter().all(|took| *took < Duration::from_secs(1)), "{what}: {slowest:?}");
+        // The deadline is not what found it.
+        assert!(slowest.iter().all(|took| *took < PATIENCE / 3), "{what}: {slowest:?}");
         job.end(&[0, 1, 3]);
     }
 }

@@ -112,6 +112,52 @@ fn ranks_as_threads() {
 }
 
 #[test]
+fn the_other_binaries_are_right() {
+    for program in [
+        env!("CARGO_BIN_EXE_alltoallv_perf"),
+        env!("CARGO_BIN_EXE_hypercube_perf"),
+        env!("CARGO_BIN_EXE_scan_perf"),
+        env!("CARGO_BIN_EXE_exclusive_scan_perf"),
+        env!("CARGO_BIN_EXE_all_gather_v_perf"),
+        env!("CARGO_BIN_EXE_reduce_scatter_v_perf"),
+        env!("CARGO_BIN_EXE_gather_v_perf"),
+        env!("CARGO_BIN_EXE_scatter_v_perf"),
+    ] {
+        let report = report(program, "--ranks 4 -b 24 -e 13K -f 23 -n 2 -w 1");
+        assert_eq!(report["results"].as_array().map(Vec::len), Some(3), "{program}");
+        assert_right(&report, program);
+        let name = program.rsplit('/').next().unwrap().trim_end_matches("_perf");
+        let measured = match name {
+            "alltoallv" => "all_to_all_v",
+            "hypercube" => "all_gather",
+            name => name,
+        };
+        assert_eq!(report["collective"], measured, "{program}");
+        let chosen = if name == "hypercube" { "all_gather=bruck" } else { "" };
+        assert_eq!(report["config"]["algorithm"], chosen, "{program}");
+    }
+}
+
+#[test]
+fn nccl_tests_environment_counts() {
+    let run = |variable: (&str, &str), ranks: usize| {
+        let out = run(ALL_REDUCE, &format!("--ranks {ranks} -b 64K -e 64K -n 3 -w 1 -S 1 -G 2"), &[variable]);
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        (out.status.code(), said + &String::from_utf8_lossy(&out.stderr))
+    };
+    let (code, said) = run(("NCCL_TESTS_MIN_BW", "0.000001"), 2);
+    assert!(code == Some(0) && said.contains(" OK\n#"), "{said}");
+    assert!(said.contains("timestamp") && said.contains("-G 2 (--cudagraph) is ignored"), "{said}");
+    let (code, said) = run(("NCCL_TESTS_MIN_BW", "1000000"), 2);
+    assert!(code == Some(1) && said.contains(" FAILED\n#"), "{said}");
+    let (code, said) = run(("NCCL_TESTS_SPLIT", "MOD 2"), 4);
+    assert!(code == Some(0) && said.contains("all_reduce on 2 ranks"), "{said}");
+    assert_eq!(said.matches("all_reduce on").count(), 1, "the table is that of rank 0's part: {said}");
+    let (code, said) = run(("NCCL_TESTS_SPLIT", "MOD zero"), 2);
+    assert!(code == Some(2) && said.contains("NCCL_TESTS_SPLIT=MOD zero"), "{said}");
+}
+
+#[test]
 fn the_table_is_nccl_tests() {
     let output = run(ALL_REDUCE, "--ranks 2 -b 1K -e 4K -f 2 -n 3 -N 2", &[]);
     let text = String::from_utf8(output.stdout).expect("text");

@@ -117,3 +117,31 @@ fn settings_at_their_limits_work() {
         }
     }
 }
+
+/// What `maypole run -n 2 -- maypole perf barrier` says on standard error with these variables.
+fn said_with(variables: &[(&str, &str)]) -> (bool, String) {
+    let maypole = env!("CARGO_BIN_EXE_maypole");
+    let mut command = std::process::Command::new(maypole);
+    command.args(["run", "-n", "2", "--", maypole, "perf", "barrier", "-n", "1", "-w", "0"]);
+    let out = command.envs(variables.iter().copied()).stdin(std::process::Stdio::null()).output().unwrap();
+    (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+#[test]
+fn misspelt_variables_are_named_once_with_the_nearest() {
+    let (well, said) = said_with(&[("MAYPOLE_TIMOUT", "5"), ("MAYPOLE_TEST_SOMETHING", "1")]);
+    assert!(well, "{said}");
+    assert_eq!(said.matches("MAYPOLE_TIMOUT is no setting").count(), 1, "{said}");
+    assert!(said.contains("the nearest is MAYPOLE_TIMEOUT") && !said.contains("SOMETHING"), "{said}");
+}
+
+#[test]
+fn empty_variables_count_as_unset() {
+    let names: Vec<&str> = maypole::config::KNOBS.iter().map(|knob| knob.name).collect();
+    for empty in ["", " "] {
+        let variables: Vec<(&str, &str)> = names.iter().map(|name| (*name, empty)).collect();
+        assert_eq!(Config::from_lookup(&|_| Some(empty.to_string())).unwrap(), Config::default());
+        let (well, said) = said_with(&variables);
+        assert!(well && said.is_empty(), "{said}");
+    }
+}

@@ -8,6 +8,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
 use super::footprint;
+use crate::config::unknown::unknown_here;
 use crate::config::{Config, KNOBS};
 use crate::error::Result;
 use crate::launch;
@@ -50,13 +51,11 @@ pub(super) fn run(args: &Args) -> ExitCode {
     };
     match outcome {
         Ok((text, well)) => {
-            if !text.is_empty() {
-                println!("{text}");
-            }
-            if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            let printed = text.is_empty() || super::print(&text);
+            if well && printed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            eprintln!("maypole info: {error}");
+            super::say(format_args!("maypole info: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -98,7 +97,7 @@ fn page() -> (String, bool) {
 
     let _ = writeln!(page, "\nSettings (environment variables; the same on all ranks of a job):");
     for knob in KNOBS {
-        let value = match environment(knob.name) {
+        let value = match environment(knob.name).filter(|value| !value.trim().is_empty()) {
             None => String::new(),
             Some(value) => match Config::default().set(knob.name, &value) {
                 Ok(()) if knob.name == "MAYPOLE_KEY" => " = (set)".to_string(),
@@ -110,6 +109,9 @@ fn page() -> (String, bool) {
             },
         };
         let _ = writeln!(page, "  {}{value}\n      {}\n      default: {}", knob.name, knob.meaning, knob.default);
+    }
+    for unknown in unknown_here() {
+        let _ = writeln!(page, "  {unknown}");
     }
     (page.trim_end().to_string(), well)
 }

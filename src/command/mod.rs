@@ -9,11 +9,13 @@ pub(crate) mod run;
 mod verify;
 
 use std::ffi::OsString;
+use std::fmt::Arguments;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Collective communication for training code: start ranks, measure collectives, verify their schedules.
 #[derive(Parser)]
@@ -37,14 +39,37 @@ enum Command {
 
 /// The `main` of the `maypole` command.
 pub fn main() -> ExitCode {
-    run_command(Cli::parse().command)
+    run_command(read(std::env::args_os().collect()).command)
+}
+
+/// Read a command line; one that makes no sense ends the process.
+fn read(arguments: Vec<OsString>) -> Cli {
+    Cli::parse_from(run::with_np(arguments, &Cli::command()))
+}
+
+/// Say something to whoever runs the command: a line on standard error. Whoever has closed that does not want to know.
+pub(crate) fn say(what: Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
+/// Print a page on standard output, with the end of its last line. Whether that could be done, as far as anybody wants
+/// it: a reader that has left, as `head` does, has what it wanted. What else goes wrong is said.
+pub(crate) fn print(page: &str) -> bool {
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{}", page.trim_end()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            say(format_args!("maypole: standard output cannot be written: {error}"));
+            false
+        }
+        _ => true,
+    }
 }
 
 /// The command within a process of Python's (`python -m maypole`): `arguments` begin with what the command is called,
 /// and a program that ends in `.py` is run by the interpreter `python`. Returns the exit status, except for a command
 /// line that makes no sense: that ends the process.
 pub fn within_python(arguments: Vec<OsString>, python: OsString) -> u8 {
-    let mut command = Cli::parse_from(arguments).command;
+    let mut command = read(arguments).command;
     let _ = PYTHON.set(python.clone());
     if let Command::Run(args) = &mut command {
         args.interpret(python);

@@ -2,6 +2,7 @@
 //! for.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -87,7 +88,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
         && !a.supports(c)
     {
         let names: Vec<&str> = Algorithm::for_collective(c).map(Algorithm::name).collect();
-        eprintln!("maypole verify: {} has no schedule by {a}; it has: {}", c.name(), names.join(", "));
+        let names = names.join(", ");
+        super::say(format_args!("maypole verify: {} has no schedule by {a}; it has: {names}", c.name()));
         return ExitCode::from(2);
     }
     let work = work(args);
@@ -99,13 +101,13 @@ pub(super) fn run(args: &Args) -> ExitCode {
     bar.finish_and_clear();
     match outcome {
         Ok(lines) => {
-            print_table(&lines, &args.ranks);
+            let mut page = table(&lines, &args.ranks);
             let worlds: usize = lines.values().map(|line| line.worlds).sum();
-            println!("{worlds} worlds verified in {:.1} s, no fault", started.elapsed().as_secs_f64());
-            ExitCode::SUCCESS
+            let _ = writeln!(page, "{worlds} worlds verified in {:.1} s, no fault", started.elapsed().as_secs_f64());
+            if super::print(&page) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(failure) => {
-            eprintln!("maypole verify: FAULT in {failure}");
+            super::say(format_args!("maypole verify: FAULT in {failure}"));
             ExitCode::FAILURE
         }
     }
@@ -174,14 +176,21 @@ fn position(collective: Collective) -> usize {
     Collective::ALL.into_iter().position(|c| c == collective).unwrap_or(usize::MAX)
 }
 
-fn print_table(lines: &Lines, ranks: &RangeInclusive<usize>) {
+fn table(lines: &Lines, ranks: &RangeInclusive<usize>) -> String {
+    let mut page = String::new();
     let sizes = if ranks.start() == ranks.end() {
         format!("{} ranks", ranks.start())
     } else {
         format!("{} to {} ranks", ranks.start(), ranks.end())
     };
-    println!("Verified with {sizes}; the last columns are those of root 0 with {} ranks, one round.", ranks.end());
-    println!(
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        page,
+        "Verified with {sizes}; the last columns are those of root 0 with {} ranks, one round.",
+        ranks.end()
+    );
+    let _ = writeln!(
+        page,
         "{:<15} {:<19} {:>5} {:>7} {:>9} {:>9} {:>8} {:>6} {:>7}",
         "collective", "algorithm", "sizes", "worlds", "steps", "messages", "in place", "pieces", "longest"
     );
@@ -189,7 +198,8 @@ fn print_table(lines: &Lines, ranks: &RangeInclusive<usize>) {
         let collective = Collective::ALL[*index];
         let Some(report) = line.largest else { continue };
         let in_place = collective.in_place_block(0).is_some() && collective != Collective::Barrier;
-        println!(
+        let _ = writeln!(
+            page,
             "{:<15} {:<19} {:>5} {:>7} {:>9} {:>9} {:>8} {:>6} {:>7}",
             collective.name(),
             algorithm,
@@ -202,13 +212,9 @@ fn print_table(lines: &Lines, ranks: &RangeInclusive<usize>) {
             report.depth,
         );
     }
-    println!(
-        "sizes: world sizes; worlds: sizes x roots x (out of place, in place), and placements on hosts where they matter;"
-    );
-    println!("steps and messages are all ranks', publications counted with messages;");
-    println!(
-        "pieces: parts that each block is cut into; longest: steps in the longest chain that must run one after the other"
-    );
+    page + "sizes: world sizes; worlds: sizes x roots x (out of place, in place), and placements on hosts where they matter;\n\
+            steps and messages are all ranks', publications counted with messages;\n\
+            pieces: parts that each block is cut into; longest: steps in the longest chain that must run one after the other\n"
 }
 
 fn cores() -> usize {

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::local::Threads;
 use super::{Communicator, Inner};
 use crate::capacity::Capacity;
-use crate::config::{Config, TransportChoice};
+use crate::config::{Config, TransportChoice, unknown};
 use crate::engine::Engine;
 use crate::engine::links::Links;
 use crate::engine::messages::Messages;
@@ -56,12 +56,12 @@ pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>>
     let (rank, size) = (launch.rank, launch.size);
     let node = match launch.meeting {
         LaunchMeeting::Alone => return Ok(None),
-        LaunchMeeting::Address { host, port, listener } => {
+        LaunchMeeting::Address { host, port } => {
             let key = address_key(&host, port, &launch.run);
             config.refuse_open("an address")?;
             let here = (host.clone(), port);
             let earlier = EARLIER.lock().get(&here).copied().unwrap_or(0);
-            let node = Node::join(Meeting::Address { host, port, listener, key, earlier }, rank, size, config)?;
+            let node = Node::join(Meeting::Address { host, port, key, earlier }, rank, size, config)?;
             EARLIER.lock().insert(here, earlier + 1);
             warn_if_guessable(&node, config);
             node
@@ -71,7 +71,8 @@ pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>>
                 config.refuse_open("a store that others can read")?;
             }
             // Rank 0's id must live until the others have come, and it reads too: some boards need every rank for that.
-            let own = if rank == 0 { Some(UniqueId::create(config)?) } else { None };
+            let create = || if board.is_local() { UniqueId::local(config) } else { UniqueId::create(config) };
+            let own = (rank == 0).then(create).transpose()?;
             if let Some(id) = &own {
                 board.post(id.as_bytes())?;
             }
@@ -100,9 +101,8 @@ impl Communicator {
     /// and plain RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Without any of these the world has one rank. Blocks
     /// until all ranks have come, at most `MAYPOLE_CONNECT_TIMEOUT`.
     ///
-    /// A program may do so again. Where the ranks meet at an address (`maypole run`, RANK and the rest by hand, srun
-    /// without PMI), the earlier world must be gone on every rank, and is waited for; through a launcher's own board both
-    /// may live. A part of a world, or a second one beside it, is had more cheaply from [`Communicator::split`] and
+    /// A program may do so again. Where the ranks meet at an address (RANK and the rest by hand, srun without PMI), the
+    /// earlier world must be gone on every rank, and is waited for; through a launcher's own board both may live. A part of a world, or a second one beside it, is had more cheaply from [`Communicator::split`] and
     /// [`Communicator::duplicate`].
     ///
     /// # Errors
@@ -117,6 +117,7 @@ impl Communicator {
         config.check()?;
         crate::log::init(config.log.as_deref());
         let launch = launch::detect(&config, &|name| std::env::var(name).ok())?;
+        unknown::mention(launch.rank);
         tracing::debug!(rank = launch.rank, size = launch.size, launcher = launch.launcher, "launched");
         match join(launch, &config)? {
             None => Communicator::alone(config),
@@ -129,6 +130,7 @@ impl Communicator {
     pub fn from_id(id: &UniqueId, rank: usize, size: usize, config: Config) -> Result<Communicator> {
         config.check()?;
         crate::log::init(config.log.as_deref());
+        unknown::mention(rank);
         Communicator::of_processes(Node::join(Meeting::Id(*id), rank, size, &config)?, config)
     }
 
@@ -159,6 +161,7 @@ impl Communicator {
         if size == 0 {
             return Err(Error::bootstrap("a world needs at least one rank, but 0 were asked for"));
         }
+        unknown::mention(0);
         if config.transport == TransportChoice::Tcp && size > 1 {
             let id = UniqueId::create(&config)?;
             return std::thread::scope(|s| {
@@ -460,10 +463,10 @@ fn share_group(
             node.share_fd(context, SEGMENT, stand_in().map_err(|e| Error::system("making an eventfd", e))?);
             static SAID: std::sync::Once = std::sync::Once::new();
             SAID.call_once(|| {
-                tracing::warn!(
+                crate::log::warn(format_args!(
                     "rank {rank}: the ranks of this host talk over TCP, which is slower, because they cannot share \
                      memory: {refusal}; MAYPOLE_TRANSPORT=tcp says that this is meant"
-                );
+                ));
             });
             return Ok(None);
         }

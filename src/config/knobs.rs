@@ -320,17 +320,28 @@ pub const KNOBS: &[Knob] = &[
     },
 ];
 
-/// A size in bytes: digits with an optional K, M or G (powers of 1024).
+/// A size in bytes: digits with an optional K, M, G or T (powers of 1024). Before such a letter a decimal fraction may
+/// stand, as in 0.5M; what is less than a byte is cut off.
 pub fn parse_size(text: &str) -> Option<usize> {
     let text = text.trim();
     let (digits, shift) = match text.as_bytes().last()? {
         b'k' | b'K' => (&text[..text.len() - 1], 10),
         b'm' | b'M' => (&text[..text.len() - 1], 20),
         b'g' | b'G' => (&text[..text.len() - 1], 30),
+        b't' | b'T' => (&text[..text.len() - 1], 40),
         _ => (text, 0),
     };
-    let n: usize = digits.parse().ok()?;
-    n.checked_mul(1 << shift)
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    if digits.len() > 32 || !fraction.bytes().all(|digit| digit.is_ascii_digit()) || shift == 0 && digits.contains('.')
+    {
+        return None;
+    }
+    let unit = 1usize << shift;
+    let whole = if whole.is_empty() && !fraction.is_empty() { "0" } else { whole };
+    let whole = whole.parse::<usize>().ok()?.checked_mul(unit)?;
+    // Below one unit, of at most a few digits: exact enough.
+    let part = format!("0.{fraction}0").parse::<f64>().ok()? * unit as f64;
+    whole.checked_add(part as usize)
 }
 
 fn size(text: &str) -> Result<usize, &'static str> {

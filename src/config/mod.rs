@@ -4,6 +4,7 @@
 //! [`KNOBS`]. All ranks of a job should have the same settings; those that shape messages are compared when ranks meet.
 
 mod knobs;
+pub(crate) mod unknown;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -168,7 +169,7 @@ impl Config {
         })
     }
 
-    /// Read every `MAYPOLE_*` variable of [`KNOBS`] from the environment; what is not set has its default.
+    /// Read every `MAYPOLE_*` variable of [`KNOBS`] from the environment; what is not set, or empty, has its default.
     ///
     /// # Errors
     /// [`Error::Setting`] for a value that makes no sense, naming what was expected.
@@ -180,7 +181,7 @@ impl Config {
     pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Config> {
         let mut config = Config::default();
         for knob in KNOBS {
-            if let Some(value) = lookup(knob.name) {
+            if let Some(value) = lookup(knob.name).filter(|value| !value.trim().is_empty()) {
                 config.set(knob.name, &value)?;
             }
         }

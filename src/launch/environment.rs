@@ -2,33 +2,63 @@
 //! start ranks by hand.
 //!
 //! torchrun's agent often serves torch's own store on `MASTER_PORT` (then `TORCHELASTIC_USE_AGENT_STORE=True`), so
-//! nobody can listen there: the ranks meet through that [store](super::tcp_store). `maypole run` instead binds a port
-//! itself and lets rank 0 inherit the socket; `MASTER_PORT` is then another one, free for a store of torch's.
+//! nobody can listen there: the ranks meet through that [store](super::tcp_store). `maypole run` serves a
+//! [board](super::run_board) of its own; its `MASTER_PORT` is free for a store of torch's.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt};
-
+use super::run_board::{BOARD, Place, RunBoard};
 use super::tcp_store::TcpStore;
 use super::{Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
 use crate::error::{Error, Result};
 use crate::running::Limit;
 
-/// `maypole run` puts its name there, so that messages can say who set the other variables.
-pub const LAUNCHER: &str = "MAYPOLE_LAUNCHER";
+/// What `maypole run` is called.
+const MAYPOLE_RUN: &str = "maypole run";
+/// What torchrun is called.
+const TORCHRUN: &str = "torchrun";
 
-/// Names the file descriptor of the bound and listening socket that `maypole run` hands to rank 0.
-pub const LISTEN_FD: &str = "MAYPOLE_LISTEN_FD";
+/// The variables of a launcher that numbers its ranks.
+pub(super) struct Numbers {
+    launcher: &'static str,
+    rank: &'static str,
+    size: &'static str,
+    local_rank: &'static str,
+    local_size: &'static str,
+    /// Tells runs apart: see [`Launch::run`].
+    run: Option<&'static str>,
+    /// What would have said where the ranks meet.
+    meeting: &'static str,
+    /// What to do about its absence.
+    advice: &'static str,
+}
 
-/// The port of that socket, for all ranks.
-pub const LISTEN_PORT: &str = "MAYPOLE_LISTEN_PORT";
+/// Open MPI's, for a job whose mpirun offers no PMIx.
+pub(super) const OPEN_MPI: Numbers = Numbers {
+    launcher: "Open MPI",
+    rank: "OMPI_COMM_WORLD_RANK",
+    size: "OMPI_COMM_WORLD_SIZE",
+    local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
+    local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
+    run: Some("PMIX_NAMESPACE"),
+    meeting: "PMIX_NAMESPACE",
+    advice: "use an Open MPI with PMIx (4.0 or later)",
+};
+
+/// Those of launchers with PMI, where the way to the launcher was lost.
+pub(super) const PMI: Numbers = Numbers {
+    launcher: "PMI",
+    rank: "PMI_RANK",
+    size: "PMI_SIZE",
+    local_rank: "MPI_LOCALRANKID",
+    local_size: "MPI_LOCALNRANKS",
+    run: None,
+    meeting: "PMI_FD",
+    advice: "start the ranks with mpiexec, without a wrapper that takes variables away",
+};
 
 /// One complete set of the variables.
 pub(super) struct Variables {
-    rank: usize,
-    size: usize,
+    pub(super) rank: usize,
+    pub(super) size: usize,
     local_rank: Option<usize>,
     local_size: Option<usize>,
     pub(super) launcher: &'static str,
@@ -38,7 +68,8 @@ pub(super) struct Variables {
     run: String,
     /// Prefix of this job's keys in the agent's store, if the agent serves one.
     store: Option<String>,
-    listen_fd: Option<RawFd>,
+    /// The board of `maypole run`, if that has started this process.
+    board: Option<Place>,
 }
 
 impl Variables {
@@ -55,15 +86,17 @@ impl Variables {
         };
         check_rank("RANK", rank, "WORLD_SIZE", size)?;
         let torchrun = lookup("TORCHELASTIC_RUN_ID");
-        let inside_torchrun = torchrun.is_some();
+        // `maypole run` takes an outer torchrun's variables away. And a rank of its may start others by hand.
+        let board = lookup(BOARD).filter(|_| torchrun.is_none()).map(|text| Place::parse(&text)).transpose()?;
+        let board = board.filter(|place| (place.rank, place.size) == (rank, size));
         let mut variables = Variables {
             rank,
             size,
             local_rank: number(lookup, "LOCAL_RANK", "this rank's number on its host")?,
             local_size: number(lookup, "LOCAL_WORLD_SIZE", "the number of ranks on this host")?,
-            launcher: match (lookup(LAUNCHER).as_deref(), &torchrun) {
-                (Some("maypole run"), _) => "maypole run",
-                (_, Some(_)) => "torchrun",
+            launcher: match (&board, &torchrun) {
+                (Some(_), _) => MAYPOLE_RUN,
+                (_, Some(_)) => TORCHRUN,
                 _ => "environment",
             },
             host: String::new(),
@@ -72,10 +105,10 @@ impl Variables {
             // the other hosts. So the number is no part of it.
             run: torchrun.clone().unwrap_or_default(),
             store: None,
-            listen_fd: None,
+            board,
         };
         variables.check_local()?;
-        if size > 1 {
+        if size > 1 && variables.board.is_none() {
             let what = "the address at which rank 0 listens";
             (variables.host, variables.port) = address(lookup)?.ok_or_else(|| missing("RANK", "MASTER_ADDR", what))?;
         }
@@ -84,46 +117,38 @@ impl Variables {
             let attempt = lookup("TORCHELASTIC_RESTART_COUNT").unwrap_or_default();
             variables.store = Some(format!("maypole/{}/{attempt}", torchrun.unwrap_or_default()));
         }
-        if variables.launcher == "maypole run" && !inside_torchrun {
-            let port = number(lookup, LISTEN_PORT, "a TCP port at which `maypole run` listens")?;
-            variables.port = port.unwrap_or(variables.port);
-        }
-        if variables.launcher == "maypole run" && rank == 0 {
-            variables.listen_fd = number(lookup, LISTEN_FD, "a file descriptor that `maypole run` passed on")?;
-        }
         Ok(Some(variables))
     }
 
-    /// Open MPI's own variables, for a job whose mpirun offers no PMIx. They say who, but not where: that takes
+    /// The numbers of a launcher that has left no way to where the ranks meet. They say who, but not where: that takes
     /// `MASTER_ADDR`.
-    pub(super) fn read_open_mpi(lookup: Lookup) -> Result<Option<Variables>> {
-        let (rank_name, size_name) = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE");
-        let Some(rank) = number(lookup, rank_name, "this process's rank")? else { return Ok(None) };
-        let size = number(lookup, size_name, "the number of ranks")?
-            .ok_or_else(|| missing(rank_name, size_name, "the number of ranks"))?;
-        check_rank(rank_name, rank, size_name, size)?;
+    pub(super) fn read_numbers(lookup: Lookup, names: &Numbers) -> Result<Option<Variables>> {
+        let Some(rank) = number(lookup, names.rank, "this process's rank")? else { return Ok(None) };
+        let size = number(lookup, names.size, "the number of ranks")?
+            .ok_or_else(|| missing(names.rank, names.size, "the number of ranks"))?;
+        check_rank(names.rank, rank, names.size, size)?;
         let (host, port) = match address(lookup)? {
             Some(address) => address,
             None if size == 1 => (String::new(), 0),
             None => {
-                return Err(Error::bootstrap(
-                    "OMPI_COMM_WORLD_RANK is set, but neither PMIX_NAMESPACE nor MASTER_ADDR: mpirun did not say where the ranks \
-                     meet; use an Open MPI with PMIx (4.0 or later), or set MASTER_ADDR and MASTER_PORT to an address of rank 0's host \
-                     and a free port there",
-                ));
+                return Err(Error::bootstrap(format!(
+                    "{} is set, but neither {} nor MASTER_ADDR: the launcher did not say where the ranks meet; {}, or set \
+                     MASTER_ADDR and MASTER_PORT to an address of rank 0's host and a free port there",
+                    names.rank, names.meeting, names.advice
+                )));
             }
         };
         Ok(Some(Variables {
             rank,
             size,
-            local_rank: number(lookup, "OMPI_COMM_WORLD_LOCAL_RANK", "this rank's number on its host")?,
-            local_size: number(lookup, "OMPI_COMM_WORLD_LOCAL_SIZE", "the number of ranks on this host")?,
-            launcher: "Open MPI",
+            local_rank: number(lookup, names.local_rank, "this rank's number on its host")?,
+            local_size: number(lookup, names.local_size, "the number of ranks on this host")?,
+            launcher: names.launcher,
             host,
             port,
-            run: lookup("PMIX_NAMESPACE").unwrap_or_default(),
+            run: names.run.and_then(lookup).unwrap_or_default(),
             store: None,
-            listen_fd: None,
+            board: None,
         }))
     }
 
@@ -143,18 +168,16 @@ impl Variables {
         Ok(())
     }
 
-    /// Connect to the agent's store, or take over the listening socket, as the case may be.
+    /// Connect to the launcher's board or the agent's store, as the case may be.
     pub(super) fn launch(self, limit: &Limit) -> Result<Launch> {
-        let meeting = match self.store {
+        let meeting = match (self.board, self.store) {
             _ if self.size == 1 => LaunchMeeting::Alone,
-            Some(prefix) => {
+            (Some(place), _) => LaunchMeeting::Board(Box::new(RunBoard::connect(place)?)),
+            (None, Some(prefix)) => {
                 let key = format!("{prefix}/{}", next_board());
                 LaunchMeeting::Board(Box::new(TcpStore::connect(&self.host, self.port, key, limit)?))
             }
-            None => {
-                let listener = self.listen_fd.and_then(|fd| inherited_listener(fd, self.port));
-                LaunchMeeting::Address { host: self.host, port: self.port, listener }
-            }
+            (None, None) => LaunchMeeting::Address { host: self.host, port: self.port },
         };
         Ok(Launch {
             rank: self.rank,
@@ -198,29 +221,4 @@ fn missing(set: &str, unset: &str, what: &str) -> Error {
         "{set} is set but {unset} is not: set {unset} to {what}, or unset {set}; torchrun and `maypole run` set all of RANK, WORLD_SIZE, \
          MASTER_ADDR and MASTER_PORT"
     ))
-}
-
-/// The listening socket that `maypole run` left open for us. `None` if it has been taken already, or if `fd` is
-/// something else by now (a program that closes inherited descriptors): then rank 0 binds the port itself.
-fn inherited_listener(fd: RawFd, port: u16) -> Option<OwnedFd> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
-    if fd < 3 || TAKEN.swap(true, Ordering::AcqRel) {
-        return None;
-    }
-    // SAFETY: the descriptor is only asked what it is; if it is not open, the calls say so. That nobody closes it
-    // meanwhile is the launcher's contract: it is named in the environment for this process to take.
-    let inherited = unsafe { BorrowedFd::borrow_raw(fd) };
-    let listening = getsockopt(&inherited, sockopt::AcceptConn).unwrap_or(false);
-    let address = getsockname::<SockaddrStorage>(inherited.as_raw_fd()).ok()?;
-    let bound = address
-        .as_sockaddr_in()
-        .map(|address| address.port())
-        .or_else(|| address.as_sockaddr_in6().map(|address| address.port()));
-    if !listening || bound != Some(port) {
-        return None;
-    }
-    fcntl(inherited, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
-    // SAFETY: `fd` is open, as the calls above have shown, and is the socket that the launcher opened for this process
-    // alone; nothing else in it knows of the descriptor, and `TAKEN` sees to it that it is owned once.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -6,36 +6,41 @@
 //!
 //! | launcher | recognised by | ranks meet through |
 //! | --- | --- | --- |
-//! | `maypole run` | `MAYPOLE_LAUNCHER` beside the four below | an address, with a port of its own ([`MAYPOLE_LISTEN_PORT`](LISTEN_PORT)); rank 0 inherits the listening socket ([`MAYPOLE_LISTEN_FD`](LISTEN_FD)) |
+//! | `maypole run` | [`MAYPOLE_BOARD`](BOARD) beside the four below | the board that it serves |
 //! | torchrun | `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`, `TORCHELASTIC_RUN_ID` | the store that the agent serves at that address, or the address itself |
 //! | by hand | `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT` | the address |
 //! | Open MPI and others with PMIx | `PMIX_NAMESPACE`, `PMIX_RANK` | PMIx |
 //! | MPICH, Intel MPI, other Hydra launchers | `PMI_FD`, or `PMI_PORT` and `PMI_ID` | PMI-1's key-value space |
 //! | Slurm's srun without either | `SLURM_PROCID` and `SLURM_STEP_NUM_TASKS` | an address derived from the step |
+//! | others that only number their ranks | `OMPI_COMM_WORLD_RANK` or `PMI_RANK`, with their sizes | `MASTER_ADDR` and `MASTER_PORT` |
 //! | none | none of these | nothing: a world of one, as an MPI program started without mpirun |
 //!
-//! The first row that fits counts, because launchers nest that way: torchrun is started by srun or mpirun, one per
-//! host, and never the other way round. Half of a row is an error that names the missing variable, unless a later row
-//! is complete.
+//! Launchers nest. Where two rows fit and disagree about who this process is, the [innermost] counts, and if that is
+//! not the first of them, rank 0 says so, because the program itself may believe the other one. Where they agree, or
+//! the system does not show which is the innermost, the first row that fits counts; only numbers set by hand then yield
+//! to a launcher's. Half of a row is an error that names the missing variable, unless a later row is complete.
 //!
 //! [`detect`] does all of it and returns a [`Launch`]. The communicator then either listens and connects at the
 //! address, or has rank 0 put a unique id on the [`Board`] where the others read it.
 
 mod environment;
+mod innermost;
+mod mpi;
 mod pmi;
 mod pmix;
+pub mod run_board;
 mod slurm;
 mod tcp_store;
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::running::Limit;
 
-pub use environment::{LAUNCHER, LISTEN_FD, LISTEN_PORT};
+use innermost::Ancestors;
 pub use pmix::library as pmix_library;
+pub use run_board::BOARD;
 
 /// What a launcher told this process.
 pub struct Launch {
@@ -48,7 +53,7 @@ pub struct Launch {
     /// How many ranks this host has, where the launcher says.
     pub local_size: Option<usize>,
     /// The launcher's name, for messages: "maypole run", "torchrun", "environment" (variables set by hand), "Open MPI",
-    /// "PMIx", "MPICH (PMI-1)", "Slurm", or "none".
+    /// "PMIx", "MPICH (PMI-1)", "PMI" (its numbers alone), "Slurm", or "none".
     pub launcher: &'static str,
     /// Tells this run of the job from others that meet at the same address, as far as the launcher does: the same text on
     /// all ranks, empty where there is none.
@@ -65,8 +70,6 @@ pub enum LaunchMeeting {
         host: String,
         /// TCP port.
         port: u16,
-        /// On rank 0 under `maypole run`: the socket, bound and listening already.
-        listener: Option<OwnedFd>,
     },
     /// Rank 0 posts a few bytes, everybody reads them.
     Board(Box<dyn Board>),
@@ -99,13 +102,17 @@ pub trait Board: Send {
     fn is_open(&self) -> bool {
         false
     }
+    /// Whether all ranks are on this host, so that they can meet on its loopback interface.
+    fn is_local(&self) -> bool {
+        false
+    }
     /// Take leave of the launcher, politely. Call it once the world stands: some launchers forget what a process posted
     /// when it leaves. Dropping a board does the same, without the error.
     fn finish(&mut self) -> Result<()>;
 }
 
 /// Bytes of the longest notice on a [`Board`]; a longer one is not ours.
-const LONGEST_NOTICE: usize = 4096;
+pub(crate) const LONGEST_NOTICE: usize = 4096;
 
 /// Whatever answers for an environment variable. Empty values count as unset.
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -119,29 +126,96 @@ enum Found {
     Nothing,
 }
 
-fn find(lookup: Lookup) -> Result<Found> {
+/// What the variables of a row say about this process, before anybody is asked.
+struct Claim {
+    /// The row.
+    found: Found,
+    /// The variables that its launcher sets anew for each rank.
+    names: &'static [&'static str],
+    rank: Option<usize>,
+    size: Option<usize>,
+}
+
+impl Claim {
+    fn new(found: Found, names: &'static [&'static str], lookup: Lookup) -> Claim {
+        let number = |name: Option<&&str>| lookup(name?).and_then(|text| text.trim().parse().ok());
+        Claim { found, names, rank: number(names.first()), size: number(names.get(1)) }
+    }
+
+    /// Whether two rows may not both be right. What a launcher tells only when asked may be anything.
+    fn contradicts(&self, other: &Claim) -> bool {
+        self.rank != other.rank || self.size != other.size
+    }
+}
+
+const BY_HAND: &[&str] = &["RANK", "WORLD_SIZE"];
+
+fn find(lookup: Lookup, ancestors: &dyn Fn() -> Ancestors) -> Result<Found> {
     let (environment, half) = match environment::Variables::read(lookup) {
         Ok(found) => (found, None),
         // Half a row: somebody else's variable perhaps. Let a later row decide before complaining.
         Err(error @ Error::Bootstrap { .. }) => (None, Some(error)),
         Err(error) => return Err(error),
     };
-    if let Some(variables) = environment {
-        return Ok(Found::Environment(variables));
+    let first = environment.map(|variables| Claim::new(Found::Environment(variables), BY_HAND, lookup));
+    let second = match first {
+        // What makes no sense in a row that does not count is no error.
+        Some(_) => find_other(lookup).unwrap_or(None),
+        None => find_other(lookup)?,
+    };
+    match (first, second) {
+        (Some(first), Some(second)) if first.contradicts(&second) => {
+            let ancestors = ancestors();
+            let since = |claim: &Claim| ancestors.since(lookup, claim.names);
+            let by_hand = matches!(&first.found, Found::Environment(variables) if variables.launcher == "environment");
+            let (outer, inner) = (since(&first), since(&second));
+            if inner < outer || inner == outer && by_hand { Ok(second.found) } else { Ok(first.found) }
+        }
+        (Some(claim), _) | (None, Some(claim)) => Ok(claim.found),
+        (None, None) => half.map_or(Ok(Found::Nothing), Err),
     }
+}
+
+/// The first row that fits below those of `RANK` and `WORLD_SIZE`.
+fn find_other(lookup: Lookup) -> Result<Option<Claim>> {
+    let claim = |found, names| Ok(Some(Claim::new(found, names, lookup)));
+    const OPEN_MPI: &[&str] = &["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"];
     if pmix::present(lookup) {
-        return Ok(Found::Pmix);
+        return match lookup(OPEN_MPI[0]) {
+            Some(_) => claim(Found::Pmix, OPEN_MPI),
+            None => claim(Found::Pmix, &["PMIX_RANK"]),
+        };
     }
     if pmi::present(lookup) {
-        return Ok(Found::Pmi);
+        return claim(Found::Pmi, if lookup("PMI_RANK").is_some() { &["PMI_RANK", "PMI_SIZE"] } else { &["PMI_ID"] });
     }
-    if let Some(variables) = environment::Variables::read_open_mpi(lookup)? {
-        return Ok(Found::Environment(variables));
+    if let Some(variables) = environment::Variables::read_numbers(lookup, &environment::OPEN_MPI)? {
+        return claim(Found::Environment(variables), OPEN_MPI);
     }
     if let Some(step) = slurm::Step::read(lookup)? {
-        return Ok(Found::Slurm(step));
+        return claim(Found::Slurm(step), &["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]);
     }
-    half.map_or(Ok(Found::Nothing), Err)
+    match environment::Variables::read_numbers(lookup, &environment::PMI)? {
+        Some(variables) => claim(Found::Environment(variables), &["PMI_RANK", "PMI_SIZE"]),
+        None => Ok(None),
+    }
+}
+
+/// Say, once and on rank 0, that variables of an outer launcher name another process than the innermost does: programs
+/// that read them believe that.
+fn mention_outer(launch: &Launch, lookup: Lookup) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    let number = |name: &str| lookup(name).and_then(|text| text.trim().parse::<usize>().ok());
+    let (Some(rank), Some(size)) = (number(BY_HAND[0]), number(BY_HAND[1])) else { return };
+    if launch.rank == 0 && (rank, size) != (launch.rank, launch.size) {
+        SAID.call_once(|| {
+            crate::log::warn(format_args!(
+                "RANK={rank} and WORLD_SIZE={size} are an outer launcher's, or left over: {} started this process as \
+                 rank {} of {}, and that counts; unset RANK and WORLD_SIZE",
+                launch.launcher, launch.rank, launch.size
+            ));
+        });
+    }
 }
 
 /// The launcher's name as the variables tell it, without talking to anybody; for `maypole info`.
@@ -150,7 +224,7 @@ fn find(lookup: Lookup) -> Result<Found> {
 /// As [`detect`], for variables that make no sense.
 pub fn launcher_name(lookup: &dyn Fn(&str) -> Option<String>) -> Result<&'static str> {
     let lookup = &|name: &str| lookup(name).filter(|value| !value.is_empty());
-    Ok(match find(lookup)? {
+    Ok(match find(lookup, &Ancestors::read)? {
         Found::Environment(variables) => variables.launcher,
         Found::Pmix => pmix::launcher(lookup),
         Found::Pmi => pmi::LAUNCHER,
@@ -169,7 +243,7 @@ pub fn launcher_name(lookup: &dyn Fn(&str) -> Option<String>) -> Result<&'static
 pub fn detect(config: &Config, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Launch> {
     let lookup = &|name: &str| lookup(name).filter(|value| !value.is_empty());
     let limit = &Limit::after(config.connect_timeout);
-    let mut launch = match find(lookup)? {
+    let mut launch = match find(lookup, &Ancestors::read)? {
         Found::Environment(variables) => variables.launch(limit)?,
         Found::Pmix => pmix::launch(lookup, limit)?,
         Found::Pmi => pmi::launch(lookup, limit)?,
@@ -187,6 +261,7 @@ pub fn detect(config: &Config, lookup: &dyn Fn(&str) -> Option<String>) -> Resul
     if launch.size == 1 {
         launch.meeting = LaunchMeeting::Alone;
     }
+    mention_outer(&launch, lookup);
     Ok(launch)
 }
 

@@ -3,7 +3,7 @@
 pub(crate) use super::pmi::outside::pmi;
 pub(crate) use super::pmix::outside::pmix;
 pub(crate) use super::tcp_store::outside::store;
-use super::{Found, find, launcher_name};
+use super::{Ancestors, Found, find, launcher_name};
 use crate::config::Config;
 use crate::launch::LaunchMeeting;
 use crate::outside::variables;
@@ -19,9 +19,9 @@ const NAMES: &[&str] = &[
     "TORCHELASTIC_RUN_ID",
     "TORCHELASTIC_USE_AGENT_STORE",
     "TORCHELASTIC_RESTART_COUNT",
-    super::LAUNCHER,
-    super::LISTEN_FD,
-    super::LISTEN_PORT,
+    super::BOARD,
+    "PMI_RANK",
+    "PMI_SIZE",
     "OMPI_COMM_WORLD_RANK",
     "OMPI_COMM_WORLD_SIZE",
     "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -48,7 +48,7 @@ const NAMES: &[&str] = &[
 pub(crate) fn launchers(data: &[u8]) -> bool {
     let lookup = variables(data, NAMES);
     let named = launcher_name(&lookup);
-    let Ok(found) = find(&lookup) else {
+    let Ok(found) = find(&lookup, &Ancestors::read) else {
         assert!(named.is_err());
         return false;
     };

@@ -23,7 +23,8 @@
 //! SIGKILL). One that closes the connection without it takes the whole job down at once. That is what we want for a
 //! rank that dies, so the connection is kept for the process's life, and `finalize` is said by an exit handler: ranks
 //! that return from main or call exit, with whatever status, leave politely and mpiexec reports their status; ranks
-//! killed by a signal or an abort do not.
+//! killed by a signal or an abort do not. Where [MPI](super::mpi) has been initialised in the same process, the
+//! connection is its own too, and so is the farewell.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -37,6 +38,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use parking_lot::Mutex;
 
+use super::run_board::{hex, unhex};
 use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
 use crate::error::{Error, Result};
 use crate::running::{LOOK, Limit};
@@ -252,7 +254,7 @@ impl Connection {
         let pieces: Vec<&[u8]> = bytes.chunks(self.piece).collect();
         for i in 0..pieces.len().max(1) {
             let count = if i == 0 { format!("{:03}.", pieces.len()) } else { String::new() };
-            let value: String = pieces.get(i).unwrap_or(&&[][..]).iter().map(|byte| format!("{byte:02x}")).collect();
+            let value = hex(pieces.get(i).unwrap_or(&&[][..]));
             let request = format!("cmd=put kvsname={} key={} value={count}{value}", self.kvsname, key(board, i));
             self.request(&request, "put_result", limit)?;
         }
@@ -333,14 +335,6 @@ fn word<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_ascii_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) {
-        return None;
-    }
-    let digit = |byte: u8| (byte as char).to_digit(16);
-    text.as_bytes().chunks(2).map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8)).collect()
-}
-
 /// A copy of the descriptor that mpiexec left, closed in children.
 fn inherited(fd: RawFd) -> Result<File> {
     let closed = || {
@@ -381,7 +375,7 @@ fn leave_at_exit() {
         // Another thread may be inside a request while main returns; then mpiexec is better left alone.
         let Some(mut shared) = SHARED.try_lock() else { return };
         let Some(mut connection) = shared.take() else { return };
-        if connection.process.is_this() {
+        if connection.process.is_this() && !super::mpi::was_initialised() {
             // The answer only matters in that mpiexec has then read the request.
             let _ = connection.request("cmd=finalize", "finalize_ack", &Limit::after(Duration::from_secs(2)));
         }

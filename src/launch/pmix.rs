@@ -5,6 +5,13 @@
 //! rank 0 by name. A get waits at the launcher until rank 0 has committed, so no fence is needed, and a missing third
 //! rank does not keep the first two from reading: who is missing is then found out, by name, where the ranks meet.
 //!
+//! # When to take leave
+//!
+//! At the end of the process, as with PMI, and for the same reasons. The library counts how often it was initialised, so
+//! it can be shared with an [MPI](super::mpi) in the same process, before or after; but once the last one has finalised
+//! it, the launcher takes the process for done, and no MPI can be initialised any more. So that it *is* shared, the one
+//! that is in the process already comes first, then whatever the system has.
+//!
 //! The C structures used here have had the same layout since PMIx 3 (2018); older libraries are refused.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -14,8 +21,10 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use libloading::Library;
+use maypole_transports::fork;
+use parking_lot::Mutex;
 
-use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
+use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, environment, mpi, next_board, number};
 use crate::error::{Error, Result};
 use crate::running::{LOOK, Limit};
 
@@ -41,7 +50,7 @@ pub(super) fn launch(lookup: Lookup, limit: &Limit) -> Result<Launch> {
         Ok(api) => api,
         Err(error) => {
             // mpirun's own variables still say who we are; with an address that is enough.
-            return match super::environment::Variables::read_open_mpi(lookup) {
+            return match environment::Variables::read_numbers(lookup, &environment::OPEN_MPI) {
                 Ok(Some(variables)) => variables.launch(limit),
                 _ => Err(error),
             };
@@ -152,7 +161,8 @@ struct Api {
 
 /// Where the library may be: by its name where the dynamic linker looks, then by path.
 fn candidates(lookup: Lookup) -> Vec<PathBuf> {
-    let mut candidates = vec![PathBuf::from("libpmix.so.2")];
+    let mut candidates = mpi::loaded("libpmix.so");
+    candidates.push(PathBuf::from("libpmix.so.2"));
     // Open MPI built from source carries its own, beside its other libraries.
     let prefix = lookup("OPAL_PREFIX").map(PathBuf::from).filter(|prefix| prefix.is_absolute());
     candidates.extend(prefix.map(|prefix| prefix.join("lib/libpmix.so.2")));
@@ -286,22 +296,58 @@ unsafe fn text(pointer: *const c_char) -> String {
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
-/// This process as a client of the launcher's PMIx server, between `PMIx_Init` and `PMIx_Finalize`, and a board in it.
-struct Client {
+/// This process as a client of the launcher's PMIx server, between `PMIx_Init` and `PMIx_Finalize`.
+struct Session {
     api: &'static Api,
     me: Proc,
-    key: CString,
-    connected: bool,
+    /// Which process that is: a child by `fork` has no session, and must not end its parent's.
+    process: fork::Process,
 }
 
-impl Client {
-    fn connect(api: &'static Api) -> Result<Client> {
+/// This process's one session.
+static SESSION: Mutex<Option<Session>> = Mutex::new(None);
+
+impl Session {
+    /// Who this process is; the first time, say so to the launcher, and have it said farewell at the end.
+    fn begin(api: &'static Api) -> Result<Proc> {
+        let mut session = SESSION.lock();
+        if let Some(session) = session.as_ref().filter(|session| session.process.is_this()) {
+            return Ok(session.me);
+        }
         let mut me = Proc { nspace: [0; 256], rank: 0 };
         // SAFETY: `me` is a pmix_proc_t for the library to fill; no directives are given.
         let status = unsafe { (api.init)(&mut me, std::ptr::null_mut(), 0) };
         api.check(status, "reach the launcher (is mpirun still running?)")?;
+        if session.replace(Session { api, me, process: fork::Process::this() }).is_none() {
+            // SAFETY: `end` lives as long as this library is loaded (the C library runs it before unloading), and
+            // neither unwinds nor touches anything but a static.
+            unsafe { libc::atexit(Session::end) };
+        }
+        Ok(me)
+    }
+
+    extern "C" fn end() {
+        // Another thread may be about to begin one while main returns.
+        let Some(mut session) = SESSION.try_lock() else { return };
+        if let Some(Session { api, .. }) = session.take().filter(|session| session.process.is_this()) {
+            // SAFETY: pairs with the PMIx_Init of `begin`; no directives are given. The library is never unloaded.
+            unsafe { (api.finalize)(std::ptr::null(), 0) };
+        }
+    }
+}
+
+/// A board in this process's session.
+struct Client {
+    api: &'static Api,
+    me: Proc,
+    key: CString,
+}
+
+impl Client {
+    fn connect(api: &'static Api) -> Result<Client> {
+        let me = Session::begin(api)?;
         let key = CString::new(format!("maypole.{}", next_board())).expect("no zero byte in it");
-        Ok(Client { api, me, key, connected: true })
+        Ok(Client { api, me, key })
     }
 
     /// An integer that the launcher provides about `whom`.
@@ -402,18 +448,8 @@ impl Board for Client {
     }
 
     fn finish(&mut self) -> Result<()> {
-        if !std::mem::replace(&mut self.connected, false) {
-            return Ok(());
-        }
-        // SAFETY: pairs with the PMIx_Init of `connect`; no directives are given.
-        let status = unsafe { (self.api.finalize)(std::ptr::null(), 0) };
-        self.api.check(status, "take leave of the launcher")
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.finish();
+        // The session outlives the board; see the module's text.
+        Ok(())
     }
 }
 
@@ -460,11 +496,14 @@ mod tests {
         let with = |prefix: &std::path::Path, path: &[&std::path::Path]| {
             let path = std::env::join_paths(path).unwrap().into_string().unwrap();
             let prefix = prefix.to_str().unwrap().to_string();
-            candidates(&|name| match name {
+            let mut found = candidates(&|name| match name {
                 "OPAL_PREFIX" => Some(prefix.clone()),
                 "PATH" => Some(path.clone()),
                 _ => None,
-            })
+            });
+            // Another test may have loaded the system's.
+            found.retain(|path| path.is_relative() || path.starts_with(&home));
+            found
         };
         let by_name = PathBuf::from("libpmix.so.2");
         let nowhere = std::path::Path::new("");

@@ -52,6 +52,14 @@ impl Step {
         check_rank("SLURM_PROCID", rank, size_name, size)?;
         let (host, port) = match environment::address(lookup)? {
             Some((host, port)) => (host, Port::Given(port)),
+            // Tasks may lie in any order then, and the variables do not tell on which host the first is.
+            None if lookup("SLURM_DISTRIBUTION").is_some_and(|order| order.starts_with("arbitrary")) => {
+                return Err(Error::bootstrap(
+                    "the tasks of this step lie in an order of the user's own (SLURM_DISTRIBUTION=arbitrary), so nothing \
+                     says on which host rank 0 is: set MASTER_ADDR and MASTER_PORT to an address of it and a free port \
+                     there, or use srun --mpi=pmix or --mpi=pmi2",
+                ));
+            }
             None => {
                 let nodes =
                     nodes.or_else(|| lookup("SLURM_JOB_NODELIST")).ok_or_else(|| missing("SLURM_STEP_NODELIST"))?;
@@ -97,7 +105,7 @@ impl Step {
             local_size: self.local_size,
             launcher: LAUNCHER,
             run: self.run,
-            meeting: LaunchMeeting::Address { host: self.host, port, listener: None },
+            meeting: LaunchMeeting::Address { host: self.host, port },
         })
     }
 }

@@ -62,21 +62,23 @@ fn torchrun_without_its_store_and_by_hand() {
     assert_eq!(place(&by_hand), ("environment", 0, 2, None, None));
     assert_eq!(meeting(&by_hand), Some(("::1", 4000)));
     // One rank meets nobody, so it needs no address.
+    let single = launch("PMI_RANK=0 PMI_SIZE=1");
+    assert_eq!(place(&single), ("PMI", 0, 1, None, None));
     let single = launch("RANK=0 WORLD_SIZE=1");
     assert!(matches!(single.meeting, LaunchMeeting::Alone));
 }
 
 #[test]
-fn our_launcher_leaves_master_port_to_others() {
-    let under = |text: &str| {
-        let others = lookup(text);
-        let variables = move |name: &str| if name == LAUNCHER { Some("maypole run".into()) } else { others(name) };
-        detect(&Config::default(), &variables).unwrap()
-    };
-    let ours = "RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=4000 MAYPOLE_LISTEN_PORT=5000";
-    assert_eq!(meeting(&under(ours)), Some(("127.0.0.1", 5000)));
-    // A torchrun that one of the ranks started says itself where its ranks meet.
-    assert_eq!(meeting(&under(&format!("{ours} TORCHELASTIC_RUN_ID=x"))), Some(("127.0.0.1", 4000)));
+fn our_launchers_board_is_for_the_ranks_that_it_started() {
+    let ours = "RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=4000 MAYPOLE_BOARD=maypole-run-0/5ec/1/2";
+    // Nobody listens there.
+    let error = refused(ours);
+    assert!(error.contains("maypole-run-0") && error.contains("`maypole run`") && !error.contains("5ec"), "{error}");
+    // A torchrun that one of the ranks started says itself where its ranks meet; so does somebody by hand.
+    let torchrun = launch(&format!("{ours} TORCHELASTIC_RUN_ID=x"));
+    assert_eq!((torchrun.launcher, meeting(&torchrun)), ("torchrun", Some(("127.0.0.1", 4000))));
+    let by_hand = launch(&ours.replace("WORLD_SIZE=2", "WORLD_SIZE=4"));
+    assert_eq!((by_hand.launcher, meeting(&by_hand)), ("environment", Some(("127.0.0.1", 4000))));
 }
 
 #[test]
@@ -88,6 +90,21 @@ fn the_innermost_launcher_counts() {
         "PMI_FD=77 PMI_RANK=0 PMI_SIZE=1",
     ] {
         assert_eq!(place(&launch(&format!("{outer} {TORCHRUN}"))), ("torchrun", 3, 8, Some(1), Some(2)), "{outer}");
+    }
+    // In a pod that sets RANK, or left over: by hand is what counts least where the ancestors do not say.
+    for (outer, inner, launcher) in [
+        ("RANK=0 WORLD_SIZE=1", SRUN, "Slurm"),
+        (
+            "RANK=0 WORLD_SIZE=1",
+            "PMIX_NAMESPACE=a PMIX_RANK=0 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=3",
+            "Open MPI",
+        ),
+        ("RANK=0 WORLD_SIZE=1", "PMIX_NAMESPACE=a PMIX_RANK=0", "PMIx"),
+        ("RANK=0 WORLD_SIZE=1", "PMI_FD=3 PMI_RANK=0 PMI_SIZE=3", "MPICH (PMI-1)"),
+        // The same said twice: then the address that was given with it is meant.
+        ("RANK=0 WORLD_SIZE=3 MASTER_ADDR=a MASTER_PORT=1", "PMI_FD=3 PMI_RANK=0 PMI_SIZE=3", "environment"),
+    ] {
+        assert_eq!(launcher_name(&lookup(&format!("{outer} {inner}"))).unwrap(), launcher, "{outer} {inner}");
     }
     // Half a set of somebody else's variables does not hide a whole one.
     assert_eq!(place(&launch(&format!("RANK=7 {SRUN}"))).0, "Slurm");
@@ -144,6 +161,8 @@ fn what_makes_no_sense_names_the_variable() {
         ("PMI_FD=5", "PMI_FD is set but PMI_RANK is not"),
         ("PMI_FD=5 PMI_RANK=2 PMI_SIZE=2", "PMI_RANK=2: expected a rank below PMI_SIZE=2"),
         ("OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_RANK is set but OMPI_COMM_WORLD_SIZE is not"),
+        ("PMI_RANK=0 PMI_SIZE=3", "PMI_RANK is set, but neither PMI_FD nor MASTER_ADDR"),
+        ("SLURM_DISTRIBUTION=arbitrary SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4", "set MASTER_ADDR"),
         ("SLURM_PROCID=9 SLURM_STEP_NUM_TASKS=4", "SLURM_PROCID=9: expected a rank below SLURM_STEP_NUM_TASKS=4"),
         ("SLURM_PROCID=0 SLURM_STEP_NODELIST=a[1-2]", "SLURM_STEP_NUM_TASKS (or SLURM_NTASKS) is not"),
         ("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NODELIST=a[x] SLURM_JOB_ID=1", "SLURM_STEP_NODELIST=a[x]: expected"),
@@ -298,7 +317,7 @@ fn the_run_is_what_all_ranks_have_alike() {
     // An agent counts the failures of its own workers only.
     assert_eq!(run(&torchrun.replace("RESTART_COUNT=0", "RESTART_COUNT=1")), "night");
     // By hand ranks may be started from several jobs of a batch system.
-    assert_eq!(run(&format!("{SRUN} RANK=0 WORLD_SIZE=2 MASTER_ADDR=10.1.0.7 MASTER_PORT=5000")), "");
+    assert_eq!(run(&format!("{SRUN} RANK=5 WORLD_SIZE=6 MASTER_ADDR=10.1.0.7 MASTER_PORT=5000")), "");
     let open_mpi = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=4 MASTER_ADDR=10.0.0.1 MASTER_PORT=4711";
     assert_eq!(run(open_mpi), "");
 }

@@ -1,7 +1,6 @@
 //! Names a job and says where it meets: [`UniqueId`] and [`Meeting`].
 
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::auth;
 use super::key::Key;
@@ -49,10 +48,28 @@ impl UniqueId {
     /// [`Error::System`] if no port can be bound.
     pub fn create(config: &Config) -> Result<UniqueId> {
         config.check()?;
+        let ips = interfaces::addresses(config)?;
+        let bound = interfaces::bound(config, &ips, None)?;
+        UniqueId::listen(ips, bound, config)
+    }
+
+    /// [`UniqueId::create`] for ranks that are all on this host: they meet on its loopback interface, where nobody else
+    /// comes, whatever `MAYPOLE_INTERFACE` says of their data.
+    ///
+    /// # Errors
+    /// As [`UniqueId::create`].
+    pub(crate) fn local(config: &Config) -> Result<UniqueId> {
+        config.check()?;
+        let at = |ip: IpAddr| UniqueId::listen(vec![ip], Some(ip), config);
+        // A machine may have no IPv4 at all.
+        at(Ipv4Addr::LOCALHOST.into()).or_else(|v4| at(Ipv6Addr::LOCALHOST.into()).map_err(|_| v4))
+    }
+
+    /// Make an id with the meeting point behind it, which listens at `bound`, or at all addresses of the family.
+    fn listen(ips: Vec<IpAddr>, bound: Option<IpAddr>, config: &Config) -> Result<UniqueId> {
         let random = auth::random().map_err(|e| Error::system("cannot make a key for the job", e))?;
         let key = Key::of_world(&random, 0, config);
-        let ips = interfaces::addresses(config)?;
-        let listener = ports::listen(interfaces::bound(config, &ips, None)?, config.family, config.ports.as_ref())
+        let listener = ports::listen(bound, config.family, config.ports.as_ref())
             .map_err(|e| Error::system("cannot open a port for the ranks to meet at", e))?;
         let at = listener.local_addr().map_err(|e| Error::system("cannot tell the meeting point's port", e))?;
         let bound_one = !at.ip().is_unspecified();
@@ -168,8 +185,6 @@ pub enum Meeting {
         host: String,
         /// The port.
         port: u16,
-        /// Rank 0 may have inherited the port already bound (a TCP socket, listening or not).
-        listener: Option<OwnedFd>,
         /// What the job's key is derived from, together with `MAYPOLE_KEY`: the same on all ranks.
         key: [u8; 32],
         /// How many worlds of this job have met there before. All ranks say the same number. A later world waits until

@@ -2,7 +2,6 @@
 //! come.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -182,31 +181,24 @@ fn names_this_host(host: &str) -> bool {
 
 /// Where this rank has to go; rank 0 opens the meeting point if it is an address.
 fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, limit: &Limit) -> Result<(Point, Key)> {
-    let (host, port, listener, key, earlier) = match meeting {
+    let (host, port, key, earlier) = match meeting {
         Meeting::Id(id) => {
             let id = super::UniqueId::from_bytes(id.as_bytes())?;
             return Ok((Point::Known(id.addresses()), Key::of_world(id.random(), 0, config)));
         }
-        Meeting::Address { host, port, listener, key, earlier } => {
-            (host, port, listener, Key::of_world(&key, earlier, config), earlier)
-        }
+        Meeting::Address { host, port, key, earlier } => (host, port, Key::of_world(&key, earlier, config), earlier),
     };
     if rank != 0 {
         return Ok((Point::Named { host, port, fallback: None }, key));
     }
-    let bound = match listener {
-        Some(fd) => inherit(fd),
-        None => {
-            let (own, family) = where_to_listen(&host, port, config)?;
-            loop {
-                match hub::listen(own, port, family) {
-                    // The world before holds the port until its last rank has left.
-                    Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && earlier > 0 && !limit.has_passed() => {
-                        std::thread::sleep(RETRY.0);
-                    }
-                    bound => break bound,
-                }
+    let (own, family) = where_to_listen(&host, port, config)?;
+    let bound = loop {
+        match hub::listen(own, port, family) {
+            // The world before holds the port until its last rank has left.
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && earlier > 0 && !limit.has_passed() => {
+                std::thread::sleep(RETRY.0);
             }
+            bound => break bound,
         }
     };
     let listener = bound.map_err(|e| {
@@ -244,15 +236,6 @@ fn where_to_listen(host: &str, port: u16, config: &Config) -> Result<(Option<IpA
     };
     let family = if known.iter().any(|ip| peer::allowed(config.family, ip)) { config.family } else { Family::Any };
     Ok((own, family))
-}
-
-/// A listener that the launcher has bound.
-fn inherit(fd: OwnedFd) -> std::io::Result<TcpListener> {
-    let socket = socket2::Socket::from(fd);
-    fork::close_in_children(&socket);
-    socket.set_cloexec(true)?;
-    socket.listen(1024)?;
-    Ok(socket.into())
 }
 
 /// Connect to the hub, again and again until it is there. `patience`: how long one with another key may be in its place.

@@ -4,9 +4,13 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use nccl_tests::{Environment, Ignored};
+
 use super::operation::{NamedOp, Operation, parse_dtype};
 use crate::config::parse_size;
 use crate::{Config, DataType, Error, Result};
+
+pub mod nccl_tests;
 
 /// The most ranks that one machine is asked to start, as in `maypole run`.
 const MOST_RANKS: usize = 4096;
@@ -69,13 +73,22 @@ pub struct Flags {
     /// Where the buffers lie: host, or cuda, the device whose number is the rank's on its host modulo the devices there
     #[arg(long, value_enum, default_value_t = Device::Host, value_name = "WHERE", hide_possible_values = true)]
     pub device: Device,
-    /// Buffers in registered memory, which ranks of one host read where it lies
-    #[arg(short = 'R', long)]
-    pub registered: bool,
+    /// Buffers in registered memory, which ranks of one host read where it lies; 1 and 2 mean the same
+    #[arg(short = 'R', long = "registered", alias = "local_register", value_name = "0-2", num_args = 0..=1)]
+    #[arg(default_value = "0", default_missing_value = "1", value_parser = clap::value_parser!(u8).range(0..=2))]
+    #[arg(hide_default_value = true)]
+    pub registered: u8,
+    /// Deadline of an operation, seconds; the same as MAYPOLE_TIMEOUT, 0 leaves that as it is
+    #[arg(short = 'T', long = "timeout", value_name = "SECONDS")]
+    pub timeout: Option<String>,
 
     /// Write the results to this file, as JSON
-    #[arg(short = 'J', long = "json", value_name = "FILE")]
+    #[arg(short = 'J', long = "json", alias = "output_file", value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// 1: show when each row was measured (UTC)
+    #[arg(short = 'S', long = "report_timestamps", default_value_t = 0, value_name = "0-1", hide_default_value = true)]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub timestamps: u8,
     /// auto, shm or tcp; the same as MAYPOLE_TRANSPORT
     #[arg(long, value_name = "NAME")]
     pub transport: Option<String>,
@@ -89,6 +102,9 @@ pub struct Flags {
     /// GPUs per thread, for nccl-tests' command lines: always 1
     #[arg(short = 'g', long = "ngpus", default_value_t = 1, value_name = "1", hide = true)]
     pub ngpus: usize,
+    /// What else nccl-tests has.
+    #[command(flatten)]
+    pub ignored: Ignored,
 }
 
 /// Where the buffers lie.
@@ -162,6 +178,8 @@ pub struct Plan {
     pub config: Config,
     /// NCCL's library, where its collectives are measured in place of Maypole's.
     pub nccl: Option<PathBuf>,
+    /// nccl-tests' variables.
+    pub environment: Environment,
 }
 
 impl Plan {
@@ -234,12 +252,18 @@ impl Plan {
             return refuse("--json", &file.display(), format!("there is no directory {}", directory.display()));
         }
         let mut config = Config::from_env()?;
-        for (name, flag) in [("MAYPOLE_TRANSPORT", &flags.transport), ("MAYPOLE_ALGORITHM", &flags.algorithm)] {
+        let timeout = flags.timeout.clone().filter(|seconds| seconds.parse() != Ok(0.0));
+        for (name, flag) in [
+            ("MAYPOLE_TRANSPORT", &flags.transport),
+            ("MAYPOLE_ALGORITHM", &flags.algorithm),
+            ("MAYPOLE_TIMEOUT", &timeout),
+        ] {
             if let Some(value) = flag {
                 config.set(name, value)?;
             }
         }
-        let plan = Plan { operation, flags, step, config, nccl: None };
+        let environment = Environment::read(&|name| std::env::var(name).ok())?;
+        let plan = Plan { operation, flags, step, config, nccl: None, environment };
         if let Some(ranks) = plan.flags.ranks {
             plan.roots(ranks)?;
         }

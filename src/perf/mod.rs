@@ -58,7 +58,7 @@ fn finish(outcome: crate::Result<ExitCode>) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("perf: {error}");
+            crate::command::say(format_args!("perf: {error}"));
             ExitCode::from(if matches!(error, Error::Setting { .. }) { 2 } else { 1 })
         }
     }
@@ -105,13 +105,36 @@ struct Binary {
     flags: Flags,
 }
 
-/// The `main` of a perf binary, for one of [`Operation`]'s names.
+/// The `main` of a perf binary, for one of [`Operation`]'s names or `hypercube`: nccl-tests' all-gather in as many
+/// steps as the number of ranks has bits.
 pub fn main(operation: &str) -> ExitCode {
+    let (operation, algorithm) = match operation {
+        "hypercube" => ("all_gather", Some("all_gather=bruck")),
+        other => (other, None),
+    };
     let operation: Operation = operation.parse().expect("a perf binary names its collective");
     let about = format!("How long {} takes, and whether every element of its result is right", operation.name());
     let matches = Binary::command().about(about).get_matches();
     match Binary::from_arg_matches(&matches) {
-        Ok(binary) => run(PerfArgs { operation, flags: binary.flags }),
+        Ok(Binary { mut flags }) => {
+            flags.algorithm = flags.algorithm.or(algorithm.map(str::to_string));
+            run(PerfArgs { operation, flags })
+        }
         Err(error) => error.exit(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_has_a_binary() {
+        let manifest = include_str!("../../Cargo.toml");
+        let names = manifest.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix("_perf\""));
+        let named: Vec<Operation> = names.filter_map(|name| name.parse().ok()).collect();
+        for operation in Operation::all() {
+            assert!(named.contains(&operation), "{}_perf is missing in Cargo.toml", operation.name());
+        }
     }
 }

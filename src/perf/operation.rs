@@ -156,6 +156,7 @@ impl FromStr for Operation {
         let name = match name {
             "sendrecv" => "send_recv",
             "alltoall" => "all_to_all",
+            "alltoallv" => "all_to_all_v",
             name => name,
         };
         Operation::all().find(|operation| operation.name() == name).ok_or_else(|| {

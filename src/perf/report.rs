@@ -183,7 +183,7 @@ impl HostInfo {
 }
 
 /// Seconds since 1970.
-fn now() -> u64 {
+pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs())
 }
 
@@ -212,7 +212,7 @@ impl Report {
                 agg_iters: flags.agg_iters,
                 check: flags.check,
                 average: ["rank 0", "average", "min", "max"][flags.average as usize],
-                registered: flags.registered,
+                registered: flags.registered > 0,
                 device_window: Some(plan.config.device_window).filter(|n| *n != crate::Config::default().device_window),
             },
             host: HostInfo::here(),
@@ -259,6 +259,9 @@ impl Report {
             let registered = if c.registered { ", registered" } else { "" };
             let _ = writeln!(text, "# buffers on {}{registered}; collectives of {}", device.name, self.library);
         }
+        for word in plan.flags.ignored.words() {
+            let _ = writeln!(text, "# {word}");
+        }
         let _ = writeln!(text, "#");
         for rank in &self.ranks {
             let device = rank.device.as_ref().map_or(String::new(), |uuid| format!("  device {uuid}"));
@@ -270,20 +273,27 @@ impl Report {
         let columns = |time: &str, bandwidth: [&str; 2], wrong: &str| {
             format!("  {time:>9}  {:>8}  {:>8}  {wrong:>6}", bandwidth[0], bandwidth[1])
         };
+        let stamp = if plan.flags.timestamps > 0 { "            timestamp" } else { "" };
         let names = columns("time", ["algbw", "busbw"], "#wrong");
         let units = columns("(us)", ["(GB/s)", "(GB/s)"], "");
         let last = units.trim_end();
         let _ = writeln!(
             text,
-            "#{:>11}  {:>12}  {:>7}  {:>9}  {:>4}{names}{names}",
+            "#{:>11}  {:>12}  {:>7}  {:>9}  {:>4}{names}{names}{stamp}",
             "size", "count", "type", "redop", "root"
         );
         let _ = writeln!(text, "#{:>11}  {:>12}  {:7}  {:9}  {:4}{units}{last}", "(B)", "(elements)", "", "", "");
         text
     }
 
+    /// Whether the average bus bandwidth is what `NCCL_TESTS_MIN_BW` asks for, within a tenth; `None` if it asks nothing.
+    pub fn is_fast_enough(&self, plan: &Plan) -> Option<bool> {
+        let least = plan.environment.least_bandwidth?;
+        Some(self.average_bus_bandwidth >= 0.9 * least)
+    }
+
     /// The lines after the table.
-    pub fn footer(&self) -> String {
+    pub fn footer(&self, plan: &Plan) -> String {
         let OutOfBounds { count, okay } = self.out_of_bounds;
         let checked = self.config.check > 0 && !self.results.is_empty() && self.collective != "barrier";
         let verdict = match (checked, okay) {
@@ -291,8 +301,13 @@ impl Report {
             (true, true) => "OK",
             (true, false) => "FAILED",
         };
+        let speed = match self.is_fast_enough(plan) {
+            None => "",
+            Some(true) => " OK",
+            Some(false) => " FAILED",
+        };
         format!(
-            "# Out of bounds values : {count} {verdict}\n# Avg bus bandwidth    : {:.4}\n#\n",
+            "# Out of bounds values : {count} {verdict}\n# Avg bus bandwidth    : {:.4}{speed}\n#\n",
             self.average_bus_bandwidth
         )
     }
@@ -311,6 +326,21 @@ pub fn figures(figures: Option<&Figures>) -> String {
     };
     let wrong = f.nwrong.map_or("N/A".to_string(), |n| n.to_string());
     format!("  {:>9}  {:>8}  {:>8}  {wrong:>6}", digits(f.time), digits(f.alg_bw), digits(f.bus_bw))
+}
+
+/// The last column where rows have timestamps: UTC, as nccl-tests writes it.
+pub fn timestamp(seconds_since_1970: u64) -> String {
+    let (days, second) = (seconds_since_1970 / 86_400, seconds_since_1970 % 86_400);
+    // Years that begin in March end with the day that some of them lack. 146,097 days are 400 years; 1970 is the year
+    // 1970 of a calendar that began 719,468 days before it.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = year + era * 400 + u64::from(month <= 2);
+    format!("  {year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
 }
 
 /// About four significant digits.

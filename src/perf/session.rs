@@ -10,7 +10,7 @@ use super::cuda::{DeviceInfo, Gpu};
 use super::flags::{Device, Plan};
 use super::measure::{Carrier, Effort, measure};
 use super::operation::{NamedOp, Operation};
-use super::report::{Figures, RankInfo, Report, ResultRow, figures, parameters};
+use super::report::{Figures, RankInfo, Report, ResultRow, figures, now, parameters, timestamp};
 use super::row::{Buffers, Form, Row, Traffic};
 use crate::{Collective, Communicator, DataType, Error, Result};
 
@@ -20,8 +20,13 @@ use crate::{Collective, Communicator, DataType, Error, Result};
 /// # Errors [`Error::Setting`] if the root is out of range; the communicator's errors; [`Error::System`] if a file
 /// cannot be written or memory is short, in which case the other ranks are told.
 pub fn run(plan: &Plan, comm: &Communicator, out: &mut dyn Write) -> Result<bool> {
+    let world = comm;
+    let color = plan.environment.split.map(|split| split.color(world.rank()));
+    // Each part runs all of it, at the same time; the table is that of rank 0's.
+    let part = color.map(|color| world.split(Some(color), 0)).transpose()?.flatten();
+    let comm = part.as_ref().unwrap_or(world);
     let roots = plan.roots(comm.size())?;
-    let result = Session::start(plan, comm, out).and_then(|mut session| session.cycles(&roots));
+    let result = Session::start(plan, (world, comm), out).and_then(|mut session| session.cycles(&roots));
     if let Err(error @ Error::System { .. }) = &result {
         // Only this rank knows; the others would wait for it until their deadline. They are told why, since a launcher may
         // end this rank for another's failure before it has said so itself.
@@ -50,8 +55,12 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn start(plan: &'a Plan, comm: &'a Communicator, out: &'a mut dyn Write) -> Result<Session<'a>> {
-        let leader = comm.rank() == 0;
+    fn start(
+        plan: &'a Plan,
+        (world, comm): (&'a Communicator, &'a Communicator),
+        out: &'a mut dyn Write,
+    ) -> Result<Session<'a>> {
+        let leader = world.rank() == 0;
         let json = match &plan.flags.json {
             Some(path) if leader => Some(
                 File::create(path).map_err(|e| Error::system(format!("creating {} (--json)", path.display()), e))?,
@@ -59,12 +68,13 @@ impl<'a> Session<'a> {
             _ => None,
         };
         let largest = if plan.operation.is_barrier() { 0 } else { plan.flags.max_bytes };
-        let gpu = (plan.flags.device == Device::Cuda).then(|| Gpu::of(comm)).transpose()?;
+        let gpu = plan.flags.device == Device::Cuda;
+        let gpu = gpu.then(|| Gpu::of(world, plan.environment.first_device)).transpose()?;
         let nccl = match (&plan.nccl, &gpu) {
             (Some(library), Some(gpu)) => Some(gpu.within(|| Nccl::new(library, comm))?),
             _ => None,
         };
-        let registered = plan.flags.registered;
+        let registered = plan.flags.registered > 0;
         if let Some(gpu) = gpu.as_ref().filter(|_| nccl.is_none() || registered) {
             // Messages need it, and so do registered buffers.
             comm.attach(&gpu.context)?;
@@ -121,9 +131,9 @@ impl<'a> Session<'a> {
             self.write_json()?;
             done += 1;
         }
-        let footer = self.report.footer();
+        let footer = self.report.footer(self.plan);
         self.print(&footer)?;
-        Ok(self.report.out_of_bounds.okay)
+        Ok(self.report.out_of_bounds.okay && self.report.is_fast_enough(self.plan).unwrap_or(true))
     }
 
     fn row(&mut self, size: usize, dtype: DataType, op: Option<NamedOp>, root: usize) -> Result<()> {
@@ -152,7 +162,8 @@ impl<'a> Session<'a> {
         let overlaps = self.nccl.is_some() && operation == Operation::Collective(Collective::AllToAll);
         let in_place = operation.has_in_place() && !overlaps;
         let in_place = in_place.then(|| self.form(&row, size, Form::InPlace)).transpose()?;
-        self.print(&(figures(in_place.as_ref()) + "\n"))?;
+        let when = if self.plan.flags.timestamps > 0 { timestamp(now()) } else { String::new() };
+        self.print(&(figures(in_place.as_ref()) + &when + "\n"))?;
         let redop = op.map_or("none", NamedOp::name);
         self.report.push(ResultRow {
             size,

@@ -2,6 +2,7 @@
 //! queue has room for before the others begin, with the emulator's switch `QUEUE`: without the bound on what is
 //! outstanding each of these ends at the deadline.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use maypole::cuda::Stream;
@@ -199,22 +200,31 @@ fn verdict() {
     const N: usize = 3 << 20;
     emulator().set("QUEUE", ROOM);
     for why in [Some("enough of it"), None] {
-        let mut config = config(&SMALL);
-        if why.is_none() {
-            config.timeout = Duration::from_secs(1);
-        }
-        threads(2, &config, |comm| {
+        let begun = AtomicBool::new(false);
+        threads(2, &config(&SMALL), |comm| {
             let rank = Rank::new(comm);
             rank.comm.attach(&rank.context).unwrap();
             let arena = Arena::new(&rank, N);
             rank.settle();
             if rank.comm.rank() == 0 {
+                if why.is_none() {
+                    rank.comm.set_timeout(Duration::from_secs(1));
+                }
+                begun.store(true, Ordering::Release);
                 let call = rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, N), ReduceOp::Sum);
                 let text = call.expect_err("it is not queued to its end").to_string();
                 println!("{text}");
                 assert!(text.contains(why.unwrap_or("rank 1")), "{text}");
             } else {
-                std::thread::sleep(HEAD_START);
+                // Until it has begun, and does nothing any more because there is no room.
+                while !begun.load(Ordering::Acquire) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let (mut before, mut now) = (0, emulator().calls("*"));
+                while before != now {
+                    std::thread::sleep(HEAD_START);
+                    (before, now) = (now, emulator().calls("*"));
+                }
                 why.inspect(|why| rank.comm.abort(why));
                 while rank.comm.verdict().is_none() {
                     std::thread::sleep(Duration::from_millis(1));

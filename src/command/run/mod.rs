@@ -1,122 +1,45 @@
 //! `maypole run`: start N ranks of a program on this machine, and see them to their end.
 //!
-//! One thread and one `poll`: it watches a signal descriptor, the ranks' output pipes and, through SIGCHLD, the ranks.
-//! Every rank is the leader of its own process group, so a signal reaches whatever the rank itself has started (a shell
-//! that runs a program, say). [`ranks`] starts and ends them, [`output`] prefixes what they print, [`keeper`] ends them
-//! if this process is killed.
+//! One thread and one `poll`: it watches a signal descriptor, the ranks' output pipes, the [`board`] at which they meet
+//! and, through SIGCHLD, the ranks. Nothing in it waits for anything else: what may take long, which is to write where a
+//! reader is slow and to read where a person types, [`writer`] and [`stdin`] do on threads. Every rank is the leader of
+//! its own process group, so a signal reaches whatever the rank itself has started (a shell that runs a program, say).
+//! [`args`] has the command line, [`ranks`] starts and ends the ranks, [`output`] and [`lines`] prefix what they print,
+//! [`keeper`] ends them if this process is killed.
 
+mod args;
+mod bind;
+mod board;
 mod keeper;
+mod lines;
 mod output;
+mod program;
 mod ranks;
+mod stdin;
+mod terminal;
+mod writer;
 
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::config::Config;
+use super::say;
 use crate::error::{Error, Result};
 use crate::running::{Clock, LOOK, Moment};
+pub(crate) use args::{Args, with_np};
+use board::Board;
+use keeper::Keeper;
 use output::Output;
 use ranks::{Ending, Ranks};
 
-/// Start N ranks of PROGRAM on this machine, prefix their output, pass signals on, and end all when one fails.
-///
-/// Each rank gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and a fresh MAYPOLE_KEY, so
-/// a program that calls Communicator::from_env() finds its peers, and so does one that uses torch.distributed.
-///
-/// Lines are printed whole, as "[rank] line", standard output to standard output and standard error to standard error.
-/// Rank 0 reads standard input if that is a file or a pipe; the others, and rank 0 at a terminal, read nothing.
-///
-/// SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to every rank; Ctrl-Z stops and fg continues
-/// them; a second SIGINT or SIGTERM kills.
-///
-/// Exit status: 0 if every rank returned 0; otherwise that of the rank that failed first, 128 + N if signal N ended it;
-/// 124 after --timeout; 126 or 127 if PROGRAM cannot be run or found; 2 for a wrong command line.
-#[derive(clap::Args)]
-#[command(after_help = "Example: maypole run -n 4 -x MAYPOLE_LOG=info -- ./train --epochs 3")]
-pub struct Args {
-    /// Number of ranks
-    #[arg(short = 'n', long = "ranks", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    ranks: u32,
-    /// End the ranks after so many seconds, of which none pass while this command is stopped; the exit status is then 124
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    timeout: Option<Duration>,
-    /// How long ranks may take to end after SIGTERM before they get SIGKILL
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
-    grace: Duration,
-    /// Prefix each line with its rank (the default)
-    #[arg(long, overrides_with = "no_prefix")]
-    tag_output: bool,
-    /// Leave the output as it comes: the ranks write to this terminal or file themselves
-    #[arg(long)]
-    no_prefix: bool,
-    /// Set an environment variable for all ranks. NAME alone passes on this environment's, as ranks inherit it anyway;
-    /// MAYPOLE_KEY can only be passed on like that, since command lines are for all to see. Repeatable
-    #[arg(short = 'x', value_name = "NAME[=VALUE]", value_parser = assignment)]
-    set: Vec<(String, Option<String>)>,
-    /// The program and its arguments; write -- before it
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
-    program: Vec<std::ffi::OsString>,
-}
-
-impl Args {
-    /// The settings that the ranks will have.
-    fn config(&self) -> Result<Config> {
-        Config::from_lookup(&|name| match self.set.iter().rev().find(|(set, _)| set == name) {
-            Some((_, Some(value))) => Some(value.clone()),
-            _ => std::env::var(name).ok().filter(|value| name != "MAYPOLE_KEY" || !value.is_empty()),
-        })
-    }
-
-    /// Have a script of Python's run by `python`.
-    pub(super) fn interpret(&mut self, python: std::ffi::OsString) {
-        if Path::new(&self.program[0]).extension().is_some_and(|extension| extension == "py") {
-            self.program.insert(0, python);
-        }
-    }
-}
-
-fn seconds(text: &str) -> std::result::Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..1e9).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("expected a number of seconds".to_string()),
-    }
-}
-
-fn assignment(text: &str) -> std::result::Result<(String, Option<String>), String> {
-    match text.split_once('=') {
-        Some(("", _)) => Err("expected NAME=VALUE or NAME".to_string()),
-        Some((name, value)) => Ok((name.to_string(), Some(value.to_string()))),
-        None if text.is_empty() => Err("expected NAME=VALUE or NAME".to_string()),
-        None => Ok((text.to_string(), None)),
-    }
-}
-
-/// What is wrong with the variables that are to be set or passed on. (Not found while the command line is parsed: errors
-/// there show the value.)
-fn check_assignments(set: &[(String, Option<String>)]) -> std::result::Result<(), String> {
-    for (name, value) in set {
-        if value.is_some() && name == "MAYPOLE_KEY" {
-            return Err(
-                "-x MAYPOLE_KEY=...: everybody on this host can read command lines; export MAYPOLE_KEY before \
-                        and write -x MAYPOLE_KEY, or leave it out: then a fresh key is made"
-                    .to_string(),
-            );
-        }
-        if value.is_none() && std::env::var_os(name).is_none() {
-            return Err(format!(
-                "-x {name}: there is no such variable in the environment; export it, or write {name}=VALUE"
-            ));
-        }
-    }
-    Ok(())
-}
+/// How long a reader that is slow may take when the job was ended by force.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Signals that are passed on as they are.
 const PASSED_ON: [Signal; 6] =
@@ -124,31 +47,27 @@ const PASSED_ON: [Signal; 6] =
 
 /// Run the command.
 pub(super) fn run(args: &Args) -> ExitCode {
-    if let Err(why) = check_assignments(&args.set) {
-        eprintln!("maypole run: {why}");
-        return ExitCode::from(2);
+    let fail = |why: &dyn std::fmt::Display, status| {
+        say(format_args!("maypole run: {why}"));
+        ExitCode::from(status)
+    };
+    if let Err(why) = args.check() {
+        return fail(&why, 2);
     }
-    let program = match ranks::find_program(&args.program[0]) {
+    let program = match program::find(&args.program[0]) {
         Ok(program) => program,
-        Err((why, status)) => {
-            eprintln!("maypole run: {why}");
-            return ExitCode::from(status);
-        }
+        Err((why, status)) => return fail(&why, status),
     };
     match Job::start(args, &program).and_then(|mut job| job.watch()) {
         Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("maypole run: {error}");
-            ExitCode::from(126)
-        }
+        Err(error) => fail(&error, 126),
     }
 }
 
 /// Start `ranks` ranks of `program` (with its arguments) that write to this process's own output, and see them to their
 /// end: how `maypole perf --ranks` gets its ranks. The calling process must have one thread.
 pub(crate) fn ranks_of(program: Vec<std::ffi::OsString>, ranks: u32) -> ExitCode {
-    let grace = Duration::from_secs(5);
-    run(&Args { ranks, timeout: None, grace, tag_output: false, no_prefix: true, set: Vec::new(), program })
+    run(&Args::plain(program, ranks))
 }
 
 /// What has been done to end the job.
@@ -156,6 +75,8 @@ pub(crate) fn ranks_of(program: Vec<std::ffi::OsString>, ranks: u32) -> ExitCode
 enum Ended {
     /// Nothing: it runs.
     Not,
+    /// Whoever started this has sent SIGTERM, which was passed on; SIGKILL follows then.
+    Told(Moment),
     /// SIGTERM was sent; SIGKILL follows then.
     Asked(Moment),
     /// SIGKILL was sent.
@@ -165,6 +86,7 @@ enum Ended {
 struct Job {
     ranks: Ranks,
     output: Output,
+    board: Board,
     signals: SignalFd,
     deadline: Option<(Moment, Duration)>,
     /// Ctrl-Z stops it.
@@ -178,6 +100,10 @@ struct Job {
 
 impl Job {
     fn start(args: &Args, program: &Path) -> Result<Job> {
+        // Where it is ignored, as some programs leave it to what they start, the system keeps no statuses.
+        // SAFETY: the default action is no function.
+        unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }
+            .map_err(|error| Error::system("having SIGCHLD back", error))?;
         let mut watched = SigSet::empty();
         for signal in PASSED_ON.into_iter().chain([Signal::SIGCHLD, Signal::SIGTSTP, Signal::SIGCONT]) {
             watched.add(signal);
@@ -185,12 +111,16 @@ impl Job {
         watched.thread_block().map_err(|error| Error::system("blocking signals", error))?;
         let signals = SignalFd::with_flags(&watched, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|error| Error::system("signalfd", error))?;
-        let mut output = Output::new();
-        let ranks = Ranks::start(args, program, &mut output)?;
+        // Before there are threads, and before any rank exists, so that none is ever without it.
+        let keeper = Keeper::start()?;
+        let mut output = Output::new()?;
+        let board = Board::open(args.ranks as usize)?;
+        let ranks = Ranks::start(args, program, keeper, &mut output, &board)?;
         let clock = Clock::start();
         Ok(Job {
             ranks,
             output,
+            board,
             signals,
             deadline: args.timeout.map(|timeout| (clock.shown() + timeout, timeout)),
             clock,
@@ -206,36 +136,85 @@ impl Job {
         while self.ranks.alive() > 0 {
             self.wait()?;
             self.take_signals();
+            self.take_stops();
             self.take_endings();
             self.take_time();
+            self.take_trouble();
         }
         // What the ranks started in their groups and left running must not outlive the job, nor keep the pipes open.
         self.ranks.signal(Signal::SIGKILL);
-        self.output.drain();
         self.ranks.reap();
+        self.finish()?;
         Ok(self.status.unwrap_or(0))
     }
 
-    /// Sleep until something happens, and copy output.
+    /// Have the rest of the output written. A reader may take its time over it, as over any program's, but not when the
+    /// job was to be over by now, nor when somebody wants this command to end.
+    fn finish(&mut self) -> Result<()> {
+        let ended_by_signal = self.passed_on.is_some() && self.status.is_some();
+        let forced = self.status == Some(124) || self.ended == Ended::Killed || ended_by_signal;
+        let soon = self.clock.shown() + LAST_WORDS;
+        let by = if forced { Some(soon) } else { self.deadline.map(|(deadline, _)| deadline.max(soon)) };
+        let mut told = false;
+        while !self.output.finish() && !told && by.is_none_or(|by| self.clock.shown() < by) {
+            self.sleep(by)?;
+            while let Ok(Some(info)) = self.signals.read_signal() {
+                let signal = Signal::try_from(info.ssi_signo as i32);
+                told |= matches!(signal, Ok(Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT));
+                if signal == Ok(Signal::SIGTSTP) {
+                    let _ = nix::sys::signal::raise(Signal::SIGSTOP);
+                }
+            }
+            self.take_trouble();
+        }
+        self.take_trouble();
+        if let Some(lost) = self.output.lost() {
+            self.output.say(&lost);
+            let until = Instant::now() + LAST_WORDS;
+            while !self.output.has_said() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sleep until something happens, and do what that asks for, but for signals.
     fn wait(&mut self) -> Result<()> {
         let wake = match self.ended {
-            Ended::Asked(kill) => Some(kill),
-            Ended::Not => self.deadline.map(|(deadline, _)| deadline),
-            Ended::Killed => None,
+            Ended::Told(kill) | Ended::Asked(kill) => Some(kill),
+            Ended::Not => None,
+            Ended::Killed => return self.sleep(None),
         };
-        let timeout = wake.map_or(PollTimeout::NONE, |wake| {
-            let left = (wake - self.clock.shown()).min(LOOK);
+        let deadline = self.deadline.map(|(deadline, _)| deadline).filter(|_| !matches!(self.ended, Ended::Asked(_)));
+        self.sleep(wake.into_iter().chain(deadline).min())
+    }
+
+    /// Sleep until something happens, `wake` comes, or a line has waited long enough; serve the board, copy output.
+    fn sleep(&mut self, wake: Option<Moment>) -> Result<()> {
+        let left = wake.map(|wake| (wake - self.clock.shown()).min(LOOK));
+        let due = self.output.due().map(|due| due.saturating_duration_since(Instant::now()));
+        let timeout = left.into_iter().chain(due).min().map_or(PollTimeout::NONE, |left| {
             PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
-        let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        watched.extend(self.output.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let streams = self.output.watched();
+        let mut watched: Vec<PollFd> = [self.signals.as_fd(), self.output.bell()]
+            .into_iter()
+            .chain(self.board.descriptors())
+            .chain(streams.iter().map(|(_, fd)| *fd))
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
         match poll(&mut watched, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(Error::system("poll", error)),
         }
         let _ = if wake.is_some() { self.clock.look() } else { self.clock.look_after_rest() };
-        let ready: Vec<bool> = watched[1..].iter().map(|fd| fd.any() == Some(true)).collect();
-        self.output.copy(&ready);
+        let ready: Vec<bool> = watched.iter().map(|fd| fd.any() == Some(true)).collect();
+        let (board, pipes) = ready[2..].split_at(ready.len() - 2 - streams.len());
+        let readable: Vec<usize> =
+            streams.iter().zip(pipes).filter(|(_, ready)| **ready).map(|((i, _), _)| *i).collect();
+        self.output.heard();
+        self.board.serve(board);
+        self.output.copy(&readable);
         Ok(())
     }
 
@@ -260,8 +239,33 @@ impl Job {
                 signal => {
                     self.passed_on = Some(signal);
                     self.ranks.signal(signal);
+                    if signal == Signal::SIGTERM {
+                        // One that is stopped could not act on it.
+                        self.ranks.signal(Signal::SIGCONT);
+                        self.ended = Ended::Told(self.clock.shown() + self.grace);
+                    }
                 }
             }
+        }
+    }
+
+    /// Ranks that something has stopped wait for ever, and the others for them.
+    fn take_stops(&mut self) {
+        for (rank, signal) in self.ranks.stops() {
+            let why = match signal {
+                Signal::SIGTTIN => {
+                    ": it reads from the terminal, which ranks cannot; --stdin has the launcher hand it on"
+                }
+                Signal::SIGTTOU => ": it changes the terminal, which ranks cannot",
+                _ => "; kill -CONT has it go on",
+            };
+            self.say(&format!("{} was stopped by {signal}{why}", self.ranks.name(rank)));
+        }
+    }
+
+    fn take_trouble(&mut self) {
+        if let Some(trouble) = self.output.trouble() {
+            self.output.say(&trouble);
         }
     }
 
@@ -271,27 +275,33 @@ impl Job {
         // returned an error.
         let first = failed.iter().find(|(_, ending)| matches!(ending, Ending::Signal(..))).or(failed.first());
         let Some(&(rank, ending)) = first else { return };
+        let already = self.status.is_some();
         self.status.get_or_insert(ending.status());
-        if self.ended != Ended::Not {
+        if already || matches!(self.ended, Ended::Asked(_) | Ended::Killed) {
             return;
         }
         let by_us = match ending {
             Ending::Signal(signal, _) if self.passed_on == Some(signal) => ", which was passed on to all ranks",
             _ => "",
         };
+        // Those that were told are about to end.
+        let told = self.ended != Ended::Not;
         let rest = match self.ranks.alive() {
             0 => String::new(),
+            _ if told => String::new(),
             1 => "; ending the other rank".to_string(),
             n => format!("; ending the other {n} ranks"),
         };
         self.say(&format!("{} {ending}{by_us}{rest}", self.ranks.name(rank)));
-        self.end();
+        if !told {
+            self.end();
+        }
     }
 
     fn take_time(&mut self) {
         let now = self.clock.shown();
         match (self.ended, self.deadline) {
-            (Ended::Asked(kill), _) if now >= kill => {
+            (Ended::Told(kill) | Ended::Asked(kill), _) if now >= kill => {
                 self.say(&format!(
                     "{} did not end within {:?} of SIGTERM; killing",
                     self.ranks.names_alive(),
@@ -300,7 +310,7 @@ impl Job {
                 self.ended = Ended::Killed;
                 self.ranks.signal(Signal::SIGKILL);
             }
-            (Ended::Not, Some((deadline, timeout))) if now >= deadline => {
+            (Ended::Not | Ended::Told(_), Some((deadline, timeout))) if now >= deadline => {
                 self.say(&format!(
                     "--timeout {}: {} still running; ending",
                     timeout.as_secs_f64(),
@@ -323,6 +333,6 @@ impl Job {
     fn say(&mut self, what: &str) {
         // What ranks said before they failed comes first.
         self.output.copy_all();
-        eprintln!("maypole run: {what}");
+        self.output.say(what);
     }
 }

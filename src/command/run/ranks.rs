@@ -1,22 +1,29 @@
 //! The ranks as processes: found, started, signalled, and reaped.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
-use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command};
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, sigprocmask};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, killpg, sigprocmask};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
+use nix::unistd::{Pid, getpid, getppid, pipe2};
 
-use super::Args;
+use super::args::Args;
+use super::bind::{Bind, Places};
+use super::board::Board;
 use super::keeper::Keeper;
 use super::output::{Output, Sink};
+use super::stdin::Input;
+use super::terminal;
+use crate::descriptors;
 use crate::error::{Error, Result};
-use crate::launch;
-use crate::node::ports;
+use crate::launch::run_board::{BOARD, Place};
 
 /// How a rank ended, if not well.
 #[derive(Clone, Copy)]
@@ -25,6 +32,8 @@ pub(super) enum Ending {
     Status(i32),
     /// A signal; whether there is a core dump.
     Signal(Signal, bool),
+    /// Somebody else has taken its status: a debugger, or code of the program that runs this command.
+    Unknown,
 }
 
 impl Ending {
@@ -33,6 +42,7 @@ impl Ending {
         match self {
             Ending::Status(status) => status as u8,
             Ending::Signal(signal, _) => 128 + signal as i32 as u8,
+            Ending::Unknown => 1,
         }
     }
 }
@@ -44,6 +54,7 @@ impl std::fmt::Display for Ending {
             Ending::Signal(signal, core) => {
                 write!(f, "was ended by {signal}{}", if *core { " (core dumped)" } else { "" })
             }
+            Ending::Unknown => write!(f, "ended, and its status went to somebody else"),
         }
     }
 }
@@ -58,48 +69,48 @@ pub(super) struct Ranks {
 }
 
 impl Ranks {
-    /// Start them; if one cannot be started, none is left.
-    pub(super) fn start(args: &Args, program: &Path, output: &mut Output) -> Result<Ranks> {
+    /// Start them; if one cannot be started, none is left. `keeper` was made before this process had threads.
+    pub(super) fn start(
+        args: &Args,
+        program: &Path,
+        keeper: Keeper,
+        output: &mut Output,
+        board: &Board,
+    ) -> Result<Ranks> {
         let size = args.ranks as usize;
-        // Before any rank exists, so that none is ever without it, and before the socket that only rank 0 may hold: a
-        // second world binds that port anew.
-        let keeper = Keeper::start()?;
-        let ports = args.config()?.ports;
-        // Not as a node listens: rank 0 is to inherit the socket.
-        let listen = |ip: IpAddr| ports::bind(ports.as_ref(), |port| TcpListener::bind((ip, port)));
-        let listener = listen(Ipv4Addr::LOCALHOST.into())
-            .or_else(|v4| listen(Ipv6Addr::LOCALHOST.into()).map_err(|_| v4))
-            .map_err(|error| Error::system("binding a port on the loopback interface, where the ranks meet", error))?;
-        let address = listener.local_addr().map_err(|error| Error::system("getsockname", error))?;
+        let places = Places::find(args.bind)?;
+        if (1..size).contains(&places.len()) && args.bind == Bind::Core {
+            output.say(&format!("{size} ranks on {} cores (--bind core): some share one", places.len()));
+        }
         // Programs that use torch.distributed have a store of their own listen at MASTER_PORT.
-        let for_programs = TcpListener::bind((address.ip(), 0))
-            .and_then(|free| free.local_addr())
+        let here = |ip: IpAddr| TcpListener::bind((ip, 0)).and_then(|free| free.local_addr());
+        let free = here(Ipv4Addr::LOCALHOST.into())
+            .or_else(|v4| here(Ipv6Addr::LOCALHOST.into()).map_err(|_| v4))
             .map_err(|error| Error::system("looking for a free port on the loopback interface", error))?;
         let mut common: Vec<(String, OsString)> = vec![
             ("WORLD_SIZE".into(), size.to_string().into()),
             ("LOCAL_WORLD_SIZE".into(), size.to_string().into()),
-            ("MASTER_ADDR".into(), address.ip().to_string().into()),
-            ("MASTER_PORT".into(), for_programs.port().to_string().into()),
-            (launch::LISTEN_PORT.into(), address.port().to_string().into()),
-            (launch::LAUNCHER.into(), "maypole run".into()),
+            ("MASTER_ADDR".into(), free.ip().to_string().into()),
+            ("MASTER_PORT".into(), free.port().to_string().into()),
         ];
-        if std::env::var_os("MAYPOLE_KEY").is_none_or(|key| key.is_empty()) {
+        if !std::env::var("MAYPOLE_KEY").is_ok_and(|key| !key.trim().is_empty()) {
             common.push(("MAYPOLE_KEY".into(), random_key()?.into()));
+        }
+        // Python collects what it prints to a pipe, and loses that when it is killed.
+        if !args.no_prefix && std::env::var_os("PYTHONUNBUFFERED").is_none() {
+            common.push(("PYTHONUNBUFFERED".into(), "1".into()));
         }
         common.extend(args.set.iter().filter_map(|(name, value)| Some((name.clone(), value.as_ref()?.into()))));
 
         let host = nix::unistd::gethostname().map_or("?".to_string(), |host| host.to_string_lossy().into_owned());
         let mut ranks = Ranks { children: Vec::with_capacity(size), ended: vec![false; size], host, keeper };
+        let mut input = Input::new(args.stdin);
+        let files = raise_limit();
         for rank in 0..size {
-            match ranks.spawn(rank, args, program, &common, &listener) {
-                Ok(mut child) => {
+            let set_up = Setup { board: board.place(rank), place: places.of(rank, size), files };
+            match spawn(rank, args, (program, &common), set_up, &mut input, output) {
+                Ok(child) => {
                     ranks.keeper.guard(Pid::from_raw(child.id() as i32));
-                    if let Some(stdout) = child.stdout.take() {
-                        output.add(rank, Sink::Stdout, stdout.into());
-                    }
-                    if let Some(stderr) = child.stderr.take() {
-                        output.add(rank, Sink::Stderr, stderr.into());
-                    }
                     ranks.children.push(child);
                 }
                 Err(error) => {
@@ -109,41 +120,8 @@ impl Ranks {
                 }
             }
         }
+        input.hand_on();
         Ok(ranks)
-    }
-
-    fn spawn(
-        &self,
-        rank: usize,
-        args: &Args,
-        program: &Path,
-        common: &[(String, OsString)],
-        listener: &TcpListener,
-    ) -> std::io::Result<Child> {
-        let mut command = Command::new(program);
-        command.arg0(&args.program[0]).args(&args.program[1..]).process_group(0);
-        // An outer torchrun's store has nothing to do with these ranks.
-        for name in
-            ["TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT", launch::LISTEN_FD]
-        {
-            command.env_remove(name);
-        }
-        command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
-        if rank == 0 {
-            command.env(launch::LISTEN_FD, listener.as_raw_fd().to_string());
-        }
-        command.envs(common.iter().map(|(name, value)| (name, value)));
-        let terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
-        command.stdin(if rank == 0 && !terminal { Stdio::inherit() } else { Stdio::null() });
-        if !args.no_prefix {
-            command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        }
-        let launcher = getpid();
-        let passed = (rank == 0).then(|| listener.as_raw_fd());
-        // SAFETY: between fork and exec only async-signal-safe calls are made, nothing is allocated, and the descriptor
-        // is open in the child.
-        unsafe { command.pre_exec(move || in_child(launcher, passed)) };
-        command.spawn()
     }
 
     /// How many have not ended.
@@ -163,11 +141,25 @@ impl Ranks {
                 Ok(WaitStatus::Exited(_, 0)) => {}
                 Ok(WaitStatus::Exited(_, status)) => failed.push((rank, Ending::Status(status))),
                 Ok(WaitStatus::Signaled(_, signal, core)) => failed.push((rank, Ending::Signal(signal, core))),
+                Err(Errno::ECHILD) => failed.push((rank, Ending::Unknown)),
                 _ => continue,
             }
             self.ended[rank] = true;
         }
         failed
+    }
+
+    /// Those that something has stopped since the last call, and by which signal.
+    pub(super) fn stops(&self) -> Vec<(usize, Signal)> {
+        let stopped = |child: &Child| {
+            let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
+            match waitid(Id::Pid(Pid::from_raw(child.id() as i32)), flags) {
+                Ok(WaitStatus::Stopped(_, signal)) => Some(signal),
+                _ => None,
+            }
+        };
+        let running = self.children.iter().enumerate().filter(|(rank, _)| !self.ended[*rank]);
+        running.filter_map(|(rank, child)| Some((rank, stopped(child)?))).collect()
     }
 
     /// Send a signal to every rank's process group, ended ones' too: they may have left something running.
@@ -203,8 +195,64 @@ impl Ranks {
     }
 }
 
+/// What is a rank's own.
+struct Setup {
+    board: Place,
+    place: Option<CpuSet>,
+    /// The limits of descriptors that this process was started with, if it has others now.
+    files: Option<(u64, u64)>,
+}
+
+/// Two pipes and a connection for each rank may be more descriptors than this process was given. The limits before, if
+/// they are others now: ranks are to have those, since programs that wait in `select` count on them.
+fn raise_limit() -> Option<(u64, u64)> {
+    let before = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    descriptors::raise();
+    let now = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (now != before).then_some(before)
+}
+
+fn spawn(
+    rank: usize,
+    args: &Args,
+    (program, common): (&Path, &[(String, OsString)]),
+    set_up: Setup,
+    input: &mut Input,
+    output: &mut Output,
+) -> std::io::Result<Child> {
+    let mut command = Command::new(program);
+    command.arg0(&args.program[0]).args(&args.program[1..]).process_group(0);
+    // An outer torchrun's store has nothing to do with these ranks.
+    for name in ["TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT"] {
+        command.env_remove(name);
+    }
+    command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+    command.env(BOARD, set_up.board.to_string());
+    command.envs(common.iter().map(|(name, value)| (name, value)));
+    command.stdin(input.of(rank)?);
+    let mut read = Vec::new();
+    if !args.no_prefix {
+        for sink in [Sink::Stdout, Sink::Stderr] {
+            let (ours, theirs) = if args.pty { terminal::open()? } else { pipe2(OFlag::O_CLOEXEC)? };
+            match sink {
+                Sink::Stdout => command.stdout(theirs),
+                Sink::Stderr => command.stderr(theirs),
+            };
+            read.push((sink, ours));
+        }
+    }
+    let (launcher, place, files) = (getpid(), set_up.place, set_up.files);
+    // SAFETY: between fork and exec only async-signal-safe calls are made, and nothing is allocated.
+    unsafe { command.pre_exec(move || in_child(launcher, place.as_ref(), files)) };
+    let child = command.spawn()?;
+    // The rank's ends go with the command.
+    drop(command);
+    read.into_iter().for_each(|(sink, ours)| output.add(rank, sink, ours));
+    Ok(child)
+}
+
 /// What a rank does before it becomes the program.
-fn in_child(launcher: Pid, passed: Option<std::os::fd::RawFd>) -> std::io::Result<()> {
+fn in_child(launcher: Pid, place: Option<&CpuSet>, files: Option<(u64, u64)>) -> std::io::Result<()> {
     // Not for what the rank itself starts; for that there is the keeper.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     if getppid() != launcher {
@@ -212,37 +260,19 @@ fn in_child(launcher: Pid, passed: Option<std::os::fd::RawFd>) -> std::io::Resul
         return Err(std::io::ErrorKind::Interrupted.into());
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    if let Some(fd) = passed {
-        // SAFETY: clears close-on-exec of a descriptor that is open here; no memory is involved.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
+    // A shell without job control has what it starts in the background ignore Ctrl-C, which is typed for others. What
+    // comes to a rank was sent to the launcher, and meant.
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: the default action is no function.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+    }
+    if let Some(place) = place {
+        sched_setaffinity(Pid::from_raw(0), place)?;
+    }
+    if let Some((soft, hard)) = files {
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
     }
     Ok(())
-}
-
-/// The program's path, or why there is none, with the exit status that a shell would give.
-pub(super) fn find_program(name: &OsStr) -> std::result::Result<PathBuf, (String, u8)> {
-    let path = Path::new(name);
-    let runs = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
-    let shown = path.display();
-    if path.components().count() > 1 || path.is_absolute() {
-        return match () {
-            () if runs(path) => Ok(path.to_path_buf()),
-            () if path.is_dir() => Err((format!("{shown} is a directory, not a program"), 126)),
-            () if path.exists() => {
-                Err((format!("{shown} is not executable; chmod +x it, or name its interpreter first"), 126))
-            }
-            () => Err((format!("there is no program {shown}"), 127)),
-        };
-    }
-    let directories = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&directories).map(|directory| directory.join(path)).find(|path| runs(path));
-    found.ok_or_else(|| {
-        let hint =
-            if path.exists() { format!("; for the one in this directory write ./{shown}") } else { String::new() };
-        (format!("there is no program {shown} in PATH{hint}"), 127)
-    })
 }
 
 fn random_key() -> Result<String> {

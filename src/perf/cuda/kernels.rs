@@ -96,7 +96,7 @@ pub fn main() -> ExitCode {
     match run(&Args::parse(), &mut std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kernel_perf: {error}");
+            crate::command::say(format_args!("kernel_perf: {error}"));
             ExitCode::FAILURE
         }
     }

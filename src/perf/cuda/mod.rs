@@ -65,13 +65,13 @@ pub struct Lap {
 }
 
 impl Gpu {
-    /// The device of this rank: its number among the ranks of its host, modulo the devices there.
+    /// The device of this rank: `first` and its number among the ranks of its host, modulo the devices there.
     ///
     /// # Errors
     /// [`Error::System`] where there is no driver or no device, with what was missing.
-    pub fn of(comm: &Communicator) -> Result<Gpu> {
+    pub fn of(comm: &Communicator, first: usize) -> Result<Gpu> {
         let devices = probe().map_err(cuda("using CUDA (--device cuda)"))?.device_count();
-        Gpu::open(comm.topology().placement().place(comm.rank()) % devices)
+        Gpu::open(first.wrapping_add(comm.topology().placement().place(comm.rank())) % devices)
     }
 
     /// Device `ordinal` of this process.

@@ -132,7 +132,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("overlap_perf: {error}");
+            crate::command::say(format_args!("overlap_perf: {error}"));
             ExitCode::from(if matches!(error, Error::Setting { .. }) { 2 } else { 1 })
         }
     }
@@ -230,7 +230,7 @@ impl Bout<'_> {
 
 /// A rank's whole run. Whether the result was right.
 fn run(args: &Args, comm: &Communicator) -> Result<bool> {
-    let mut gpu = Gpu::of(comm)?;
+    let mut gpu = Gpu::of(comm, 0)?;
     // Nothing is beside it in the other programs, which measure on an ordinary stream.
     gpu.stream = Stream::urgent(&gpu.context).map_err(cuda("making a stream"))?;
     let gpu = gpu;
@@ -336,7 +336,7 @@ fn run(args: &Args, comm: &Communicator) -> Result<bool> {
         right,
     };
     report.conclude();
-    print!("{}", report.text());
+    crate::command::print(&report.text());
     if let Some(path) = &args.json {
         let failed = |e: &dyn std::fmt::Display| Error::system(format!("writing {} (--json)", path.display()), e);
         let text = serde_json::to_string_pretty(&report).map_err(|e| failed(&e))?;

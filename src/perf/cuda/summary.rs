@@ -125,11 +125,12 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     let summary = Summary::read(&args.directory);
     let written = args.json.as_ref().map_or(Ok(()), |path| summary.write(path));
-    print!("{}", table::table(&summary));
+    let printed = crate::command::print(&table::table(&summary));
     match written {
+        Ok(()) if !printed => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("gpu_summary: {error}");
+            crate::command::say(format_args!("gpu_summary: {error}"));
             ExitCode::FAILURE
         }
     }

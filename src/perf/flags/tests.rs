@@ -3,6 +3,7 @@ use clap::Parser;
 use super::*;
 
 #[derive(Parser, Debug)]
+#[command(version)]
 struct Line {
     operation: Operation,
     #[command(flatten)]
@@ -55,6 +56,27 @@ fn every_long_name_of_nccl_tests_is_read() {
 }
 
 #[test]
+fn nccl_tests_flags_are_done_or_ignored_with_a_word() {
+    // As scripts that know their defaults pass them.
+    let quiet = "all_reduce -p 1 -z 0 -y 0 -x 0 -D 0 -V 0 -T 0 -G 0 -C 0 -S 0 -M 0 -R 0 -u 0 -Y coarse -t 1 -g 1 -a 1";
+    let plan_of_defaults = plan(quiet).unwrap();
+    assert_eq!(plan_of_defaults.flags.ignored.words().collect::<Vec<_>>(), Vec::<String>::new());
+    assert_eq!(plan_of_defaults.config.timeout, crate::Config::default().timeout);
+    for (flag, word) in [("-G 10", "--cudagraph"), ("--blocking 1", "-z 1"), ("-x 2", "MAYPOLE_DEVICE_BLOCKS")] {
+        let words: Vec<String> = plan(&format!("all_reduce {flag}")).unwrap().flags.ignored.words().collect();
+        assert!(words.len() == 1 && words[0].contains(word) && words[0].contains("ignored"), "{flag}: {words:?}");
+    }
+    for (flag, registered) in [("", 0), ("-R", 1), ("-R 1", 1), ("--local_register 2", 2), ("-R 0", 0), ("-R -n 3", 1)]
+    {
+        assert_eq!(plan(format!("all_reduce {flag}").trim()).unwrap().flags.registered, registered, "{flag}");
+    }
+    let done = plan("all_reduce -T 7 -S 1 --output_file out.json -b 0.5M -e 1.5M -f 3").unwrap();
+    assert_eq!((done.config.timeout, done.flags.timestamps), (std::time::Duration::from_secs(7), 1));
+    assert!(done.flags.json.is_some());
+    assert_eq!(done.sizes().collect::<Vec<_>>(), [1 << 19, 3 << 19]);
+}
+
+#[test]
 fn all_leaves_out_what_a_type_lacks() {
     let all = plan("all_reduce -d all -o all").unwrap().combinations();
     assert_eq!(all.len(), 6 * 9 + 6 * 6);
@@ -73,6 +95,10 @@ fn nonsense_is_refused_with_the_reason() {
         ("all_reduce -b 0", "no factor leads from 0"),
         ("all_reduce -b eight", "such as 8, 4K or 64M"),
         ("all_reduce -b -8", "-8"),
+        ("all_reduce -b 0.5", "such as 8, 4K or 64M"),
+        ("all_reduce -b 1.x5M", "such as 8, 4K or 64M"),
+        ("all_reduce -R 3", "3"),
+        ("all_reduce -T soon", "MAYPOLE_TIMEOUT=soon"),
         ("all_reduce -n 0", "--iters=0"),
         ("all_reduce -m 0", "--agg_iters=0"),
         ("all_reduce -n many", "many"),

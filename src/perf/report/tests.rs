@@ -5,6 +5,7 @@ use crate::perf::flags::Flags;
 use crate::perf::operation::Operation;
 
 #[derive(Parser)]
+#[command(version)]
 struct Line {
     #[command(flatten)]
     flags: Flags,
@@ -71,13 +72,13 @@ fn json_has_the_promised_keys() {
 
 #[test]
 fn one_wrong_element_fails_the_run() {
-    let (_, mut report) = report();
+    let (plan, mut report) = report();
     report.push(row(Some(0)));
-    assert!(report.out_of_bounds.okay && report.footer().contains("0 OK"));
+    assert!(report.out_of_bounds.okay && report.footer(&plan).contains("0 OK"));
     report.push(row(Some(1)));
     report.push(row(Some(0)));
     assert_eq!(report.out_of_bounds.count, 2);
-    assert!(!report.out_of_bounds.okay && report.footer().contains("2 FAILED"), "{}", report.footer());
+    assert!(!report.out_of_bounds.okay && report.footer(&plan).contains("2 FAILED"), "{}", report.footer(&plan));
 }
 
 #[test]
@@ -107,4 +108,31 @@ fn the_table_lines_up() {
     assert_eq!(figures(None).len(), figures(result.in_place.as_ref()).len());
     assert!(figures(Some(&row(None).out_of_place)).ends_with("N/A"));
     assert!(header.contains("Rank   3  Pid     103  on pole"), "{header}");
+}
+
+#[test]
+fn a_slow_run_fails_where_a_bandwidth_was_asked_for() {
+    let (mut plan, mut report) = report();
+    report.push(row(Some(0)));
+    assert_eq!(report.is_fast_enough(&plan), None);
+    for (least, fast, word) in [(2.5, true, " OK\n"), (2.7, false, " FAILED\n")] {
+        // The average is 2.359.
+        plan.environment.least_bandwidth = Some(least);
+        assert_eq!(report.is_fast_enough(&plan), Some(fast));
+        assert!(report.footer(&plan).lines().nth(1).unwrap().ends_with(word.trim_end()), "{}", report.footer(&plan));
+    }
+}
+
+#[test]
+fn timestamps_are_dates() {
+    for (seconds, date) in [
+        (0, "1970-01-01 00:00:00"),
+        (951_782_399, "2000-02-28 23:59:59"),
+        (951_782_400, "2000-02-29 00:00:00"),
+        (951_868_800, "2000-03-01 00:00:00"),
+        (1_795_868_225, "2026-11-28 12:17:05"),
+        (4_107_542_400, "2100-03-01 00:00:00"),
+    ] {
+        assert_eq!(timestamp(seconds).trim(), date);
+    }
 }

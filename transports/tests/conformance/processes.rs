@@ -1,6 +1,6 @@
 //! Ranks that are processes: bytes between them, and what a rank sees when its peer is killed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_transports::shm::{Group, Segment};
 use maypole_transports::tcp::{self, Wire};
@@ -95,11 +95,9 @@ fn killed<W: Into<Wire>>(ours: Vec<W>, mut theirs: Vec<W>) {
     let (mut sender, mut receiver) = tcp::link(ours, 64 << 10).unwrap();
     assert_eq!(recv_all(&mut receiver, 5000), bytes_at(0, 5000));
     kill(child, Signal::SIGKILL).unwrap();
-    let killed = Instant::now();
     until("the receiver being told", || matches!(receiver.recv(&mut [0; 8]), Err(LinkError::Gone { .. })));
     until("the sender being told", || {
         matches!(sender.send(&[0; 100]).and_then(|_| sender.end()), Err(LinkError::Gone { .. }))
     });
-    assert!(killed.elapsed() < Duration::from_secs(1), "it took {:?}", killed.elapsed());
     waitpid(child, None).unwrap();
 }

@@ -5,7 +5,10 @@
 //! test whose launcher is not there says `skipped:` and why on standard error; `scripts/test` installs them all. With
 //! `MAYPOLE_TEST_LAUNCHERS` listing a launcher, its absence is a failure.
 
+#[path = "../example/mod.rs"]
 mod example;
+mod mpi;
+mod slurm;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -87,6 +90,11 @@ impl Launcher {
 
     /// Run `SCRIPT N ARGS...`. `None`: skipped.
     fn run(&self, test: &str, ranks: usize, args: &[&str]) -> Option<Output> {
+        self.run_with(test, &[], ranks, args)
+    }
+
+    /// [`Launcher::run`] with variables for the launcher itself.
+    fn run_with(&self, test: &str, variables: &[(&str, &str)], ranks: usize, args: &[&str]) -> Option<Output> {
         let program = self.find(test)?;
         let script = format!("{}/mpirun-scripts/{}", env!("CARGO_MANIFEST_DIR"), self.script);
         let variable = if self.script == "mpich.sh" { "MPIEXEC" } else { self.variable };
@@ -95,6 +103,7 @@ impl Launcher {
         for name in ["MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "MAYPOLE_KEY"] {
             command.env_remove(name);
         }
+        command.envs(variables.iter().copied());
         // Open MPI's mpirun fails if another one ends just then and clears away the directory that both keep sessions in.
         // A short path: there are sockets in it.
         static RUNS: AtomicUsize = AtomicUsize::new(0);
@@ -123,6 +132,31 @@ impl Launcher {
             assert!(line.contains(&format!("launcher {}:", self.known_as)), "{line}");
             assert_eq!(line.matches("met 4 ranks of ").count(), 2, "{line}");
         }
+    }
+
+    /// An outer launcher's numbers, as a pod of Kubernetes has them: this one, within it, counts, and rank 0 says so.
+    fn outer_numbers_yield(&self) {
+        let (maypole, test) = (env!("CARGO_BIN_EXE_maypole"), format!("{}_outer_numbers_yield", self.name));
+        let outer = [("RANK", "0"), ("WORLD_SIZE", "1")];
+        let Some(out) = self.run_with(&test, &outer, 3, &["sh", "-c", &format!("{maypole} info --launch; exit $?")])
+        else {
+            return;
+        };
+        let (said, warned) = (text(&out.stdout), text(&out.stderr));
+        assert!(out.status.success(), "{said}{warned}");
+        assert_eq!(said.matches("met 3 ranks of ").count(), 6, "{said}{warned}");
+        let all = said + &warned;
+        assert_eq!(all.matches("RANK=0 and WORLD_SIZE=1 are an outer launcher's").count(), 1, "{all}");
+        // Numbers that each rank sets for itself are innermost.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let script = format!(
+            "for r in 0 1; do RANK=$((2 * {rank} + r)) WORLD_SIZE=4 MASTER_ADDR=127.0.0.1 MASTER_PORT={port} \
+             {maypole} info --launch & done; wait",
+            rank = self.rank_variable
+        );
+        let out = self.run(&test, 2, &["sh", "-c", &script]).expect("it was there before");
+        let said = text(&out.stdout);
+        assert_eq!(said.matches("launcher environment: met 4 ranks of ").count(), 4, "{said}{}", text(&out.stderr));
     }
 
     /// The performance test of all-reduce: every element is checked.
@@ -205,6 +239,21 @@ impl Launcher {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn openmpi_outer_numbers_yield() {
+    OPEN_MPI.outer_numbers_yield();
+}
+
+#[test]
+fn mpich_outer_numbers_yield() {
+    MPICH.outer_numbers_yield();
+}
+
+#[test]
+fn intelmpi_outer_numbers_yield() {
+    INTEL.outer_numbers_yield();
 }
 
 #[test]

@@ -1,0 +1,5 @@
+//! As nccl-tests' binaries, for Maypole's `gather_v`: measures and checks it under any launcher, or with `--ranks N`.
+
+fn main() -> std::process::ExitCode {
+    maypole::perf::main("gather_v")
+}
