@@ -11,15 +11,15 @@ fn limit_files() {
     setrlimit(Resource::RLIMIT_FSIZE, 64 << 10, 64 << 10).unwrap();
 }
 
-/// From now on `memfd_create` is refused, as filters in containers do.
-fn forbid_memfds() {
+/// From now on this system call is refused, as filters in containers do.
+fn forbid(call: libc::c_long) {
     let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     let answer = (libc::BPF_RET | libc::BPF_K) as u16;
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let mut steps = [
         step(load, 0, 0, 0),
-        step(equal, 0, 1, libc::SYS_memfd_create as u32),
+        step(equal, 0, 1, call as u32),
         step(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
         step(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
@@ -35,7 +35,8 @@ fn forbid_memfds() {
 fn rank(role: &str) {
     match role {
         "files" => limit_files(),
-        _ => forbid_memfds(),
+        "fallocate" => forbid(libc::SYS_fallocate),
+        _ => forbid(libc::SYS_memfd_create),
     }
     let comm = match Communicator::from_env() {
         Ok(comm) => comm,
@@ -46,7 +47,7 @@ fn rank(role: &str) {
     comm.all_reduce(&small, &mut sum, ReduceOp::Sum).unwrap();
     assert_eq!(sum, [3.0]);
     let mut large = comm.alloc::<f32>(300_000).unwrap();
-    assert!(!large.is_shared());
+    assert_eq!(large.is_shared(), role == "fallocate");
     large.fill(1.0);
     comm.duplicate().unwrap().all_reduce_in_place(&mut large, ReduceOp::Sum).unwrap();
     assert!(large.iter().all(|x| *x == 3.0));
@@ -68,4 +69,25 @@ fn ranks_that_may_not_share_memory_talk_over_tcp() {
         assert!(said.iter().all(|(_, said)| said.contains(hint) && said.contains("MAYPOLE_TRANSPORT=tcp")), "{said:?}");
         job.end(&[0, 1, 2]);
     }
+}
+
+#[test]
+fn memory_is_shared_where_only_setting_it_aside_is_forbidden() {
+    role(rank);
+    let test = "memory_is_shared_where_only_setting_it_aside_is_forbidden";
+    let mut job = Job::start(test, "fallocate", 3, &[]);
+    let said = job.hear(&[0, 1, 2]);
+    assert!(said.iter().all(|(_, said)| said == "it works"), "{said:?}");
+    job.end(&[0, 1, 2]);
+}
+
+#[test]
+fn whoever_runs_it_is_told_that_it_is_slower() {
+    let maypole = env!("CARGO_BIN_EXE_maypole");
+    let script = format!("ulimit -f 100; exec {maypole} run -n 3 -- {maypole} perf all_reduce -b 8 -e 64 -n 3");
+    let out = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    assert_eq!(said.matches("talk over TCP, which is slower").count(), 1, "{said}");
+    assert!(said.contains("ulimit -f") && said.contains("MAYPOLE_TRANSPORT=tcp"), "{said}");
 }

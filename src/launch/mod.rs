@@ -15,7 +15,7 @@
 //! | others that only number their ranks | `OMPI_COMM_WORLD_RANK` or `PMI_RANK`, with their sizes | `MASTER_ADDR` and `MASTER_PORT` |
 //! | none | none of these | nothing: a world of one, as an MPI program started without mpirun |
 //!
-//! Launchers nest. Where two rows fit and disagree about who this process is, the [innermost] counts, and if that is
+//! Launchers nest. Where two rows fit and disagree about who this process is, the innermost counts, and if that is
 //! not the first of them, rank 0 says so, because the program itself may believe the other one. Where they agree, or
 //! the system does not show which is the innermost, the first row that fits counts; only numbers set by hand then yield
 //! to a launcher's. Half of a row is an error that names the missing variable, unless a later row is complete.
