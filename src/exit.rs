@@ -147,6 +147,16 @@ pub(crate) fn unlist_membership(job: *const ()) {
 ///
 /// [`look_with`]: crate::interrupt::look_with
 pub fn leave() {
+    leave_or(None);
+}
+
+/// [`leave`], but wait for other processes at most so long, now and later: for a process that has failed, and whose end
+/// somebody waits for. Those that cannot go on without it are told that it ended.
+pub fn leave_within(at_most: Duration) {
+    leave_or(Some(at_most));
+}
+
+fn leave_or(at_most: Option<Duration>) {
     if LISTED_BY.load(Ordering::Relaxed) != fork::generation() + 1 {
         return;
     }
@@ -157,7 +167,9 @@ pub fn leave() {
         let communicators: Vec<Arc<Inner>> = here.communicators.iter().filter_map(Weak::upgrade).collect();
         (jobs, communicators)
     };
-    let until = Instant::now() + UNDER_WAY;
+    // Once the time was up, it is not waited for again.
+    let hurried = HURRIED.load(Ordering::Relaxed) == fork::generation() + 1;
+    let until = Instant::now() + if hurried { Duration::ZERO } else { UNDER_WAY };
     for communicator in &communicators {
         while communicator.is_at_work() && Instant::now() < until {
             std::thread::sleep(Duration::from_micros(100));
@@ -165,13 +177,13 @@ pub fn leave() {
     }
     // All first: nobody who waits for this process waits for what it waits for.
     jobs.iter().for_each(|job| job.part());
-    await_ends(&jobs, Instant::now());
+    await_ends(&jobs, Instant::now(), at_most);
     // To be dropped by whoever else holds them, not by a process that ends.
     std::mem::forget(communicators);
 }
 
-/// Wait until all of them are over, or until a look around says to stop, which means all of them, now and later.
-fn await_ends(jobs: &[Arc<dyn Membership>], since: Instant) {
+/// Wait until all of them are over, or until a look around or the time says to stop, which means all of them, now and later.
+fn await_ends(jobs: &[Arc<dyn Membership>], since: Instant, at_most: Option<Duration>) {
     let process = fork::generation() + 1;
     let mut deaf = true;
     for job in jobs {
@@ -180,7 +192,7 @@ fn await_ends(jobs: &[Arc<dyn Membership>], since: Instant) {
                 deaf = false;
                 heed_signals();
             }
-            if crate::interrupt::look() {
+            if crate::interrupt::look() || at_most.is_some_and(|at_most| since.elapsed() >= at_most) {
                 HURRIED.store(process, Ordering::Relaxed);
             }
             HURRIED.load(Ordering::Relaxed) == process

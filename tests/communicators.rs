@@ -235,6 +235,36 @@ fn a_subset_is_tried_again_by_ranks_that_have_not_tried_equally_often() {
     job.end(&[0, 1]);
 }
 
+#[test]
+fn a_subset_has_a_time_of_its_own() {
+    role(|_| {
+        let world = Communicator::from_env().unwrap();
+        world.barrier().unwrap();
+        if world.rank() == 0 {
+            // Rank 1 does not come. MAYPOLE_CONNECT_TIMEOUT is a minute.
+            for ranks in [[0, 1], [1, 0]] {
+                let start = Instant::now();
+                let error = world.subset_within(&ranks, Duration::from_millis(300)).map(drop).unwrap_err();
+                assert!(
+                    start.elapsed() < Duration::from_secs(30) && matches!(error, Error::Bootstrap { .. }),
+                    "{error}"
+                );
+            }
+        }
+        world.barrier().unwrap();
+        let pair = world.subset_within(&[0, 1], Duration::from_secs(20)).unwrap();
+        assert_eq!(pair.config().timeout, Duration::from_secs(20));
+        assert_ne!(pair.context(), world.context());
+        works(&pair);
+        say("fine");
+    });
+    let mut job = Job::start("a_subset_has_a_time_of_its_own", "", 2, &[("MAYPOLE_TRANSPORT", "shm")]);
+    for (_, line) in job.hear(&[0, 1]) {
+        assert_eq!(line, "fine");
+    }
+    job.end(&[0, 1]);
+}
+
 /// The limit of open files, once it was `files` beyond those that are open.
 fn limit_files(files: u64) -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};

@@ -14,6 +14,8 @@ use maypole::{Collective, Config, DataType, Error, ReduceOp, Verdict};
 
 /// One context for all: each test has a job of its own.
 const WORLD: u64 = 7;
+/// How long a rank waits for what another shares.
+const AT_MOST: Duration = Duration::from_secs(60);
 
 fn config() -> Config {
     let mut config = Config::default();
@@ -102,6 +104,18 @@ fn worlds_of_many_sizes_meet_fast() {
         late += usize::from(met >= Duration::from_secs(1));
     }
     assert!(late < 5, "some size has been late every time: {late}");
+}
+
+#[test]
+fn a_unique_id_whose_maker_has_ended_is_given_up_soon() {
+    let mut config = config();
+    config.connect_timeout = Duration::from_secs(60);
+    let id = UniqueId::create(&config).unwrap();
+    drop(ranks(2, |rank| Node::join(Meeting::Id(id), rank, 2, &config).unwrap()));
+    let begun = Instant::now();
+    let error = Node::join(Meeting::Id(id), 1, 2, &config).unwrap_err().to_string();
+    assert!(error.contains("refused") && error.contains("still runs"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -205,7 +219,7 @@ fn descriptors_are_passed_when_they_are_there() {
     let inode = nix::sys::stat::fstat(&file).unwrap().st_ino;
     std::thread::scope(|scope| {
         let fetchers: Vec<_> =
-            nodes[1..].iter().map(|node| scope.spawn(|| node.fetch_fd(0, WORLD, 0).unwrap())).collect();
+            nodes[1..].iter().map(|node| scope.spawn(|| node.fetch_fd(0, WORLD, 0, AT_MOST).unwrap())).collect();
         std::thread::sleep(Duration::from_millis(30));
         nodes[0].share_fd(WORLD, 0, file);
         for fetcher in fetchers {
@@ -216,7 +230,7 @@ fn descriptors_are_passed_when_they_are_there() {
         }
     });
     let start = Instant::now();
-    nodes[1].fetch_fd(0, WORLD, 0).unwrap();
+    nodes[1].fetch_fd(0, WORLD, 0, AT_MOST).unwrap();
     println!("a descriptor is fetched in {:?}", start.elapsed());
 }
 
@@ -556,7 +570,7 @@ fn connecting_and_fetching_end_with_a_verdict() {
     let nodes = world(2);
     let watches = watches(&nodes);
     std::thread::scope(|scope| {
-        let fetch = scope.spawn(|| nodes[0].fetch_fd(1, WORLD, 0).map(|_| ()));
+        let fetch = scope.spawn(|| nodes[0].fetch_fd(1, WORLD, 0, AT_MOST).map(|_| ()));
         std::thread::sleep(Duration::from_millis(30));
         nodes[1].report(WORLD, Verdict::Aborted { rank: 1, why: "enough".into() });
         assert!(matches!(fetch.join().unwrap(), Err(Error::Failed { rank: 0, .. })));

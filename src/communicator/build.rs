@@ -451,7 +451,7 @@ fn share_group(
     let rank = local[place];
     let system = |e| Error::system(format!("rank {rank}: sharing memory"), e);
     if place > 0 {
-        let fd = node.fetch_fd(members[local[0]], context, SEGMENT)?;
+        let fd = node.fetch_fd(members[local[0]], context, SEGMENT, config.connect_timeout)?;
         if is_stand_in(&fd) {
             return Ok(None);
         }

@@ -6,13 +6,14 @@
 //! which child it is. Parents and children may be dropped in any order.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::Communicator;
 use super::build::{Room, World, shape};
 use crate::capacity::Capacity;
-use crate::config::TransportChoice;
+use crate::config::{Config, TransportChoice};
 use crate::error::{Error, Result};
 
 /// Counts a communicator's children, so that each gets a number that all its members know. Two locks: ranks that make a
@@ -47,7 +48,7 @@ impl Communicator {
         ranks.sort_by_key(|r| (all[*r].1, *r));
         let room = self.room(&ranks)?;
         let made =
-            color.map(|color| room.and_then(|room| self.child(&[TOGETHER, number, u64::from(color)], &ranks, room)));
+            color.map(|color| room.and_then(|room| self.part(&[TOGETHER, number, u64::from(color)], &ranks, room)));
         self.together(made, &ranks)
     }
 
@@ -61,7 +62,7 @@ impl Communicator {
         let (number, _) = self.agree(DUPLICATE, 0, 0)?;
         let ranks: Vec<usize> = (0..self.size()).collect();
         let room = self.room(&ranks)?;
-        let made = room.and_then(|room| self.child(&[TOGETHER, number, 0], &ranks, room));
+        let made = room.and_then(|room| self.part(&[TOGETHER, number, 0], &ranks, room));
         self.together(Some(made), &ranks).map(|made| made.expect("this rank is a member"))
     }
 
@@ -75,6 +76,18 @@ impl Communicator {
     /// [`Error::Failed`] if the same ranks pass them in different orders, [`Error::Bootstrap`] if some do not call it in
     /// `MAYPOLE_CONNECT_TIMEOUT`. After that it may be called again, also by those who had not called it at all.
     pub fn subset(&self, ranks: &[usize]) -> Result<Communicator> {
+        self.subset_with(ranks, self.config().clone())
+    }
+
+    /// [`Communicator::subset`] with a time of its own: until the others have come, and from then on for each operation.
+    ///
+    /// # Errors
+    /// Those of [`Communicator::subset`].
+    pub fn subset_within(&self, ranks: &[usize], timeout: Duration) -> Result<Communicator> {
+        self.subset_with(ranks, Config { timeout, connect_timeout: timeout, ..self.config().clone() })
+    }
+
+    fn subset_with(&self, ranks: &[usize], config: Config) -> Result<Communicator> {
         self.inner.owner.check()?;
         let mut sorted = ranks.to_vec();
         sorted.sort_unstable();
@@ -106,7 +119,7 @@ impl Communicator {
             }
         }
         drop(subsets);
-        self.child(&name, ranks, None)
+        self.child(&name, ranks, None, config)
     }
 
     /// Whether the child called `name` has had a verdict before this rank came to it.
@@ -199,10 +212,14 @@ impl Communicator {
         })
     }
 
+    /// The child called `name`, with this communicator's settings.
+    fn part(&self, name: &[u64], ranks: &[usize], room: Option<Room>) -> Result<Communicator> {
+        self.child(name, ranks, room, self.config().clone())
+    }
+
     /// The child called `name` among this communicator's, of `ranks` of it.
-    fn child(&self, name: &[u64], ranks: &[usize], room: Option<Room>) -> Result<Communicator> {
+    fn child(&self, name: &[u64], ranks: &[usize], room: Option<Room>, config: Config) -> Result<Communicator> {
         let context = child_context(self.inner.context, name);
-        let config = self.config().clone();
         let me = ranks.iter().position(|rank| *rank == self.rank()).expect("a rank makes only its own communicators");
         let members = ranks.iter().map(|rank| self.inner.members[*rank]).collect();
         match &self.inner.world {

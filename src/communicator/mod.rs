@@ -240,6 +240,11 @@ impl Communicator {
         &self.inner.config
     }
 
+    /// A number that all its ranks know it by, and that no other communicator of the same world has.
+    pub fn context(&self) -> u64 {
+        self.inner.context
+    }
+
     /// Where its ranks are.
     pub fn topology(&self) -> &Topology {
         &self.inner.topology
@@ -258,11 +263,20 @@ impl Communicator {
     /// # Panics
     /// In a user's operation of this communicator, which would wait for itself.
     pub fn set_timeout(&self, timeout: std::time::Duration) {
-        self.inner.set(|work| work.engine.court.timeout = timeout);
+        self.set_timeout_of_collectives(timeout);
         self.inner.messages.set_timeout(timeout);
         if let Some(device) = self.inner.device.get() {
             device.sentry.set_timeout(timeout);
         }
+    }
+
+    /// [`Communicator::set_timeout`] for collectives on host memory only: messages, which other threads may wait for
+    /// meanwhile, keep theirs.
+    ///
+    /// # Panics
+    /// As [`Communicator::set_timeout`].
+    pub fn set_timeout_of_collectives(&self, timeout: std::time::Duration) {
+        self.inner.set(|work| work.engine.court.timeout = timeout);
     }
 
     /// Set in which order this communicator's reductions combine ranks' elements, from the next operation on. Every rank

@@ -268,7 +268,8 @@ impl Communicator {
                 let made = self.unanimous(DOING, make())?;
                 let fetch = || match made {
                     None if !alone => {
-                        let fd = node.fetch_fd(inner.members[near[0]], inner.context, number as u32)?;
+                        let within = inner.config.connect_timeout;
+                        let fd = node.fetch_fd(inner.members[near[0]], inner.context, number as u32, within)?;
                         Allocation::open(&lengths, &fd).map(Some).map_err(system)
                     }
                     made => Ok(made),

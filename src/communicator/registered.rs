@@ -190,7 +190,8 @@ impl Communicator {
                         return Err(Error::system("allocating a registered buffer", "rank 0 could not make it"));
                     }
                     None => {
-                        let fd = node.fetch_fd(inner.members[0], inner.context, number as u32)?;
+                        let within = inner.config.connect_timeout;
+                        let fd = node.fetch_fd(inner.members[0], inner.context, number as u32, within)?;
                         (Allocation::open(lengths, &fd).map_err(system)?, fd)
                     }
                 };

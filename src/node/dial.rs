@@ -121,6 +121,12 @@ pub(super) fn ran_out(failures: &Failures) -> bool {
     failures.iter().any(|(_, refusal)| matches!(refusal, Refusal::Io(e) if descriptors::ran_out(e)))
 }
 
+/// Whether nobody listens at any of the addresses.
+pub(super) fn refused(failures: &Failures) -> bool {
+    let refuses = |refusal: &Refusal| matches!(refusal, Refusal::Io(e) if e.kind() == io::ErrorKind::ConnectionRefused);
+    !failures.is_empty() && failures.iter().all(|(_, refusal)| refuses(refusal))
+}
+
 /// `failures` for people: each address with what is wrong there, once.
 pub(super) fn explain(failures: &Failures) -> String {
     let mut parts: Vec<String> = Vec::new();

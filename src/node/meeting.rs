@@ -30,6 +30,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 const ROUND: Duration = Duration::from_secs(5);
 /// How long another job's process may hold the meeting point (it may be ending) before that is an error.
 const WRONG_KEY_PATIENCE: Duration = Duration::from_secs(3);
+/// How long every address in a unique id may refuse. Whoever made it listened before, so that process has ended; a program
+/// that tries again needs to know soon, or it never meets the others' next attempts.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
 /// How much longer than the hub a rank waits: the hub knows better what is wrong.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -265,6 +268,7 @@ fn reach(
     let mut wrong_key: Option<Instant> = None;
     let mut before: Option<String> = None;
     let mut ran_out: Option<Instant> = None;
+    let mut refused: Option<Instant> = None;
     loop {
         let mut why = match point.addresses(config.family) {
             Err(e) => e,
@@ -276,6 +280,8 @@ fn reach(
                 };
                 let wrong = failures.iter().any(|(_, r)| matches!(r, auth::Refusal::WrongKey));
                 wrong_key = wrong.then(|| wrong_key.unwrap_or_else(Instant::now));
+                let nobody = matches!(point, Point::Known(_)) && dial::refused(&failures);
+                refused = nobody.then(|| refused.unwrap_or_else(Instant::now));
                 let none_left = dial::ran_out(&failures);
                 ran_out = none_left.then(|| ran_out.unwrap_or_else(Instant::now));
                 dial::explain(&failures)
@@ -286,6 +292,7 @@ fn reach(
             why = before.unwrap_or(why);
         }
         let in_vain = wrong_key.is_some_and(|since| since.elapsed() >= patience)
+            || refused.is_some_and(|since| since.elapsed() >= REFUSED_PATIENCE)
             || ran_out.is_some_and(|since| since.elapsed() >= descriptors::PATIENCE);
         if limit.left() <= pause || in_vain {
             return Err(Error::bootstrap(format!(

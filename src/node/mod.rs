@@ -255,14 +255,14 @@ impl Node {
     }
 
     /// Fetch what world rank `peer`, on the same host, shares as number `number` for `context`. Blocks until it does, at most
-    /// `MAYPOLE_CONNECT_TIMEOUT`, or until the communicator has a verdict.
+    /// for the time `within`, or until the communicator has a verdict.
     ///
     /// # Errors
     /// [`Error::Bootstrap`] naming the peer and what is wrong; [`Error::Failed`] if there is a verdict.
-    pub fn fetch_fd(&self, peer: usize, context: u64, number: u32) -> Result<OwnedFd> {
+    pub fn fetch_fd(&self, peer: usize, context: u64, number: u32, within: Duration) -> Result<OwnedFd> {
         let shared = &self.shared;
         let watch = shared.contexts.lock().get(&context).map(|r| (r.watch.clone(), r.me));
-        let limit = Limit::after(shared.config.connect_timeout);
+        let limit = Limit::after(within);
         let give_up = || {
             limit.left();
             watch.as_ref().is_some_and(|(w, _)| w.raised())
