@@ -9,8 +9,14 @@ use pyo3::types::{PyDict, PyTuple, PyType};
 
 create_exception!(
     maypole,
-    MaypoleError,
+    Replaceable,
     PyRuntimeError,
+    "Stands between Error and RuntimeError: in its place a framework's package puts the framework's own class."
+);
+create_exception!(
+    maypole,
+    MaypoleError,
+    Replaceable,
     "Every error of Maypole; `rank` is this rank, where it is known."
 );
 

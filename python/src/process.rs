@@ -101,11 +101,19 @@ pub fn see_to_leaving(py: Python<'_>) {
     }
 }
 
+/// How long a process that raised waits for others at its end.
+const FAILED: Duration = Duration::from_secs(1);
+
 /// The interpreter is about to exit: leave what this process is in, as the library does when a process ends. What is
-/// under way has a second to end. A signal's handler that raises ends the wait for others.
+/// under way has a second to end. A signal's handler that raises ends the wait for others. `raised`: the process ends by
+/// an exception, so whoever started it waits to see that, and others are not waited for.
 #[pyfunction]
-pub fn _leave(py: Python<'_>) -> PyResult<()> {
-    let left = waiting::leaving(py, maypole::exit::leave);
+#[pyo3(signature = (raised=false))]
+pub fn _leave(py: Python<'_>, raised: bool) -> PyResult<()> {
+    let left = waiting::leaving(py, || match raised {
+        true => maypole::exit::leave_within(FAILED),
+        false => maypole::exit::leave(),
+    });
     LEAVING.store(true, Ordering::SeqCst);
     let open = std::mem::take(&mut *OPEN.lock());
     py.detach(|| {

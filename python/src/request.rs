@@ -27,7 +27,7 @@ pub struct Request {
 /// A request under way that nobody keeps.
 struct Orphan {
     raw: RawRequest,
-    _held: Vec<Held>,
+    _held: Box<dyn Send>,
 }
 
 static ORPHANS: Mutex<Vec<Orphan>> = Mutex::new(Vec::new());
@@ -40,6 +40,24 @@ fn ended_orphans() -> Vec<Orphan> {
     ended
 }
 
+/// Let go of what requests hold that nobody kept and that have ended meanwhile.
+pub fn tidy(py: Python<'_>) {
+    drop(waiting::detached(py, ended_orphans));
+}
+
+/// Let go of a request that may be under way. It goes on by itself, with what it needs, `held`; waiting for it here, in a
+/// deallocator, could take as long as its deadline.
+pub fn let_go(py: Python<'_>, raw: RawRequest, held: impl Send + 'static) {
+    let rest = waiting::detached(py, || match raw.test() {
+        true => None,
+        false => Some(raw),
+    });
+    if let Some(raw) = rest {
+        let orphan = Orphan { raw, _held: Box::new(held) };
+        waiting::detached(py, || ORPHANS.lock().push(orphan));
+    }
+}
+
 impl Request {
     /// Of a call that was started, and needs `held`.
     pub fn new(raw: RawRequest, held: Vec<Held>, result: Py<PyAny>) -> Request {
@@ -48,7 +66,7 @@ impl Request {
 
     /// As an object of Python's. Orphans that have ended meanwhile are let go of.
     pub fn into_object(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-        drop(waiting::detached(py, ended_orphans));
+        tidy(py);
         Ok(Bound::new(py, self)?.into_any())
     }
 
@@ -125,17 +143,7 @@ impl Drop for Request {
     fn drop(&mut self) {
         let Some(raw) = self.raw.take() else { return };
         let held = std::mem::take(&mut *self.held.lock());
-        Python::attach(|py| {
-            let rest = waiting::detached(py, || match raw.test() {
-                true => None,
-                // Waiting for it here could take as long as its deadline.
-                false => Some(raw),
-            });
-            if let Some(raw) = rest {
-                let orphan = Orphan { raw, _held: held };
-                waiting::detached(py, || ORPHANS.lock().push(orphan));
-            }
-        });
+        Python::attach(|py| let_go(py, raw, held));
     }
 }
 

@@ -1,7 +1,7 @@
 """PyTorch's collectives on Maypole: importing this registers the backend ``maypole``, for CPU and CUDA tensors.
 
     import torch.distributed as dist
-    import maypole.torch
+    import maypole.torch                          # not needed from PyTorch 2.15 on
 
     dist.init_process_group("maypole")            # or "cpu:maypole,cuda:nccl"
     dist.all_reduce(tensor)                       # and all the rest: DDP, FSDP, DTensor, ...
@@ -10,12 +10,17 @@ Start it with torchrun. The ranks meet through the store that PyTorch has made.
 
 * `kinds`: which of Maypole's types and operations stand for PyTorch's. `calls`: what all collectives go through.
 * `collectives`, `sparse`, `messages`: what c10d can ask for. `cuda`: CUDA tensors. `work`: asynchronous calls.
-* `group`: the process group itself. `meeting`: how its ranks find each other. `tracing`: keeps torch.compile out of all this.
+* `group`: the process group itself. `meeting`: how its ranks find each other. `leaving`: how it ends.
+* `seen`: how a call goes where profilers, hooks and modes look. `mixed`: groups with other backends beside this one.
+* `releases`: what older releases of PyTorch lack. `tracing`: keeps torch.compile out of all this.
+
+Errors are Maypole's, and to programs that know PyTorch's only they are `dist.DistBackendError` too.
 """
 
 import torch.distributed as _dist
 
-from . import calls, collectives, cuda, group, kinds, meeting, messages, sparse, tracing, work
+from .. import Error
+from . import calls, collectives, cuda, group, kinds, leaving, meeting, messages, mixed, releases, seen, sparse, tracing, work
 from .group import MaypoleBackend, MaypoleGroup, create as _create
 from .messages import monitored_barrier as _monitored_barrier
 
@@ -29,6 +34,16 @@ def monitored_barrier(group=None, timeout=None, wait_all_ranks=False):
         _monitored_barrier(group, timeout or group._timeout, wait_all_ranks)
 
 
-tracing.leave_uncompiled(calls, collectives, cuda, group, kinds, meeting, messages, sparse, work)
-if not hasattr(_dist.Backend, "MAYPOLE"):
-    _dist.Backend.register_backend("maypole", _create, extended_api=True, devices=["cpu", "cuda"])
+def _register():
+    """Make the backend known to PyTorch, which calls this by the package's entry point when somebody asks for it."""
+    if not hasattr(_dist.Backend, "MAYPOLE"):
+        _dist.Backend.register_backend("maypole", _create, extended_api=True, devices=["cpu", "cuda"])
+
+
+# In place of RuntimeError, of which it is a class as well.
+if hasattr(_dist, "DistBackendError"):
+    Error.__bases__ = (_dist.DistBackendError,)
+tracing.leave_uncompiled(
+    calls, collectives, cuda, group, kinds, leaving, meeting, messages, mixed, releases, seen, sparse, work
+)
+_register()

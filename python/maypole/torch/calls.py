@@ -10,6 +10,7 @@ case: all it does is to queue work on the current stream.
 import contextlib
 import datetime
 import sys
+from threading import get_ident
 
 import torch
 from torch._C import _distributed_c10d as c10d
@@ -17,7 +18,7 @@ from torch.distributed import distributed_c10d
 
 from .._maypole import ArgumentError, TorchJob
 from . import kinds
-from .cuda import CudaWork, queue
+from .cuda import CudaWork, queue, queue_v
 from .work import Done, Together, Work
 
 DONE = Done()
@@ -128,8 +129,9 @@ def overlap(one, other):
 class Calls:
     """The part of a group that all its collectives use. `_link`, `_lane`, `_rank`, `_size`, `_timeout`: see `group`."""
 
-    # Works since `start_coalescing`, while there is one open.
-    _coalesced = None
+    def _is_watched(self, *arguments):
+        """Whether a call has to go through PyTorch's dispatcher: see `seen`."""
+        return False
 
     def _call(self, what, root, count, input, output, factor=1.0):
         """One call. Contiguous tensors, or None where this rank has none on that side."""
@@ -145,12 +147,7 @@ class Calls:
         """One call on blocks with counts of their own, in elements of what is called."""
         tensor = output if output is not None else input
         if tensor is not None and not tensor.is_cpu:
-            # There is no such call on streams. By way of host memory, which waits for the stream.
-            from_host = None if input is None else input.cpu()
-            to_host = None if output is None else torch.empty_like(output, device="cpu")
-            self._call_v(what, root, from_host, sent, to_host, received)
-            if output is not None:
-                output.copy_(to_host)
+            queue_v(self._link, what, root, input, sent, output, received)
             return
         read = 0 if input is None else input.data_ptr()
         written = 0 if output is None else output.data_ptr()
@@ -161,11 +158,8 @@ class Calls:
         body = self._dressed(body, opts)
         if device is not None and device.type == "cuda":
             body()
-            work = CudaWork(name, result, device)
-            if self._coalesced is not None:
-                self._coalesced.append(work)
-            return work
-        if self._coalesced is None and _is_blocking(opts):
+            return self._collected(CudaWork(name, result, device))
+        if _is_blocking(opts) and not self._is_collecting():
             if self._lane.is_idle():
                 body()
             else:
@@ -175,10 +169,7 @@ class Calls:
             return DONE
         job = TorchJob(body)
         self._lane.submit(job)
-        work = Work(self._lane, name, job, result)
-        if self._coalesced is not None:
-            self._coalesced.append(work)
-        return work
+        return self._collected(Work(self._lane, name, job, result))
 
     def _is_direct(self, opts, *tensors):
         """Whether a collective of these is one call on their memory, with the group's timeout."""
@@ -193,14 +184,11 @@ class Calls:
         """A collective that is one call. `input` and `output`: tensors, or None where this rank has none."""
         read = 0 if input is None else input.data_ptr()
         written = read if output is input else 0 if output is None else output.data_ptr()
-        if self._coalesced is None and _is_blocking(opts) and self._lane.is_idle():
+        if _is_blocking(opts) and self._lane.is_idle() and not (self._coalescing and self._is_collecting()):
             self._link.run(what, root, count, read, written, factor)
             return DONE
         job = self._link.start(self._lane, what, root, count, read, written, factor, (input, output))
-        work = Work(self._lane, name, job, result)
-        if self._coalesced is not None:
-            self._coalesced.append(work)
-        return work
+        return self._collected(Work(self._lane, name, job, result))
 
     def _dressed(self, body, opts):
         timeout = getattr(opts, "timeout", UNSET)
@@ -232,22 +220,32 @@ class Calls:
 
     @contextlib.contextmanager
     def _deadline(self, timeout):
-        """A deadline of their own for the calls made meanwhile."""
+        """A deadline of their own for the collectives made meanwhile."""
         link = self._link
-        link.set_timeout(timeout.total_seconds())
+        link.set_timeout_of_collectives(timeout.total_seconds())
         try:
             yield
         finally:
-            link.set_timeout(self._timeout.total_seconds())
+            link.set_timeout_of_collectives(self._timeout.total_seconds())
 
     def _start_coalescing(self, device=None):
-        """Take what is called until `_end_coalescing` as one."""
-        self._coalesced = []
+        """Take what this thread calls until `_end_coalescing` as one."""
+        self._coalescing[get_ident()] = []
 
     def _end_coalescing(self, device=None):
-        """The work of all calls since `_start_coalescing`."""
-        works, self._coalesced = self._coalesced or [], None
+        """The work of all this thread's calls since `_start_coalescing`."""
+        works = self._coalescing.pop(get_ident(), [])
         return works[0] if len(works) == 1 else Together(works)
+
+    def _is_collecting(self):
+        """Whether this thread's calls are taken as one. `_coalescing`: the works of each thread that has begun so."""
+        return self._coalescing and get_ident() in self._coalescing
+
+    def _collected(self, work):
+        """The work, which is kept if this thread's calls are taken as one."""
+        if self._is_collecting():
+            self._coalescing[get_ident()].append(work)
+        return work
 
     # By these names C++ asks for them.
     def start_coalescing(self, device=None):

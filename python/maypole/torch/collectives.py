@@ -4,7 +4,7 @@ import torch
 from torch._C import _distributed_c10d as c10d
 
 from .._maypole import ArgumentError
-from . import kinds, sparse
+from . import kinds, releases, sparse
 from .calls import (
     UNSET,
     Calls,
@@ -31,6 +31,7 @@ from .kinds import (
     SCATTER,
     Reduction,
 )
+from .seen import own
 
 _strided = torch.strided
 
@@ -64,12 +65,19 @@ def _lists(tensors):
     return tensors[0]
 
 
+def _list(tensors):
+    """A list of tensors, of which the shorter forms of c10d's methods have only one."""
+    return [tensors] if isinstance(tensors, torch.Tensor) else tensors
+
+
 class Collectives(Calls):
-    """The collectives of a group."""
+    """The collectives of a group. What each does if somebody looks: see `seen`."""
 
     def allreduce(self, tensors, opts=None, timeout=None, *, op=None):
         if type(opts) is not c10d.AllreduceOptions:
             opts = _options(c10d.AllreduceOptions, opts, timeout, reduceOp=op)
+        if self._is_watched(tensors):
+            return own(c10d.ProcessGroup.allreduce(self, _list(tensors), opts))
         if type(tensors) is list and len(tensors) == 1:
             tensor = tensors[0]
             if tensor.layout is _strided:
@@ -97,6 +105,8 @@ class Collectives(Calls):
 
     def allreduce_coalesced(self, tensors, opts=None):
         opts = _options(c10d.AllreduceCoalescedOptions, opts)
+        if self._is_watched(tensors):
+            return own(c10d.ProcessGroup.allreduce_coalesced(self, tensors, opts))
         name, reductions = "all_reduce_coalesced", []
         for place, tensor in enumerate(tensors):
             check(name, f"tensors[{place}]", tensor)
@@ -116,6 +126,8 @@ class Collectives(Calls):
 
     def broadcast(self, tensors, opts=None, timeout=None, *, root=None):
         opts = _options(c10d.BroadcastOptions, opts, timeout, rootRank=root)
+        if self._is_watched(tensors):
+            return own(c10d.ProcessGroup.broadcast(self, _list(tensors), opts))
         tensor, root = one("broadcast", "tensor", tensors), self._root("broadcast", opts.rootRank)
         what, width = self._move(BROADCAST, tensor.dtype)
         if self._is_direct(opts, tensor):
@@ -131,6 +143,8 @@ class Collectives(Calls):
 
     def reduce(self, tensors, opts=None, op=None, timeout=None, *, root=None):
         opts = _options(c10d.ReduceOptions, opts, timeout, rootRank=root, reduceOp=op)
+        if self._is_watched(tensors):
+            return own(c10d.ProcessGroup.reduce(self, _list(tensors), opts))
         tensor, root = one("reduce", "tensor", tensors), self._root("reduce", opts.rootRank)
         what = PLAIN.get((tensor.dtype, hash(opts.reduceOp)))
         if what is not None and self._is_direct(opts, tensor):
@@ -149,8 +163,10 @@ class Collectives(Calls):
 
     def allgather(self, output_tensors, input_tensors, opts=None, timeout=None):
         opts = _options(c10d.AllgatherOptions, opts, timeout)
-        tensor = one("all_gather", "tensor", input_tensors)
         outputs = _lists(output_tensors)
+        if self._is_watched(outputs, input_tensors):
+            return own(c10d.ProcessGroup.allgather(self, [outputs], _list(input_tensors), opts))
+        tensor = one("all_gather", "tensor", input_tensors)
         several("all_gather", "tensor_list", outputs, self._size, tensor)
         if outputs[self._rank].numel() != tensor.numel():
             raise ArgumentError(
@@ -185,6 +201,8 @@ class Collectives(Calls):
     def all_gather_single(self, output, input, opts=None):
         name = "all_gather_into_tensor"
         opts = _options(c10d.AllgatherOptions, opts)
+        if self._is_watched(output, input):
+            return own(c10d.ProcessGroup.all_gather_single(self, output, input, opts))
         self._blocks(name, output, "output_tensor", input, "input_tensor")
         if self._is_direct(opts, input, output):
             what, width = self._move(ALL_GATHER, input.dtype)
@@ -213,6 +231,8 @@ class Collectives(Calls):
     def all_gather_single_coalesced(self, outputs, inputs, opts=None):
         name = "all_gather_into_tensor_coalesced"
         opts = _options(c10d.AllgatherOptions, opts)
+        if self._is_watched(outputs, inputs):
+            return own(c10d.ProcessGroup.all_gather_single_coalesced(self, outputs, inputs, opts))
         self._as_many(name, outputs, inputs)
         for place, (output, input) in enumerate(zip(outputs, inputs)):
             self._blocks(name, output, f"outputs[{place}]", input, f"inputs[{place}]")
@@ -232,6 +252,8 @@ class Collectives(Calls):
     def allgather_coalesced(self, output_lists, input_list, opts=None):
         name = "all_gather_coalesced"
         opts = _options(c10d.AllgatherOptions, opts)
+        if self._is_watched(input_list, *output_lists):
+            return own(c10d.ProcessGroup.allgather_coalesced(self, output_lists, input_list, opts))
         if len(output_lists) != self._size:
             raise ArgumentError(f"{name}: output_tensor_lists: {self._size} lists were expected, one for each rank, "
                                 f"not {len(output_lists)}")  # fmt: skip
@@ -253,8 +275,10 @@ class Collectives(Calls):
 
     def reduce_scatter(self, output_tensors, input_tensors, opts=None, timeout=None, *, op=None):
         opts = _options(c10d.ReduceScatterOptions, opts, timeout, reduceOp=op)
-        name = "reduce_scatter"
-        output, inputs = one(name, "output", output_tensors), _lists(input_tensors)
+        name, inputs = "reduce_scatter", _lists(input_tensors)
+        if self._is_watched(output_tensors, inputs):
+            return own(c10d.ProcessGroup.reduce_scatter(self, _list(output_tensors), [inputs], opts))
+        output = one(name, "output", output_tensors)
         several(name, "input_list", inputs, self._size, output)
         if inputs[self._rank].numel() != output.numel():
             raise ArgumentError(
@@ -294,6 +318,8 @@ class Collectives(Calls):
     def reduce_scatter_single(self, output, input, opts=None):
         name = "reduce_scatter_tensor"
         opts = _options(c10d.ReduceScatterOptions, opts)
+        if self._is_watched(output, input):
+            return own(c10d.ProcessGroup.reduce_scatter_single(self, output, input, opts))
         self._blocks(name, input, "input", output, "output")
         what = PLAIN.get((output.dtype, hash(opts.reduceOp)))
         if what is not None and self._is_direct(opts, input, output) and not overlap(output, input):
@@ -305,6 +331,8 @@ class Collectives(Calls):
     def reduce_scatter_single_coalesced(self, outputs, inputs, opts=None):
         name = "reduce_scatter_tensor_coalesced"
         opts = _options(c10d.ReduceScatterOptions, opts)
+        if self._is_watched(outputs, inputs):
+            return own(c10d.ProcessGroup.reduce_scatter_single_coalesced(self, outputs, inputs, opts))
         self._as_many(name, outputs, inputs)
         calls = []
         for place, (output, input) in enumerate(zip(outputs, inputs)):
@@ -319,8 +347,11 @@ class Collectives(Calls):
 
     def gather(self, output_tensors, input_tensors, opts=None, timeout=None, *, root=None):
         opts = _options(c10d.GatherOptions, opts, timeout, rootRank=root)
-        tensor, root = one("gather", "tensor", input_tensors), self._root("gather", opts.rootRank)
         outputs = _lists(output_tensors)
+        if self._is_watched(outputs, input_tensors):
+            outputs = [outputs] if outputs else []
+            return own(c10d.ProcessGroup.gather(self, outputs, _list(input_tensors), opts))
+        tensor, root = one("gather", "tensor", input_tensors), self._root("gather", opts.rootRank)
         if self._rank == root:
             several("gather", "gather_list", outputs, self._size, tensor)
             for place, output in enumerate(outputs):
@@ -344,6 +375,9 @@ class Collectives(Calls):
     def gather_single(self, output, input, opts=None):
         opts = _options(c10d.GatherOptions, opts)
         root = self._root("gather_into_tensor", opts.rootRank)
+        # C++ asks no Python backend for this one.
+        if self._rank == root and self._is_watched(output, input) or self._is_watched(input):
+            return self.gather([list(output.chunk(self._size))] if self._rank == root else [], [input], opts)
         check("gather_into_tensor", "input", input)
         if self._rank == root:
             self._blocks("gather_into_tensor", output, "output", input, "input")
@@ -360,8 +394,11 @@ class Collectives(Calls):
 
     def scatter(self, output_tensors, input_tensors, opts=None, timeout=None, *, root=None):
         opts = _options(c10d.ScatterOptions, opts, timeout, rootRank=root)
-        output, root = one("scatter", "tensor", output_tensors), self._root("scatter", opts.rootRank)
         inputs = _lists(input_tensors)
+        if self._is_watched(output_tensors, inputs):
+            inputs = [inputs] if inputs else []
+            return own(c10d.ProcessGroup.scatter(self, _list(output_tensors), inputs, opts))
+        output, root = one("scatter", "tensor", output_tensors), self._root("scatter", opts.rootRank)
         if self._rank == root:
             several("scatter", "scatter_list", inputs, self._size, output)
             for place, input in enumerate(inputs):
@@ -383,6 +420,9 @@ class Collectives(Calls):
     def all_to_all_single(self, output, input, output_split_sizes=(), input_split_sizes=(), opts=None):
         name = "all_to_all_single"
         opts = _options(c10d.AllToAllOptions, opts)
+        if self._is_watched(output, input):
+            splits = list(output_split_sizes or ()), list(input_split_sizes or ())
+            return own(c10d.ProcessGroup.all_to_all_single(self, output, input, *splits, opts))
         check(name, "input", input)
         check(name, "output", output)
         same(name, "output", output, input)
@@ -429,6 +469,8 @@ class Collectives(Calls):
     def alltoall(self, output_tensors, input_tensors, opts=None, timeout=None):
         opts = _options(c10d.AllToAllOptions, opts, timeout)
         name = "all_to_all"
+        if self._is_watched(output_tensors, input_tensors):
+            return own(c10d.ProcessGroup.alltoall(self, output_tensors, input_tensors, opts))
         if not input_tensors or not output_tensors:
             raise ArgumentError(f"{name}: {self._size} tensors were expected on both sides, one for each rank")
         check(name, "input_tensor_list[0]", input_tensors[0])
@@ -447,6 +489,8 @@ class Collectives(Calls):
 
     def barrier(self, opts=None, timeout=None):
         opts = _options(c10d.BarrierOptions, opts, timeout)
+        if self._is_watched():
+            return own(c10d.ProcessGroup.barrier(self, opts))
         device = getattr(opts, "device", None)
         if device is not None and device.type == "cuda":
             # As in the other backends, it is a point in the stream's order: what is queued there is awaited first.
@@ -461,10 +505,12 @@ class Collectives(Calls):
             raise ArgumentError(f"{name}: root: it is {root}, but the ranks are 0 to {self._size - 1}")
         return root
 
-    # The names that these had before, by which older releases and some callers ask for them.
+    # The names that these had before, by which some callers ask for them.
     _allgather_base = all_gather_single
     _reduce_scatter_base = reduce_scatter_single
-    allgather_into_tensor_coalesced = all_gather_single_coalesced
-    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
     gather_into_tensor = gather_single
-    alltoall_base = all_to_all_single
+    if not releases.NEW_NAMES:
+        # Otherwise C++ has these itself, and would come back by them to methods that call what they override.
+        allgather_into_tensor_coalesced = all_gather_single_coalesced
+        reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+        alltoall_base = all_to_all_single

@@ -5,21 +5,36 @@ that it was made on. So a tensor that another stream uses is recorded on that on
 allocator's rules but never run: no GPU was at hand.
 """
 
+import contextlib
+
 import torch
 from torch._C import _distributed_c10d as c10d
 
 
 def queue(link, what, root, count, input, output, factor):
     """Queue one call on the current stream of its tensors' device."""
-    tensor = output if output is not None else input
-    with torch.cuda.device(tensor.device):
-        stream = torch.cuda.current_stream(tensor.device)
+    with _stream_of(input, output) as (stream, read, written):
+        link.queue(what, root, count, read, written, factor, stream)
+
+
+def queue_v(link, what, root, input, sent, output, received):
+    """The same, on blocks with counts of their own, in elements of what is called."""
+    with _stream_of(input, output) as (stream, read, written):
+        link.queue_v(what, root, read, sent, written, received, stream)
+
+
+@contextlib.contextmanager
+def _stream_of(input, output):
+    """The current stream of two tensors' device, of which one may be None, as a handle; and where they lie."""
+    device = (output if output is not None else input).device
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device)
         for used in (input, output):
             if used is not None:
                 used.record_stream(stream)
         read = 0 if input is None else input.data_ptr()
         written = 0 if output is None else output.data_ptr()
-        link.queue(what, root, count, read, written, factor, stream.cuda_stream)
+        yield stream.cuda_stream, read, written
 
 
 class CudaWork(c10d.Work):

@@ -13,6 +13,7 @@ from torch._C import _distributed_c10d as c10d
 from .._maypole import ArgumentError, StalledError
 from . import kinds
 from .calls import contiguous, one
+from .seen import own
 
 # The longest pause between two looks at what has come, in seconds.
 _LONGEST_PAUSE = 0.001
@@ -135,20 +136,26 @@ class Messages:
     """The point-to-point calls of a group."""
 
     def send(self, tensors, destination, tag=0):
+        if self._is_watched(tensors):
+            return own(c10d.ProcessGroup.send(self, tensors, destination, tag))
         tensor = one("send", "tensor", tensors)
         self._peer("send", destination, tag)
         with torch.no_grad():
             staged = contiguous(tensor if tensor.is_cpu else tensor.cpu())
         kind, width = kinds.moved(tensor.dtype)
-        posted = self._link.send(kind >> 8, staged.numel() * width, staged.data_ptr(), destination, tag)
+        posted = self._link.send(kind >> 8, staged.numel() * width, staged.data_ptr(), destination, tag, staged)
         return self._noted(Message("send", posted, tensor, None if staged is tensor else staged))
 
     def recv(self, tensors, source, tag=0):
+        if self._is_watched(tensors):
+            return own(c10d.ProcessGroup.recv(self, tensors, source, tag))
         tensor = one("recv", "tensor", tensors)
         self._peer("recv", source, tag)
         return self._noted(self._expect(tensor, source, tag))
 
     def recv_anysource(self, tensors, tag=0):
+        if self._is_watched(tensors):
+            return own(c10d.ProcessGroup.recv_anysource(self, tensors, tag))
         tensor = one("recv", "tensor", tensors)
         self._peer("recv", 0, tag)
         return self._noted(FromAnyone(self, tensor, tag))
@@ -159,13 +166,11 @@ class Messages:
             staged = torch.empty(tensor.shape, dtype=tensor.dtype)
         kind, width = kinds.moved(tensor.dtype)
         into = tensor if staged is None else staged
-        posted = self._link.recv(kind >> 8, into.numel() * width, into.data_ptr(), source, tag)
+        posted = self._link.recv(kind >> 8, into.numel() * width, into.data_ptr(), source, tag, into)
         return Message("recv", posted, tensor, staged, source)
 
     def _noted(self, work):
-        if self._coalesced is not None:
-            self._coalesced.append(work)
-        return work
+        return self._collected(work)
 
     def _peer(self, name, peer, tag):
         if not 0 <= peer < self._size:
@@ -177,20 +182,21 @@ class Messages:
 def monitored_barrier(group, timeout, wait_all_ranks):
     """Barrier that says who has not come, by way of the store, so that the group stays usable.
 
-    Rank 0 waits for the others' keys, and tells all what it has found.
+    Rank 0 waits for the others' keys, and tells all what it has found. Keys are taken away once nobody reads them any
+    more; those of a barrier that failed stay, under a name that no other group has.
     """
-    number = group._barriers
-    group._barriers += 1
     store, rank, size = group._store, group._rank, group._size
     seconds = timeout.total_seconds()
     end = time.monotonic() + seconds
-    here = f"maypole/barrier/{number}/"
+    number = next(group._barriers)
+    here, before = (f"maypole/barrier/{group._key}/{n}/" for n in (number, number - 1))
     if rank != 0:
         store.set(f"{here}{rank}", "here")
         # Rank 0 may use up the whole time before it answers.
         if not _appears(store, f"{here}end", end + min(seconds, 5.0) + 0.5):
             raise StalledError(f"monitored barrier: Rank 0 has not come, or did not answer, within {seconds:g} s")
         missing = store.get(f"{here}end").decode()
+        store.delete_key(f"{here}{rank}")
     else:
         missing = []
         for other in range(1, size):
@@ -201,6 +207,9 @@ def monitored_barrier(group, timeout, wait_all_ranks):
                     break
         missing = ", ".join(map(str, missing))
         store.set(f"{here}end", missing)
+        if not missing and number > 0:
+            # All have come here, so all have read what was said there.
+            store.delete_key(f"{before}end")
     if missing:
         # In the words that PyTorch's own monitored barrier has, since its users look for them.
         ranks = f"Ranks {missing}" if "," in missing else f"Rank {missing}"

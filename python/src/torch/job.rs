@@ -82,6 +82,13 @@ impl Job {
         self.finish(outcome, here);
     }
 
+    /// It will not be done: whoever waits for it is told `why`. Nothing if it has begun.
+    pub fn refuse(&self, py: Python<'_>, why: &str) {
+        if self.task.lock().take().is_some() {
+            self.finish(outcome(py, Err(error::argument(py, why))), Some(py));
+        }
+    }
+
     fn finish(&self, outcome: Outcome, here: Option<Python<'_>>) {
         let mut end = self.end.lock();
         let _ = self.outcome.set(outcome);

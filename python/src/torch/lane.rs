@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
@@ -203,9 +203,9 @@ impl Order {
 
     /// Wait for at most so many seconds for others to do it: whether it is done.
     fn wait_for(&self, py: Python<'_>, job: &Handle, seconds: f64) -> PyResult<bool> {
-        let end = std::time::Instant::now() + super::seconds(py, seconds)?.min(Duration::from_secs(1 << 30));
+        let end = Instant::now() + super::seconds(py, seconds)?.min(Duration::from_secs(1 << 30));
         while !job.0.is_done() {
-            let left = end.saturating_duration_since(std::time::Instant::now());
+            let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(false);
             }
@@ -228,6 +228,30 @@ impl Order {
         }
         lane.close();
         Ok(())
+    }
+
+    /// The same, but wait at most so many seconds: whether all is done. What has not begun by then never does, and whoever
+    /// waits for it is told so; what has begun goes on.
+    fn leave(&self, py: Python<'_>, seconds: f64) -> PyResult<bool> {
+        let lane = &*self.lane;
+        let end = Instant::now() + super::seconds(py, seconds)?.min(Duration::from_secs(1 << 30));
+        let left = || end.saturating_duration_since(Instant::now());
+        // None is run here: nobody could end this thread's part in a call that lasts.
+        let last = lane.queue.lock().jobs.back().cloned();
+        if let Some(last) = last {
+            while !last.is_done() && !left().is_zero() {
+                waiting::detached(py, || last.wait_for(left().min(SLICE)));
+                py.check_signals()?;
+            }
+        }
+        // The last job may have been taken, and not be done.
+        let idle = lane.is_mine() || waiting::detached(py, || lane.turn.try_lock_for(left()).is_some());
+        lane.close();
+        let rest = std::mem::take(&mut lane.queue.lock().jobs);
+        for job in &rest {
+            job.refuse(py, "the call was still queued when its process group was left, and will not be made");
+        }
+        Ok(idle && rest.is_empty())
     }
 }
 

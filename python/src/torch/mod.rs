@@ -4,24 +4,27 @@
 //! releases the GIL, makes one call and returns. Which bytes an address has is the promise of the Python code in
 //! `maypole/torch`, its only caller.
 //!
-//! * `job`: an asynchronous call. `lane`: the order of these, and the thread that runs them.
+//! * `job`: an asynchronous call. `lane`: the order of these, and the thread that runs them. `posted`: a message.
 
 mod job;
 mod lane;
+mod posted;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use maypole::cuda::Stream;
 use maypole::fork::Process;
-use maypole::{Blocks, Call, Collective, Communicator, Config, DataType, RawRequest, ReduceOp, UniqueId};
+use maypole::{Blocks, Call, Collective, Communicator, Config, DataType, ReduceOp, UniqueId, Verdict};
 use parking_lot::RwLock;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use self::job::{Handle, Job, Task};
 use self::lane::Order;
-use crate::{error, process, waiting};
+use self::posted::Posted;
+use crate::{error, process, request, waiting};
 
 /// The collectives by their numbers in `maypole/torch/kinds.py`.
 const COLLECTIVES: [Collective; 9] = [
@@ -74,10 +77,19 @@ fn target(address: usize) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(address)
 }
 
+/// The CUDA stream with this handle, which is PyTorch's.
+fn adopted(comm: &Communicator, stream: usize) -> maypole::Result<Stream> {
+    // SAFETY: PyTorch's streams live as long as the process.
+    let adopted = unsafe { Stream::adopt(std::ptr::with_exposed_provenance_mut(stream)) };
+    adopted.map_err(|source| maypole::Error::Device { rank: comm.rank(), source })
+}
+
 /// A process group's communicator.
 #[pyclass(module = "maypole._maypole", name = "TorchLink", frozen)]
 pub struct Link {
     comm: RwLock<Option<Arc<Communicator>>>,
+    /// Collectives that were called.
+    calls: AtomicU64,
     /// The process that made it: a child by fork need not leave.
     process: Process,
 }
@@ -87,8 +99,14 @@ impl Link {
         self.comm.read().clone().ok_or_else(|| error::argument(py, "the process group was destroyed"))
     }
 
+    /// To make one collective more.
+    fn next(&self, py: Python<'_>) -> PyResult<Arc<Communicator>> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.open(py)
+    }
+
     fn new(comm: Communicator) -> Link {
-        Link { comm: RwLock::new(Some(Arc::new(comm))), process: Process::this() }
+        Link { comm: RwLock::new(Some(Arc::new(comm))), calls: AtomicU64::new(0), process: Process::this() }
     }
 }
 
@@ -115,19 +133,29 @@ impl Link {
     fn join(py: Python<'_>, id: Option<&[u8]>, rank: usize, size: usize, timeout: f64) -> PyResult<Link> {
         let config = settings(py, timeout)?;
         let id = id.map(UniqueId::from_bytes).transpose().map_err(|e| error::to_py(py, e))?;
-        let comm = py.detach(|| match id {
+        let comm = waiting::apart(py, move || match id {
             Some(id) => Communicator::from_id(&id, rank, size, config),
             None => Communicator::threads_with(1, config).map(|mut world| world.remove(0)),
         });
-        Ok(Link::new(comm.map_err(|e| error::to_py(py, e))?))
+        Ok(Link::new(comm?))
     }
 
-    /// A link among some ranks of this one, which alone call it.
+    /// A link among some ranks of this one, which alone call it. `timeout`: seconds, until they have come and from then on
+    /// for each operation.
     fn subset(&self, py: Python<'_>, ranks: Vec<usize>, timeout: f64) -> PyResult<Link> {
-        let comm = self.open(py)?;
-        let child = py.detach(|| comm.subset(&ranks)).map_err(|e| error::to_py(py, e))?;
-        child.set_timeout(seconds(py, timeout)?);
+        let (comm, timeout) = (self.open(py)?, seconds(py, timeout)?);
+        let child = waiting::apart(py, move || comm.subset_within(&ranks, timeout))?;
         Ok(Link::new(child))
+    }
+
+    /// How many collectives this rank has called: the same on all ranks that are at the same place of the program.
+    fn sequence(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// A number that all ranks of the link have, and no other link of the same world.
+    fn number(&self, py: Python<'_>) -> PyResult<u64> {
+        Ok(self.open(py)?.context())
     }
 
     /// One collective on host memory, blocking. `what`: see `decode`; `count`: elements per block.
@@ -142,7 +170,7 @@ impl Link {
         output: usize,
         factor: f64,
     ) -> PyResult<()> {
-        let comm = self.open(py)?;
+        let comm = self.next(py)?;
         let call = decode(py, what, factor, count, root)?;
         // SAFETY: the Python caller holds both tensors, whose lengths it has checked, until this returns.
         waiting::blocking(py, &comm, || unsafe { comm.run_at(call, source(input), target(output)) })
@@ -162,7 +190,7 @@ impl Link {
         factor: f64,
         keep: Py<PyAny>,
     ) -> PyResult<Handle> {
-        let comm = self.open(py)?;
+        let comm = self.next(py)?;
         let call = decode(py, what, factor, count, root)?;
         let job = Job::new(Task::Call { comm, call, input, output, keep });
         lane.queue(py, &job)?;
@@ -181,7 +209,7 @@ impl Link {
         output: usize,
         received: Vec<usize>,
     ) -> PyResult<()> {
-        let comm = self.open(py)?;
+        let comm = self.next(py)?;
         let call = decode(py, what, 1.0, 0, root)?;
         waiting::blocking(py, &comm, || {
             let (input, output) = ((source(input), Blocks::packed(&sent)), (target(output), Blocks::packed(&received)));
@@ -203,31 +231,75 @@ impl Link {
         factor: f64,
         stream: usize,
     ) -> PyResult<()> {
-        let comm = self.open(py)?;
+        let comm = self.next(py)?;
         let call = decode(py, what, factor, count, root)?;
         waiting::blocking(py, &comm, || {
-            let refused = |source| maypole::Error::Device { rank: comm.rank(), source };
-            // SAFETY: PyTorch's streams live as long as the process.
-            let stream = unsafe { Stream::adopt(std::ptr::with_exposed_provenance_mut(stream)) }.map_err(refused)?;
+            let stream = adopted(&comm, stream)?;
             // SAFETY: the Python caller has told the allocator that this stream uses both tensors.
             unsafe { comm.call_at(call, source(input), target(output), &stream) }
         })
     }
 
-    /// Post a message of `bytes` elements of type number `dtype` to rank `to`.
-    fn send(&self, py: Python<'_>, dtype: usize, count: usize, data: usize, to: usize, tag: u32) -> PyResult<Posted> {
-        let (comm, dtype) = (self.open(py)?, element(py, dtype)?);
-        // SAFETY: the Python caller holds the tensor until the message is done.
-        let posted = py.detach(|| unsafe { comm.start_send_at(dtype, count, source(data), to, tag, None) });
-        Ok(Posted(posted.map_err(|e| error::to_py(py, e))?))
+    /// One collective on device memory whose blocks have counts of their own, queued as in `queue`.
+    #[expect(clippy::too_many_arguments, reason = "a call is made of so many numbers")]
+    fn queue_v(
+        &self,
+        py: Python<'_>,
+        what: u32,
+        root: usize,
+        input: usize,
+        sent: Vec<usize>,
+        output: usize,
+        received: Vec<usize>,
+        stream: usize,
+    ) -> PyResult<()> {
+        let comm = self.next(py)?;
+        let call = decode(py, what, 1.0, 0, root)?;
+        waiting::blocking(py, &comm, || {
+            let stream = adopted(&comm, stream)?;
+            let (input, output) = ((source(input), Blocks::packed(&sent)), (target(output), Blocks::packed(&received)));
+            // SAFETY: as in `queue`.
+            unsafe { comm.call_v_at(call, input, output, &stream) }
+        })
     }
 
-    /// Expect a message of `count` elements of type number `dtype` from rank `from`.
-    fn recv(&self, py: Python<'_>, dtype: usize, count: usize, data: usize, from: usize, tag: u32) -> PyResult<Posted> {
+    /// Post a message of `count` elements of type number `dtype` to rank `to`. `keep` is kept until it is done, and has
+    /// the memory.
+    #[expect(clippy::too_many_arguments, reason = "a message is made of so many numbers")]
+    fn send(
+        &self,
+        py: Python<'_>,
+        dtype: usize,
+        count: usize,
+        data: usize,
+        to: usize,
+        tag: u32,
+        keep: Py<PyAny>,
+    ) -> PyResult<Posted> {
         let (comm, dtype) = (self.open(py)?, element(py, dtype)?);
+        request::tidy(py);
+        // SAFETY: `keep` has the memory, and stays until the message is done.
+        let raw = py.detach(|| unsafe { comm.start_send_at(dtype, count, source(data), to, tag, None) });
+        Ok(Posted::new(raw.map_err(|e| error::to_py(py, e))?, keep))
+    }
+
+    /// Expect a message of `count` elements of type number `dtype` from rank `from`. `keep`: as in `send`.
+    #[expect(clippy::too_many_arguments, reason = "a message is made of so many numbers")]
+    fn recv(
+        &self,
+        py: Python<'_>,
+        dtype: usize,
+        count: usize,
+        data: usize,
+        from: usize,
+        tag: u32,
+        keep: Py<PyAny>,
+    ) -> PyResult<Posted> {
+        let (comm, dtype) = (self.open(py)?, element(py, dtype)?);
+        request::tidy(py);
         // SAFETY: as in `send`.
-        let posted = py.detach(|| unsafe { comm.start_recv_at(dtype, count, target(data), from, tag, None) });
-        Ok(Posted(posted.map_err(|e| error::to_py(py, e))?))
+        let raw = py.detach(|| unsafe { comm.start_recv_at(dtype, count, target(data), from, tag, None) });
+        Ok(Posted::new(raw.map_err(|e| error::to_py(py, e))?, keep))
     }
 
     /// A rank that has sent a message with this tag which nobody receives yet, if there is one.
@@ -243,6 +315,13 @@ impl Link {
         Ok(())
     }
 
+    /// The same, but for collectives only.
+    fn set_timeout_of_collectives(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        let (comm, timeout) = (self.open(py)?, seconds(py, timeout)?);
+        py.detach(|| comm.set_timeout_of_collectives(timeout));
+        Ok(())
+    }
+
     /// Fail every operation of the group, on every rank.
     fn abort(&self, py: Python<'_>, why: &str) -> PyResult<()> {
         let comm = self.open(py)?;
@@ -250,10 +329,14 @@ impl Link {
         Ok(())
     }
 
-    /// Why the group has failed, if it has.
-    fn verdict(&self) -> Option<String> {
-        let comm = self.comm.read().clone()?;
-        comm.verdict().map(|verdict| verdict.to_string())
+    /// Why the group has failed, if it has: which kind of error that is to PyTorch, by the name that it has there.
+    fn failure(&self) -> Option<&'static str> {
+        let verdict = self.comm.read().clone()?.verdict()?;
+        Some(match verdict {
+            Verdict::Stalled { .. } => "TIMEOUT",
+            Verdict::Died { .. } | Verdict::Outside { .. } => "REMOTE_ERROR",
+            _ => "COMM_ERROR",
+        })
     }
 
     /// Leave the group, and come back at once.
@@ -270,28 +353,6 @@ impl Drop for Link {
         if self.process.is_this() {
             process::leave(comm);
         }
-    }
-}
-
-/// A message that was posted.
-#[pyclass(module = "maypole._maypole", name = "TorchPosted", frozen)]
-pub struct Posted(RawRequest);
-
-#[pymethods]
-impl Posted {
-    /// Wait at most so many seconds, or without a limit of its own: whether it is done.
-    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let at_most = timeout.map(|timeout| seconds(py, timeout)).transpose()?;
-        let done = waiting::request(py, || match at_most {
-            None => Some(self.0.wait()),
-            Some(at_most) => self.0.wait_for(at_most),
-        })?;
-        done.transpose().map(|done| done.is_some()).map_err(|e| error::to_py(py, e))
-    }
-
-    /// Whether it is done.
-    fn test(&self, py: Python<'_>) -> bool {
-        py.detach(|| self.0.test())
     }
 }
 

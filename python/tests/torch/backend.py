@@ -6,6 +6,7 @@ PyTorch takes longer than the checks.
 
 import os
 import sys
+import threading
 import time
 import warnings
 from datetime import timedelta
@@ -279,7 +280,8 @@ def through_cpp(rank, size):
 def bad_arguments(rank, size):
     good, group = torch.ones(4), dist.group.WORLD
     error = maypole.ArgumentError
-    raises(error, lambda: dist.all_reduce(torch.ones(3, device="meta")), "all_reduce", "tensor", "meta")
+    if not maypole.torch.releases.NEW_NAMES:
+        raises(error, lambda: dist.all_reduce(torch.ones(3, device="meta")), "all_reduce", "tensor", "meta")
     raises(error, lambda: dist.all_reduce(good, dist.ReduceOp.BAND), "op", "BAND", "float32")
     raises(error, lambda: group.allreduce([good, good]), "tensor", "2")
     raises(error, lambda: dist.all_gather_into_tensor(torch.ones(1), good), "output_tensor", "1 elements")
@@ -302,6 +304,8 @@ def monitored(rank, size):
     maypole.torch.monitored_barrier(timeout=timedelta(seconds=10), wait_all_ranks=True)
     if rank == size - 1:
         time.sleep(1.0)
+        # It is to be at the same barrier as the others afterwards.
+        next(dist.group.WORLD._barriers)
     else:
         # The last rank has not come: all others are told, and the group goes on.
         raises(
@@ -310,8 +314,91 @@ def monitored(rank, size):
             f"Rank {size - 1} failed to pass monitoredBarrier",
         )
     dist.barrier()
-    dist.group.WORLD._barriers = 100
-    maypole.torch.monitored_barrier()
+    for _ in range(3):
+        maypole.torch.monitored_barrier()
+    keys = [f"maypole/barrier/{dist.group.WORLD._key}/2/{who}" for who in ("end", size - 1)]
+    dist.barrier()
+    assert not any(dist.group.WORLD._store.check([key]) for key in keys), "keys of a barrier that is over stay"
+
+
+def monitored_again(rank, size):
+    # A backend of the group is the group; and another group at the same place of the store is not.
+    if maypole.torch.MaypoleBackend is not None:
+        together(rank, size, dist.group.WORLD, dist.group.WORLD._get_backend(torch.device("cpu")))
+    groups = []
+    for _ in range(2):
+        # The same place of the store: what rank 0 says there for the first must not be read for the second.
+        group = make_again()
+        together(rank, size, group)
+        groups.append(group)
+        group.shutdown()
+
+
+def make_again():
+    store = dist.PrefixStore("again", dist.group.WORLD._store)
+    rank, size, timeout = dist.get_rank(), dist.get_world_size(), timedelta(seconds=60)
+    link, key = maypole.torch.meeting.meet(store, rank, size, timeout.total_seconds())
+    return maypole.torch.MaypoleGroup(link, key, store, rank, size, timeout)
+
+
+def together(rank, size, *faces):
+    """Whether a monitored barrier waits for the last rank, by whichever face of a group the ranks call it."""
+    came = torch.zeros(1, dtype=torch.float64)
+    for face in faces:
+        dist.barrier()
+        if rank == size - 1:
+            time.sleep(0.5)
+            came[0] = time.monotonic()
+        face.monitored_barrier(timedelta(seconds=60))
+        left = time.monotonic()
+        dist.broadcast(came, size - 1)
+        assert left >= came.item(), "a rank passed before the last had come"
+
+
+def facts_about_backends(rank, size):
+    if maypole.torch.MaypoleBackend is None:
+        return
+    group = dist.group.WORLD
+    backend = group._get_backend(torch.device("cpu"))
+    for face in (group, backend):
+        for name in dir(type(face)):
+            # Those that a Python class does not answer itself are asked for again and again, without end.
+            if name.startswith(("supports_", "_supports_")) and isinstance(getattr(type(face), name), property):
+                assert getattr(face, name) in (True, False), name
+    before = backend._get_sequence_number_for_group()
+    dist.barrier()
+    dist.all_reduce(torch.ones(3), async_op=True).wait()
+    assert backend._get_sequence_number_for_group() == group._get_sequence_number_for_group() == before + 2
+    assert str(backend.get_error()).endswith("SUCCESS")
+    # Both have one timeout, whoever sets it.
+    for face, seconds in ((group, 51), (backend, 52)):
+        face.set_timeout(timedelta(seconds=seconds))
+        assert group._timeout == backend._timeout == timedelta(seconds=seconds)
+        assert group.options._timeout == backend.options._timeout == timedelta(seconds=seconds)
+
+
+def coalescing_is_a_thread_s(rank, size):
+    group, begun, ended = dist.group.WORLD, threading.Event(), threading.Event()
+    mine, theirs, outcome = torch.ones(4), torch.ones(4), []
+
+    def other():
+        begun.wait(60)
+        group.allreduce([theirs]).wait()
+        outcome.append(group._coalescing and threading.get_ident() in group._coalescing)
+        ended.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    group._start_coalescing(torch.device("cpu"))
+    begun.set()
+    assert ended.wait(60)
+    # Not before: the order of operations is the same on all ranks.
+    group.allreduce([mine])
+    work = group._end_coalescing(torch.device("cpu"))
+    thread.join()
+    assert len(work.result()) == 1 and not outcome[0]
+    work.wait()
+    assert mine[0].item() == theirs[0].item() == size
 
 
 def timeouts_for_one_call(rank, size):
@@ -346,7 +433,8 @@ CHECKS = [
     averages, premultiplied_sums, every_type_moves, small_floats_and_integers_are_reduced, truth_values, views,
     blocks_of_different_lengths, futures_complete_on_their_own, callbacks_may_call, many_at_once,
     asynchronous_errors_are_raised_by_wait, receives_from_anyone, batches, strided_messages, subgroups, splits, functional,
-    through_cpp, bad_arguments, monitored, timeouts_for_one_call, forks_are_told, after_destroy,
+    through_cpp, bad_arguments, monitored, monitored_again, facts_about_backends, coalescing_is_a_thread_s,
+    timeouts_for_one_call, forks_are_told, after_destroy,
 ]  # fmt: skip
 
 

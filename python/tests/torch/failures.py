@@ -20,7 +20,7 @@ def told(call, *words):
     try:
         call()
     except maypole.Error as error:
-        assert isinstance(error, RuntimeError)
+        assert isinstance(error, RuntimeError) and isinstance(error, dist.DistBackendError)
         for word in words:
             assert word in str(error), f"{word!r} is not in: {error}"
         return
@@ -45,16 +45,24 @@ def deadline(rank, size):
     dist.group.WORLD.set_timeout(timedelta(seconds=2))
     if rank != 1:
         begin = time.monotonic()
+        assert error_of_backend(dist.group.WORLD) in ("SUCCESS", None)
         told(lambda: dist.all_reduce(torch.ones(3)), "rank 1")
+        assert error_of_backend(dist.group.WORLD) in ("TIMEOUT", None)
         assert 1.5 < time.monotonic() - begin < 15
     else:
         time.sleep(4)
+
+
+def error_of_backend(group):
+    backend = group._get_backend(torch.device("cpu"))
+    return str(backend.get_error()).rpartition(".")[2] if maypole.torch.MaypoleBackend is not None else None
 
 
 def death(rank, size):
     if rank == 1:
         os._exit(0)
     told(lambda: [dist.all_reduce(torch.ones(3)) for _ in range(2)], "rank 1")
+    assert error_of_backend(dist.group.WORLD) in ("REMOTE_ERROR", None)
 
 
 def raised(rank, size):

@@ -7,6 +7,13 @@ pytest.importorskip("torch")
 from worlds import run  # noqa: E402
 
 
+def unless_skipped(outputs):
+    """Skip the test if a program has skipped what it is for, for the reason that it gives."""
+    for output in outputs:
+        if "skipped: " in output:
+            pytest.skip(output.partition("skipped: ")[2])
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_backend(size):
     for output in run("backend.py", size):
@@ -34,3 +41,33 @@ def test_beside_other_backends():
 @pytest.mark.parametrize("how", ["fork", "spawn"])
 def test_children_leave_when_they_end(how):
     run("children.py", 1, how, timeout=120)
+
+
+def test_messages_that_nobody_keeps_go_on():
+    run("letting_go.py", 2, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "how, rank", [("elsewhere", 1), ("elsewhere", 0), ("other group", 1), ("finally", 1)]
+)
+def test_a_rank_that_raises_tells_the_others(how, rank):
+    outputs = run("raising.py", 2, how, rank, timeout=110, expect=None)
+    assert "ok: told" in outputs[1 - rank], outputs
+
+
+def test_the_backend_is_found_by_its_name():
+    unless_skipped(run("named.py", 2))
+
+
+def test_retries_meet():
+    run("retries.py", 2, timeout=120)
+
+
+def test_descriptors():
+    run("descriptors.py", 3, timeout=120)
+
+
+@pytest.mark.parametrize("what", ["code", "environment"])
+def test_calls_are_seen(what):
+    asked = {"TORCH_DIST_NAN_CHECK": "1", "TORCH_FR_BUFFER_SIZE": "100"} if what == "environment" else {}
+    unless_skipped(run("seen.py", 2, what, environment=asked))
