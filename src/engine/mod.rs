@@ -23,7 +23,7 @@ use maypole_collectives::schedule::Schedule;
 use self::bound::Bound;
 use self::lane::{Lane, Progress, Trouble};
 use self::links::Links;
-use self::wait::{Court, Wait};
+use self::wait::{Court, Questions, Wait};
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
 
@@ -38,6 +38,8 @@ pub(crate) struct Part<'a> {
 pub(crate) struct Engine {
     pub links: Links,
     pub court: Court,
+    /// Of the wait that is under way, or was last.
+    questions: Questions,
     stamp: u64,
     scratch: Vec<u64>,
     /// Room for the lanes of an operation; empty between operations.
@@ -47,7 +49,16 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub fn new(links: Links, court: Court) -> Engine {
-        Engine { links, court, stamp: 0, scratch: Vec::new(), lanes: Vec::new(), vectors: small::Vector::pair() }
+        let questions = Questions::new();
+        Engine {
+            links,
+            court,
+            questions,
+            stamp: 0,
+            scratch: Vec::new(),
+            lanes: Vec::new(),
+            vectors: small::Vector::pair(),
+        }
     }
 
     /// Scratch memory of at least `bytes` bytes, uninitialised, aligned to 64; valid until the next call.
@@ -90,8 +101,9 @@ impl Engine {
     }
 
     fn run(&mut self, lanes: &mut [Lane<'_>], operation: &Fingerprint, lends: bool) -> Result<()> {
-        let (links, court) = (&mut self.links, &self.court);
-        let mut wait = Wait::new(court, operation);
+        let Engine { links, court, questions, .. } = self;
+        let court = &*court;
+        let mut wait = Wait::new(court, operation, questions);
         let convict = |trouble| court.convict_for(trouble, operation);
         links.make_wanted().map_err(convict)?;
         loop {

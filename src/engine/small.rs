@@ -12,7 +12,7 @@ use maypole_transports::shm::{Exchange, line::Seen};
 use super::Engine;
 use super::lane::Trouble;
 use super::links::Links;
-use super::wait::{Court, Wait};
+use super::wait::{Court, Questions, Wait};
 use crate::error::Result;
 use crate::fingerprint::Fingerprint;
 
@@ -44,11 +44,11 @@ impl Engine {
         (input, output): (*const u8, *mut u8),
     ) -> Result<()> {
         let bytes = count * dtype.size();
-        let Engine { links, court, vectors, .. } = self;
+        let Engine { links, court, questions, vectors, .. } = self;
         let [Vector(sum), Vector(next)] = &mut **vectors;
         // SAFETY: the caller's promise; the borrow ends before `output`, which may be the same memory, is written.
         let mine = unsafe { std::slice::from_raw_parts(input, bytes) };
-        let mut part = Participant::publish(links, court, (operation, digest), mine)?;
+        let mut part = Participant::publish((links, court, questions), (operation, digest), mine)?;
         let (me, last) = (part.links.me, part.links.size - 1);
         let mut first = input;
         for rank in 0..=last {
@@ -70,7 +70,8 @@ impl Engine {
 
     /// Wait until every rank has come.
     pub fn small_barrier(&mut self, (operation, digest): (&Fingerprint, u32)) -> Result<()> {
-        let mut part = Participant::publish(&mut self.links, &self.court, (operation, digest), &[])?;
+        let Engine { links, court, questions, .. } = self;
+        let mut part = Participant::publish((links, court, questions), (operation, digest), &[])?;
         let me = part.links.me;
         for rank in (0..part.links.size).filter(|r| *r != me) {
             part.read(rank, &mut [])?;
@@ -91,8 +92,7 @@ struct Participant<'a> {
 impl<'a> Participant<'a> {
     #[inline]
     fn publish(
-        links: &'a mut Links,
-        court: &'a Court,
+        (links, court, questions): (&'a mut Links, &'a Court, &'a mut Questions),
         (operation, digest): (&'a Fingerprint, u32),
         mine: &[u8],
     ) -> Result<Participant<'a>> {
@@ -108,7 +108,7 @@ impl<'a> Participant<'a> {
             unsafe { reduce::copy(body, mine.as_ptr(), mine.len(), true) };
             exchange.publish(digest, &[]);
         }
-        Ok(Participant { links, court, operation, wait: Wait::new(court, operation) })
+        Ok(Participant { links, court, operation, wait: Wait::new(court, operation, questions) })
     }
 
     /// Wait for rank `from`'s vector, as long as `into`; where it is then: in `into`, or in the body that it was

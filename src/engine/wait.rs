@@ -180,12 +180,12 @@ fn wait_for_verdict_or(watch: &Watch, most: Duration, other: impl Fn() -> bool) 
 /// What a wait that has become long does besides waiting: it asks after the rank that it waits for, and it ends when
 /// nothing has moved for too long.
 pub(crate) struct Questions {
-    /// `None`: the wait has not become long yet. Boxed, as the smallest operations would have to move it.
-    long: Option<Box<Long>>,
+    /// `None`: the wait has not become long yet.
+    long: Option<Long>,
     /// A rank that had left when it was looked at last.
     departed: Option<usize>,
     /// See [`Questions::aftermath`].
-    aftermath: Option<Box<Aftermath>>,
+    aftermath: Option<Aftermath>,
 }
 
 /// A wait that has become long.
@@ -219,6 +219,12 @@ impl Questions {
     /// For a wait that has not become long yet.
     pub fn new() -> Questions {
         Questions { long: None, departed: None, aftermath: None }
+    }
+
+    /// Another wait begins.
+    #[inline]
+    fn begin_anew(&mut self) {
+        (self.long, self.departed, self.aftermath) = (None, None, None);
     }
 
     /// Whether the wait has become long.
@@ -256,7 +262,7 @@ impl Questions {
         peer: usize,
         unheard: impl FnOnce() -> Option<usize>,
     ) -> Result<Duration, Error> {
-        let long = self.long.get_or_insert_with(|| Box::new(Long::begin(court, operation)));
+        let long = self.long.get_or_insert_with(|| Long::begin(court, operation));
         let quiet = long.quiet(court, operation);
         let now = long.clock.shown();
         let (late, asks) = (quiet >= long.due, now >= long.ask_at);
@@ -309,15 +315,17 @@ pub(crate) struct Wait<'a> {
     operation: &'a Fingerprint,
     idle: Idle,
     armed: bool,
-    questions: Questions,
+    /// Kept between waits: the smallest operations would have to move them, and need none.
+    questions: &'a mut Questions,
     /// How often something was done.
     moves: u64,
 }
 
 impl<'a> Wait<'a> {
-    pub fn new(court: &'a Court, operation: &'a Fingerprint) -> Wait<'a> {
+    pub fn new(court: &'a Court, operation: &'a Fingerprint, questions: &'a mut Questions) -> Wait<'a> {
         let idle = Idle::new(court.patience);
-        Wait { court, operation, idle, armed: false, questions: Questions::new(), moves: 0 }
+        questions.begin_anew();
+        Wait { court, operation, idle, armed: false, questions, moves: 0 }
     }
 
     /// Whether polling alone has not helped for a while: time to look at less likely causes.
