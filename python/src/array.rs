@@ -8,9 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::device::DeviceMemory;
-use crate::dlpack;
 use crate::registered::Registered;
 use crate::view::View;
+use crate::{dlpack, format};
 
 /// What the elements of an array are.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,23 +107,28 @@ impl Array {
         if let Ok(memory) = object.cast::<DeviceMemory>() {
             return Ok(memory.get().array(object));
         }
-        match View::of(object) {
+        // Why it does not show its memory, though it has the buffer protocol.
+        let refused = match View::of(object) {
             Ok(Some(view)) => {
                 let pair = view.format().to_bytes().starts_with(b"T{").then(|| pair_of(object)).flatten();
                 let array = Array::of_view(view)?;
                 return Ok(Array { kind: pair.map_or(array.kind, Kind::Pair), ..array });
             }
-            // NumPy has no format for the small floats of ml_dtypes; as plain bytes they have one.
-            Err(error) => return Array::of_small_floats(object).unwrap_or_else(|| Err(error.to_string())),
-            Ok(None) => {}
-        }
+            Ok(None) => None,
+            Err(error) if is_numpys(object) => {
+                return Array::of_small_floats(object).unwrap_or_else(|| Err(error.to_string()));
+            }
+            Err(error) => Some(error.to_string()),
+        };
         let lent = match dlpack::borrow(object, stream) {
             Ok(Some(lent)) => lent?,
             Ok(None) => {
-                return Err(format!(
-                    "a {} is no array; pass anything with the buffer protocol or DLPack (NumPy, torch, JAX, ...)",
-                    type_name(object)
-                ));
+                return Err(refused.unwrap_or_else(|| {
+                    format!(
+                        "a {} is no array; pass anything with the buffer protocol or DLPack (NumPy, torch, JAX, ...)",
+                        type_name(object)
+                    )
+                }));
             }
             Err(error) => return Err(format!("its {} does not lend its memory: {error}", type_name(object))),
         };
@@ -131,6 +136,9 @@ impl Array {
             return Err(NOT_CONTIGUOUS.into());
         }
         let dlpack::Lent { capsule, address, count, kind, device, read_only, .. } = lent;
+        // JAX's arrays never change, which their buffers say. Those of the small floats have no
+        // buffer, and old capsules have no place to say it.
+        let read_only = read_only || refused.is_some();
         Ok(Array { address, count, kind, device, read_only, _hold: Hold::Object(capsule) })
     }
 
@@ -138,7 +146,7 @@ impl Array {
         if !view.is_contiguous() {
             return Err(NOT_CONTIGUOUS.into());
         }
-        let kind = of_format(view.format().to_bytes(), view.itemsize());
+        let kind = format::kind(view.format().to_bytes(), view.itemsize())?;
         Ok(Array {
             address: view.address(),
             count: view.bytes() / view.itemsize(),
@@ -149,7 +157,9 @@ impl Array {
         })
     }
 
-    /// `None` if it is something else.
+    /// NumPy has no format for the small floats of ml_dtypes; as plain bytes they have one.
+    /// `object`: NumPy's, whose views are views; others' may be copies. `None` if it has other
+    /// elements.
     fn of_small_floats(object: &Bound<'_, PyAny>) -> Option<Result<Array, String>> {
         let py = object.py();
         let dtype = object.getattr(intern!(py, "dtype")).ok()?;
@@ -211,28 +221,10 @@ pub fn type_name(object: &Bound<'_, PyAny>) -> String {
     object.get_type().name().map_or_else(|_| "object".into(), |name| name.to_string())
 }
 
-/// The element type of a format of Python's `struct`.
-fn of_format(format: &[u8], size: usize) -> Kind {
-    use DataType::*;
-    let letters = match format {
-        [b'@' | b'=' | b'<', rest @ ..] => rest,
-        other => other,
-    };
-    match (letters, size) {
-        (b"b", 1) => Kind::Number(I8),
-        (b"B", 1) => Kind::Number(U8),
-        (b"i" | b"l" | b"q" | b"n", 4) => Kind::Number(I32),
-        (b"I" | b"L" | b"Q" | b"N", 4) => Kind::Number(U32),
-        (b"i" | b"l" | b"q" | b"n", 8) => Kind::Number(I64),
-        (b"I" | b"L" | b"Q" | b"N", 8) => Kind::Number(U64),
-        (b"e", 2) => Kind::Number(F16),
-        (b"f", 4) => Kind::Number(F32),
-        (b"d", 8) => Kind::Number(F64),
-        (b"?", 1) => Kind::Bool,
-        (b"Zf", 8) => Kind::Complex(F32),
-        (b"Zd", 16) => Kind::Complex(F64),
-        _ => Kind::Other(size, format!("format {:?}", String::from_utf8_lossy(format))),
-    }
+/// Whether it is an array of NumPy's.
+fn is_numpys(object: &Bound<'_, PyAny>) -> bool {
+    let class = object.py().import(intern!(object.py(), "numpy")).and_then(|numpy| numpy.getattr("ndarray"));
+    class.is_ok_and(|class| object.is_instance(&class).unwrap_or(false))
 }
 
 /// The pair that an array's structs are, if NumPy says that they have two members which lie as in

@@ -1,9 +1,12 @@
 //! DLPack: how array libraries hand each other tensors, on any device. The structures are those of `dlpack.h` 1.1.
+//!
+//! What is borrowed is worked on where it lies, so a producer is asked for no copy, and one that is
+//! said to be a copy is refused: results that are written there would be lost.
 
 use std::ffi::{CStr, c_void};
 
 use maypole::DataType;
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -56,12 +59,20 @@ struct Versioned {
 
 const VERSIONED: &CStr = c"dltensor_versioned";
 const UNVERSIONED: &CStr = c"dltensor";
+
+/// Flags of a versioned tensor: it must not be written; it is a copy of the object's memory; its
+/// elements of less than eight bits have a byte each, and are not packed.
 const READ_ONLY: u64 = 1;
+const COPIED: u64 = 2;
+const PADDED: u64 = 4;
 
 /// Memory of the host, or host memory that a GPU can reach as well: CPU, CUDA's and ROCm's pinned memory, CUDA's
 /// managed.
-const HOST: [i32; 4] = [1, 3, 11, 13];
+const HOST: [i32; 4] = [1, 3, 11, MANAGED];
 const CUDA: i32 = 2;
+const MANAGED: i32 = 13;
+/// The type code of handles.
+const HANDLE: u8 = 3;
 
 /// A tensor that somebody lends.
 pub struct Lent {
@@ -88,55 +99,82 @@ pub fn borrow(object: &Bound<'_, PyAny>, stream: Option<usize>) -> PyResult<Opti
     let py = object.py();
     let Some(lend) = object.getattr_opt(intern!(py, "__dlpack__"))? else { return Ok(None) };
     let keywords = PyDict::new(py);
-    if let Some(stream) = stream {
+    if let Some(stream) = stream
+        && has_streams(object)?
+    {
         // CUDA's legacy default stream is 0 there and 1 here.
         keywords.set_item(intern!(py, "stream"), stream.max(1))?;
     }
-    let plain = keywords.copy()?;
-    keywords.set_item(intern!(py, "max_version"), (1, 0))?;
-    let capsule = match lend.call((), Some(&keywords)) {
-        // From before version 1 of the protocol.
-        Err(error) if error.is_instance_of::<PyTypeError>(py) => lend.call((), Some(&plain))?,
-        other => other?,
-    };
-    let (tensor, flags) = match (pointer(&capsule, VERSIONED), pointer(&capsule, UNVERSIONED)) {
+    keywords.set_item(intern!(py, "max_version"), (1, 1))?;
+    keywords.set_item(intern!(py, "copy"), false)?;
+    let mut answer = lend.call((), Some(&keywords));
+    // Who raises a TypeError may be from before there was such an argument.
+    for newer in [intern!(py, "copy"), intern!(py, "max_version")] {
+        if !answer.as_ref().is_err_and(|error| error.is_instance_of::<PyTypeError>(py)) {
+            break;
+        }
+        keywords.del_item(newer)?;
+        answer = lend.call((), Some(&keywords));
+    }
+    answer.map(|capsule| Some(lent(&capsule)))
+}
+
+/// Whether the object's memory is used in the order of CUDA's streams: then it wants to know on
+/// which one, and is made ready there. Other producers refuse the argument.
+fn has_streams(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let Some(place) = object.getattr_opt(intern!(object.py(), "__dlpack_device__"))? else { return Ok(true) };
+    let (kind, _number) = place.call0()?.extract::<(i32, Bound<'_, PyAny>)>()?;
+    Ok(kind == CUDA || kind == MANAGED)
+}
+
+/// What a capsule holds.
+///
+/// # Errors
+/// What is not supported, to be put behind the argument's name.
+fn lent(capsule: &Bound<'_, PyAny>) -> Result<Lent, String> {
+    let (tensor, flags) = match (pointer(capsule, VERSIONED), pointer(capsule, UNVERSIONED)) {
         (Some(at), _) => {
             let versioned = at.cast::<Versioned>();
             // SAFETY: a capsule of this name holds such a structure, and this thread is attached.
             let (major, flags) = unsafe { ((*versioned).major, (*versioned).flags) };
             if major != 1 {
-                return Ok(Some(Err(format!("speaks version {major} of DLPack, which is not known here"))));
+                return Err(format!("speaks version {major} of DLPack, which is not known here"));
             }
             // SAFETY: as above.
             (unsafe { &raw const (*versioned).tensor }, flags)
         }
         // SAFETY: as above.
         (None, Some(at)) => (unsafe { &raw const (*at.cast::<Managed>()).tensor }, 0),
-        (None, None) => return Ok(Some(Err("gave something that is no DLPack capsule".into()))),
+        (None, None) => return Err("gave something that is no DLPack capsule".into()),
     };
+    if flags & COPIED != 0 {
+        return Err("lends a copy of its memory, where what is written would be lost".into());
+    }
     // SAFETY: it lives as long as the capsule.
     let tensor = unsafe { &*tensor };
     let device = match tensor.device.kind {
         kind if HOST.contains(&kind) => None,
         CUDA => Some(tensor.device.number as usize),
         kind => {
-            return Ok(Some(Err(format!(
-                "lies on a device of DLPack type {kind}; host memory and CUDA are supported"
-            ))));
+            return Err(format!("lies on a device of DLPack type {kind}; host memory and CUDA are supported"));
         }
     };
-    let lanes = usize::from(tensor.element.lanes.max(1));
-    let (shape, strides) = layout(tensor);
-    let count = shape.iter().product::<i64>() as usize * lanes;
-    Ok(Some(Ok(Lent {
+    let (kind, lanes) = kind(tensor.element, flags & PADDED != 0)?;
+    let (shape, strides) = layout(tensor).ok_or("has dimensions, but no shape")?;
+    let count = match shape.contains(&0) {
+        true => Some(0),
+        false => shape.iter().try_fold(lanes, |count, length| usize::try_from(*length).ok()?.checked_mul(count)),
+    };
+    let count = count.filter(|count| count.checked_mul(kind.size()).is_some());
+    Ok(Lent {
         address: tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize),
-        count,
-        kind: kind(tensor.element),
+        count: count.ok_or("has a shape that no memory holds")?,
+        kind,
         device,
         read_only: flags & READ_ONLY != 0,
         contiguous: strides.is_none_or(|strides| is_contiguous(shape, strides)),
-        capsule: capsule.unbind(),
-    })))
+        capsule: capsule.clone().unbind(),
+    })
 }
 
 fn pointer(capsule: &Bound<'_, PyAny>, name: &CStr) -> Option<*mut c_void> {
@@ -149,33 +187,42 @@ fn pointer(capsule: &Bound<'_, PyAny>, name: &CStr) -> Option<*mut c_void> {
     }
 }
 
-/// Shape and strides, in elements.
-fn layout(tensor: &Tensor) -> (&[i64], Option<&[i64]>) {
+/// Shape and strides, in elements. `None` if there is no shape where there should be one.
+fn layout(tensor: &Tensor) -> Option<(&[i64], Option<&[i64]>)> {
     let dimensions = tensor.dimensions.max(0) as usize;
     if dimensions == 0 {
-        return (&[], None);
+        return Some((&[], None));
+    }
+    if tensor.shape.is_null() {
+        return None;
     }
     // SAFETY: as many numbers as there are dimensions, which live as long as the tensor; strides may be NULL.
     unsafe {
         let shape = std::slice::from_raw_parts(tensor.shape, dimensions);
         let strides = (!tensor.strides.is_null()).then(|| std::slice::from_raw_parts(tensor.strides, dimensions));
-        (shape, strides)
+        Some((shape, strides))
     }
 }
 
 fn is_contiguous(shape: &[i64], strides: &[i64]) -> bool {
-    let mut expected = 1;
+    let mut expected = 1i64;
     shape.contains(&0)
         || shape.iter().zip(strides).rev().all(|(length, stride)| {
             let fine = *length == 1 || *stride == expected;
-            expected *= length;
+            expected = expected.wrapping_mul(*length);
             fine
         })
 }
 
-fn kind(element: Element) -> Kind {
+/// What the elements are, and how many of these one of the tensor's elements has. `padded`: see
+/// [`PADDED`].
+///
+/// # Errors
+/// What is wrong with them.
+fn kind(element: Element, padded: bool) -> Result<(Kind, usize), String> {
     use DataType::*;
-    match (element.code, element.bits) {
+    let Element { code, bits, lanes } = element;
+    let known = match (code, bits) {
         (0, 8) => Kind::Number(I8),
         (0, 32) => Kind::Number(I32),
         (0, 64) => Kind::Number(I64),
@@ -191,13 +238,58 @@ fn kind(element: Element) -> Kind {
         (6, 8) => Kind::Bool,
         (10, 8) => Kind::Number(F8E4M3),
         (12, 8) => Kind::Number(F8E5M2),
-        (code, bits) => Kind::Other(usize::from(bits.div_ceil(8)), format!("DLPack type {code} of {bits} bits")),
+        _ => return only_moved(element, padded).map(|kind| (kind, 1)),
+    };
+    match lanes {
+        0 => Err("has elements without lanes".into()),
+        lanes => Ok((known, lanes.into())),
+    }
+}
+
+/// Elements of a type that reductions do not know, all lanes of one together: those of less than
+/// eight bits lie side by side in one byte.
+fn only_moved(element: Element, padded: bool) -> Result<Kind, String> {
+    let Element { code, bits, lanes } = element;
+    let mut what = format!("DLPack type {code} of {bits} bits");
+    if lanes != 1 {
+        what.push_str(&format!(" x {lanes}"));
+    }
+    if code == HANDLE {
+        return Err(format!("has elements that are handles ({what}), which mean nothing to other ranks"));
+    }
+    let each = usize::from(if padded { bits.next_multiple_of(8) } else { bits }) * usize::from(lanes);
+    match each > 0 && each.is_multiple_of(8) {
+        true => Ok(Kind::Other(each / 8, what)),
+        false => Err(format!("has elements that are no whole number of bytes ({what}); pass a view of its bytes")),
     }
 }
 
 /// Where memory lies, as DLPack says it: kind and number of the device. `None`: host memory.
 pub fn place(device: Option<usize>) -> (i32, i32) {
     device.map_or((HOST[0], 0), |device| (CUDA, device as i32))
+}
+
+/// Refuse what whoever borrows memory on `device` may ask for in `options` and does not get: a
+/// copy, or the same on another device.
+///
+/// # Errors
+/// A BufferError, as the protocol has it.
+pub fn refuse(options: Option<&Bound<'_, PyDict>>, device: Option<usize>) -> PyResult<()> {
+    let asked = |name: &str| match options.map(|options| options.get_item(name)).transpose()?.flatten() {
+        Some(value) if !value.is_none() => PyResult::Ok(Some(value)),
+        _ => Ok(None),
+    };
+    if let Some(copy) = asked("copy")?
+        && copy.is_truthy()?
+    {
+        return Err(PyBufferError::new_err("Maypole's memory is lent where it lies; copy what you get"));
+    }
+    if let Some(wanted) = asked("dl_device")?
+        && wanted.extract::<(i32, i32)>()? != place(device)
+    {
+        return Err(PyBufferError::new_err("Maypole's memory is lent where it lies, on no other device"));
+    }
+    Ok(())
 }
 
 /// Memory lent to others: a capsule of `count` elements of `dtype` at `address` on `device`, which keeps `owner`.

@@ -69,9 +69,10 @@ impl Registered {
         array::interface(py, self.address, self.count, self.dtype)
     }
 
-    #[pyo3(signature = (**_options))]
-    fn __dlpack__(slf: &Bound<'_, Self>, _options: Option<&Bound<'_, PyDict>>) -> PyResult<Py<PyAny>> {
+    #[pyo3(signature = (**options))]
+    fn __dlpack__(slf: &Bound<'_, Self>, options: Option<&Bound<'_, PyDict>>) -> PyResult<Py<PyAny>> {
         let this = slf.get();
+        dlpack::refuse(options, None)?;
         dlpack::lend(slf.py(), slf.clone().into_any().unbind(), (this.at(), None), this.count, this.dtype)
     }
 

@@ -26,6 +26,23 @@ assert gathered.read().tolist() == [1, 2, 4] * 2
 on_host = np.full(3, comm.rank, "f4")
 assert queued.all_reduce(on_host) is on_host and on_host[0] == 1, "host memory is worked on at once"
 
+
+class OnHost:
+    """A tensor of a framework's in host memory, which knows of no streams, as torch's."""
+
+    array = np.full(3, comm.rank, "f4")
+
+    def __dlpack__(self, stream=None, **options):
+        assert stream is None, "stream should be None on cpu."
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+queued.all_reduce(OnHost())
+assert OnHost.array[0] == 1
+
 refused("x: lies in the memory of CUDA device 0; say on which stream to use it: comm.on(stream).all_reduce(x)",
         lambda: comm.all_reduce(x))  # fmt: skip
 refused("comm.on(stream).all_gather_v(x)", lambda: comm.all_gather_v(x, [3, 3], gathered))
