@@ -13,7 +13,8 @@
  *
  * Every call returns a maypole_status; maypole_last_error() has the full text. Handles are numbers that the library looks
  * up: one that is NULL, destroyed or of another kind is an error, not a crash. Strings are UTF-8. Functions may be called
- * by any thread. Callbacks must not throw exceptions or longjmp. capi/examples has programs.
+ * by any thread, but none in a signal's handler. Callbacks must not longjmp, and an exception that leaves one ends the
+ * process. capi/examples has programs.
  */
 
 
@@ -116,7 +117,9 @@ typedef int maypole_dtype;
  * multiple of as many.
  *
  * Returns 0. Anything else says that it has failed: then the communicator is aborted, and every rank gets
- * MAYPOLE_ERROR_FAILED with that number in the text.
+ * MAYPOLE_ERROR_FAILED with that number in the text, and what maypole_op_explain() was told. A C++
+ * exception that leaves it ends the process, for want of anybody who could catch it; maypole.hpp
+ * has operations that catch theirs.
  */
 typedef int (*maypole_op_callback)(void *context, void *result, const void *a, const void *b, size_t count);
 
@@ -139,7 +142,8 @@ typedef struct maypole_config {
      */
     size_t size;
     /**
-     * Deadline of an operation, seconds.
+     * Deadline of an operation, seconds; a large number where there shall be none, since infinity
+     * is refused.
      */
     double timeout;
     /**
@@ -199,7 +203,7 @@ typedef struct maypole_request_s *maypole_request;
 
 /**
  * What maypole_when_done() calls: `status` is the operation's outcome, and on an error maypole_last_error() has its text
- * during the call. It must not block and not throw.
+ * during the call. It must not block, and not throw: an exception that leaves it ends the process.
  */
 typedef void (*maypole_done_callback)(void *context, maypole_status status);
 
@@ -515,6 +519,14 @@ int maypole_has_feature(const char *feature);
 size_t maypole_dtype_size(maypole_dtype dtype);
 
 /**
+ * Say, within a callback of maypole_op_create(), why it is going to fail: every rank gets that
+ * text if the callback then returns anything but 0.
+ *
+ * @param why the reason, UTF-8; NULL for none.
+ */
+maypole_status maypole_op_explain(const char *why);
+
+/**
  * Make an operation of the caller's own.
  *
  * @param id names it: ranks that use different ids as the same operation are told.
@@ -693,7 +705,9 @@ maypole_status maypole_comm_set_order(maypole_comm comm,
 
 /**
  * Give up: every rank's present and future calls on this communicator return MAYPOLE_ERROR_FAILED with this rank and `why`
- * in the text, unless it had failed before. May be called while other threads wait in calls on it.
+ * in the text, unless it had failed before. May be called while other threads wait in calls on it,
+ * but not in a signal's handler: it allocates and takes locks, which the interrupted thread may
+ * hold. There, wake a thread that calls it.
  *
  * @param why the reason, UTF-8; NULL for none.
  */
@@ -733,7 +747,8 @@ maypole_status maypole_stream_from_cuda(void *cuda_stream,
                                         maypole_stream *stream);
 
 /**
- * Wait until everything that was queued on the stream without a request is done.
+ * Wait until everything that was queued on the stream without a request is done. Several threads
+ * may call it at the same time: each waits, and each is told.
  *
  * @param stream the stream.
  * @param comm the communicator whose operations were queued, if it is a CUDA stream; otherwise ignored.
@@ -750,7 +765,9 @@ maypole_status maypole_stream_synchronize(maypole_stream stream,
 maypole_status maypole_stream_destroy(maypole_stream stream);
 
 /**
- * Wait until the operation is done. The request is then gone, and *request NULL, whether there was an error or not.
+ * Wait until the operation is done. The request is then gone, and *request NULL, whether there was
+ * an error or not. One thread waits for a request: to another that does so meanwhile it is gone
+ * already, which is MAYPOLE_ERROR_HANDLE.
  *
  * @return the operation's outcome.
  */
@@ -796,7 +813,9 @@ maypole_status maypole_wait_any(maypole_request *requests,
 
 /**
  * Have a function called once when an operation is done: at once if it is, otherwise on the thread that ends it. The
- * request must be waited for all the same, and may be before the function has been called.
+ * request must be waited for all the same, and may be before the function has been called. Like a
+ * wait it has a deadline: for a message that does not come the function is called with the error
+ * of maypole_wait().
  *
  * @param request the operation.
  * @param callback the function.
@@ -1617,7 +1636,9 @@ maypole_status maypole_persistent_scatter_v(maypole_comm comm,
  * Begin a group: this thread's calls on the communicator from now on are only collected, until maypole_group_end() runs or
  * maypole_group_start() starts them all together. All messages of a group go at the same time, so their order does not
  * matter and no pattern of them deadlocks; collectives run beside them, in order; small all-reduces that follow each other
- * are done as one. The calls take no stream, and what is wrong with a call is said by its own status or at the end.
+ * are done as one. The calls take no stream, and what is wrong with a call is said by its own
+ * status or at the end. A thread has one group at a time, and groups do not nest; calls that it
+ * collected for a thread that ends are forgotten.
  */
 maypole_status maypole_group_begin(maypole_comm comm);
 

@@ -13,6 +13,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -114,23 +116,33 @@ struct ElementType<Located<std::int64_t, std::int64_t>> {
     static constexpr maypole_dtype value = MAYPOLE_I64_I64;
 };
 
-/// An operation of one's own, to be passed where a maypole_op is. What is under way when it is
-/// destroyed goes on.
+/// An operation of one's own, to be passed where a maypole_op is.
 class Operation {
 public:
     /// Combines elements of T by `callback`, which gets `context`; see maypole_op_create_with():
     /// `width` elements are one operand and stay together, and if it does not commute, ranks are
-    /// combined in their order.
+    /// combined in their order. What is under way when it is destroyed goes on.
     template <class T>
     static Operation of(std::uint32_t id, maypole_op_callback callback, void* context = nullptr, std::size_t width = 1,
                         bool commutes = true) {
         maypole_op op = 0;
         check(maypole_op_create_with(id, ElementType<T>::value, width, commutes, callback, context, &op));
-        return Operation(op);
+        return Operation(op, nullptr);
     }
-    Operation(Operation&& other) noexcept : op_(other.op_) { other.op_ = 0; }
+    /// Combines elements of T one by one: `combine(a, b)`, which any thread may call, several at a
+    /// time. What it throws fails the communicator, and every rank gets the exception's text. It
+    /// must live until nothing uses it any more.
+    template <class T, class Combine>
+    static Operation of_elements(std::uint32_t id, Combine combine, bool commutes = true) {
+        std::unique_ptr<Any> held(new Held<T, Combine>(std::move(combine)));
+        maypole_op op = 0;
+        check(maypole_op_create_with(id, ElementType<T>::value, 1, commutes, &Held<T, Combine>::call, held.get(), &op));
+        return Operation(op, std::move(held));
+    }
+    Operation(Operation&& other) noexcept : op_(other.op_), combine_(std::move(other.combine_)) { other.op_ = 0; }
     Operation& operator=(Operation&& other) noexcept {
         std::swap(op_, other.op_);
+        std::swap(combine_, other.combine_);
         return *this;
     }
     ~Operation() {
@@ -139,8 +151,33 @@ public:
     operator maypole_op() const noexcept { return op_; }
 
 private:
-    explicit Operation(maypole_op op) noexcept : op_(op) {}
+    struct Any {
+        virtual ~Any() {}
+    };
+    template <class T, class Combine>
+    struct Held : Any {
+        explicit Held(Combine combine) : combine(std::move(combine)) {}
+        // No exception may leave a callback.
+        static int call(void* context, void* result, const void* a, const void* b, std::size_t count) noexcept {
+            try {
+                const Combine& combine = static_cast<Held*>(static_cast<Any*>(context))->combine;
+                T* const to = static_cast<T*>(result);
+                const T *left = static_cast<const T*>(a), *right = static_cast<const T*>(b);
+                for (std::size_t i = 0; i < count; ++i) to[i] = combine(left[i], right[i]);
+                return 0;
+            } catch (const std::exception& error) {
+                maypole_op_explain(error.what());
+            } catch (...) {
+                maypole_op_explain("it threw what is no std::exception");
+            }
+            return 1;
+        }
+        Combine combine;
+    };
+    Operation(maypole_op op, std::unique_ptr<Any> combine) noexcept : op_(op), combine_(std::move(combine)) {}
+
     maypole_op op_;
+    std::unique_ptr<Any> combine_;
 };
 
 /// An asynchronous operation. Its destructor waits, and drops its error.

@@ -262,7 +262,9 @@ pub extern "C" fn maypole_comm_set_order(comm: maypole_comm, order: c_int) -> ma
 }
 
 /// Give up: every rank's present and future calls on this communicator return MAYPOLE_ERROR_FAILED with this rank and `why`
-/// in the text, unless it had failed before. May be called while other threads wait in calls on it.
+/// in the text, unless it had failed before. May be called while other threads wait in calls on it,
+/// but not in a signal's handler: it allocates and takes locks, which the interrupted thread may
+/// hold. There, wake a thread that calls it.
 ///
 /// @param why the reason, UTF-8; NULL for none.
 #[unsafe(no_mangle)]

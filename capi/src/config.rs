@@ -36,7 +36,8 @@ pub const MAYPOLE_ORDER_CANONICAL: c_int = 2;
 pub struct maypole_config {
     /// sizeof(maypole_config), as the program knows it.
     pub size: usize,
-    /// Deadline of an operation, seconds.
+    /// Deadline of an operation, seconds; a large number where there shall be none, since infinity
+    /// is refused.
     pub timeout: f64,
     /// How long ranks wait for each other when a world is made, seconds.
     pub connect_timeout: f64,

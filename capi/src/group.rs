@@ -131,7 +131,9 @@ impl Open {
 /// Begin a group: this thread's calls on the communicator from now on are only collected, until maypole_group_end() runs or
 /// maypole_group_start() starts them all together. All messages of a group go at the same time, so their order does not
 /// matter and no pattern of them deadlocks; collectives run beside them, in order; small all-reduces that follow each other
-/// are done as one. The calls take no stream, and what is wrong with a call is said by its own status or at the end.
+/// are done as one. The calls take no stream, and what is wrong with a call is said by its own
+/// status or at the end. A thread has one group at a time, and groups do not nest; calls that it
+/// collected for a thread that ends are forgotten.
 #[unsafe(no_mangle)]
 pub extern "C" fn maypole_group_begin(comm: maypole_comm) -> maypole_status {
     enter("maypole_group_begin", || {

@@ -1,12 +1,13 @@
 //! Reduction operations: the built-in ones by number, others by handle.
 
-use std::ffi::{c_int, c_void};
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
 
 use maypole::communicator::raw::CallbackFailed;
 use maypole::{DataType, Pair, ReduceOp, UserOp};
 
-use crate::entry::{check_out, enter, give};
+use crate::entry::{check_out, enter, give, text_of};
 use crate::status::*;
 use crate::table::{Kind, Table};
 use crate::values::{dtype_of, maypole_dtype};
@@ -47,9 +48,11 @@ pub const MAYPOLE_MAXLOC: maypole_op = 9;
 /// multiple of as many.
 ///
 /// Returns 0. Anything else says that it has failed: then the communicator is aborted, and every rank gets
-/// MAYPOLE_ERROR_FAILED with that number in the text.
+/// MAYPOLE_ERROR_FAILED with that number in the text, and what maypole_op_explain() was told. A C++
+/// exception that leaves it ends the process, for want of anybody who could catch it; maypole.hpp
+/// has operations that catch theirs.
 pub type maypole_op_callback = Option<
-    unsafe extern "C" fn(
+    unsafe extern "C-unwind" fn(
         context: *mut c_void,
         result: *mut c_void,
         a: *const c_void,
@@ -70,7 +73,9 @@ pub(crate) struct Callback {
     dtype: DataType,
     width: u16,
     commutes: bool,
-    function: unsafe extern "C" fn(*mut c_void, *mut c_void, *const c_void, *const c_void, usize) -> c_int,
+    /// If it lets an exception out after all, that is no undefined behaviour: unwinding ends with
+    /// the process where Rust would have to catch it.
+    function: unsafe extern "C-unwind" fn(*mut c_void, *mut c_void, *const c_void, *const c_void, usize) -> c_int,
     context: *mut c_void,
 }
 
@@ -174,11 +179,34 @@ impl Callback {
     unsafe fn call(&self, dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
         // SAFETY: the caller's promise; the function does what the header asks of it.
         let returned = unsafe { (self.function)(self.context, dst.cast(), a.cast(), b.cast(), count) };
+        // Also of one that has not failed, or it would be the reason of the next. At the end of the
+        // thread there is none.
+        let why = WHY.try_with(RefCell::take).unwrap_or_default();
         if returned != 0 {
-            let why = format!("the callback of the reduction operation with id {} returned {returned}", self.id);
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            let why = format!("the callback of the reduction operation with id {} returned {returned}{why}", self.id);
             std::panic::resume_unwind(Box::new(CallbackFailed(why)));
         }
     }
+}
+
+thread_local! {
+    /// Why the callback that this thread is in is going to fail.
+    static WHY: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Say, within a callback of maypole_op_create(), why it is going to fail: every rank gets that
+/// text if the callback then returns anything but 0.
+///
+/// @param why the reason, UTF-8; NULL for none.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn maypole_op_explain(why: *const c_char) -> maypole_status {
+    enter("maypole_op_explain", || {
+        // SAFETY: the caller's promise.
+        let why = unsafe { text_of("why", why) }?.map(str::to_string);
+        let _ = WHY.try_with(|place| place.replace(why));
+        Ok(())
+    })
 }
 
 fn make(operation: Operation, op: *mut maypole_op) -> Outcome {

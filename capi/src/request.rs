@@ -58,7 +58,9 @@ unsafe fn take(at: *mut maypole_request) -> Outcome<Arc<Request>> {
     Ok(taken)
 }
 
-/// Wait until the operation is done. The request is then gone, and *request NULL, whether there was an error or not.
+/// Wait until the operation is done. The request is then gone, and *request NULL, whether there was
+/// an error or not. One thread waits for a request: to another that does so meanwhile it is gone
+/// already, which is MAYPOLE_ERROR_HANDLE.
 ///
 /// @return the operation's outcome.
 #[unsafe(no_mangle)]
@@ -167,11 +169,13 @@ pub unsafe extern "C" fn maypole_wait_any(
 }
 
 /// What maypole_when_done() calls: `status` is the operation's outcome, and on an error maypole_last_error() has its text
-/// during the call. It must not block and not throw.
-pub type maypole_done_callback = Option<unsafe extern "C" fn(context: *mut c_void, status: maypole_status)>;
+/// during the call. It must not block, and not throw: an exception that leaves it ends the process.
+pub type maypole_done_callback = Option<unsafe extern "C-unwind" fn(context: *mut c_void, status: maypole_status)>;
 
 /// Have a function called once when an operation is done: at once if it is, otherwise on the thread that ends it. The
-/// request must be waited for all the same, and may be before the function has been called.
+/// request must be waited for all the same, and may be before the function has been called. Like a
+/// wait it has a deadline: for a message that does not come the function is called with the error
+/// of maypole_wait().
 ///
 /// @param request the operation.
 /// @param callback the function.

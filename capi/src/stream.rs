@@ -31,23 +31,26 @@ pub(crate) enum Stream {
 
 pub(crate) struct Host {
     pub queue: maypole::Stream,
-    /// What was queued without a request of the caller's, and what it needs.
     queued: Mutex<Queued>,
 }
 
+/// What was queued without a request of the caller's, in the order of the calls.
 #[derive(Default)]
 struct Queued {
-    under_way: Vec<(RawRequest, Option<Arc<Operation>>)>,
-    /// The first error of what has ended.
-    error: Option<maypole::Error>,
+    /// How many ever were.
+    count: u64,
+    /// What has not ended, or not been looked at since; and the first that failed, until somebody
+    /// is told.
+    kept: Vec<Arc<Kept>>,
 }
 
-impl Queued {
-    fn ended(&mut self, result: maypole::Result<()>) {
-        if let (Err(error), None) = (result, &self.error) {
-            self.error = Some(error);
-        }
-    }
+/// An operation of which nobody has a request.
+struct Kept {
+    /// How many were queued before it.
+    number: u64,
+    request: RawRequest,
+    /// What it may still call.
+    _operation: Option<Arc<Operation>>,
 }
 
 impl Host {
@@ -55,19 +58,30 @@ impl Host {
     pub fn keep(&self, request: RawRequest, operation: Option<Arc<Operation>>) {
         let queued = &mut *self.queued.lock();
         // A program may queue for long before it synchronizes: what has ended goes before the list grows.
-        if queued.under_way.len() == queued.under_way.capacity() {
-            let ended: Vec<_> = queued.under_way.extract_if(.., |(request, _)| request.test()).collect();
-            ended.into_iter().for_each(|(request, _)| queued.ended(request.wait()));
+        if queued.kept.len() == queued.kept.capacity() {
+            let mut told = false;
+            queued.kept.retain(|kept| {
+                let ended = kept.request.test();
+                !ended || (kept.request.wait().is_err() && !std::mem::replace(&mut told, true))
+            });
         }
-        queued.under_way.push((request, operation));
+        queued.kept.push(Arc::new(Kept { number: queued.count, request, _operation: operation }));
+        queued.count += 1;
     }
 
+    /// Wait for what was queued before the call. The list is left as it is meanwhile: another
+    /// thread that calls this waits for the same, and is told the same.
     fn synchronize(&self) -> maypole::Result<()> {
-        let mut under_way = std::mem::take(&mut self.queued.lock().under_way);
-        let results: Vec<_> = under_way.drain(..).map(|(request, _)| request.wait()).collect();
-        let queued = &mut *self.queued.lock();
-        results.into_iter().for_each(|result| queued.ended(result));
-        queued.error.take().map_or(Ok(()), Err)
+        let (before, kept) = {
+            let queued = self.queued.lock();
+            (queued.count, queued.kept.clone())
+        };
+        let mut outcome = Ok(());
+        for kept in kept {
+            outcome = outcome.and(kept.request.wait());
+        }
+        self.queued.lock().kept.retain(|kept| kept.number >= before);
+        outcome
     }
 }
 
@@ -145,7 +159,8 @@ pub unsafe extern "C" fn maypole_stream_from_cuda(
     })
 }
 
-/// Wait until everything that was queued on the stream without a request is done.
+/// Wait until everything that was queued on the stream without a request is done. Several threads
+/// may call it at the same time: each waits, and each is told.
 ///
 /// @param stream the stream.
 /// @param comm the communicator whose operations were queued, if it is a CUDA stream; otherwise ignored.

@@ -15,6 +15,9 @@ use parking_lot::RwLock;
 
 use crate::status::{Fault, MAYPOLE_ERROR_HANDLE, Outcome};
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("Maypole's handles are 64 bits and pass through C as pointers, which have fewer here");
+
 /// In the upper four bits of every handle. No address has them: those have all upper bits clear or all set.
 const MARK: u64 = 0xA;
 /// Generations are 24 bits.

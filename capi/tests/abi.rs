@@ -5,7 +5,7 @@ mod prefix;
 
 use std::process::Command;
 
-use prefix::{built, compile, crate_directory, done, ranks};
+use prefix::{built, compile, crate_directory, done, prefix, ranks};
 
 /// The exported symbols.
 fn symbols() -> Vec<String> {
@@ -70,6 +70,20 @@ fn nothing_that_programs_rely_on_has_changed() {
         "there is something new in the ABI. If it is meant to stay, renew the list with\n    MAYPOLE_RENEW=1 cargo test \
          -p maypole-capi --test abi"
     );
+}
+
+#[test]
+fn programs_ask_for_symbols_of_a_version() {
+    let version = format!("MAYPOLE_{}", env!("CARGO_PKG_VERSION_MAJOR"));
+    let library = prefix().join("lib/libmaypole.so");
+    let listed = done(Command::new("readelf").args(["--dyn-syms", "--wide"]).arg(&library));
+    let names: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().nth(7)).collect();
+    for symbol in symbols() {
+        assert!(names.contains(&format!("{symbol}@@{version}").as_str()), "{symbol} has no version: {listed}");
+    }
+    let program = compile("examples/all_reduce.c", None);
+    let wanted = done(Command::new("readelf").args(["--version-info", "--wide"]).arg(program));
+    assert!(wanted.contains(&version), "{wanted}");
 }
 
 #[test]

@@ -3,9 +3,11 @@
 
 mod prefix;
 
+use std::net::TcpListener;
 use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 
-use prefix::{compile, have, ranks, ranks_in, under_valgrind};
+use prefix::{compile, folder, have, prefix, ranks, ranks_in, text, under_valgrind};
 
 /// A program's path, as an argument.
 fn path(program: &Path) -> &str {
@@ -76,7 +78,7 @@ fn programs_that_destroy_nothing_leave_in_good_order() {
     let program = compile("tests/programs/ends.cpp", None);
     for transport in ["shm", "tcp"] {
         let environment = [("MAYPOLE_TRANSPORT".into(), transport.into())];
-        for way in ["return", "exit", "quick_exit", "late static", "owned static", "request"] {
+        for way in ["return", "exit", "quick_exit", "late static", "owned static", "request", "forgotten child"] {
             for _ in 0..3 {
                 let lines = ranks_in(&environment, 3, &[path(&program), way]);
                 assert_eq!(lines.iter().filter(|line| line.ends_with("] fine")).count(), 3, "{way}: {lines:#?}");
@@ -97,6 +99,46 @@ fn operands_of_several_elements_are_whole_and_ranks_in_order() {
         run(program, &[1, 2, 3, 5, 8], |_, _| "fine".into());
         run_over_tcp(program, "fine");
     }
+}
+
+#[test]
+fn what_a_callback_throws_is_everyone_s_error() {
+    run("tests/programs/throws.cpp", &[2, 3], |_, _| "fine".into());
+}
+
+#[test]
+fn two_threads_wait_for_one_stream() {
+    let program = compile("tests/programs/synchronize.c", None);
+    let lines = ranks(2, &[path(&program)]);
+    assert!(lines.contains(&"[0] fine".to_string()), "{lines:#?}");
+}
+
+#[test]
+fn the_library_stays_when_it_is_closed() {
+    run("tests/programs/unload.c", &[1], |_, _| "fine".into());
+}
+
+#[test]
+fn copies_of_the_library_in_one_process_meet_at_one_address() {
+    let program = compile("tests/programs/copies.c", None);
+    let one = prefix().join("lib/libmaypole.so.0");
+    let other = folder("copies").join("libother.so");
+    std::fs::copy(&one, &other).expect("a copy in the target directory");
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+    let ranks: Vec<Child> = (0..2)
+        .map(|rank| {
+            let mut command = Command::new(&program);
+            command.args([&one, &other]).env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", free.to_string());
+            command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2").env("MAYPOLE_CONNECT_TIMEOUT", "60");
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process")
+        })
+        .collect();
+    let outputs: Vec<Output> = ranks.into_iter().map(|rank| rank.wait_with_output().expect("its output")).collect();
+    assert!(
+        outputs.iter().all(|output| output.stdout == b"fine\n"),
+        "{:#?}",
+        outputs.iter().map(text).collect::<Vec<_>>()
+    );
 }
 
 #[test]

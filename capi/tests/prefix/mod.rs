@@ -129,7 +129,8 @@ pub fn symbols(library: &Path, which: &str) -> Vec<String> {
     let listed = done(Command::new("nm").args(["--extern-only", "--format=posix", which]).arg(library));
     // The first line names the object.
     let names = listed.lines().filter(|line| !line.ends_with(':')).filter_map(|line| line.split_whitespace().next());
-    names.map(str::to_string).collect()
+    // Without its version, which stands behind an `@`.
+    names.map(|name| name.split('@').next().unwrap_or(name).to_string()).collect()
 }
 
 /// Compile a C or C++ program of the crate's against the prefix, as strictly as it goes. `headers`: where `maypole.h` is, if
@@ -154,7 +155,8 @@ fn compile_anew(source: &str, headers: Option<&Path>) -> PathBuf {
     command.args([standard, "-g", "-Wall", "-Wextra", "-Werror", "-pedantic", "-pthread"]);
     command.arg(format!("-I{}", headers.unwrap_or(&prefix.join("include")).display()));
     command.arg(&source).arg("-o").arg(&program);
-    command.arg(format!("-L{}", prefix.join("lib").display())).arg("-lmaypole");
+    // Of a program that opens the library by itself, this makes nothing that the linker opens.
+    command.arg("-Wl,--as-needed").arg(format!("-L{}", prefix.join("lib").display())).args(["-lmaypole", "-ldl"]);
     command.arg(format!("-Wl,-rpath,{}", prefix.join("lib").display()));
     done(&mut command);
     program

@@ -18,6 +18,7 @@ static int plus(void *context, void *result, const void *a, const void *b, size_
     for (size_t i = 0; i < count; i++) sum[i] = x[i] + y[i];
     const int now = *verdict;
     *verdict = 0; /* only once: what is called after that would do well */
+    OK(maypole_op_explain(now ? "on purpose" : "not to be heard of"));
     return now;
 }
 
@@ -107,9 +108,9 @@ static maypole_status persistent_variable(maypole_comm comm, size_t count) {
 static void in_form(maypole_comm comm, maypole_status (*form)(maypole_comm, size_t), size_t count, int sums) {
     /* The first rank combines nothing in a scan. */
     const int failing = form == scan ? size - 1 : 0;
-    char told[128];
+    char told[160];
     maypole_comm copy;
-    snprintf(told, sizeof told, "rank %d aborted the communicator: the callback of the reduction operation with id 7 returned 42",
+    snprintf(told, sizeof told, "rank %d aborted the communicator: the callback of the reduction operation with id 7 returned 42: on purpose",
              failing);
     OK(maypole_comm_duplicate(comm, &copy));
     fails = rank == failing ? 42 : 0;

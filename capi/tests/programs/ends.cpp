@@ -46,6 +46,10 @@ int main(int argc, char** argv) {
     OK(maypole_comm_rank(world, &rank));
     OK(maypole_comm_size(world, &size));
     if (!strcmp(way, "late static")) OK(maypole_comm_duplicate(world, &late.copy));
+    if (!strcmp(way, "forgotten child")) {
+        maypole_comm child;
+        OK(maypole_comm_duplicate(world, &child));
+    }
     if (!strcmp(way, "owned static")) {
         maypole_comm copy;
         OK(maypole_comm_duplicate(world, &copy));
@@ -69,6 +73,7 @@ int main(int argc, char** argv) {
     }
     puts("fine");
     fflush(stdout);
+    if (!strcmp(way, "forgotten child")) OK(maypole_comm_destroy(world));
     if (!strcmp(way, "exit")) exit(0);
     if (!strcmp(way, "quick_exit")) quick_exit(0);
     return 0;
