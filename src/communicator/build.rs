@@ -1,6 +1,5 @@
 //! Making communicators: bringing ranks together and giving each its links.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +9,6 @@ use maypole_transports::shm::{Arena, Group, Segment, Shape};
 use maypole_transports::tcp::Poller;
 use maypole_transports::wait::Patience;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::Mutex;
 
 use super::local::Threads;
 use super::{Communicator, Inner};
@@ -47,10 +45,6 @@ pub(super) fn host_name() -> String {
     nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// How many worlds this process has met at an address. Only those that stood count, on all ranks alike: a rank that gave up
-/// and tries again still means the same one.
-static EARLIER: Mutex<BTreeMap<(String, u16), usize>> = Mutex::new(BTreeMap::new());
-
 /// Meet the other ranks in the way that the launcher offers, and wait until all have come; `None` in a world of one.
 pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>> {
     let (rank, size) = (launch.rank, launch.size);
@@ -59,10 +53,12 @@ pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>>
         LaunchMeeting::Address { host, port } => {
             let key = address_key(&host, port, &launch.run);
             config.refuse_open("an address")?;
-            let here = (host.clone(), port);
-            let earlier = EARLIER.lock().get(&here).copied().unwrap_or(0);
+            // Only those that stood count, on all ranks alike: a rank that gave up and tries again
+            // means the same one.
+            let worlds = launch::worlds::met_at(&format!("{host} {port}"));
+            let earlier = worlds.load(Ordering::Relaxed) as usize;
             let node = Node::join(Meeting::Address { host, port, key, earlier }, rank, size, config)?;
-            EARLIER.lock().insert(here, earlier + 1);
+            worlds.store(earlier as u64 + 1, Ordering::Relaxed);
             warn_if_guessable(&node, config);
             node
         }

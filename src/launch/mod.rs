@@ -31,7 +31,9 @@ mod pmix;
 pub mod run_board;
 mod slurm;
 mod tcp_store;
+pub(crate) mod worlds;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -296,9 +298,7 @@ fn check_rank(rank_name: &str, rank: usize, size_name: &str, size: usize) -> Res
 /// How many boards this process has asked for: boards of one job are told apart by it, so that a second world does not
 /// read the first one's notice.
 fn next_board() -> usize {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    static BOARDS: AtomicUsize = AtomicUsize::new(0);
-    BOARDS.fetch_add(1, Ordering::Relaxed)
+    worlds::met_at("boards").fetch_add(1, Ordering::Relaxed) as usize
 }
 
 #[cfg(any(test, fuzzing))]
