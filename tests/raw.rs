@@ -4,7 +4,7 @@
 mod ranks;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
 use maypole::communicator::raw::{CallbackFailed, RawRequest};
@@ -218,6 +218,34 @@ fn a_request_is_waited_for_with_a_limit_and_calls_back_once() {
         }
         comm.barrier().unwrap();
     });
+}
+
+#[test]
+fn who_wants_to_be_told_of_a_message_is_told_at_the_deadline() {
+    for transport in [TransportChoice::Auto, TransportChoice::Tcp] {
+        let mut config = config(transport);
+        (config.timeout, config.late) = (Duration::from_millis(300), Duration::ZERO);
+        let over = Barrier::new(2);
+        threads(2, &config, |comm| {
+            if comm.rank() == 0 {
+                let mut value = [0i64; 2];
+                let (one, other) = value.split_at_mut(1);
+                // SAFETY: the buffers stay until the requests are dropped, which waits for them.
+                let request = |to, tag| unsafe { comm.start_recv_at(DataType::I64, 1, to, 1, tag, None) }.unwrap();
+                let requests = [request(in_place(one).1, 1), request(in_place(other).1, 2)];
+                let (say, hear) = mpsc::channel();
+                for request in &requests {
+                    let say = say.clone();
+                    request.when_done(move |result| say.send(result).unwrap());
+                }
+                for _ in &requests {
+                    let told = hear.recv_timeout(PATIENCE).expect("a message that does not come is told").unwrap_err();
+                    assert!(matches!(verdict(&told), Verdict::Stalled { .. }), "{told}");
+                }
+            }
+            over.wait();
+        });
+    }
 }
 
 #[test]

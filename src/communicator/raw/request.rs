@@ -39,8 +39,9 @@ impl RawRequest {
     /// Have `f` called once with the result: at once if it is done, otherwise on the thread that ends it, which must not
     /// be kept waiting. The request may be dropped in between. A panic in `f` is caught and dropped.
     ///
-    /// The deadline of messages between two ranks counts from the wait for them; this is none, so a message that never
-    /// comes never calls `f` unless somebody waits as well or the communicator fails.
+    /// It is a wait, though none that holds up a thread: for a message that does not come, `f` is
+    /// called with the error that [`RawRequest::wait`] would return, at the deadline, which counts
+    /// from here.
     pub fn when_done(&self, f: impl FnOnce(Result<()>) + Send + 'static) {
         self.outcome.when_done(Box::new(|result| {
             // It would end a thread that serves others too.

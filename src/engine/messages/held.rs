@@ -202,11 +202,27 @@ impl<'a> Held<'a> {
             let ended = std::mem::take(&mut self.ended);
             let failed = ended.iter().any(|ending| ending.count.has_failed()).then(|| self.court.failed());
             MutexGuard::unlocked(&mut self.state, || {
-                for Ending { count, then } in ended {
+                for Ending { count, then, .. } in ended {
                     then(failed.clone().filter(|_| count.has_failed()).map_or(Ok(()), Err));
                 }
             });
         }
+    }
+
+    /// Nothing moves, and some want to be told when a count is done: what each would do who waited
+    /// for it. `longest`: how long to sleep where there is nothing to do. `None`: something has
+    /// changed.
+    #[cold]
+    pub fn question_for_all(&mut self, longest: Duration) -> Option<Duration> {
+        let mut endings = std::mem::take(&mut self.endings);
+        let nap = endings
+            .iter_mut()
+            .try_fold(longest, |nap, Ending { count, questions, .. }| Some(nap.min(self.question(count, questions)?)));
+        // Nobody else has added any: the lock is held. What has failed meanwhile could not find
+        // those who want to know.
+        self.endings = endings;
+        self.collect_ended();
+        nap
     }
 
     /// The wait for `count` has become long. `None`: something has changed.

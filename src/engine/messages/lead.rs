@@ -99,7 +99,7 @@ impl Messages {
             } else if idle.found_nothing() == Next::Sleep && !held.asleep {
                 let nap = match &mut leader {
                     Leader::Caller(count, questions) => held.question(count, questions),
-                    Leader::Attendant => Some(LOOK),
+                    Leader::Attendant => held.question_for_all(LOOK),
                 };
                 match nap {
                     // Once more with the bell armed, or nobody would ring for what came just before.

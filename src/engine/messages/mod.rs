@@ -128,6 +128,8 @@ struct State {
 struct Ending {
     count: Arc<Count>,
     then: Box<dyn FnOnce(Result<()>) + Send>,
+    /// Whoever wants to be told waits, if not with a thread: the attendant asks in his place.
+    questions: Questions,
 }
 
 impl Messages {
@@ -264,10 +266,10 @@ impl Messages {
     }
 
     /// Have `then` called when `count` is done: at once if it is, otherwise by whoever ends it, without the lock. It must
-    /// not block.
+    /// not block. It has the deadline of a wait: the attendant sees to that.
     pub fn when_done(&self, count: &Arc<Count>, then: Box<dyn FnOnce(Result<()>) + Send>) {
         let mut held = self.hold();
-        held.endings.push(Ending { count: count.clone(), then });
+        held.endings.push(Ending { count: count.clone(), then, questions: Questions::new() });
         held.collect_ended();
     }
 
