@@ -7,8 +7,9 @@
 //!
 //! *When.* Handlers run in the reverse order of their registration, among the destructors of C++'s statics. This one is
 //! registered when the library is loaded, before any code of the program's has run, so it runs last: handlers and
-//! destructors of the program's find communicators that still work. If the library is unloaded earlier (`dlclose`), the C
-//! library runs it then.
+//! destructors of the program's find communicators that still work. If what has this code is
+//! unloaded earlier (`dlclose` of a program's own library; Maypole's for C is never unmapped), the
+//! C library runs it then.
 //!
 //! *What is under way* has a second to end: a request that nobody waited for, a message that is not quite
 //! sent. Nothing is freed, since other threads may still be at work.
@@ -26,11 +27,11 @@
 //! *Not at* `_exit`, `abort`, or the death by a signal: those are deaths to the others, at once. A child by `fork` leaves
 //! nothing in its parent's name.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use maypole_transports::fork;
+use maypole_transports::fork::PerProcess;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -82,29 +83,23 @@ impl End {
 }
 
 /// What one process is a member of.
+#[derive(Default)]
 struct Memberships {
     /// Also those whose node is being dropped just now, and jobs that it holds together without a rank in them any more.
     jobs: Vec<Weak<dyn Membership>>,
     communicators: Vec<Weak<Inner>>,
 }
 
-static HERE: Mutex<Memberships> = Mutex::new(Memberships { jobs: Vec::new(), communicators: Vec::new() });
-/// One more than the [generation](fork::generation) of the process that has listed something last, 0 at first: a child by
-/// `fork` has its parent's list, and perhaps a lock on it that is never given back.
-static LISTED_BY: AtomicU64 = AtomicU64::new(0);
+/// A child by `fork` has none of its parent's: dropping them there may be for the parent only, and
+/// another thread may have held the lock.
+static HERE: PerProcess<Mutex<Memberships>> = PerProcess::new();
 static REGISTERED: AtomicBool = AtomicBool::new(false);
-/// As [`LISTED_BY`], of the process that was told to wait for nothing more at its end.
-static HURRIED: AtomicU64 = AtomicU64::new(0);
+/// This process was told to wait for nothing more at its end.
+static HURRIED: PerProcess<AtomicBool> = PerProcess::new();
 
 impl Memberships {
-    /// Without what is gone, and without what was the parent's.
+    /// Without what is gone.
     fn renew(&mut self) {
-        let process = fork::generation() + 1;
-        if LISTED_BY.swap(process, Ordering::Relaxed) != process {
-            // Not dropped: that may be for the parent only.
-            std::mem::forget(std::mem::take(&mut self.jobs));
-            std::mem::forget(std::mem::take(&mut self.communicators));
-        }
         self.jobs.retain(|job| job.strong_count() > 0);
         self.communicators.retain(|communicator| communicator.strong_count() > 0);
     }
@@ -113,28 +108,28 @@ impl Memberships {
 /// The job is left when the process ends, if it was not before.
 pub(crate) fn list_membership(job: Weak<dyn Membership>) {
     register();
-    let mut here = HERE.lock();
+    let mut here = HERE.get().lock();
     here.renew();
     here.jobs.push(job);
 }
 
 /// What `communicator` has under way when the process ends has a moment.
 pub(crate) fn list_communicator(communicator: &Arc<Inner>) {
-    let mut here = HERE.lock();
+    let mut here = HERE.get().lock();
     here.renew();
     here.communicators.push(Arc::downgrade(communicator));
 }
 
 /// A communicator is being dropped: the list would keep its memory.
 pub(crate) fn unlist_communicator() {
-    if let Some(mut here) = HERE.try_lock_for(LIST_WITHIN) {
+    if let Some(mut here) = HERE.get().try_lock_for(LIST_WITHIN) {
         here.renew();
     }
 }
 
 /// `job` has been left.
 pub(crate) fn unlist_membership(job: *const ()) {
-    if let Some(mut here) = HERE.try_lock_for(LIST_WITHIN) {
+    if let Some(mut here) = HERE.get().try_lock_for(LIST_WITHIN) {
         here.jobs.retain(|listed| listed.as_ptr().cast() != job);
         here.renew();
     }
@@ -157,18 +152,15 @@ pub fn leave_within(at_most: Duration) {
 }
 
 fn leave_or(at_most: Option<Duration>) {
-    if LISTED_BY.load(Ordering::Relaxed) != fork::generation() + 1 {
-        return;
-    }
     let (jobs, communicators) = {
-        let Some(mut here) = HERE.try_lock_for(LIST_WITHIN) else { return };
+        let Some(mut here) = HERE.made().and_then(|here| here.try_lock_for(LIST_WITHIN)) else { return };
         here.renew();
         let jobs: Vec<Arc<dyn Membership>> = here.jobs.iter().filter_map(Weak::upgrade).collect();
         let communicators: Vec<Arc<Inner>> = here.communicators.iter().filter_map(Weak::upgrade).collect();
         (jobs, communicators)
     };
     // Once the time was up, it is not waited for again.
-    let hurried = HURRIED.load(Ordering::Relaxed) == fork::generation() + 1;
+    let hurried = HURRIED.made().is_some_and(|hurried| hurried.load(Ordering::Relaxed));
     let until = Instant::now() + if hurried { Duration::ZERO } else { UNDER_WAY };
     for communicator in &communicators {
         while communicator.is_at_work() && Instant::now() < until {
@@ -184,7 +176,7 @@ fn leave_or(at_most: Option<Duration>) {
 
 /// Wait until all of them are over, or until a look around or the time says to stop, which means all of them, now and later.
 fn await_ends(jobs: &[Arc<dyn Membership>], since: Instant, at_most: Option<Duration>) {
-    let process = fork::generation() + 1;
+    let hurried = HURRIED.get();
     let mut deaf = true;
     for job in jobs {
         let stop = || {
@@ -193,11 +185,11 @@ fn await_ends(jobs: &[Arc<dyn Membership>], since: Instant, at_most: Option<Dura
                 heed_signals();
             }
             if crate::interrupt::look() || at_most.is_some_and(|at_most| since.elapsed() >= at_most) {
-                HURRIED.store(process, Ordering::Relaxed);
+                hurried.store(true, Ordering::Relaxed);
             }
-            HURRIED.load(Ordering::Relaxed) == process
+            hurried.load(Ordering::Relaxed)
         };
-        if HURRIED.load(Ordering::Relaxed) != process {
+        if !hurried.load(Ordering::Relaxed) {
             job.end().wait(stop);
         }
     }

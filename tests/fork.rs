@@ -4,6 +4,7 @@ mod ranks;
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use maypole::{Communicator, Error, ReduceOp, Stream, Verdict};
@@ -256,3 +257,29 @@ fn programs_that_are_executed_inherit_nothing() {
         job.end(&[0, 1]);
     }
 }
+
+#[test]
+fn a_child_makes_communicators_whatever_its_parent_s_threads_were_at() {
+    let alone = || {
+        let comm = Communicator::threads(1).unwrap().remove(0);
+        all_reduce(&comm).unwrap();
+    };
+    let over = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for _ in 0..2 {
+            s.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    alone();
+                }
+            });
+        }
+        let statuses: Vec<WaitStatus> =
+            (0..FORKS).map(|_| waitpid(child(How::Fork, alone), None).expect("a child")).collect();
+        over.store(true, Ordering::Relaxed);
+        let bad: Vec<_> = statuses.iter().filter(|status| !matches!(status, WaitStatus::Exited(_, 0))).collect();
+        assert!(bad.is_empty(), "{bad:?}");
+    });
+}
+
+/// So many that a lock which another thread holds for a hundredth of the time is met.
+const FORKS: usize = 200;

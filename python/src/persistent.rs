@@ -12,7 +12,7 @@ use crate::communicator::Slot;
 use crate::prepared::{Held, Prepared};
 use crate::stream::Stream;
 use crate::variable::{self, Arguments};
-use crate::{error, messages, waiting};
+use crate::{error, messages, request, waiting};
 
 /// A communicator's calls in their persistent form: ``comm.persistent``. Each returns a Persistent and runs nothing.
 #[pyclass(module = "maypole", frozen)]
@@ -130,11 +130,8 @@ impl Persistent {
 
 impl Drop for Persistent {
     fn drop(&mut self) {
-        // A run under way ends first, at the latest at its deadline; it may need the interpreter.
-        let (raw, comm, held) = (self.raw.take(), self.comm.take(), self.held.take());
-        Python::attach(|py| {
-            waiting::detached(py, || drop((raw, comm)));
-            drop(held);
-        });
+        let (Some(raw), Some(comm)) = (self.raw.take(), self.comm.take()) else { return };
+        let held = self.held.take();
+        Python::attach(|py| request::let_go(py, (raw, comm), held));
     }
 }

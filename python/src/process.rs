@@ -1,10 +1,12 @@
 //! What happens to the process: it may fork, and the interpreter may shut down, while there are communicators.
 
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use maypole::Communicator;
+use maypole::fork::PerProcess;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -17,7 +19,7 @@ static LEAVING: AtomicBool = AtomicBool::new(false);
 /// Threads of ours that are in the interpreter.
 static INSIDE: Threads = Threads(AtomicU64::new(0));
 /// Every communicator that Python has.
-static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
+static OPEN: PerProcess<Mutex<Vec<Weak<Slot>>>> = PerProcess::new();
 
 /// How many threads are somewhere. Those of a parent are not in its fork, and do not count there: beside their number it
 /// has the generation's.
@@ -53,7 +55,16 @@ pub fn generation() -> u64 {
 
 /// Have a communicator closed at the interpreter's exit.
 pub fn remember(slot: &Arc<Slot>) {
-    let mut open = OPEN.lock();
+    static SEEN_TO: PerProcess<AtomicBool> = PerProcess::new();
+    if !SEEN_TO.get().swap(true, Ordering::Relaxed) {
+        Python::attach(|py| {
+            let seen = py.import("maypole._leaving").and_then(|leaving| leaving.call_method0("see_to"));
+            if let Err(error) = seen {
+                error.write_unraisable(py, None);
+            }
+        });
+    }
+    let mut open = OPEN.get().lock();
     open.retain(|slot| slot.strong_count() > 0);
     open.push(Arc::downgrade(slot));
 }
@@ -69,6 +80,13 @@ pub fn attached<R>(f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
     INSIDE.come();
     let _inside = Inside;
     if LEAVING.load(Ordering::SeqCst) { None } else { Python::try_attach(f) }
+}
+
+/// Drop something on a thread of its own: that may wait for other ranks, where the interpreter's
+/// lock is held and Ctrl-C could not end it. Without a thread it is never dropped.
+pub fn drop_apart<T: Send + 'static>(name: &str, what: T) {
+    let what = ManuallyDrop::new(what);
+    let _ = std::thread::Builder::new().name(name.into()).spawn(move || drop(ManuallyDrop::into_inner(what)));
 }
 
 /// Leave a communicator on a thread of its own: that may wait for other ranks, which must not happen with the GIL held.
@@ -115,7 +133,7 @@ pub fn _leave(py: Python<'_>, raised: bool) -> PyResult<()> {
         false => maypole::exit::leave(),
     });
     LEAVING.store(true, Ordering::SeqCst);
-    let open = std::mem::take(&mut *OPEN.lock());
+    let open = std::mem::take(&mut *OPEN.get().lock());
     py.detach(|| {
         // They refuse calls from now on.
         for slot in open.iter().filter_map(Weak::upgrade) {

@@ -1,9 +1,11 @@
 //! The class `Request`: an asynchronous call, waited for or awaited.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use maypole::RawRequest;
+use maypole::fork::PerProcess;
+use maypole::{Communicator, RawPersistent, RawRequest};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
@@ -24,37 +26,57 @@ pub struct Request {
     generation: u64,
 }
 
-/// A request under way that nobody keeps.
+/// What was started, and ends by itself.
+pub trait Run: Send {
+    /// Whether it is done: dropping it does not wait.
+    fn is_done(&self) -> bool;
+}
+
+impl Run for RawRequest {
+    fn is_done(&self) -> bool {
+        self.test()
+    }
+}
+
+/// A persistent call, and the communicator that it needs.
+impl Run for (RawPersistent, Arc<Communicator>) {
+    fn is_done(&self) -> bool {
+        self.0.test()
+    }
+}
+
+/// A run that nobody keeps, and what it needs.
 struct Orphan {
-    raw: RawRequest,
+    run: Box<dyn Run>,
     _held: Box<dyn Send>,
 }
 
-static ORPHANS: Mutex<Vec<Orphan>> = Mutex::new(Vec::new());
+static ORPHANS: PerProcess<Mutex<Vec<Orphan>>> = PerProcess::new();
 
 /// Take those orphans out that have ended.
 fn ended_orphans() -> Vec<Orphan> {
-    let mut orphans = ORPHANS.lock();
-    let (ended, rest) = std::mem::take(&mut *orphans).into_iter().partition(|orphan| orphan.raw.test());
+    let mut orphans = ORPHANS.get().lock();
+    let (ended, rest) = std::mem::take(&mut *orphans).into_iter().partition(|orphan| orphan.run.is_done());
     *orphans = rest;
     ended
 }
 
-/// Let go of what requests hold that nobody kept and that have ended meanwhile.
+/// Let go of what runs hold that nobody kept and that have ended meanwhile.
 pub fn tidy(py: Python<'_>) {
     drop(waiting::detached(py, ended_orphans));
 }
 
-/// Let go of a request that may be under way. It goes on by itself, with what it needs, `held`; waiting for it here, in a
-/// deallocator, could take as long as its deadline.
-pub fn let_go(py: Python<'_>, raw: RawRequest, held: impl Send + 'static) {
-    let rest = waiting::detached(py, || match raw.test() {
+/// Let go of a run that may be under way. It goes on by itself, with what it needs, `held`; waiting
+/// for it here, in a deallocator, could take as long as its deadline, and Ctrl-C could not end
+/// that.
+pub fn let_go<R: Run + 'static>(py: Python<'_>, run: R, held: impl Send + 'static) {
+    let rest = waiting::detached(py, || match run.is_done() {
         true => None,
-        false => Some(raw),
+        false => Some(run),
     });
-    if let Some(raw) = rest {
-        let orphan = Orphan { raw, _held: Box::new(held) };
-        waiting::detached(py, || ORPHANS.lock().push(orphan));
+    if let Some(run) = rest {
+        let orphan = Orphan { run: Box::new(run), _held: Box::new(held) };
+        waiting::detached(py, || ORPHANS.get().lock().push(orphan));
     }
 }
 
@@ -112,7 +134,8 @@ impl Request {
         Ok(waiting::detached(py, || raw.test()))
     }
 
-    /// Have `function()` called when it is done, on a thread of Maypole's own.
+    /// Have `function()` called when it is done, on a thread of Maypole's own. That has the
+    /// deadline of a wait.
     fn when_done(&self, py: Python<'_>, function: Py<PyAny>) -> PyResult<()> {
         let raw = self.raw(py)?;
         let bell = bell();
@@ -149,19 +172,16 @@ impl Drop for Request {
 
 /// Where functions go that are to be called: to a thread that does nothing else. A fork has a thread of its own.
 fn bell() -> Sender<Py<PyAny>> {
-    static BELL: Mutex<Option<(u64, Sender<Py<PyAny>>)>> = Mutex::new(None);
-    let mut bell = BELL.lock();
-    match &*bell {
-        Some((generation, sender)) if *generation == process::generation() => sender.clone(),
-        _ => {
-            let (sender, receiver) = channel();
-            let thread = std::thread::Builder::new().name("maypole-bell".into());
-            // Without it nobody is called: a process that gets no thread has other worries.
-            let _ = thread.spawn(move || call_each(&receiver));
-            *bell = Some((process::generation(), sender.clone()));
-            sender
-        }
-    }
+    static BELL: PerProcess<Mutex<Option<Sender<Py<PyAny>>>>> = PerProcess::new();
+    let mut bell = BELL.get().lock();
+    bell.get_or_insert_with(|| {
+        let (sender, receiver) = channel();
+        let thread = std::thread::Builder::new().name("maypole-bell".into());
+        // Without it nobody is called: a process that gets no thread has other worries.
+        let _ = thread.spawn(move || call_each(&receiver));
+        sender
+    })
+    .clone()
 }
 
 /// Call each function that comes.

@@ -3,11 +3,12 @@
 use maypole::Result;
 use pyo3::prelude::*;
 
-use crate::{error, waiting};
+use crate::{error, process};
 
 /// A queue of operations, and the thread that runs them in order; different streams run at the same time.
 ///
-/// ``comm.start_on(stream)`` queues operations there. Dropping it waits until the queue is empty.
+/// ``comm.start_on(stream)`` queues operations there. What is queued goes on when nobody keeps the
+/// stream any more.
 #[pyclass(module = "maypole", frozen)]
 pub struct Stream {
     /// `None` only while it is dropped.
@@ -33,8 +34,10 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let stream = self.stream.take();
-        // What it still runs may need the interpreter.
-        Python::attach(|py| waiting::detached(py, || drop(stream)));
+        // Until its queue is empty, which may take as long as deadlines, and may need the
+        // interpreter.
+        if let Some(stream) = self.stream.take() {
+            process::drop_apart("maypole-drop", stream);
+        }
     }
 }

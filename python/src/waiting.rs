@@ -15,8 +15,8 @@ use std::cell::{Cell, RefCell};
 use maypole::{Communicator, Error, Result};
 use pyo3::prelude::*;
 
-use crate::error;
 use crate::jax::interrupt::{self, Presses};
+use crate::{error, process};
 
 /// A wait of this thread.
 struct Frame {
@@ -55,9 +55,22 @@ thread_local! {
     static CURRENT: Cell<*const Frame> = const { Cell::new(std::ptr::null()) };
     /// Whether this thread runs an operation of the user's.
     static COMBINING: Cell<bool> = const { Cell::new(false) };
-    /// Whether this is the process's first thread, on which Python runs handlers.
-    // SAFETY: two calls that ask for numbers.
-    static IS_MAIN: bool = unsafe { libc::syscall(libc::SYS_gettid) == libc::c_long::from(libc::getpid()) };
+    /// Whether this is the process's first thread, as [`is_main`] found in the process of this
+    /// generation.
+    static IS_MAIN: Cell<Option<(u64, bool)>> = const { Cell::new(None) };
+}
+
+/// Whether this is the process's first thread, on which Python runs handlers. In a child by fork it
+/// is the one that forked, whatever it was before.
+fn is_main() -> bool {
+    let process = process::generation();
+    let found = IS_MAIN.get().filter(|(when, _)| *when == process);
+    let (_, is_main) = found.unwrap_or_else(|| {
+        // SAFETY: two calls that ask for numbers.
+        (process, unsafe { libc::syscall(libc::SYS_gettid) == libc::c_long::from(libc::getpid()) })
+    });
+    IS_MAIN.set(Some((process, is_main)));
+    is_main
 }
 
 /// A value that goes where the waiting thread goes: which is nowhere, it stays on its thread.
@@ -84,13 +97,26 @@ pub fn detached<R>(py: Python<'_>, f: impl FnOnce() -> R) -> R {
 /// # Errors
 /// The call's, or what a signal's handler raised; then `comm` was aborted.
 pub fn blocking<R>(py: Python<'_>, comm: &Communicator, call: impl FnOnce() -> Result<R>) -> PyResult<R> {
-    if COMBINING.get() || is_busy(|busy| std::ptr::eq(busy, comm)) {
-        return Err(error::argument(py, BUSY));
-    }
-    match in_frame(py, comm, call) {
+    match interruptible(py, comm, call)? {
         (outcome, None) => outcome.map_err(|e| error::to_py(py, e)),
         (_, Some(raised)) => Err(raised),
     }
+}
+
+/// Make a blocking call of `comm`: what came of it, and what a signal's handler raised, for which
+/// `comm` was aborted.
+///
+/// # Errors
+/// The call cannot be made here.
+pub fn interruptible<R>(
+    py: Python<'_>,
+    comm: &Communicator,
+    call: impl FnOnce() -> Result<R>,
+) -> PyResult<(Result<R>, Option<PyErr>)> {
+    if COMBINING.get() || is_busy(|busy| std::ptr::eq(busy, comm)) {
+        return Err(error::argument(py, BUSY));
+    }
+    Ok(in_frame(py, comm, call))
 }
 
 /// Wait for something that goes on if the wait ends early. `None`: it was not there in time.
@@ -166,9 +192,8 @@ fn look() -> bool {
     if frame.raised.borrow().is_some() {
         return true;
     }
-    let is_main = IS_MAIN.with(|main| *main);
     let what = match &frame.presses {
-        _ if is_main => raised(frame),
+        _ if is_main() => raised(frame),
         Some(presses) => presses.raised(),
         None => None,
     };

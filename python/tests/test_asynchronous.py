@@ -122,6 +122,57 @@ def test_awaiting_a_failure():
     in_threads(2, rank)
 
 
+def test_awaiting_a_message_that_does_not_come():
+    over = threading.Event()
+
+    def rank(comm):
+        if comm.rank:
+            assert over.wait(30)
+            return
+        comm.set_timeout(0.3)
+
+        async def waits():
+            await comm.start.recv(np.zeros(1), 1)
+
+        try:
+            with pytest.raises(maypole.StalledError, match="recv"):
+                asyncio.run(asyncio.wait_for(waits(), 20))
+        finally:
+            over.set()
+
+    in_threads(2, rank)
+
+
+@pytest.mark.parametrize("what", ["persistent", "stream", "request"])
+def test_nothing_is_waited_for_where_it_is_let_go_of(what):
+    """Nobody could end that wait: Ctrl-C does nothing there."""
+    over = threading.Event()
+
+    def rank(comm):
+        x = np.ones(1)
+        if comm.rank:
+            assert over.wait(30)
+            comm.all_reduce(x)
+        else:
+            comm.set_timeout(8)
+            if what == "persistent":
+                kept = comm.persistent.all_reduce(x)
+                kept.start()
+            elif what == "stream":
+                kept = maypole.Stream()
+                request = comm.start_on(kept).all_reduce(x)
+            else:
+                kept = comm.start.all_reduce(x)
+            del kept
+            over.set()
+            if what == "stream":
+                request.wait()
+        comm.barrier()
+        assert x[0] == 2
+
+    in_threads(2, rank)
+
+
 def test_a_request_that_nobody_keeps_goes_on():
     def rank(comm):
         x = np.ones(1 << 16)
@@ -175,7 +226,7 @@ def test_persistent_calls():
         parts = comm.persistent.all_gather_v(x[: comm.rank + 1].copy(), [1, 2], np.zeros(3, "f4"))
         assert (parts.run() == 19.5).all()
         step.start()
-        del step  # waits
+        del step  # goes on, with its array
 
     in_threads(2, rank)
 

@@ -1,7 +1,7 @@
 //! Forks: which process something belongs to, and what a child must not keep.
 //!
 //! A child by `fork` has a copy of its parent's memory and of its descriptors, and of its threads
-//! the one that called. It is no rank. So three things are seen to here, by a handler of
+//! the one that called. It is no rank. So four things are seen to here, by a handler of
 //! `pthread_atfork` that runs in every such child before `fork` returns there:
 //!
 //! * **Descriptors.** The kernel closes a connection when its *last* copy is closed. A child that
@@ -12,6 +12,8 @@
 //! * **Values.** Dropping what was inherited would say goodbye in the parent's name, or wait for a
 //!   lock or a thread that is not there. An [`Own`] value is dropped in the process that made it,
 //!   and in no other.
+//! * **Statics.** A lock that another thread of the parent held while it forked is never given back
+//!   in the child. What lies behind [`PerProcess`] the child has anew.
 //! * **Calls.** [`Process::is_this`] costs a load, so that every call can refuse to serve a child.
 //!
 //! `vfork` and `posix_spawn` run no handlers and need none: the child has its parent's memory until
@@ -147,6 +149,55 @@ impl<T> Drop for Own<T> {
             // SAFETY: dropped only here, and not used any more.
             unsafe { ManuallyDrop::drop(&mut self.value) }
         }
+    }
+}
+
+/// A static value that each process of a line of forks has for itself, as `T::default()` makes it
+/// at the first use: a child does not see its parent's, which another thread may have been at.
+///
+/// Made under a pointer, not a lock, since the child would inherit that. Of two threads that come
+/// first one wins; the other drops what it has made.
+pub struct PerProcess<T>(AtomicPtr<(Process, T)>);
+
+impl<T: Default + Send + Sync> PerProcess<T> {
+    /// None has been made yet.
+    pub const fn new() -> PerProcess<T> {
+        PerProcess(AtomicPtr::new(std::ptr::null_mut()))
+    }
+
+    /// The caller's, if it has made one. Does not allocate.
+    pub fn made(&'static self) -> Option<&'static T> {
+        let there = self.0.load(Ordering::Acquire);
+        // SAFETY: null, or made in `get` and never freed: a child forgets what its parent had.
+        unsafe { there.as_ref() }.filter(|(process, _)| process.is_this()).map(|(_, value)| value)
+    }
+
+    /// The caller's.
+    pub fn get(&'static self) -> &'static T {
+        let mut there = self.0.load(Ordering::Acquire);
+        loop {
+            // SAFETY: as in `made`.
+            match unsafe { there.as_ref() } {
+                Some((process, value)) if process.is_this() => return value,
+                _ => {}
+            }
+            let made = Box::into_raw(Box::new((Process::this(), T::default())));
+            let order = (Ordering::AcqRel, Ordering::Acquire);
+            match self.0.compare_exchange(there, made, order.0, order.1) {
+                Ok(_) => there = made,
+                Err(other) => {
+                    // SAFETY: made above, and nobody else has seen it.
+                    drop(unsafe { Box::from_raw(made) });
+                    there = other;
+                }
+            }
+        }
+    }
+}
+
+impl<T: Default + Send + Sync> Default for PerProcess<T> {
+    fn default() -> PerProcess<T> {
+        PerProcess::new()
     }
 }
 
@@ -293,6 +344,19 @@ mod tests {
         let stream = file(high.as_raw_fd());
         assert!(in_a_child(|| file(high.as_raw_fd()) != stream));
         assert_eq!(file(high.as_raw_fd()), stream, "the parent keeps it");
+    }
+
+    #[test]
+    fn a_lock_that_was_held_is_not_held_in_the_child() {
+        static COUNT: PerProcess<std::sync::Mutex<u32>> = PerProcess::new();
+        let mut count = COUNT.get().lock().unwrap();
+        *count = 7;
+        assert!(in_a_child(|| {
+            let inherited = COUNT.made().is_some();
+            !inherited && COUNT.get().try_lock().is_ok_and(|count| *count == 0)
+        }));
+        drop(count);
+        assert_eq!(*COUNT.get().lock().unwrap(), 7);
     }
 
     #[test]

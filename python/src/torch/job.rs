@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use maypole::{Call, Communicator};
 use parking_lot::{Condvar, Mutex};
-use pyo3::exceptions::{PyBaseException, PyRuntimeError};
+use pyo3::exceptions::{PyBaseException, PyException, PyRuntimeError};
 use pyo3::prelude::*;
 
 use super::{source, target};
@@ -58,11 +58,16 @@ impl Job {
         self.outcome.get().is_some()
     }
 
-    /// Do it, on whatever thread, `here` if that is in the interpreter; and complete futures that were taken.
-    pub fn run(&self, here: Option<Python<'_>>) {
-        let Some(task) = self.task.lock().take() else { return };
+    /// Do it, on whatever thread, `here` if that is in the interpreter; and complete futures that
+    /// were taken. Returns what a signal's handler raised meanwhile on a thread in the interpreter:
+    /// that is for whoever waits there, whichever job was in front of his, and not for those who
+    /// ask what came of this one, which the communicator says.
+    #[must_use = "Ctrl-C would be lost"]
+    pub fn run(&self, here: Option<Python<'_>>) -> Option<PyErr> {
+        let task = self.task.lock().take()?;
+        let mut raised = None;
         let outcome = match (task, here) {
-            (task, Some(py)) => outcome(py, within(py, task)),
+            (task, Some(py)) => outcome(py, within(py, task, &mut raised)),
             (Task::Call { comm, call, input, output, keep }, None) => {
                 // SAFETY: `keep` has both tensors, whose lengths the Python caller has checked, until this returns.
                 let result = unsafe { comm.run_at(call, source(input), target(output)) };
@@ -76,10 +81,11 @@ impl Job {
                     }
                 }
             }
-            (task, None) => process::attached(|py| outcome(py, within(py, task)))
+            (task, None) => process::attached(|py| outcome(py, within(py, task, &mut raised)))
                 .unwrap_or_else(|| Outcome::Lost("not called: the interpreter is shutting down".into())),
         };
         self.finish(outcome, here);
+        raised
     }
 
     /// It will not be done: whoever waits for it is told `why`. Nothing if it has begun.
@@ -124,14 +130,22 @@ impl Job {
     }
 }
 
-/// Do what there is to do, in the interpreter.
-fn within(py: Python<'_>, task: Task) -> PyResult<()> {
+/// Do what there is to do, in the interpreter. `raised` gets what a signal's handler raised.
+fn within(py: Python<'_>, task: Task, raised: &mut Option<PyErr>) -> PyResult<()> {
     match task {
         Task::Call { comm, call, input, output, keep: _keep } => {
             // SAFETY: `_keep` has both tensors, whose lengths the Python caller has checked, until this returns.
-            waiting::blocking(py, &comm, || unsafe { comm.run_at(call, source(input), target(output)) })
+            let run = || unsafe { comm.run_at(call, source(input), target(output)) };
+            let (outcome, interrupted) = waiting::interruptible(py, &comm, run)?;
+            *raised = interrupted;
+            outcome.map_err(|e| error::to_py(py, e))
         }
-        Task::Body(body) => body.call0(py).map(drop),
+        Task::Body(body) => body.call0(py).map(drop).inspect_err(|error| {
+            // No error of the body's own: it ends whoever runs it.
+            if !error.is_instance_of::<PyException>(py) {
+                *raised = Some(error.clone_ref(py));
+            }
+        }),
     }
 }
 

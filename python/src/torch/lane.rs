@@ -93,7 +93,8 @@ impl Lane {
             let _turn = self.turn.lock();
             let _running = Running::new(self);
             if let Some(job) = self.next() {
-                job.run(None);
+                // Handlers of signals run on the main thread, which this is not.
+                let _ = job.run(None);
             }
         }
     }
@@ -139,8 +140,7 @@ impl Order {
             }
         }
         // After the lane was closed there is no group to call, as the job will find.
-        job.run(Some(py));
-        Ok(())
+        job.run(Some(py)).map_or(Ok(()), Err)
     }
 
     fn finish(&self, py: Python<'_>, job: &Job) -> PyResult<()> {
@@ -149,14 +149,17 @@ impl Order {
             while !job.is_done()
                 && let Some(next) = lane.next()
             {
-                next.run(Some(py));
+                if let Some(raised) = next.run(Some(py)) {
+                    return Err(raised);
+                }
             }
+            Ok(())
         };
         if lane.is_mine() {
-            run();
+            run()?;
         } else if let Some(_turn) = lane.turn.try_lock() {
             let _running = Running::new(lane);
-            run();
+            run()?;
         }
         while !job.is_done() {
             waiting::detached(py, || job.wait_for(SLICE));

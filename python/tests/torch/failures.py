@@ -4,7 +4,9 @@ The argument is the name of what goes wrong. A rank that was told what it should
 """
 
 import os
+import signal
 import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -56,6 +58,35 @@ def deadline(rank, size):
 def error_of_backend(group):
     backend = group._get_backend(torch.device("cpu"))
     return str(backend.get_error()).rpartition(".")[2] if maypole.torch.MaypoleBackend is not None else None
+
+
+def interrupted(rank, size):
+    # Ctrl-C ends the wait for a call as Ctrl-C, whichever call in front of it was at work: no
+    # `except maypole.Error` takes it for a failure.
+    store = dist.distributed_c10d._get_default_store()
+    if rank == 1:
+        store.wait(["over"], timedelta(seconds=60))
+        return
+    # The group's thread, which the first call starts, comes too late for it, so that its waiter
+    # runs it: this thread does not give way on the one processor that both have.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except PermissionError:
+        print("skipped: interrupted: only root can have the thread come late; who runs the call is left to chance")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    first, second = (dist.all_reduce(torch.ones(3), async_op=True) for _ in range(2))
+    try:
+        second.wait()
+    except KeyboardInterrupt:
+        if first.is_completed():
+            told(first.wait, "KeyboardInterrupt in a blocking call")
+        dist.group.WORLD.abort()
+    else:
+        raise AssertionError("nothing was raised")
+    finally:
+        store.set("over", "1")
 
 
 def death(rank, size):

@@ -20,7 +20,9 @@ def test_backend(size):
         assert "ok: after_destroy" in output
 
 
-@pytest.mark.parametrize("what", ["shapes", "types", "collectives", "deadline", "death", "raised", "aborted", "future"])
+@pytest.mark.parametrize(
+    "what", ["shapes", "types", "collectives", "deadline", "interrupted", "death", "raised", "aborted", "future"]
+)
 def test_failures(what):
     run("failures.py", 2, what, timeout=90)
 
