@@ -16,7 +16,11 @@ threads a rank with ``maypole.threads(n)``.
 
 import atexit as _atexit
 
-from ._maypole import (
+from . import _interpreter
+
+_interpreter.check_which()
+
+from ._maypole import (  # noqa: E402
     AbortedError,
     ArgumentError,
     BootstrapError,
@@ -86,6 +90,8 @@ __all__ = [
     "wait_all",
     "wait_any",
 ]
+
+_interpreter.check_lock()
 
 # Threads of Maypole's must not ask for an interpreter that is gone.
 _atexit.register(_leave)

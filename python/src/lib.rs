@@ -40,8 +40,9 @@ use std::ffi::OsString;
 
 use pyo3::prelude::*;
 
-/// Collective communication; see the package `maypole`.
-#[pymodule]
+/// Collective communication; see the package `maypole`. A free-threaded CPython turns its lock on
+/// for it: nothing has shown that it can do without.
+#[pymodule(gil_used = true)]
 fn _maypole(module: &Bound<'_, PyModule>) -> PyResult<()> {
     maypole::fork::watch();
     waiting::register();

@@ -1,5 +1,6 @@
 """Ranks as processes: the launcher, other launchers, Ctrl-C, deaths, and how a process ends."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -174,6 +175,40 @@ def test_ctrl_c_while_ranks_meet(script):
     assert done.stderr.endswith("KeyboardInterrupt\n") and time.monotonic() - began < 20
 
 
+def test_ctrl_c_in_a_child_of_a_thread_that_had_waited(script):
+    """The thread that forks is the main thread of its child, whatever it was before."""
+    done = subprocess.run(
+        [sys.executable, script("""
+            import maypole, os, signal, threading, time
+
+            def thread():
+                comm, other = maypole.threads(2, timeout=20)
+                late = threading.Timer(0.5, other.barrier)
+                late.start()
+                comm.barrier()
+                late.join()
+                child = os.fork()
+                if child == 0:
+                    status = 9
+                    try:
+                        comm, other = maypole.threads(2, timeout=8, late=0)
+                        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+                        comm.barrier()
+                    except KeyboardInterrupt:
+                        status = 7
+                    finally:
+                        os._exit(status)
+                print("ended with", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+            forks = threading.Thread(target=thread)
+            forks.start()
+            forks.join()
+        """)],
+        env=environment(), capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.stdout == "ended with 7\n", done.stdout + done.stderr
+
+
 def test_a_signal_handler_may_abort_but_not_communicate(launch):
     done = launch(
         2,
@@ -201,6 +236,79 @@ def test_a_signal_handler_may_abort_but_not_communicate(launch):
     assert "[0] the communicator is in a call already, which has called a signal handler" in done.stdout, done.stdout
     for rank in (0, 1):
         assert f"[{rank}] rank {rank}: rank 0 aborted the communicator: asked to" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+def test_children_of_multiprocessing_leave_in_good_order(script, how):
+    """They run no exit functions."""
+    done = subprocess.run(
+        [sys.executable, script("""
+            import multiprocessing, os, sys, time
+
+            def rank(rank, port):
+                os.environ.update(RANK=str(rank), WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                import maypole, numpy
+                global comm
+                comm = maypole.init()
+                comm.all_reduce(numpy.ones(1))
+                if rank == 1:
+                    return
+                time.sleep(1)
+                print(comm.verdict, flush=True)
+
+            if __name__ == "__main__":
+                import socket
+                with socket.create_server(("127.0.0.1", 0)) as free:
+                    port = str(free.getsockname()[1])
+                context = multiprocessing.get_context(sys.argv[1])
+                ranks = [context.Process(target=rank, args=(r, port)) for r in range(3)]
+                for each in ranks:
+                    each.start()
+                for each in ranks:
+                    each.join()
+                print([each.exitcode for each in ranks])
+        """), how],
+        env=environment(), capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.stdout == "None\nNone\n[0, 0, 0]\n", done.stdout + done.stderr
+
+
+SUB_INTERPRETER = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+other = interpreters.create()
+interpreters.run_string(other, '''
+try:
+    import maypole
+except ImportError as error:
+    print(error, flush=True)
+''')
+import maypole
+print("the main one has it", len(maypole.threads(1)))
+"""
+
+
+def test_a_sub_interpreter_is_refused(script):
+    """Before anything could hang."""
+    if not any(importlib.util.find_spec(name) for name in ("_interpreters", "_xxsubinterpreters")):
+        pytest.skip("this Python has no sub-interpreters")
+    done = subprocess.run(
+        [sys.executable, script(SUB_INTERPRETER)], env=environment(), capture_output=True, text=True, timeout=PATIENCE
+    )
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("maypole runs in the main interpreter of a process"), done.stdout + done.stderr
+    assert rest == ["the main one has it 1"], done.stdout + done.stderr
+
+
+def test_an_interpreter_without_its_lock_is_refused():
+    """One that was told to keep it off. (That a free-threaded build turns it on otherwise is CPython's part.)"""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys._is_gil_enabled = lambda: False; import maypole"],
+        env=environment(), capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 1 and "ImportError: maypole needs the interpreter's lock" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
