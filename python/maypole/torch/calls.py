@@ -129,7 +129,7 @@ def overlap(one, other):
 class Calls:
     """The part of a group that all its collectives use. `_link`, `_lane`, `_rank`, `_size`, `_timeout`: see `group`."""
 
-    def _is_watched(self, *arguments):
+    def _is_watched(self, tensors=(), others=()):
         """Whether a call has to go through PyTorch's dispatcher: see `seen`."""
         return False
 

@@ -201,7 +201,7 @@ class Collectives(Calls):
     def all_gather_single(self, output, input, opts=None):
         name = "all_gather_into_tensor"
         opts = _options(c10d.AllgatherOptions, opts)
-        if self._is_watched(output, input):
+        if self._is_watched((output, input)):
             return own(c10d.ProcessGroup.all_gather_single(self, output, input, opts))
         self._blocks(name, output, "output_tensor", input, "input_tensor")
         if self._is_direct(opts, input, output):
@@ -252,7 +252,7 @@ class Collectives(Calls):
     def allgather_coalesced(self, output_lists, input_list, opts=None):
         name = "all_gather_coalesced"
         opts = _options(c10d.AllgatherOptions, opts)
-        if self._is_watched(input_list, *output_lists):
+        if self._is_watched(input_list, [output for outputs in output_lists for output in outputs]):
             return own(c10d.ProcessGroup.allgather_coalesced(self, output_lists, input_list, opts))
         if len(output_lists) != self._size:
             raise ArgumentError(f"{name}: output_tensor_lists: {self._size} lists were expected, one for each rank, "
@@ -318,7 +318,7 @@ class Collectives(Calls):
     def reduce_scatter_single(self, output, input, opts=None):
         name = "reduce_scatter_tensor"
         opts = _options(c10d.ReduceScatterOptions, opts)
-        if self._is_watched(output, input):
+        if self._is_watched((output, input)):
             return own(c10d.ProcessGroup.reduce_scatter_single(self, output, input, opts))
         self._blocks(name, input, "input", output, "output")
         what = PLAIN.get((output.dtype, hash(opts.reduceOp)))
@@ -376,7 +376,7 @@ class Collectives(Calls):
         opts = _options(c10d.GatherOptions, opts)
         root = self._root("gather_into_tensor", opts.rootRank)
         # C++ asks no Python backend for this one.
-        if self._rank == root and self._is_watched(output, input) or self._is_watched(input):
+        if self._rank == root and self._is_watched((output, input)) or self._is_watched((input,)):
             return self.gather([list(output.chunk(self._size))] if self._rank == root else [], [input], opts)
         check("gather_into_tensor", "input", input)
         if self._rank == root:
@@ -420,7 +420,7 @@ class Collectives(Calls):
     def all_to_all_single(self, output, input, output_split_sizes=(), input_split_sizes=(), opts=None):
         name = "all_to_all_single"
         opts = _options(c10d.AllToAllOptions, opts)
-        if self._is_watched(output, input):
+        if self._is_watched((output, input)):
             splits = list(output_split_sizes or ()), list(input_split_sizes or ())
             return own(c10d.ProcessGroup.all_to_all_single(self, output, input, *splits, opts))
         check(name, "input", input)

@@ -23,9 +23,21 @@ from torch._C import _distributed_c10d as c10d
 from torch.autograd import profiler as _profiler
 from torch.utils import _python_dispatch as _modes
 
+_Tensor, _MANY = torch.Tensor, (list, tuple)
 # Whether works are registered for `wait_tensor` to find: for compiled functions that get what is
-# under way.
-_in_flight = getattr(c10d, "_allow_inflight_collective_as_graph_input", bool)
+# under way. PyTorch's own function that says so takes as long as all else that is asked.
+_in_flight = False
+_set_in_flight = getattr(c10d, "_set_allow_inflight_collective_as_graph_input", None)
+
+
+def _note_in_flight(value):
+    global _in_flight
+    _in_flight = bool(value)
+    return _set_in_flight(value)
+
+
+if _set_in_flight is not None:
+    c10d._set_allow_inflight_collective_as_graph_input = _note_in_flight
 
 _made = threading.local()
 
@@ -58,7 +70,7 @@ def own(wrapped):
     of ours."""
     work, _made.work = _made.work, None
     # Where works are registered, the one that is must be waited for: C++'s.
-    return wrapped if work is None or _in_flight() else work
+    return wrapped if work is None or _in_flight else work
 
 
 class Seen:
@@ -74,18 +86,25 @@ class Seen:
         if any(_is_positive(name) for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")):
             self._hooks.add("flight recorder")
 
-    def _is_watched(self, *arguments):
-        """Whether a call on these tensors, and lists of tensors, has to go through the
+    def _is_watched(self, tensors=(), others=()):
+        """Whether a call on these tensors (lists, tuples, or one) has to go through the
         dispatcher."""
-        if self._hooks or _profiler._is_profiler_enabled or _modes._is_in_torch_dispatch_mode or _in_flight():
+        if (
+            self._hooks
+            or _profiler._is_profiler_enabled
+            or _modes._is_in_torch_dispatch_mode
+            or _in_flight
+        ):
             _made.work = None
             return True
-        for argument in arguments:
-            kind = type(argument)
-            for tensor in argument if kind is list or kind is tuple else (argument,):
-                if _live_there[type(tensor)] or getattr(tensor, "is_meta", False):
-                    _made.work = None
-                    return True
+        for tensor in tensors if type(tensors) in _MANY else (tensors,):
+            if type(tensor) is not _Tensor and _live_there[type(tensor)]:
+                _made.work = None
+                return True
+        for tensor in others if type(others) in _MANY else (others,):
+            if type(tensor) is not _Tensor and _live_there[type(tensor)]:
+                _made.work = None
+                return True
         return False
 
     def register_pre_hook(self, hook_id, hook):

@@ -280,8 +280,7 @@ def through_cpp(rank, size):
 def bad_arguments(rank, size):
     good, group = torch.ones(4), dist.group.WORLD
     error = maypole.ArgumentError
-    if not maypole.torch.releases.NEW_NAMES:
-        raises(error, lambda: dist.all_reduce(torch.ones(3, device="meta")), "all_reduce", "tensor", "meta")
+    raises(error, lambda: dist.all_reduce(torch.ones(3, device="meta")), "all_reduce", "tensor", "meta")
     raises(error, lambda: dist.all_reduce(good, dist.ReduceOp.BAND), "op", "BAND", "float32")
     raises(error, lambda: group.allreduce([good, good]), "tensor", "2")
     raises(error, lambda: dist.all_gather_into_tensor(torch.ones(1), good), "output_tensor", "1 elements")
