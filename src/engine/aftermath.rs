@@ -33,10 +33,10 @@ use crate::running::{Clock, Moment};
 /// stand in a queue of the kernel's, or of this rank's node.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
-/// How long what ranks that live pass on may take: an eighth of the deadline, at least a second and at most ten. Whoever
+/// How long what ranks that live pass on may take: an eighth of the deadline, at least a second and at most three. Whoever
 /// allows for slow ranks allows for them here.
 fn slowest(deadline: Duration) -> Duration {
-    (deadline / 8).clamp(Duration::from_secs(1), Duration::from_secs(10))
+    (deadline / 8).clamp(Duration::from_secs(1), Duration::from_secs(3))
 }
 
 /// One wait after a death.
