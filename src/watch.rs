@@ -334,6 +334,11 @@ pub trait Jury: Send + Sync {
     /// member's death is the verdict, those that inquired after it are told.
     fn give_up(&self, _context: u64, _rank: usize) {}
 
+    /// Whether it still hears of the other ranks: it does not once what holds the job together is out of reach.
+    fn hears(&self) -> bool {
+        true
+    }
+
     /// Rank `rank` leaves the communicator in good order.
     fn leave(&self, context: u64, rank: usize);
 }

@@ -166,7 +166,7 @@ fn an_operation_that_the_dead_had_ended_ends_on_every_rank() {
 }
 
 /// How long the rank that sends takes, and the processes are stopped: longer than the least that is waited after a death.
-const PAUSE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_secs(3);
 
 #[test]
 fn after_a_death_those_who_live_may_be_slow() {

@@ -12,7 +12,8 @@
 //! * *From one that lives* may come what it passes on of the dead's, and it may be slow at it. It has [`slowest`],
 //!   counted from when anything last moved. Mostly nobody waits that long: a rank that fails does nothing in the
 //!   communicator any more (it *gives up*). It closes its links there and tells the jury, of whom those that wait for it
-//!   have asked to hear. So failing spreads along what waits for what, and no further.
+//!   have asked to hear. So failing spreads along what waits for what, and no further. A rank that has lost the hub hears
+//!   of nobody, who may be out of its reach as well: there all have [`ON_ITS_WAY`].
 //! * *To a rank that is gone* nothing is begun: it would be needed after its end.
 //!
 //! A rank that has given up begins nothing again in that communicator ([`Watch::is_over`](crate::watch::Watch::is_over)):
@@ -33,10 +34,10 @@ use crate::running::{Clock, Moment};
 /// stand in a queue of the kernel's, or of this rank's node.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
-/// How long what ranks that live pass on may take: an eighth of the deadline, at least a second and at most three. Whoever
+/// How long what ranks that live pass on may take: an eighth of the deadline, at least a second and at most ten. Whoever
 /// allows for slow ranks allows for them here.
 fn slowest(deadline: Duration) -> Duration {
-    (deadline / 8).clamp(Duration::from_secs(1), Duration::from_secs(3))
+    (deadline / 8).clamp(Duration::from_secs(1), Duration::from_secs(10))
 }
 
 /// One wait after a death.
@@ -83,7 +84,7 @@ impl Aftermath {
             self.asked = Some(rank);
             court.jury.inquire(court.context, court.me, *operation, rank);
         }
-        self.still_for() >= slowest(court.timeout)
+        self.still_for() >= if court.jury.hears() { slowest(court.timeout) } else { ON_ITS_WAY }
     }
 
     /// Rank `rank` is known to be gone, and a poll of everything found nothing of it: whether nothing more will come.

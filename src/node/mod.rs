@@ -309,6 +309,10 @@ impl Jury for Node {
         self.shared.report(context, verdict);
     }
 
+    fn hears(&self) -> bool {
+        !self.shared.hub_lost.load(Ordering::Acquire)
+    }
+
     fn inquire(&self, context: u64, _asker: usize, operation: Fingerprint, peer: usize) {
         self.shared.post(&ToHub::Inquire { context, operation, peer });
     }
