@@ -10,15 +10,20 @@
 //! post HEX                   ok
 //! read                       notice HEX, once there is one that this rank has not read
 //! clear                      ok
+//! aborting                   no answer
 //! ```
 //!
 //! A notice counts until it is taken down, until there is a newer one, or until the connection ends on which it was
 //! posted: an attempt that has failed leaves nothing behind that a late rank would find. And a rank gets each notice
 //! once, whichever of its processes asks, so any number of worlds can be made, by one program or by several in a row.
+//!
+//! A rank that aborts a communicator says so here before it tells the other ranks. They may end sooner than it does, and
+//! the exit status of the job is to be that of the rank that failed first.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use maypole_transports::fork;
@@ -92,6 +97,8 @@ pub enum Request {
     Read,
     /// Take the notice down.
     Clear,
+    /// It is about to abort a communicator.
+    Aborting,
 }
 
 impl Request {
@@ -106,6 +113,7 @@ impl Request {
             "post" => Request::Post(unhex(words.next()?).filter(|bytes| bytes.len() <= LONGEST_NOTICE)?),
             "read" => Request::Read,
             "clear" => Request::Clear,
+            "aborting" => Request::Aborting,
             _ => return None,
         };
         words.next().is_none().then_some(request)
@@ -117,6 +125,7 @@ impl Request {
             Request::Post(bytes) => format!("post {}\n", hex(bytes)),
             Request::Read => "read\n".to_string(),
             Request::Clear => "clear\n".to_string(),
+            Request::Aborting => "aborting\n".to_string(),
         }
     }
 }
@@ -165,6 +174,7 @@ impl RunBoard {
         let address = SocketAddr::from_abstract_name(&place.name).map_err(failed)?;
         let stream = UnixStream::connect_addr(&address).map_err(failed)?;
         fork::close_in_children(&stream);
+        MET_AT.get_or_init(|| place.clone());
         let hello = Request::Hello { secret: place.secret.clone(), rank: place.rank };
         let mut board = RunBoard { stream: Some(BufReader::new(stream)), place, answer: Vec::new() };
         board.send(&hello)?;
@@ -223,6 +233,19 @@ impl RunBoard {
     }
 }
 
+/// Where this process has met the other ranks.
+static MET_AT: OnceLock<Place> = OnceLock::new();
+
+/// Tell the launcher that this rank is about to abort a communicator; nothing where the ranks have not met at its board.
+/// Does not wait for the launcher: what was said before a rank ends is heard before its end is.
+#[cold]
+pub(crate) fn say_that_this_rank_aborts() {
+    if let Some(place) = MET_AT.get() {
+        // If the launcher is gone, nobody wants to know.
+        let _ = RunBoard::connect(place.clone()).and_then(|mut board| board.send(&Request::Aborting));
+    }
+}
+
 impl Board for RunBoard {
     fn post(&mut self, bytes: &[u8]) -> Result<()> {
         self.done(&Request::Post(bytes.to_vec()))
@@ -263,6 +286,7 @@ mod tests {
             Request::Post(Vec::new()),
             Request::Read,
             Request::Clear,
+            Request::Aborting,
         ] {
             let line = request.line();
             assert_eq!(Request::parse(line.strip_suffix('\n').unwrap()), Some(request));

@@ -81,6 +81,7 @@ use crate::config::Config;
 use crate::error::{Error, Result, Verdict};
 use crate::exit::{End, Membership};
 use crate::fingerprint::Fingerprint;
+use crate::launch::run_board;
 use crate::running::Limit;
 use crate::watch::{Jury, Stall, Watch};
 
@@ -306,6 +307,9 @@ impl Node {
 
 impl Jury for Node {
     fn report(&self, context: u64, verdict: Verdict) {
+        if matches!(verdict, Verdict::Aborted { .. }) && self.shared.is_fine(context) {
+            run_board::say_that_this_rank_aborts();
+        }
         self.shared.report(context, verdict);
     }
 

@@ -177,6 +177,11 @@ impl Shared {
         self.post_or_else(context, &ToHub::Report { context, verdict: verdict.clone() }, verdict);
     }
 
+    /// Whether this rank is in `context` and knows of no verdict on it.
+    pub fn is_fine(&self, context: u64) -> bool {
+        self.contexts.lock().get(&context).is_some_and(|registered| !registered.watch.raised())
+    }
+
     /// Tell the hub, once, that this rank leaves `context`, and what it did last.
     pub fn leave(&self, context: u64) {
         let mut contexts = self.contexts.lock();

@@ -1,8 +1,11 @@
 //! What `maypole run` promises: every line prefixed and whole, signals passed on, the first failure named and the rest
 //! ended, shells' exit statuses, and nothing left in the process table, even if it is killed itself.
 
+mod blame;
 mod meeting;
 mod output;
+#[path = "../ranks/mod.rs"]
+mod ranks;
 mod signals;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -21,7 +21,8 @@ use super::stdin::Readers;
 ///
 /// Exit status: 0 if every rank returned 0; otherwise that of the rank that failed first, 128 + N if signal N ended it;
 /// 124 after --timeout; 126 or 127 if PROGRAM cannot be run or found; 2 for a wrong command line. What happens to the
-/// output does not change it.
+/// output does not change it. A rank that aborts a communicator has failed before those that are told of it, if it ends
+/// within two seconds.
 #[derive(clap::Args)]
 #[command(after_help = "Example: maypole run -n 4 -x MAYPOLE_LOG=info -- ./train --epochs 3")]
 pub struct Args {

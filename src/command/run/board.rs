@@ -1,4 +1,5 @@
-//! The board at which the ranks leave each other word of where they meet; [`run_board`] has what goes over it.
+//! The board at which the ranks leave each other word of where they meet, and the launcher word that they abort;
+//! [`run_board`] has what goes over it.
 //!
 //! It is served between the launcher's other work: no call here waits. A rank's connection is there while it makes a
 //! world, and no longer.
@@ -28,6 +29,8 @@ pub(super) struct Board {
     notice: Option<Vec<u8>>,
     /// The latest notice that each rank has read.
     read: Vec<u64>,
+    /// A rank that has said that it aborts.
+    aborting: Option<usize>,
 }
 
 /// A connection.
@@ -59,7 +62,16 @@ impl Board {
         let listener = listener.map_err(system)?;
         listener.set_nonblocking(true).map_err(system)?;
         let secret = secret.to_string();
-        Ok(Board { listener, name, secret, callers: Vec::new(), number: 0, notice: None, read: vec![0; ranks] })
+        Ok(Board {
+            listener,
+            name,
+            secret,
+            callers: Vec::new(),
+            number: 0,
+            notice: None,
+            read: vec![0; ranks],
+            aborting: None,
+        })
     }
 
     /// How `rank` finds it.
@@ -90,6 +102,20 @@ impl Board {
         while called && let Ok((stream, _)) = self.listener.accept() {
             self.admit(stream);
         }
+    }
+
+    /// Take what has been said by now, whether or not it was seen to come.
+    pub(super) fn catch_up(&mut self) {
+        // First whoever calls is let in, then heard.
+        for _ in 0..2 {
+            let all = vec![true; self.descriptors().count()];
+            self.serve(&all);
+        }
+    }
+
+    /// The first rank that has said since the last call that it aborts.
+    pub(super) fn take_aborting(&mut self) -> Option<usize> {
+        self.aborting.take()
     }
 
     fn admit(&mut self, stream: UnixStream) {
@@ -147,6 +173,10 @@ impl Board {
                 caller.waits = true;
                 true
             }
+            (Request::Aborting, Some(rank)) => {
+                self.aborting.get_or_insert(rank);
+                true
+            }
             _ => false,
         }
     }
@@ -192,11 +222,7 @@ mod tests {
 
         /// What comes by now, if anything does.
         fn hear(&mut self, board: &mut Board) -> Option<String> {
-            // Everything may be ready: what is not is found out.
-            for _ in 0..3 {
-                let all = vec![true; board.descriptors().count()];
-                board.serve(&all);
-            }
+            board.catch_up();
             self.0.get_ref().set_nonblocking(true).unwrap();
             let mut line = String::new();
             match self.0.read_line(&mut line) {
@@ -244,6 +270,17 @@ mod tests {
         again.say("post 02");
         assert_eq!(again.hear(&mut board).as_deref(), Some("ok"));
         assert_eq!(one.hear(&mut board).as_deref(), Some("notice 02"));
+    }
+
+    #[test]
+    fn a_rank_that_aborts_is_heard_though_it_has_hung_up() {
+        let mut board = Board::open(3).unwrap();
+        for rank in [2, 1] {
+            Rank::call(&board, &format!("maypole 1 {} {rank}", board.secret)).say("aborting");
+        }
+        Rank::call(&board, "aborting");
+        board.catch_up();
+        assert_eq!((board.take_aborting(), board.take_aborting()), (Some(2), None));
     }
 
     #[test]

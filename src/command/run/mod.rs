@@ -4,11 +4,12 @@
 //! and, through SIGCHLD, the ranks. Nothing in it waits for anything else: what may take long, which is to write where a
 //! reader is slow and to read where a person types, [`writer`] and [`stdin`] do on threads. Every rank is the leader of
 //! its own process group, so a signal reaches whatever the rank itself has started (a shell that runs a program, say).
-//! [`args`] has the command line, [`ranks`] starts and ends the ranks, [`output`] and [`lines`] prefix what they print,
-//! [`keeper`] ends them if this process is killed.
+//! [`args`] has the command line, [`ranks`] starts and ends the ranks, [`blame`] says which of them failed first,
+//! [`output`] and [`lines`] prefix what they print, [`keeper`] ends them if this process is killed.
 
 mod args;
 mod bind;
+mod blame;
 mod board;
 mod keeper;
 mod lines;
@@ -33,6 +34,7 @@ use super::say;
 use crate::error::{Error, Result};
 use crate::running::{Clock, LOOK, Moment};
 pub(crate) use args::{Args, with_np};
+use blame::Blame;
 use board::Board;
 use keeper::Keeper;
 use output::Output;
@@ -93,6 +95,7 @@ struct Job {
     clock: Clock,
     grace: Duration,
     ended: Ended,
+    blame: Blame,
     status: Option<u8>,
     /// The last signal that was passed on, to say so if a rank dies of it.
     passed_on: Option<Signal>,
@@ -126,6 +129,7 @@ impl Job {
             clock,
             grace: args.grace,
             ended: Ended::Not,
+            blame: Blame::default(),
             status: None,
             passed_on: None,
         })
@@ -186,7 +190,7 @@ impl Job {
             Ended::Killed => return self.sleep(None),
         };
         let deadline = self.deadline.map(|(deadline, _)| deadline).filter(|_| !matches!(self.ended, Ended::Asked(_)));
-        self.sleep(wake.into_iter().chain(deadline).min())
+        self.sleep(wake.into_iter().chain(deadline).chain(self.blame.due()).min())
     }
 
     /// Sleep until something happens, `wake` comes, or a line has waited long enough; serve the board, copy output.
@@ -270,11 +274,17 @@ impl Job {
     }
 
     fn take_endings(&mut self) {
-        let failed = self.ranks.endings();
-        // Several may have ended since the last look. One that a signal ended is more likely the cause than one that
-        // returned an error.
-        let first = failed.iter().find(|(_, ending)| matches!(ending, Ending::Signal(..))).or(failed.first());
-        let Some(&(rank, ending)) = first else { return };
+        let ended = self.ranks.endings();
+        if !ended.is_empty() {
+            // Whoever has aborted said so before the others could end.
+            self.board.catch_up();
+        }
+        let now = self.clock.shown();
+        if let Some(rank) = self.board.take_aborting() {
+            self.blame.aborts(rank, now);
+        }
+        let first = self.blame.first(ended, |rank| self.ranks.is_alive(rank), now);
+        let Some((rank, ending)) = first else { return };
         let already = self.status.is_some();
         self.status.get_or_insert(ending.status());
         if already || matches!(self.ended, Ended::Asked(_) | Ended::Killed) {

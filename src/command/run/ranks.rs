@@ -129,6 +129,11 @@ impl Ranks {
         self.ended.iter().filter(|&&ended| !ended).count()
     }
 
+    /// Whether this one has not ended.
+    pub(super) fn is_alive(&self, rank: usize) -> bool {
+        !self.ended[rank]
+    }
+
     /// Those that have ended badly since the last call.
     pub(super) fn endings(&mut self) -> Vec<(usize, Ending)> {
         let mut failed = Vec::new();
