@@ -670,8 +670,9 @@ maypole_status maypole_comm_subset(maypole_comm comm,
  * after all its exit handlers and static destructors; what is under way then has a second to end. Rank 0's process (the one
  * that made the id, if it is a rank's) holds the job together and waits there until the other processes have left that world
  * too: however long they are at work in communicators that have not failed. After five seconds it says for whom, and
- * SIGTERM, SIGINT and SIGHUP then end it at once, whatever handlers they have. After _exit(), abort() or
- * a signal the process counts as dead, and the other ranks are told so at once.
+ * SIGTERM, SIGINT and SIGHUP then end it at once, whatever handlers they have. Where main ends by pthread_exit(),
+ * the process goes on until its last thread has ended, and communicators have threads: destroy them. After
+ * _exit(), abort() or a signal the process counts as dead, and the other ranks are told so at once.
  */
 maypole_status maypole_comm_destroy(maypole_comm comm);
 

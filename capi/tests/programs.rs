@@ -4,8 +4,9 @@
 mod prefix;
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use prefix::{compile, folder, have, prefix, ranks, ranks_in, text, under_valgrind};
 
@@ -78,7 +79,16 @@ fn programs_that_destroy_nothing_leave_in_good_order() {
     let program = compile("tests/programs/ends.cpp", None);
     for transport in ["shm", "tcp"] {
         let environment = [("MAYPOLE_TRANSPORT".into(), transport.into())];
-        for way in ["return", "exit", "quick_exit", "late static", "owned static", "request", "forgotten child"] {
+        for way in [
+            "return",
+            "exit",
+            "quick_exit",
+            "late static",
+            "owned static",
+            "request",
+            "forgotten child",
+            "pthread_exit",
+        ] {
             for _ in 0..3 {
                 let lines = ranks_in(&environment, 3, &[path(&program), way]);
                 assert_eq!(lines.iter().filter(|line| line.ends_with("] fine")).count(), 3, "{way}: {lines:#?}");
@@ -118,12 +128,32 @@ fn the_library_stays_when_it_is_closed() {
     run("tests/programs/unload.c", &[1], |_, _| "fine".into());
 }
 
+/// A program, and two copies of the library for it to open.
+fn copies() -> (PathBuf, [PathBuf; 2]) {
+    static OTHER: OnceLock<PathBuf> = OnceLock::new();
+    let one = prefix().join("lib/libmaypole.so.0");
+    // Once: tests run at the same time, and none may write what another has mapped.
+    let other = OTHER.get_or_init(|| {
+        let other = folder("copies").join("libother.so");
+        std::fs::copy(&one, &other).expect("a copy in the target directory");
+        other
+    });
+    (compile("tests/programs/copies.c", None), [one.clone(), other.clone()])
+}
+
+#[test]
+fn copies_of_the_library_work_in_one_process_at_the_same_time() {
+    let (program, [one, other]) = copies();
+    for transport in ["shm", "tcp"] {
+        let environment = [("MAYPOLE_TRANSPORT".into(), transport.into())];
+        let lines = ranks_in(&environment, 2, &[path(&program), path(&one), path(&other), "together"]);
+        assert!((0..2).all(|rank| lines.contains(&format!("[{rank}] fine"))), "{transport}: {lines:#?}");
+    }
+}
+
 #[test]
 fn copies_of_the_library_in_one_process_meet_at_one_address() {
-    let program = compile("tests/programs/copies.c", None);
-    let one = prefix().join("lib/libmaypole.so.0");
-    let other = folder("copies").join("libother.so");
-    std::fs::copy(&one, &other).expect("a copy in the target directory");
+    let (program, [one, other]) = copies();
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
     let ranks: Vec<Child> = (0..2)
         .map(|rank| {

@@ -1,5 +1,6 @@
 /* Programs that end without destroying their communicators: every way that runs exit handlers leaves in good order.
    Usage: ends WAY. Rank 0 is slow in its part of the last operation; the others end when theirs is done. */
+#include <pthread.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -39,6 +40,20 @@ struct Late {
 
 static maypole::Communicator owned{static_cast<maypole_comm>(nullptr)};
 
+/* What goes on when main has ended: the process ends with its last thread, which may be one of the library's. */
+static void* after_main(void*) {
+    int one = 1, sum = 0;
+    usleep(100000);
+    OK(maypole_all_reduce(world, &one, &sum, 1, MAYPOLE_I32, MAYPOLE_SUM, nullptr));
+    CHECK(sum == size);
+    if (rank == 0) usleep(300000);
+    OK(maypole_comm_status(world));
+    OK(maypole_comm_destroy(world));
+    puts("fine");
+    fflush(stdout);
+    return nullptr;
+}
+
 int main(int argc, char** argv) {
     CHECK(argc == 2);
     const char* way = argv[1];
@@ -59,6 +74,11 @@ int main(int argc, char** argv) {
     int ones[3] = {1, 1, 1}, sums[3];
     OK(maypole_all_reduce(world, ones, sums, 3, MAYPOLE_I32, op, nullptr));
     CHECK(sums[2] == size);
+    if (!strcmp(way, "pthread_exit")) {
+        pthread_t thread;
+        CHECK(pthread_create(&thread, nullptr, after_main, nullptr) == 0);
+        pthread_exit(nullptr);
+    }
     if (!strcmp(way, "request")) {
         /* Never waited for, and rank 1 comes to it late. */
         static int mine[1000], all[1000];
