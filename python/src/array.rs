@@ -10,7 +10,7 @@ use pyo3::types::PyDict;
 use crate::device::DeviceMemory;
 use crate::registered::Registered;
 use crate::view::View;
-use crate::{dlpack, format};
+use crate::{ctypes, dlpack, format};
 
 /// What the elements of an array are.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +112,9 @@ impl Array {
             Ok(Some(view)) => {
                 let pair = view.format().to_bytes().starts_with(b"T{").then(|| pair_of(object)).flatten();
                 let array = Array::of_view(view)?;
+                if let (Kind::Other(..), None) = (&array.kind, pair) {
+                    ctypes::without_references(object)?;
+                }
                 return Ok(Array { kind: pair.map_or(array.kind, Kind::Pair), ..array });
             }
             Ok(None) => None,

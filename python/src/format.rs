@@ -30,27 +30,31 @@ pub fn kind(format: &[u8], size: usize) -> Result<Kind, String> {
         (b"Zd", 16) => Kind::Complex(F64),
         _ => match reference(format) {
             None => Kind::Other(size, shown()),
-            Some(Reference::Object) => {
-                return Err(format!(
-                    "has elements that are Python objects ({}), which have no bytes to send; pickle them, and send what \
-                     that gives",
-                    shown()
-                ));
-            }
-            Some(Reference::Pointer) => {
-                return Err(format!(
-                    "has elements that are pointers ({}), which mean nothing to other ranks; send what they point to",
-                    shown()
-                ));
-            }
+            Some(reference) => return Err(reference.refusal(&shown())),
         },
     })
 }
 
 /// What must not leave the process.
-enum Reference {
+#[derive(Clone, Copy)]
+pub enum Reference {
     Object,
     Pointer,
+}
+
+impl Reference {
+    /// Why elements that have it are refused, to be put behind the argument's name. `shown`: how they were told.
+    pub fn refusal(self, shown: &str) -> String {
+        match self {
+            Reference::Object => format!(
+                "has elements that are Python objects ({shown}), which have no bytes to send; pickle them, and send \
+                 what that gives"
+            ),
+            Reference::Pointer => format!(
+                "has elements that are pointers ({shown}), which mean nothing to other ranks; send what they point to"
+            ),
+        }
+    }
 }
 
 /// Whether elements of this format have, anywhere in them, what means something in this process

@@ -4,7 +4,7 @@
 //!   of every class that makes calls: it, `ways` (asynchronous ones and those on CUDA streams), `group`,
 //!   `persistent`.
 //! * `calls`, `variable`, `messages`: arguments, checked and made into what the library takes, `prepared`. `array`,
-//!   `view`, `format`, `dlpack`: arrays as addresses. `operation`: `op`.
+//!   `view`, `format`, `ctypes`, `dlpack`: arrays as addresses. `operation`: `op`.
 //! * `jax`: the handlers that XLA calls.
 //! * `request`, `stream`, `registered`, `device`: what else there are objects for.
 //! * `torch`: what `maypole.torch` stands on.
@@ -13,6 +13,7 @@
 mod array;
 mod calls;
 mod communicator;
+mod ctypes;
 mod device;
 mod dlpack;
 mod error;

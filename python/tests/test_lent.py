@@ -144,6 +144,30 @@ class Pair(ctypes.Structure):
     _fields_ = [("next", ctypes.POINTER(ctypes.c_int)), ("value", ctypes.c_int)]
 
 
+class Either(ctypes.Union):
+    _fields_ = [("next", ctypes.POINTER(ctypes.c_int)), ("value", ctypes.c_long)]
+
+
+class Packed(ctypes.Structure):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = [("value", ctypes.c_byte), ("next", c_void_p)]
+
+
+class Inherits(Packed):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = [("more", ctypes.c_short)]
+
+
+class Holds(ctypes.Structure):
+    _fields_ = [("value", ctypes.c_int), ("either", Either * 2)]
+
+
+class Keeps(ctypes.Union):
+    _fields_ = [("what", ctypes.py_object), ("value", ctypes.c_long)]
+
+
 FIVE = ctypes.c_int(5)
 
 REFERENCES = {
@@ -157,6 +181,12 @@ REFERENCES = {
     "wide texts": ((ctypes.c_wchar_p * 1)("x"), "pointers"),
     "functions": ((ctypes.CFUNCTYPE(None) * 1)(), "pointers"),
     "a pointer in a struct": ((Pair * 2)(), "pointers"),
+    "a pointer in a union": ((Either * 2)(), "pointers"),
+    "a pointer in a packed struct": ((Packed * 2)(), "pointers"),
+    "a pointer that a struct inherits": ((Inherits * 2)(), "pointers"),
+    "pointers in unions in a struct": (((Holds * 2) * 2)(), "pointers"),
+    "a view of unions": (memoryview(memoryview((Either * 2)())), "pointers"),
+    "an object in a union": ((Keeps * 2)(), "Python objects"),
 }
 
 
@@ -181,6 +211,27 @@ def test_bytes_that_look_like_references_go(dtype):
         x.view("u1")[:] = comm.rank + 1
         comm.broadcast(x)
         assert (x.view("u1") == 1).all()
+
+    in_threads(2, rank)
+
+
+class Plain(ctypes.Union):
+    _fields_ = [("number", ctypes.c_double), ("bytes", c_uint8 * 8)]
+
+
+class Tight(ctypes.Structure):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = [("kind", ctypes.c_byte), ("plain", Plain), ("bits", ctypes.c_uint, 3)]
+
+
+@pytest.mark.parametrize("kind", [Plain, Tight])
+def test_unions_and_packed_structs_of_numbers_go(kind):
+    def rank(comm):
+        x = (kind * 3)()
+        ctypes.memset(x, comm.rank + 1, ctypes.sizeof(x))
+        comm.broadcast(x)
+        assert bytes(x) == bytes([1]) * ctypes.sizeof(x)
 
     in_threads(2, rank)
 
