@@ -21,6 +21,9 @@ class OrderedCalls(_effects.Effect):
     def __str__(self):
         return "OrderedMaypoleCalls"
 
+    # JAX shows it to whoever has several devices in a process, where calls cannot be ordered.
+    __repr__ = __str__
+
 
 ORDERED_CALLS = OrderedCalls()
 

@@ -51,9 +51,13 @@ pub struct Frame<'a> {
 /// `frame` is what XLA passed to the handler.
 pub unsafe fn answers_metadata(frame: *mut layout::CallFrame) -> bool {
     // SAFETY: the frame's first two fields are in all versions; XLA's pointers are valid or null.
-    let (extension, api) = unsafe { ((*frame).extensions, (*frame).api) };
-    // SAFETY: an extension, if any, begins with its size and kind.
-    if extension.is_null() || unsafe { (*extension).kind } != layout::METADATA {
+    let (mut extension, api) = unsafe { ((*frame).extensions, (*frame).api) };
+    // The question may stand behind extensions that are not known here.
+    // SAFETY: extensions are a list; each begins with its size, its kind, and the next.
+    while let Some(base) = unsafe { extension.as_ref() }.filter(|base| base.kind != layout::METADATA) {
+        extension = base.next;
+    }
+    if extension.is_null() {
         return false;
     }
     // SAFETY: of this kind are only metadata queries.

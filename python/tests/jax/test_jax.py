@@ -1,5 +1,6 @@
 """maypole.jax: programs in `programs/`, started as ranks. Each does many checks, and prints a line for each passed."""
 
+import ctypes
 import os
 import pathlib
 import re
@@ -72,6 +73,57 @@ def test_ctrl_c_ends_the_process(how):
 def test_digits(ranks):
     printed = launch(ranks, ROOT / "examples" / "jax_digits.py")
     assert printed.count("ok: ") == 3, printed
+
+
+class Extension(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("kind", ctypes.c_int), ("next", ctypes.c_void_p)]
+
+
+class Version(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t), ("extensions", ctypes.c_void_p), ("major", ctypes.c_int), ("minor", ctypes.c_int)
+    ]  # fmt: skip
+
+
+class Metadata(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("version", Version), ("traits", ctypes.c_uint32)]
+
+
+class MetadataQuery(ctypes.Structure):
+    _fields_ = [("base", Extension), ("metadata", ctypes.POINTER(Metadata))]
+
+
+class Frame(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t), ("extensions", ctypes.c_void_p), ("api", ctypes.c_void_p), ("rest", ctypes.c_char * 512)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_the_question_for_the_version_is_found_behind_others(before):
+    """And is answered, in place of a call with nothing in it."""
+    from maypole import _maypole
+
+    metadata = Metadata(version=Version(major=-1, minor=-1), traits=7)
+    query = MetadataQuery(Extension(ctypes.sizeof(MetadataQuery), 1, None), ctypes.pointer(metadata))
+    chain = [query]
+    for kind in range(before):
+        chain.append(Extension(ctypes.sizeof(Extension), 1000 + kind, ctypes.addressof(chain[-1])))
+    functions = ctypes.create_string_buffer(256)
+    frame = Frame(ctypes.sizeof(Frame), ctypes.addressof(chain[-1]), ctypes.addressof(functions))
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    for name, capsule in _maypole._jax_targets():
+        metadata.version.major = -1
+        handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(address(capsule, b"xla._CUSTOM_CALL_TARGET"))
+        assert handler(ctypes.addressof(frame)) is None
+        assert metadata.version.major >= 0 and metadata.version.minor >= 0 and metadata.traits == 0, name
+
+
+def test_jax_names_what_is_ordered():
+    from maypole.jax._internals import ORDERED_CALLS
+
+    assert repr(ORDERED_CALLS) == "OrderedMaypoleCalls"
 
 
 def test_layout(tmp_path):
