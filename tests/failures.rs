@@ -273,6 +273,7 @@ fn a_stopped_process_is_named_at_the_deadline() {
         say_outcome(&outcome);
     });
     for transport in TRANSPORTS {
+        let mut slowest = Vec::new();
         for victim in [0, 2] {
             // Patience is for those who answer.
             let variables = [("MAYPOLE_TRANSPORT", transport), ("MAYPOLE_TIMEOUT", "2"), ("MAYPOLE_LATE", "1800")];
@@ -287,9 +288,9 @@ fn a_stopped_process_is_named_at_the_deadline() {
             for (at, line) in &lines {
                 assert!(line.starts_with("stalled") && line.contains(&format!("rank {victim} on host ")), "{line}");
                 assert!(*at - start >= Duration::from_millis(1900), "before the deadline: {line}");
-                // One that holds the job together no later than another: nobody waits for it once more.
-                assert!(*at - start < Duration::from_millis(4500), "{transport}, {victim}: {:?}", *at - start);
+                assert!(*at - start < PATIENCE / 4, "{transport}, {victim}: {:?}", *at - start);
             }
+            slowest.extend(times.iter().max().copied());
             job.signal(victim, Signal::SIGCONT);
             // All say the same, the one that goes on too. Of a silent hub they speak by themselves, and one that the last
             // bytes of an operation have reached may be in the next; otherwise the operation is the same as well.
@@ -305,6 +306,8 @@ fn a_stopped_process_is_named_at_the_deadline() {
             println!("{}", told(&all));
             job.end(&[0, 1, 2, 3]);
         }
+        // Where it holds the job together, nobody waits for it once more.
+        assert!(slowest[0] < 2 * slowest[1], "{transport}: {slowest:?}");
     }
 }
 
@@ -376,7 +379,8 @@ fn a_rank_that_waits_for_a_late_one_leaves_the_core_alone() {
             let (waited, used) = line.split_once(' ').unwrap();
             let (waited, used): (u64, u64) = (waited.parse().unwrap(), used.parse().unwrap());
             println!("{transport}, round {round}: {used} us of CPU time in {waited} us of waiting, all threads");
-            assert!(waited > 900_000, "rank 1 was late by a second, rank 0 waited {waited} us");
+            // A busy machine may have kept rank 0 from beginning to wait.
+            assert!(waited > 500_000, "rank 1 was late by a second, rank 0 waited {waited} us");
             assert!(used * 20 < waited, "{transport}: {used} us of CPU time in {waited} us");
         }
         job.end(&[0, 1]);

@@ -17,6 +17,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const WORLD: u64 = 7;
+/// How long anything may take that takes milliseconds, on a machine with ten other things to do.
+const AT_MOST: Duration = Duration::from_secs(60);
 
 fn config() -> Config {
     let mut config = Config::default();
@@ -140,11 +142,11 @@ fn a_dead_process_is_named_to_every_survivor() {
         if role == "killed" {
             other.signal(Signal::SIGKILL);
         }
-        let verdicts: Vec<_> = world.iter().map(|w| wait_verdict(w, Duration::from_secs(5)).unwrap()).collect();
+        let verdicts: Vec<_> = world.iter().map(|w| wait_verdict(w, AT_MOST).unwrap()).collect();
         println!("{role}: every survivor knew after {:?}", start.elapsed());
         assert_eq!(verdicts[0], verdicts[1]);
         assert!(matches!(&verdicts[0], Verdict::Died { rank: 2, host, .. } if *host == nodes[0].peers()[2].host));
-        let verdict = wait_verdict(&part, Duration::from_secs(1)).unwrap();
+        let verdict = wait_verdict(&part, AT_MOST).unwrap();
         assert!(matches!(verdict, Verdict::Died { rank: 0, .. }), "in the communicator's own ranks: {verdict}");
         assert!(!without.raised());
     }
@@ -167,12 +169,12 @@ fn the_death_of_the_process_that_has_the_hub_is_noticed() {
     let start = Instant::now();
     other.signal(Signal::SIGKILL);
     for watch in &watches {
-        let verdict = wait_verdict(watch, Duration::from_secs(5)).unwrap();
+        let verdict = wait_verdict(watch, AT_MOST).unwrap();
         assert!(matches!(verdict, Verdict::Died { rank: 2, .. }), "{verdict}");
     }
     println!("noticed after {:?}", start.elapsed());
     for watch in &part {
-        let verdict = wait_verdict(watch, Duration::from_secs(1)).unwrap();
+        let verdict = wait_verdict(watch, AT_MOST).unwrap();
         let text = verdict.to_string();
         assert!(text.contains("no member of this communicator") && text.contains("rank 0 of the world"), "{text}");
         assert!((0..2).all(|member| !watch.is_gone(member)), "no member is gone: {verdict:?}");
@@ -203,7 +205,7 @@ fn a_stopped_process_does_not_hold_up_a_verdict() {
         watch.enter(&all_reduce(1));
         let start = Instant::now();
         node.stalled(WORLD, 1 - rank, Stall::at_last(all_reduce(1), Duration::from_secs(2)));
-        let verdict = wait_verdict(&watch, Duration::from_secs(6)).expect("a verdict in any case");
+        let verdict = wait_verdict(&watch, AT_MOST).expect("a verdict in any case");
         println!("{role} stopped: verdict after {:?}", start.elapsed());
         let Verdict::Stalled { culprits, .. } = &verdict else { panic!("{verdict}") };
         assert!(culprits.len() == 1 && culprits[0].0 == rank && culprits[0].2.contains("does not answer"), "{verdict}");
@@ -281,7 +283,7 @@ fn nothing_is_left_behind() {
     let nodes = join_all(port, 0..4, 4);
     let name = nodes[0].peers()[0].local.clone();
     let listed = || std::fs::read_to_string("/proc/net/unix").unwrap().contains(&name);
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + AT_MOST;
     // Threads name themselves when they begin to run.
     while ours() != 5 {
         assert!(Instant::now() < until, "four nodes and the hub: {} threads", ours());
@@ -290,7 +292,7 @@ fn nothing_is_left_behind() {
     assert!(listed());
     nodes[0].connect(1, WORLD, 0, 2).unwrap();
     drop(nodes);
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + AT_MOST;
     while ours() > 0 || open() > before {
         assert!(Instant::now() < until, "{} threads, {} descriptors more", ours(), open() - before);
         std::thread::sleep(Duration::from_millis(5));

@@ -222,7 +222,8 @@ fn two_thousand_ranks_cost_the_hub_little() {
     let used = hub.join().unwrap();
     println!("the hub had at most {:.1} MB and worked {:?}", used.memory as f64 / 1e6, used.time);
     assert!(used.memory < 50_000_000, "{} bytes", used.memory);
-    assert!(used.time < Duration::from_secs(2), "{:?}", used.time);
+    // It is 0.7 s on a quiet machine, and was 16 when each rank cost the hub something for every other.
+    assert!(used.time < Duration::from_secs(6), "{:?}", used.time);
 }
 
 /// Strangers connect as fast as they can, two thousand at a time, and say nothing; the ranks come among them.

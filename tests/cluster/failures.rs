@@ -12,7 +12,7 @@ use crate::net::{Cluster, Cut};
 use crate::ranks::{Job, role, say};
 
 /// How much later than it should a rank may speak on a machine that is busy with other things.
-const SLACK: Duration = Duration::from_secs(4);
+const SLACK: Duration = Duration::from_secs(10);
 /// How long a rank waits for the hub after its deadline before it speaks for itself.
 const HUB_PATIENCE: Duration = Duration::from_secs(3);
 

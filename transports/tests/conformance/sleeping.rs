@@ -98,8 +98,15 @@ fn a_sleep_with_nothing_to_wake_it_lasts_as_long_as_allowed() {
 #[test]
 fn a_nap_may_be_shorter_than_a_millisecond() {
     let (mut a, b) = ranks(1);
-    let best = (0..50).map(|_| sleep(&b.poller, Duration::from_micros(200))).min().unwrap();
-    assert!(best < Duration::from_micros(900), "{best:?}");
+    let (nap, mut best, mut plain) = (Duration::from_micros(200), LONG, LONG);
+    for _ in 0..50 {
+        best = best.min(sleep(&b.poller, nap));
+        let start = Instant::now();
+        thread::sleep(nap);
+        plain = plain.min(start.elapsed());
+    }
+    // As exact as this machine's sleeps are just now, and not a millisecond or more.
+    assert!(best < plain + Duration::from_micros(700), "{best:?}, where {plain:?} can be had");
     // Waking counts once for naps, too.
     b.poller.waker().wake();
     assert!(sleep(&b.poller, Duration::from_micros(900)) < SOON);
