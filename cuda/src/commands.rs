@@ -16,7 +16,8 @@
 //! * Commands of one stream run in order, each when the one before has ended. A wait holds back everything after it.
 //! * A write is preceded by a memory barrier of system scope, for all that came before it on the stream: whoever sees
 //!   the word's new value sees what kernels before the write have stored, wherever it lies. (That is the driver's
-//!   default, `CU_STREAM_WRITE_VALUE_DEFAULT`; the flag that leaves the barrier out is never used.)
+//!   default, `CU_STREAM_WRITE_VALUE_DEFAULT`. The second version of these calls, which is used here, has no flag that
+//!   leaves it out.)
 //! * A wait that has ended is followed, as the driver's documentation puts it for stream memory operations, by work
 //!   that sees what was ordered before the write.
 //!
@@ -70,7 +71,7 @@ const AT_LEAST: u32 = 0;
 /// `CU_STREAM_WRITE_VALUE_DEFAULT`: with a barrier before it.
 const AFTER_BARRIER: u32 = 0;
 
-/// Waits and writes that go to the driver together. It takes up to 256.
+/// Waits and writes that go to the driver together. It takes fewer than 256.
 const BATCH: usize = 16;
 
 /// 32 bits that hosts and streams wait for and write. A name for them, to be copied; it keeps nothing.

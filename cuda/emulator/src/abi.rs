@@ -106,7 +106,7 @@ pub mod wait_flag {
     pub const FLUSH: u32 = 1 << 30;
 }
 
-/// Flag of `cuStreamWriteValue32`: the write may overtake what the stream wrote before it.
+/// Flag of `cuStreamWriteValue32`, in its first version alone: the write may overtake what the stream wrote before it.
 pub const WRITE_WITHOUT_BARRIER: u32 = 1;
 
 /// `CUstreamBatchMemOpParams`: 48 bytes of which the first four say what the rest is.
@@ -115,7 +115,8 @@ pub const WRITE_WITHOUT_BARRIER: u32 = 1;
 pub struct MemoryOperation {
     /// A `CU_STREAM_MEM_OP_*`.
     pub operation: u32,
-    padding: u32,
+    /// For barriers, whose structure ends here: of which kind.
+    pub barrier: u32,
     /// Device address of the word.
     pub address: u64,
     /// What to compare with or to write; 32-bit operations use the lower half.
@@ -141,6 +142,8 @@ pub mod memory_operation {
     pub const WAIT_64: u32 = 4;
     /// Write a 64-bit word.
     pub const WRITE_64: u32 = 5;
-    /// A memory barrier.
+    /// A memory barrier; its flags are 0 for one of the whole system, or the following.
     pub const BARRIER: u32 = 6;
+    /// A barrier for what is on the device.
+    pub const BARRIER_OF_DEVICE: u32 = 1;
 }

@@ -17,7 +17,7 @@
 //! | what a stream sees of another without a wait or an event | with `CHAOS`, what came too early; `DROP` removes single waits, to show that a test would notice |
 //! | whether a copy from pageable memory has arrived when `cuMemcpyHtoD` returns | it returns before; non-blocking streams may not see it |
 //! | whether plain copies inside a device and fills have ended when they return | they have not |
-//! | whether a write without barrier (`CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER`) comes after what the stream wrote before | with `CHAOS` it overtakes the copy, fill or kernel ahead of it, every other time |
+//! | whether a write without barrier (`CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER`, which only the first version of the calls knows) comes after what the stream wrote before | with `CHAOS` it overtakes the copy, fill or kernel ahead of it, every other time |
 //! | which streams share a hardware queue and so wait for each other (8 queues by default, whatever words or events say) | `CONNECTIONS=n` |
 //! | what a call does that finds a stream's queue full (about 1,024 commands) | `QUEUE=n`: it waits, and holds the lock of the context, so that nothing is queued there meanwhile, on no stream |
 //! | whether allocating memory waits for the context's streams | `ALLOCATION_WAITS=1`; what is allocated in a stream's order never does |

@@ -192,6 +192,16 @@ impl Drop for Word {
     }
 }
 
+/// Writes a word by the first version of the call, which `cudarc` does not have.
+pub fn write_as_before(stream: &Stream, word: &Word, value: u32, flags: u32) -> u32 {
+    type Write = unsafe extern "C" fn(sys::CUstream, u64, u32, u32) -> u32;
+    let loaded = libloading::os::unix::Library::this();
+    // SAFETY: the type is that of the function in the emulator, which was loaded for the whole process.
+    let write = unsafe { loaded.get::<Write>(b"cuStreamWriteValue32\0") }.expect("exported");
+    // SAFETY: handles and addresses are looked up by the emulator.
+    unsafe { write(stream.0, word.at(), value, flags) }
+}
+
 /// Waits until something is so; fails if that takes a few seconds.
 pub fn until(what: &str, so: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);

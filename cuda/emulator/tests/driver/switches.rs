@@ -107,7 +107,7 @@ fn a_write_without_barrier_overtakes_under_chaos() {
             gate.set(0);
             gate.hold(stream.0);
             cu!(cuMemsetD32Async(memory.at, round, none, stream.0));
-            cu!(cuStreamWriteValue32_v2(stream.0, word.at(), 1, if barrier { 0 } else { 1 }));
+            assert_eq!(write_as_before(&stream, &word, 1, if barrier { 0 } else { 1 }), 0);
             gate.set(1);
             until("the write", || word.get() == 1);
             // SAFETY: a word of device memory, which is host memory here; whether the fill has come so far is the test.

@@ -87,6 +87,39 @@ fn a_batch_runs_in_its_order() {
     assert_eq!(seen.get(), 3, "a batch with a mistake does nothing");
 }
 
+/// As the manual has it: fewer than 256 operations, and a write without its barrier in the first version only.
+#[test]
+fn the_second_version_takes_less_than_256_and_always_has_its_barrier() {
+    let _here = Here::new();
+    let (stream, word) = (Stream::new(), Word::new(0));
+    let (write, flush, barrier, without_barrier) = (2, 3, 6, 1);
+    let code = call!(cuStreamWriteValue32_v2(stream.0, word.at(), 1, without_barrier));
+    assert_eq!(code, CUDA_ERROR_INVALID_VALUE);
+    let code = call!(cuStreamWriteValue64_v2(stream.0, word.at(), 1, without_barrier));
+    assert_eq!(code, CUDA_ERROR_INVALID_VALUE);
+    let mut lax = operation(write, word.at(), 1);
+    lax.writeValue.flags = without_barrier;
+    for (mut wrong, code) in [
+        (lax, CUDA_ERROR_INVALID_VALUE),
+        (operation(flush, 0, 0), CUDA_ERROR_NOT_SUPPORTED),
+        // The kind of a barrier stands behind its number.
+        (operation(barrier, 0, 0), CUDA_SUCCESS),
+        (sys::CUstreamBatchMemOpParams { pad: [barrier as u64 | 7 << 32, 0, 0, 0, 0, 0] }, CUDA_ERROR_INVALID_VALUE),
+    ] {
+        assert_eq!(call!(cuStreamBatchMemOp_v2(stream.0, 1, &mut wrong, 0)), code);
+    }
+    let mut batch: Vec<_> = (1..=256).map(|value| operation(write, word.at(), value)).collect();
+    assert_eq!(call!(cuStreamBatchMemOp_v2(stream.0, 256, batch.as_mut_ptr(), 0)), CUDA_ERROR_INVALID_VALUE);
+    stream.synchronize();
+    assert_eq!(word.get(), 0, "what was refused is not done");
+    cu!(cuStreamBatchMemOp_v2(stream.0, 255, batch.as_mut_ptr(), 0));
+    stream.synchronize();
+    assert_eq!(word.get(), 255);
+    assert_eq!(write_as_before(&stream, &word, 300, without_barrier), 0, "the first version has the flag");
+    stream.synchronize();
+    assert_eq!(word.get(), 300);
+}
+
 #[test]
 fn an_address_must_be_a_word_that_devices_reach() {
     let _here = Here::new();
