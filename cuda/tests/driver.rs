@@ -230,6 +230,19 @@ fn memory_goes_on_in_the_next_mapping() {
     assert!(matches!(locate(at, u64::MAX), Err(CudaError::OutOfBounds { .. })));
     let other = Context::primary(0).unwrap();
     assert_eq!(expect_device(&other, at, all), Err(CudaError::WrongDevice { address: at, found: 1, expected: 0 }));
+    // Where the memory of a piece was taken away the range ends, though its addresses are still reserved.
+    let mut holed = emulator.segments(1, 4);
+    let hole = holed.address();
+    holed.punch(2);
+    let beyond = CudaError::OutOfBounds { address: hole, bytes: all, base: hole, allocated: 2 * piece };
+    expect_device(&context, hole, 2 * piece).unwrap();
+    assert_eq!(expect_device(&context, hole, all), Err(beyond.clone()));
+    expect_device(&context, hole + 3 * piece, piece).unwrap();
+    assert_eq!(locate(hole + 2 * piece, 1).unwrap(), Where::Host, "nothing is there");
+    // Also on a thread that has no context.
+    std::thread::scope(|s| {
+        s.spawn(|| assert_eq!(expect_device(&context, hole, all), Err(beyond)));
+    });
     // Ordinary allocations end where they end, whatever lies behind them.
     let allocated = [0; 8].map(|_| DeviceMemory::new(&context, Segments::PIECE).unwrap());
     for memory in &allocated {

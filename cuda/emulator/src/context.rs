@@ -14,6 +14,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::thread::ThreadId;
 
+/// What a driver does with kernels of its own, which it loads when they are first needed, like a program's.
+#[derive(Clone, Copy)]
+pub enum Builtin {
+    /// Filling memory.
+    Fill,
+    /// Copying inside devices.
+    Copy,
+}
+
 /// A context: the streams, memory and errors of one user of a device in this process.
 pub struct Context {
     pub handle: usize,
@@ -28,6 +37,8 @@ pub struct Context {
     pub submission: Mutex<Submission>,
     /// Contexts whose memory may be used from this one.
     peers: Mutex<HashSet<usize>>,
+    /// Kernels of the driver's, by [`Builtin`], that are loaded here (switch `LAZY`).
+    loaded: [AtomicBool; 2],
 }
 
 /// What the order of submission leaves behind.
@@ -64,6 +75,7 @@ impl Context {
             per_thread: Mutex::new(HashMap::new()),
             submission: Mutex::new(Submission::default()),
             peers: Mutex::new(HashSet::new()),
+            loaded: [const { AtomicBool::new(false) }; 2],
         })
     }
 
@@ -124,6 +136,14 @@ impl Context {
             stream.wait_for(stream.submitted());
         }
         self.check()
+    }
+
+    /// The first fill or copy waits for the context, as the first launch of a program's kernel does.
+    pub fn first_use(&self, what: Builtin) -> Outcome {
+        if SWITCHES.lazy_loading.load(Relaxed) && !self.loaded[what as usize].swap(true, Relaxed) {
+            self.synchronize()?;
+        }
+        Ok(())
     }
 
     fn destroy(&self) {

@@ -2,7 +2,7 @@
 
 use crate::context::CONTEXTS;
 use crate::event::EVENTS;
-use crate::memory::{self, FREED_WHILE_OPEN, Kind, OVERRUNS};
+use crate::memory::{self, FREED_BY_CALL, FREED_WHILE_OPEN, Kind, OVERRUNS};
 use crate::module::MODULES;
 use crate::stream::{COMMANDS, THREADS};
 use crate::streams::STREAMS;
@@ -48,9 +48,9 @@ impl Counters {
     fn now() -> Counters {
         let all = memory::all();
         let of = |kinds: &[Kind]| all.iter().filter(|one| kinds.contains(&one.kind)).count() as u64;
-        let device = all.iter().filter(|one| matches!(one.kind, Kind::Device | Kind::Managed));
+        let device = all.iter().filter(|one| FREED_BY_CALL.contains(&one.kind));
         Counters {
-            allocations: of(&[Kind::Device, Kind::Managed]),
+            allocations: of(&FREED_BY_CALL),
             bytes: device.map(|one| one.bytes as u64).sum(),
             pinned: of(&[Kind::Pinned]),
             registered: of(&[Kind::Registered]),

@@ -9,7 +9,7 @@
 
 use crate::abi::*;
 use crate::call::entries;
-use crate::context::{current, known};
+use crate::context::{Builtin, current, known};
 use crate::memory::{Allocation, Kind, range};
 use crate::stream::Stream;
 use crate::streams::stream_of;
@@ -28,10 +28,14 @@ enum Side {
     Any,
 }
 
+fn lies_on_device(memory: &Option<Arc<Allocation>>) -> bool {
+    let on_device = [Kind::Device, Kind::Pool, Kind::Imported, Kind::Mapped];
+    memory.as_ref().is_some_and(|one| on_device.contains(&one.kind))
+}
+
 fn side(address: u64, bytes: usize, wanted: Side) -> Outcome<Option<Arc<Allocation>>> {
     let allocation = range(address, bytes)?;
-    let is_device =
-        allocation.as_ref().is_some_and(|one| matches!(one.kind, Kind::Device | Kind::Imported | Kind::Mapped));
+    let is_device = lies_on_device(&allocation);
     match wanted {
         Side::Device if allocation.is_none() => Err(CUDA_ERROR_INVALID_VALUE),
         Side::Host if is_device => Err(CUDA_ERROR_INVALID_VALUE),
@@ -46,10 +50,11 @@ fn copy(stream: &Arc<Stream>, to: (u64, Side), from: (u64, Side), bytes: usize, 
     }
     let target = side(to.0, bytes, to.1)?;
     let source = side(from.0, bytes, from.1)?;
-    let inside = |one: &Option<Arc<Allocation>>| {
-        one.as_ref().is_some_and(|one| matches!(one.kind, Kind::Device | Kind::Imported | Kind::Mapped))
-    };
+    let inside = lies_on_device;
     let pageable = target.is_none() || (source.is_none() && !inside(&target));
+    if inside(&target) && inside(&source) {
+        stream.context.first_use(Builtin::Copy)?;
+    }
     let work = if source.is_none() && target.is_some() && inside(&target) {
         if waits {
             stream.wait_for(stream.submitted());
@@ -80,6 +85,7 @@ fn fill(stream: &Arc<Stream>, to: u64, pattern: [u8; 4], width: usize, count: us
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
     side(to, bytes, Side::Device)?;
+    stream.context.first_use(Builtin::Fill)?;
     stream.submit(Work::Fill { to, pattern, width, count }).map(|_| ())
 }
 

@@ -21,7 +21,7 @@
 //! | which streams share a hardware queue and so wait for each other (8 queues by default, whatever words or events say) | `CONNECTIONS=n` |
 //! | what a call does that finds a stream's queue full (about 1,024 commands) | `QUEUE=n`: it waits, and holds the lock of the context, so that nothing is queued there meanwhile, on no stream |
 //! | whether allocating memory waits for the context's streams | `ALLOCATION_WAITS=1`; what is allocated in a stream's order never does |
-//! | whether the first launch of a kernel waits for the context, since its code is loaded then | `LAZY=1`; `cuFuncLoad` beforehand avoids it |
+//! | whether the first launch of a kernel waits for the context, since its code is loaded then; so the first fill and the first copy inside devices, which are kernels of the driver's | `LAZY=1`; `cuFuncLoad` beforehand avoids it |
 //! | whether freeing, unregistering and closing wait for the context's streams | always, also those of other threads: a stream that waits for something that the caller does afterwards is a deadlock |
 //! | on which thread host functions run | one at a time in the whole process; `HOST_FUNCTIONS=parallel` |
 //! | what fresh memory holds | not zeros |
@@ -49,7 +49,7 @@
 //! | `CONNECTIONS` | 0 | hardware queues that a context's streams share; 0: one for each |
 //! | `QUEUE` | 0 | commands that a stream's queue has room for; 0: any number |
 //! | `ALLOCATION_WAITS` | 0 | 1: allocating device memory, and pinned, waits for the context |
-//! | `LAZY` | 0 | 1: the first launch of a kernel that was not loaded waits for the context |
+//! | `LAZY` | 0 | 1: the first launch of a kernel that was not loaded waits for the context, and the first fill and copy |
 //! | `HOST_FUNCTIONS` | serial | `parallel`: those of different streams run at once |
 //! | `MEMORY_OPERATIONS` | 1 | 0: stream memory operations are not supported |
 //! | `IPC` | 1 | 0: handles are neither given nor opened |

@@ -25,6 +25,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 pub enum Kind {
     /// Device memory of this process.
     Device,
+    /// The same, from the device's pool: of no context, for no other process, and not for peers, whose access to a pool
+    /// is another call's to allow.
+    Pool,
     /// Device memory of another process.
     Imported,
     /// Device memory that was mapped into a reserved range, one mapping of it.
@@ -110,6 +113,7 @@ impl Allocation {
             Kind::Pinned | Kind::Managed => true,
             Kind::Registered => self.flags & PORTABLE != 0 || self.context.handle == context.handle,
             Kind::Device | Kind::Imported => context.reaches(&self.context),
+            Kind::Pool => context.device == self.device,
             Kind::Mapped => self.allowed.load(SeqCst) & (1 << context.device) != 0,
         }
     }
@@ -197,12 +201,15 @@ pub fn is_mapped(address: u64, bytes: usize) -> bool {
     unsafe { libc::mincore(start as *mut c_void, length, resident.as_mut_ptr()) == 0 }
 }
 
+/// Whether it is device memory that this process has taken.
+pub fn is_own(kind: Kind) -> bool {
+    matches!(kind, Kind::Device | Kind::Pool | Kind::Managed | Kind::Mapped)
+}
+
 /// Bytes allocated on a device by this process.
 pub fn bytes_in_use(device: usize) -> usize {
     let live = LIVE.read();
-    let here = live
-        .values()
-        .filter(|one| one.device == device && matches!(one.kind, Kind::Device | Kind::Managed | Kind::Mapped));
+    let here = live.values().filter(|one| one.device == device && is_own(one.kind));
     here.map(|allocation| allocation.bytes).sum()
 }
 
@@ -248,12 +255,15 @@ fn nonce() -> u64 {
     (time ^ (u64::from(std::process::id()) << 40)).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ IDS.fetch_add(1, Relaxed)
 }
 
+/// What `cuMemFree` takes back.
+pub const FREED_BY_CALL: [Kind; 3] = [Kind::Device, Kind::Pool, Kind::Managed];
+
 /// Frees what was allocated on a device. Waits for the whole context first, as the driver does.
 fn free(base: u64) -> Outcome {
-    let owner = find(base).filter(|one| one.base == base && matches!(one.kind, Kind::Device | Kind::Managed));
+    let owner = find(base).filter(|one| one.base == base && FREED_BY_CALL.contains(&one.kind));
     let owner = owner.ok_or(CUDA_ERROR_INVALID_VALUE)?.context.clone();
     owner.synchronize()?;
-    let allocation = remove(base, &[Kind::Device, Kind::Managed])?;
+    let allocation = remove(base, &FREED_BY_CALL)?;
     let behind = allocation.bytes.next_multiple_of(ALIGNMENT) - allocation.bytes;
     // SAFETY: the bytes behind the allocation up to its alignment are mapped with it.
     let canary = unsafe { std::slice::from_raw_parts((base as *const u8).add(allocation.bytes), behind) };
@@ -284,11 +294,12 @@ entries! {
         unsafe { give(to, allocate(&context, bytes, Kind::Device)?) }
     }
 
-    /// Device memory, to be used behind this on the stream. Waits for nothing; it is there at once, and freed as any other.
+    /// Memory of the device's pool, to be used behind this on the stream. Waits for nothing; it is there at once, and
+    /// freed as any other.
     fn cuMemAllocAsync(to: *mut u64, bytes: usize, stream: usize) {
         let context = stream_of(stream)?.context.clone();
         // SAFETY: the caller's promise.
-        unsafe { give(to, allocate(&context, bytes, Kind::Device)?) }
+        unsafe { give(to, allocate(&context, bytes, Kind::Pool)?) }
     }
 
     /// Memory for host and device; here the same pages for both.
@@ -305,7 +316,7 @@ entries! {
         if address == 0 { Ok(()) } else { free(address) }
     }
 
-    /// The allocation that an address lies in.
+    /// The allocation that an address lies in; of mapped memory the mapping.
     fn cuMemGetAddressRange_v2(base: *mut u64, bytes: *mut usize, address: u64) {
         current()?;
         let allocation = find(address).ok_or(CUDA_ERROR_NOT_FOUND)?;

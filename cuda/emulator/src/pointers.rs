@@ -3,6 +3,7 @@
 use crate::abi::*;
 use crate::call::{entries, give};
 use crate::memory::{Allocation, Kind, find};
+use crate::virtual_memory::reservation;
 use std::ffi::{c_int, c_void};
 
 const CONTEXT: u32 = 1;
@@ -19,6 +20,8 @@ const RANGE_SIZE: u32 = 12;
 const MAPPED: u32 = 13;
 const ALLOWED_HANDLE_TYPES: u32 = 14;
 const POOL: u32 = 17;
+/// The handle of the first device's pool; nothing can be asked of it.
+const POOLS: u64 = 0x0D00_0000_1000;
 
 /// Stores one attribute.
 ///
@@ -26,10 +29,17 @@ const POOL: u32 = 17;
 /// `to` must have room for the attribute's type.
 unsafe fn attribute(to: *mut c_void, attribute: u32, address: u64, one: &Allocation) -> Outcome {
     let on_host = matches!(one.kind, Kind::Pinned | Kind::Registered);
+    let has_context = !matches!(one.kind, Kind::Mapped | Kind::Pool);
+    // Of mapped memory "not necessarily the size of the mapped region, but the size of the mappable address range", as
+    // the manual says.
+    let (base, bytes) = match one.kind {
+        Kind::Mapped => reservation(address).ok_or(CUDA_ERROR_INVALID_VALUE)?,
+        _ => (one.base, one.bytes),
+    };
     // SAFETY: in every arm: the room is promised by this function's contract.
     unsafe {
         match attribute {
-            CONTEXT => give(to.cast::<usize>(), if one.kind == Kind::Mapped { 0 } else { one.context.handle }),
+            CONTEXT => give(to.cast::<usize>(), if has_context { one.context.handle } else { 0 }),
             MEMORY_TYPE => give(to.cast::<u32>(), if on_host { 1 } else { 2 }),
             DEVICE_POINTER => give(to.cast::<u64>(), address),
             HOST_POINTER if on_host || one.kind == Kind::Managed => give(to.cast::<u64>(), address),
@@ -39,9 +49,10 @@ unsafe fn attribute(to: *mut c_void, attribute: u32, address: u64, one: &Allocat
             IS_MANAGED => give(to.cast::<u8>(), u8::from(one.kind == Kind::Managed)),
             DEVICE_ORDINAL => give(to.cast::<c_int>(), one.device as c_int),
             IS_LEGACY_IPC_CAPABLE => give(to.cast::<u8>(), u8::from(one.kind == Kind::Device)),
-            RANGE_START => give(to.cast::<u64>(), one.base),
-            RANGE_SIZE => give(to.cast::<usize>(), one.bytes),
+            RANGE_START => give(to.cast::<u64>(), base),
+            RANGE_SIZE => give(to.cast::<usize>(), bytes),
             MAPPED => give(to.cast::<u8>(), 1),
+            POOL if one.kind == Kind::Pool => give(to.cast::<u64>(), POOLS + one.device as u64),
             ALLOWED_HANDLE_TYPES | POOL => give(to.cast::<u64>(), 0),
             _ => Err(CUDA_ERROR_NOT_SUPPORTED),
         }

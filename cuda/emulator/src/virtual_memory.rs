@@ -1,6 +1,7 @@
 //! Addresses and memory apart: a range of addresses is reserved, memory is made in pieces, and pieces are mapped into the
 //! range one by one. So does PyTorch with `expandable_segments:True`. To Maypole it matters that one tensor then lies in
-//! several mappings, each of which is an allocation of its own to whoever asks about an address.
+//! several mappings, and that the attributes of an address tell of neither: the range that they have is the reserved
+//! one, with whatever is not mapped in it. `cuMemGetAddressRange` has the mapping.
 //!
 //! Of the memory's properties only the device counts: no handles for other processes, no compression. Bytes are counted
 //! as the device's while they are mapped.
@@ -78,6 +79,13 @@ struct Piece {
 static PIECES: LazyLock<Handles<Piece>> = LazyLock::new(|| Handles::new(HashMap::new()));
 /// Reserved ranges by their first address.
 static RESERVED: Mutex<BTreeMap<u64, Mapping>> = Mutex::new(BTreeMap::new());
+
+/// The reserved range that holds an address: where it begins, and its bytes.
+pub fn reservation(address: u64) -> Option<(u64, usize)> {
+    let reserved = RESERVED.lock();
+    let (start, mapping) = reserved.range(..=address).next_back()?;
+    (address - start < mapping.data as u64).then_some((*start, mapping.data))
+}
 
 /// Whether this can be the length or the address of a mapping.
 fn fits(bytes: u64) -> bool {

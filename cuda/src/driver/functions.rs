@@ -117,6 +117,8 @@ functions! {
     cuMemAlloc = "cuMemAlloc_v2"(address: *mut CUdeviceptr, bytes: usize);
     cuMemAllocAsync = "cuMemAllocAsync"(address: *mut CUdeviceptr, bytes: usize, stream: CUstream);
     cuMemFree = "cuMemFree_v2"(address: CUdeviceptr);
+    cuMemGetAddressRange =
+        "cuMemGetAddressRange_v2"(base: *mut CUdeviceptr, bytes: *mut usize, address: CUdeviceptr);
     cuMemGetInfo = "cuMemGetInfo_v2"(free: *mut usize, total: *mut usize);
     cuMemcpyHtoDAsync =
         "cuMemcpyHtoDAsync_v2"(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);

@@ -94,32 +94,61 @@ fn is_mapped(driver: &Functions, address: u64) -> Result<bool> {
     Ok(allocated & 0xff == 0 && pool == 0)
 }
 
+/// The mapping that an address lies in: where it begins, and where it ends. `None` where nothing is mapped. A context is
+/// current.
+fn mapping(driver: &Functions, address: u64) -> Option<(u64, u64)> {
+    let (mut base, mut size) = (0, 0usize);
+    // SAFETY: both places are valid.
+    let found = unsafe { driver.cuMemGetAddressRange(&mut base, &mut size, address) };
+    let end = base.saturating_add(size as u64);
+    (found.is_ok() && (base..end).contains(&address)).then_some((base, end))
+}
+
+/// How far memory goes on that was mapped piece by piece, of which the first bytes lie at `address`: from where their
+/// piece begins to where that of the last byte before `end` does end, or to where nothing is mapped, or another device's.
+/// `None` where the driver does not tell pieces.
+fn mapped_around(driver: &Functions, address: u64, end: u64, ordinal: c_int) -> Result<Option<(u64, u64)>> {
+    let Some((base, mut reached)) = mapping(driver, address) else { return Ok(None) };
+    while end > reached {
+        let Some((_, next)) = mapping(driver, reached) else { break };
+        let known = Known::of(driver, reached)?;
+        if known.kind != DEVICE || known.ordinal != ordinal || !is_mapped(driver, reached)? {
+            break;
+        }
+        reached = next;
+    }
+    Ok(Some((base, reached)))
+}
+
 /// What the `bytes` bytes at `address` are. Costs some hundred nanoseconds, and allocates nothing.
 ///
 /// Memory that was mapped piece by piece into one range of addresses, as PyTorch's `expandable_segments` does, may go on
-/// in the next piece. To the driver each is an allocation of its own, so it is asked about each, which takes about as long as
-/// its 2 MiB (of large tensors 20) take to be read.
+/// in the next piece. Its attributes are those of the reserved range, in which not everything need be mapped: a kernel
+/// that ran into a hole would break the context for good. So the driver is asked about each piece, if a context is
+/// current, which takes about as long as its 2 MiB (of large tensors 20) take to be read.
 ///
 /// # Errors
 /// [`CudaError::OutOfBounds`] where they begin in an allocation of the device's and end beyond it; those of [`probe`];
 /// the driver's.
 pub fn locate(address: u64, bytes: u64) -> Result<Where> {
+    locate_from(None, address, bytes)
+}
+
+/// [`locate`], with a context to be made current where one is needed.
+fn locate_from(context: Option<&Context>, address: u64, bytes: u64) -> Result<Where> {
     let driver = probe()?.functions();
     let known = Known::of(driver, address)?;
     match known.kind {
         _ if known.managed & 0xff != 0 => Ok(Where::Managed),
         HOST => Ok(Where::Pinned { device: known.device }),
         DEVICE => {
-            let (base, mut reached) = (known.base, known.end());
             let end = address.saturating_add(bytes);
-            if end > reached && is_mapped(driver, address)? {
-                while end > reached {
-                    let next = Known::of(driver, reached)?;
-                    let goes_on = next.kind == DEVICE && next.ordinal == known.ordinal && next.end() > reached;
-                    if !goes_on || !is_mapped(driver, reached)? {
-                        break;
-                    }
-                    reached = next.end();
+            let (mut base, mut reached) = (known.base, known.end());
+            // What belongs to a context was allocated, in one piece.
+            if known.context == 0 && is_mapped(driver, address)? {
+                let _entered = context.map(Context::enter).transpose()?;
+                if let Some(around) = mapped_around(driver, address, end, known.ordinal)? {
+                    (base, reached) = around;
                 }
             }
             if end > reached {
@@ -140,7 +169,7 @@ pub fn locate(address: u64, bytes: u64) -> Result<Where> {
 /// [`locate`].
 pub fn expect_device(context: &Context, address: u64, bytes: u64) -> Result<()> {
     let not = |what| Err(CudaError::NotDevice { address, what });
-    match locate(address, bytes)? {
+    match locate_from(Some(context), address, bytes)? {
         Where::Device { ordinal, .. } if ordinal == context.ordinal() => Ok(()),
         Where::Device { ordinal, .. } => {
             Err(CudaError::WrongDevice { address, found: ordinal, expected: context.ordinal() })

@@ -6,11 +6,25 @@ use std::ffi::c_int;
 use super::Emulator;
 use crate::virtual_memory::{Access, GRANULARITY, Properties};
 
+/// Calls a function of the driver's in the library; panics if it fails.
+macro_rules! cu {
+    ($library:expr, $name:ident($($arg:expr => $kind:ty),* $(,)?)) => {{
+        let name = concat!(stringify!($name), "\0");
+        // SAFETY: the type is that of the function in src/virtual_memory.rs.
+        let function = unsafe { $library.get::<unsafe extern "C" fn($($kind),*) -> u32>(name.as_bytes()) };
+        let function = function.expect("exported");
+        // SAFETY: pointers are to variables of these types that live until the call returns.
+        assert_eq!(unsafe { function($($arg),*) }, 0, stringify!($name))
+    }};
+}
+
 /// Some pieces of device memory at addresses that follow each other, and as many addresses of one more piece behind them
 /// without memory. Taken back on drop.
 pub struct Segments {
     at: u64,
     pieces: usize,
+    /// Pieces whose memory was taken away.
+    holes: Vec<usize>,
     library: &'static Library,
 }
 
@@ -27,18 +41,16 @@ impl Segments {
     pub fn bytes(&self) -> usize {
         self.pieces * Segments::PIECE
     }
-}
 
-/// Calls a function of the driver's in the library; panics if it fails.
-macro_rules! cu {
-    ($library:expr, $name:ident($($arg:expr => $kind:ty),* $(,)?)) => {{
-        let name = concat!(stringify!($name), "\0");
-        // SAFETY: the type is that of the function in src/virtual_memory.rs.
-        let function = unsafe { $library.get::<unsafe extern "C" fn($($kind),*) -> u32>(name.as_bytes()) };
-        let function = function.expect("exported");
-        // SAFETY: pointers are to variables of these types that live until the call returns.
-        assert_eq!(unsafe { function($($arg),*) }, 0, stringify!($name))
-    }};
+    /// Takes the memory of one piece away, as PyTorch does with what nobody uses between two tensors.
+    ///
+    /// # Panics
+    /// If that piece has none.
+    pub fn punch(&mut self, piece: usize) {
+        let at = self.at + (piece * Segments::PIECE) as u64;
+        cu!(self.library, cuMemUnmap(at => u64, Segments::PIECE => usize));
+        self.holes.push(piece);
+    }
 }
 
 impl Emulator {
@@ -59,13 +71,16 @@ impl Emulator {
         }
         let access = Access::by(device);
         cu!(library, cuMemSetAccess(at => u64, pieces * piece => usize, &access => *const Access, 1 => usize));
-        Segments { at, pieces, library }
+        Segments { at, pieces, holes: Vec::new(), library }
     }
 }
 
 impl Drop for Segments {
     fn drop(&mut self) {
-        cu!(self.library, cuMemUnmap(self.at => u64, self.bytes() => usize));
+        for piece in (0..self.pieces).filter(|piece| !self.holes.contains(piece)) {
+            let at = self.at + (piece * Segments::PIECE) as u64;
+            cu!(self.library, cuMemUnmap(at => u64, Segments::PIECE => usize));
+        }
         cu!(self.library, cuMemAddressFree(self.at => u64, self.bytes() + Segments::PIECE => usize));
     }
 }

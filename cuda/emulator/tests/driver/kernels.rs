@@ -176,3 +176,37 @@ fn with_lazy_loading_the_first_launch_waits_for_the_context() {
     word.set(1);
     assert_eq!(launching.join().unwrap(), CUDA_SUCCESS);
 }
+
+/// Fills and copies inside a device are kernels too, the driver's own.
+#[test]
+fn with_lazy_loading_the_first_fill_and_copy_wait_for_the_context() {
+    let _alone = alone();
+    let here = Here::beside(0);
+    emulator().set("LAZY", "1");
+    let (stream, other, memory) = (Stream::new(), Stream::new(), Memory::new(4096));
+    let (context, queue, at) = (here.context as usize, other.0 as usize, memory.at);
+    let fill = move || cu!(cuMemsetD8Async(at, 1, 100, queue as sys::CUstream));
+    let copy = move || cu!(cuMemcpyDtoDAsync_v2(at, at + 2048, 100, queue as sys::CUstream));
+    let acts: [&(dyn Fn() + Sync); 2] = [&fill, &copy];
+    for act in acts {
+        let word = Word::new(0);
+        word.hold(stream.0);
+        let began_late = std::thread::scope(|scope| {
+            let acting = scope.spawn(|| {
+                cu!(cuCtxSetCurrent(context as sys::CUcontext));
+                act();
+            });
+            a_while();
+            let waits = !acting.is_finished();
+            word.set(1);
+            waits
+        });
+        assert!(began_late);
+        // And not again.
+        let word = Word::new(0);
+        word.hold(stream.0);
+        act();
+        word.set(1);
+        stream.synchronize();
+    }
+}

@@ -49,6 +49,29 @@ fn what_was_freed_is_known_to_be() {
     cu!(cuMemFree_v2(0));
 }
 
+/// What comes in a stream's order is of the device's pool: for every context there, for no peer and no other process.
+#[test]
+fn memory_of_a_pool_is_for_its_device() {
+    let here = Here::new();
+    let (stream, mut at, mut handle) = (Stream::new(), 0, sys::CUipcMemHandle { reserved: [0; 64] });
+    cu!(cuMemAllocAsync(&mut at, 100, stream.0));
+    cu!(cuMemsetD8Async(at, 7, 100, stream.0));
+    assert_eq!(call!(cuIpcGetMemHandle(&mut handle, at)), CUDA_ERROR_INVALID_VALUE);
+    let writes = |code| {
+        let stream = Stream::new();
+        assert_eq!(call!(cuStreamWriteValue32_v2(stream.0, at, 5, 0)), code);
+        stream.synchronize();
+    };
+    let same = Here::beside(0);
+    writes(CUDA_SUCCESS);
+    let peer = Here::beside(1);
+    cu!(cuCtxEnablePeerAccess(here.context, 0));
+    writes(CUDA_ERROR_INVALID_VALUE);
+    drop((peer, same));
+    cu!(cuCtxSetCurrent(here.context));
+    cu!(cuMemFree_v2(at));
+}
+
 #[test]
 fn copies_run_across_mappings_and_not_beyond_them() {
     let _here = Here::new();

@@ -1,6 +1,7 @@
 //! What the driver says about addresses.
 
 use crate::cuda::*;
+use maypole_cuda_emulator::testing::Segments;
 use std::ffi::c_void;
 
 fn attribute<T: Default>(which: u32, address: u64) -> Result<T, CUresult> {
@@ -35,6 +36,34 @@ fn managed_memory_is_both() {
     cu!(cuMemAllocManaged(&mut at, 100, 1));
     assert_eq!((attribute::<u8>(8, at), attribute::<u32>(2, at), attribute::<u64>(4, at)), (Ok(1), Ok(2), Ok(at)));
     cu!(cuMemFree_v2(at));
+}
+
+#[test]
+fn memory_of_a_pool_belongs_to_no_context() {
+    let _here = Here::new();
+    let (memory, stream, mut at) = (Memory::new(100), Stream::new(), 0);
+    cu!(cuMemAllocAsync(&mut at, 100, stream.0));
+    let of = |at| [1, 17].map(|which| attribute::<usize>(which, at).unwrap() != 0);
+    assert_eq!((of(memory.at), of(at)), ([true, false], [false, true]), "context and pool");
+    assert_eq!([memory.at, at].map(|at| attribute::<u8>(10, at)), [Ok(1), Ok(0)], "whether it can be exported");
+    cu!(cuMemFree_v2(at));
+}
+
+/// "Not necessarily the size of the mapped region, but the size of the mappable address range."
+#[test]
+fn of_mapped_memory_the_attributes_are_those_of_the_reservation() {
+    let _here = Here::new();
+    let segments = emulator().segments(0, 3);
+    let (at, piece) = (segments.address(), Segments::PIECE);
+    for inside in [at, at + 5, at + 2 * piece as u64] {
+        assert_eq!(attribute::<u64>(11, inside), Ok(at));
+        assert_eq!(attribute::<usize>(12, inside), Ok(4 * piece), "one more piece of addresses is reserved");
+        let (mut base, mut bytes) = (0, 0);
+        cu!(cuMemGetAddressRange_v2(&mut base, &mut bytes, inside));
+        assert_eq!((base, bytes), (at + (inside - at) / piece as u64 * piece as u64, piece));
+    }
+    let behind = at + 3 * piece as u64;
+    assert_eq!(attribute::<u64>(11, behind), Err(CUDA_ERROR_INVALID_VALUE), "nothing is mapped there");
 }
 
 #[test]
