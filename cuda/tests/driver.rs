@@ -253,6 +253,33 @@ fn memory_goes_on_in_the_next_mapping() {
     assert_eq!(locate(at, 1).unwrap(), Where::Host, "it is gone");
 }
 
+/// Memory of a pool belongs to no context, as mapped memory, and is one piece all the same.
+#[test]
+fn memory_of_a_pool_ends_where_it_ends() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let stream = Stream::new(&context).unwrap();
+    let memory = DeviceMemory::in_order(&context, 1000, &stream).unwrap().expect("there are pools");
+    let (at, bytes) = (memory.address(), 1000);
+    let expected = Where::Device { ordinal: 0, context: 0, base: at, size: bytes };
+    assert_eq!(locate(at + 10, 990).unwrap(), expected);
+    let beyond = CudaError::OutOfBounds { address: at + 10, bytes, base: at, allocated: bytes };
+    assert_eq!(expect_device(&context, at + 10, bytes), Err(beyond));
+    assert!(matches!(memory.export().unwrap_err(), CudaError::IpcRefused { .. }));
+}
+
+#[test]
+fn a_device_that_takes_no_more_processes_says_what_to_do() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    emulator.set("FAIL", "cuDevicePrimaryCtxRetain:1:CUDA_ERROR_DEVICE_UNAVAILABLE");
+    let error = Context::primary(2).unwrap_err();
+    emulator.set("FAIL", "");
+    let text = error.to_string();
+    assert!(text.contains("device 2") && text.contains("nvidia-smi -c 0") && text.contains("MPS"), "{text}");
+    assert_eq!(error.code(), Some(46));
+    Context::primary(2).unwrap();
+}
+
 #[test]
 fn ranges_are_checked_before_the_driver_sees_them() {
     let (_turn, _emulator) = (TURN.lock(), emulated());

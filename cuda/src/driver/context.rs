@@ -66,7 +66,8 @@ impl Context {
         // SAFETY: the ordinal is below the count, and the pointer valid.
         unsafe { driver.cuDeviceGet(&mut device, ordinal as i32) }?;
         // SAFETY: a device of the driver's; the reference is given back in `drop`, or by `find` if it is not needed.
-        unsafe { driver.cuDevicePrimaryCtxRetain(&mut raw, device) }?;
+        let retained = unsafe { driver.cuDevicePrimaryCtxRetain(&mut raw, device) };
+        retained.map_err(|failed| CudaError::of_device(failed, ordinal))?;
         Context::find(driver, raw, device, true)
     }
 

@@ -106,9 +106,9 @@ pub enum CudaError {
     },
     /// The system does not let this process share device memory with another.
     #[error(
-        "CUDA IPC (device memory shared between processes) was refused: {call}: {name} ({code}): {meaning}. In a \
-         container, run it with --ipc=host and CAP_SYS_PTRACE; or set MAYPOLE_DEVICE_STAGING=host on all ranks, which \
-         goes through host memory and needs no IPC"
+        "CUDA IPC (device memory shared between processes) was refused: {call}: {name} ({code}): {meaning}. Ranks \
+         in different containers need the same IPC and PID namespaces (--ipc=host --pid=host); some sandboxes have no CUDA \
+         IPC at all. MAYPOLE_DEVICE_STAGING=host on all ranks goes through host memory and needs none"
     )]
     IpcRefused {
         /// The driver's function.
@@ -155,6 +155,32 @@ pub enum CudaError {
         /// The device.
         ordinal: usize,
     },
+    /// The driver does not take host memory that ranks share.
+    #[error(
+        "{call}: {name} ({code}): {meaning}; ranks count in host memory that is registered with the driver, which some \
+         sandboxes forbid: without it there are collectives on host memory only"
+    )]
+    RegistrationRefused {
+        /// The driver's function.
+        call: &'static str,
+        /// Its code.
+        code: u32,
+        /// The code's name.
+        name: &'static str,
+        /// What the driver says about it.
+        meaning: &'static str,
+    },
+    /// The device takes no context of this process.
+    #[error(
+        "CUDA device {ordinal} is busy or unavailable ({name}); where `nvidia-smi -q -d COMPUTE` says Exclusive_Process, \
+         it takes one process: `nvidia-smi -c 0` lets several use it, and so does NVIDIA's MPS"
+    )]
+    DeviceUnavailable {
+        /// The device.
+        ordinal: usize,
+        /// The code's name.
+        name: &'static str,
+    },
     /// Any other refusal of the driver's.
     #[error("{call}: {name} ({code}): {meaning}")]
     Call {
@@ -184,8 +210,31 @@ impl CudaError {
     /// The driver's code, where a call of its failed.
     pub fn code(&self) -> Option<u32> {
         match *self {
-            CudaError::Call { code, .. } | CudaError::IpcRefused { code, .. } => Some(code),
+            CudaError::Call { code, .. }
+            | CudaError::IpcRefused { code, .. }
+            | CudaError::RegistrationRefused { code, .. } => Some(code),
+            CudaError::DeviceUnavailable { .. } => Some(code::DEVICE_UNAVAILABLE),
             _ => None,
+        }
+    }
+
+    /// The same failure, as one of making a context on a device.
+    pub(crate) fn of_device(failed: Failed, ordinal: usize) -> CudaError {
+        match CudaError::from(failed) {
+            CudaError::Call { code: code::DEVICE_UNAVAILABLE, name, .. } => {
+                CudaError::DeviceUnavailable { ordinal, name }
+            }
+            other => other,
+        }
+    }
+
+    /// The same failure, as one of registering host memory.
+    pub(crate) fn of_registration(failed: Failed) -> CudaError {
+        match CudaError::from(failed) {
+            CudaError::Call { call, code, name, meaning } => {
+                CudaError::RegistrationRefused { call, code, name, meaning }
+            }
+            other => other,
         }
     }
 
@@ -232,6 +281,7 @@ pub type Result<T> = std::result::Result<T, CudaError>;
 pub(crate) mod code {
     pub(crate) const OUT_OF_MEMORY: u32 = 2;
     pub(crate) const DEINITIALIZED: u32 = 4;
+    pub(crate) const DEVICE_UNAVAILABLE: u32 = 46;
     pub(crate) const NO_DEVICE: u32 = 100;
     pub(crate) const NOT_READY: u32 = 600;
     pub(crate) const PEER_ACCESS_ALREADY_ENABLED: u32 = 704;

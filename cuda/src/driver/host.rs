@@ -198,7 +198,7 @@ impl HostRegistration {
     /// Registers the region, which begins at a page's beginning.
     ///
     /// # Errors
-    /// The driver's: where the system does not let it lock so much memory (see `ulimit -l`), or part of it is
+    /// [`CudaError::RegistrationRefused`]: where the system does not let the driver have the pages, or part of them is
     /// registered already under another address.
     pub fn new(context: &Arc<Context>, region: &HostRegion) -> Result<HostRegistration> {
         let _entered = context.enter()?;
@@ -212,7 +212,8 @@ impl HostRegistration {
                     let at: *mut c_void = region.as_ptr().cast();
                     let _relaxed = Relaxed::new(driver);
                     // SAFETY: the region is mapped as long as `region` lives, of which the result has a clone.
-                    unsafe { driver.cuMemHostRegister(at, region.bytes, PORTABLE_AND_MAPPED) }?;
+                    let registered = unsafe { driver.cuMemHostRegister(at, region.bytes, PORTABLE_AND_MAPPED) };
+                    registered.map_err(CudaError::of_registration)?;
                     all.insert(key, Registered { holders: 1, bytes: region.bytes, context: context.clone() });
                 }
             }
