@@ -17,6 +17,6 @@ pub mod peer;
 pub use commands::{Commands, Word};
 pub use driver::{
     Context, CudaError, DeviceMemory, Driver, Event, HostRegion, HostRegistration, ImportedMemory, IpcHandle, Pinned,
-    Result, Stream, Where, expect_device, locate, probe,
+    Reach, Result, Stream, Where, expect_device, locate, probe,
 };
 pub use kernels::{Header, Job, Kernel, Kernels, Source};

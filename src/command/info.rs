@@ -220,7 +220,7 @@ fn tcp() -> String {
 
 /// The CUDA driver and a line per device, or why there is none.
 fn cuda() -> Vec<String> {
-    use maypole_cuda::driver::{Context, probe};
+    use maypole_cuda::driver::{Context, Reach, probe};
     let driver = match probe() {
         Ok(driver) => driver,
         Err(error) => return vec![error.to_string()],
@@ -248,8 +248,8 @@ fn cuda() -> Vec<String> {
             false => "no stream memory operations: host functions wait, and ranks must be processes",
         };
         let others = contexts.iter().enumerate().filter(|&(other, _)| other != ordinal);
-        let reached = others
-            .filter(|(_, other)| other.as_ref().is_ok_and(|other| context.reaches(other.uuid()).unwrap_or(false)));
+        let reaches = |other: &Context| matches!(context.reaches(other.uuid()), Ok(Reach::Reached));
+        let reached = others.filter(|(_, other)| other.as_ref().is_ok_and(|other| reaches(other)));
         let reached: Vec<String> = reached.map(|(other, _)| other.to_string()).collect();
         let peers = match (count, reached.is_empty()) {
             (1, _) => String::new(),

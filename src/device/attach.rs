@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use maypole_collectives::ReduceOp;
 use maypole_cuda::kernels::Kernels;
 use maypole_cuda::peer::{Bases, HEADER, Mapped, Member, Offer, Shape, Staging, Window, Words};
-use maypole_cuda::{Context, CudaError, DeviceMemory, HostRegion, HostRegistration};
+use maypole_cuda::{Context, CudaError, DeviceMemory, HostRegion, HostRegistration, Reach};
 use maypole_transports::shm::Allocation;
 
 use super::executor::{CHANNELS, Executor, Reports};
@@ -64,6 +64,9 @@ struct Hello {
     member: Member,
     devices_reach: u64,
 }
+
+/// Why devices that this process does not see are not reached at last.
+const UNSEEN: &str = "a device that another rank uses is not visible here, and its memory could not be opened either";
 
 /// Ask `what` of the driver, as this rank.
 fn asked<T>(rank: usize, what: std::result::Result<T, CudaError>) -> Result<T> {
@@ -141,16 +144,17 @@ impl Communicator {
         })
     }
 
-    /// Staging in the memory of the members' devices; `beyond`: some members are other processes. `None`, on all ranks
-    /// alike, where a device reaches as many others already as it can.
+    /// Staging in the memory of the members' devices; `beyond`: some members are other processes; `unseen`: those whose
+    /// devices this process does not see. `None`, on all ranks alike, where a device reaches as many others already as it
+    /// can, or where the memory of one that is not seen could not be opened.
     fn device_staging(
         &self,
         context: &Arc<Context>,
         (near, me): (&[usize], usize),
         shape: Shape,
-        beyond: bool,
+        (beyond, unseen): (bool, &[usize]),
     ) -> Result<Option<Staging>> {
-        let rank = self.rank();
+        let (rank, auto) = (self.rank(), self.config().device_staging == DeviceStaging::Auto);
         let offer = || {
             let memory = limbo::making_room(|| match beyond {
                 true => DeviceMemory::exportable(context, shape.bytes()),
@@ -166,29 +170,36 @@ impl Communicator {
         let offers = self.told(&offer)?;
         let offers: Vec<Offer> = near.iter().map(|r| offers[*r]).collect();
         let joined = Mapped::join(memory.clone(), me, &offers);
-        let too_many = joined.as_ref().is_err_and(CudaError::is_too_many_peers);
-        let mut elsewhere = [u8::from(too_many && self.config().device_staging == DeviceStaging::Auto)];
+        // What the driver could not be asked before, this has tried.
+        let why = match &joined {
+            Err((_, error)) if error.is_too_many_peers() => Some("it has access to as many others as it can have"),
+            Err((member, _)) if unseen.contains(member) => Some(UNSEEN),
+            _ => None,
+        };
+        let mut elsewhere = [u8::from(why.is_some() && auto)];
         self.all_reduce_in_place(&mut elsewhere, ReduceOp::Max)?;
         let elsewhere = elsewhere == [1];
         let fared = match &joined {
-            _ if elsewhere && self.config().device_staging == DeviceStaging::Auto => Ok(()),
-            Err(error) => Err(error.clone()),
+            _ if elsewhere && auto => Ok(()),
+            Err((_, error)) => Err(error.clone()),
             Ok(_) if elsewhere => Err(CudaError::PeerRefused { from: context.ordinal(), to: "some rank's".into() }),
             Ok(_) => Ok(()),
         };
         let fared = self.unanimous(DOING, asked(rank, fared));
         if fared.is_ok() && !elsewhere {
+            let joined = joined.map_err(|(_, error)| error);
             return Ok(Some(Staging::in_device(asked(rank, joined)?, shape)));
         }
+        let refused = joined.as_ref().err().map(|(_, error)| error.to_string());
         // Nobody gives memory back before all have closed their mappings of it.
         drop(joined);
         self.told(&0u8)?;
         fared?;
         tracing::warn!(
             rank,
-            "{} device has access to as many others as it can have: what ranks exchange goes through host memory, which is \
-             slower",
-            if too_many { "this rank's" } else { "another rank's" }
+            error = refused,
+            "a device cannot use another's memory ({}): what ranks exchange goes through host memory, which is slower",
+            why.unwrap_or("another rank says why")
         );
         Ok(None)
     }
@@ -223,13 +234,17 @@ impl Communicator {
         warn_of_shared_queues(rank, me, &members);
 
         // Whether all devices of each host reach each other.
-        let reach = || -> std::result::Result<Option<usize>, CudaError> {
+        let mut unseen = Vec::new();
+        let mut reach = || -> std::result::Result<Option<usize>, CudaError> {
             Member::check_contexts(context, me, &members)?;
             Member::check_waiting(context, me, &members)?;
             let mut unreached = None;
             for (other, member) in members.iter().enumerate() {
-                if !member.is_reached_by(context)? {
-                    unreached = Some(other);
+                match member.is_reached_by(context)? {
+                    Reach::Reached => {}
+                    Reach::NotReached => unreached = Some(other),
+                    // As with a `CUDA_VISIBLE_DEVICES` of each rank's own: tried when memory is shared.
+                    Reach::NotSeen => unseen.push(other),
                 }
             }
             match (config.device_staging, unreached) {
@@ -248,8 +263,8 @@ impl Communicator {
         if !on_device && config.device_staging == DeviceStaging::Auto {
             tracing::warn!(
                 rank,
-                "some devices of a host do not reach each other (no peer access, or CUDA_VISIBLE_DEVICES hides them from \
-                 each other's processes): what they exchange goes through host memory, which is slower"
+                "some devices of a host do not reach each other (no peer access): what they exchange goes through host \
+                 memory, which is slower"
             );
         }
 
@@ -259,7 +274,7 @@ impl Communicator {
         let capacity = Capacity::of(size, config);
         let shape = Shape::new(near.len(), capacity.device_window, &fifos(capacity.device_fifo, tuned));
         let staging = match on_device {
-            true => self.device_staging(context, (&near, me), shape, others_beyond)?,
+            true => self.device_staging(context, (&near, me), shape, (others_beyond, &unseen))?,
             false => None,
         };
         let staging = match staging {

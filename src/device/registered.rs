@@ -49,7 +49,7 @@ impl Communicator {
         let offer = self.unanimous(DOING, Offer::new(&memory, beyond).map_err(device_error))?;
         let offers = self.told(&offer)?;
         let offers: Vec<Offer> = near.iter().map(|r| offers[*r]).collect();
-        let mapped = Mapped::join(memory.clone(), device.me, &offers).map_err(device_error);
+        let mapped = Mapped::join(memory.clone(), device.me, &offers).map_err(|(_, error)| device_error(error));
         let mapped = self.unanimous(DOING, mapped)?;
         // Only now: an allocation that fails takes no number. No rank counts before all have come through `unanimous`.
         if near[0] == rank {

@@ -2,24 +2,26 @@
 
 use maypole::cuda::DeviceBuffer;
 use maypole::perf::operation::NamedOp;
-use maypole::{Communicator, DataType};
+use maypole::{Call, Collective, Communicator, DataType, ReduceOp};
 
 use crate::arena::Arena;
 use crate::case::{Case, calls};
 use crate::lifetime::no_harm;
 use crate::ranks::{Job, role, say};
 use crate::runner::{On, Test, checked};
-use crate::world::{Rank, SMALL as ROUNDS, emulator};
+use crate::world::{Driver, Rank, SMALL as ROUNDS, driver, emulator};
 
 pub const TESTS: &[Test] = &[
     Test { name: SOME, on: On::Either, run: some_of_everything },
     Test { name: ALL, on: On::Either, run: everything },
     Test { name: HOST, on: On::Either, run: staged_on_the_host },
     Test { name: DEVICES, on: On::Emulator, run: several_devices },
+    Test { name: UNSEEN, on: On::Emulator, run: unseen_devices },
     Test { name: REGISTERED, on: On::Either, run: registered },
     Test { name: PIPELINE, on: On::Emulator, run: pipeline },
     Test { name: LEAVES, on: On::Either, run: leaves },
     Test { name: REFUSED, on: On::Emulator, run: refused },
+    Test { name: UNREGISTERED, on: On::Emulator, run: unregistered },
     Test { name: NO_WORDS, on: On::Emulator, run: without_memory_operations },
 ];
 
@@ -27,10 +29,12 @@ const SOME: &str = "processes: every collective over IPC";
 const ALL: &str = "processes: every collective, type and operation, 1 to 8 ranks";
 const HOST: &str = "processes: staging in host memory";
 const DEVICES: &str = "processes: a device each";
+const UNSEEN: &str = "processes: each sees one device, its own";
 const REGISTERED: &str = "processes: registered buffers come and go";
 const PIPELINE: &str = "processes: a pipeline gives memory back";
 const LEAVES: &str = "processes: a rank leaves while others still read";
 const REFUSED: &str = "processes: IPC is refused";
+const UNREGISTERED: &str = "processes: one may not register host memory";
 const NO_WORDS: &str = "processes: without stream memory operations";
 
 /// Start `size` ranks of test `name` with `knobs`, and wait until they have ended well.
@@ -88,6 +92,11 @@ fn some_of_everything() {
         job(SOME, size, &SMALL);
     }
     job(SOME, 3, &[SMALL[0], SMALL[1], ("MAYPOLE_ALGORITHM", "ring,chain,pairwise,binomial")]);
+    if driver() == Driver::Emulator {
+        // All streams of a process share two hardware queues, as under MPS they may.
+        let queues = [("MAYPOLE_EMULATOR_CONNECTIONS", "2"), ("MAYPOLE_EMULATOR_CHAOS", "5")];
+        job(SOME, 3, &[SMALL[0], SMALL[1], queues[0], queues[1]]);
+    }
 }
 
 /// As the matrix of threads, with every operation.
@@ -131,6 +140,67 @@ fn several_devices() {
     // Devices that do not reach each other: staging goes to the host by itself.
     let apart = [SMALL[0], SMALL[1], ("MAYPOLE_EMULATOR_DEVICES", "2"), ("MAYPOLE_EMULATOR_PEER_ACCESS", "off")];
     job(DEVICES, 2, &apart);
+}
+
+/// Where what ranks exchange lies, in the words of `describe`.
+fn staging(rank: &Rank) -> String {
+    let call = Call { collective: Collective::AllReduce, dtype: DataType::F32, count: 1, op: ReduceOp::Sum, root: 0 };
+    let said = rank.comm.on(&rank.stream).describe(&call, None).unwrap();
+    said.split(", ").find_map(|part| part.strip_prefix("staging in ")).expect("a part about staging").to_string()
+}
+
+/// `CUDA_VISIBLE_DEVICES` of each rank's own, as job scripts have it: their devices reach each other all the same, where
+/// the system lets them.
+fn unseen_devices() {
+    const WANTED: &str = "MAYPOLE_TEST_STAGING";
+    role(|_| {
+        let wanted = std::env::var(WANTED).unwrap();
+        assert_eq!(maypole::cuda::probe().unwrap().device_count(), 1);
+        let rank = Rank::new(Communicator::from_env().unwrap());
+        if wanted == "refused" {
+            let error = rank.comm.attach(&rank.context).unwrap_err().to_string();
+            assert!(error.contains("IPC") && error.contains("MAYPOLE_DEVICE_STAGING=host"), "{error}");
+            say(1);
+            return;
+        }
+        rank.comm.attach(&rank.context).unwrap_or_else(|error| panic!("attach: {error}"));
+        let arena = Arena::new(&rank, 100_000);
+        let mut own = rank.comm.alloc_device::<u8>(20_000).unwrap();
+        own.copy_from(&[1 + rank.comm.rank() as u8; 20_000], &rank.stream).unwrap();
+        for _ in 0..3 {
+            rank.comm.on(&rank.stream).all_gather(&own, arena.output(0, 60_000)).unwrap();
+        }
+        let got = arena.read(&rank.stream, 0, 60_000);
+        assert!(got.iter().enumerate().all(|(i, byte)| *byte == 1 + (i / 20_000) as u8));
+        assert_eq!(staging(&rank), wanted);
+        assert_eq!(own.is_shared(), wanted == "device memory", "registered memory is read where it lies");
+        report(&rank, 60_000);
+        drop((own, arena));
+        drop(rank);
+        no_harm();
+    });
+    let hidden = ("MAYPOLE_EMULATOR_HIDDEN", "1".to_string());
+    let start = |hidden_from: &[usize], wanted: &str, knobs: &[(&str, &str)]| {
+        let own = |rank: usize| {
+            let visible = ("CUDA_VISIBLE_DEVICES", rank.to_string());
+            [visible].into_iter().chain(hidden_from.contains(&rank).then(|| hidden.clone())).collect()
+        };
+        let places: Vec<_> = (0..3).map(|rank| (rank, 3, own(rank))).collect();
+        let all = [&[("MAYPOLE_EMULATOR_DEVICES", "3"), (WANTED, wanted)], knobs].concat();
+        let mut job = Job::start_at(UNSEEN, "rank", &places, &all);
+        for (_, said) in job.hear(&[0, 1, 2]) {
+            checked(said.parse().unwrap_or_else(|_| panic!("a rank said {said:?} in place of its checks")));
+        }
+        job.end(&[0, 1, 2]);
+    };
+    start(&[], "device memory", &[]);
+    start(&[], "device memory", &[("MAYPOLE_DEVICE_STAGING", "device")]);
+    // A cgroup keeps the others' devices from one rank, or from all: no memory of theirs can be opened.
+    start(&[1], "pinned host memory", &[]);
+    start(&[0, 1, 2], "pinned host memory", &[]);
+    start(&[2], "refused", &[("MAYPOLE_DEVICE_STAGING", "device")]);
+    // No peer access, which shows when memory is opened.
+    start(&[], "pinned host memory", &[("MAYPOLE_EMULATOR_PEER_ACCESS", "0")]);
 }
 
 fn registered() {
@@ -235,6 +305,32 @@ fn refused() {
     ranks.hear(&[0, 1, 2]);
     ranks.end(&[0, 1, 2]);
     checked(3);
+}
+
+/// Among three only one is refused host memory for its device: all are told, and go on with host buffers.
+fn unregistered() {
+    role(|_| {
+        let rank = Rank::new(Communicator::from_env().unwrap());
+        for _ in 0..2 {
+            let error = rank.comm.attach(&rank.context).unwrap_err().to_string();
+            assert!(error.contains("cuMemHostRegister") && error.contains("sandboxes"), "{error}");
+        }
+        let mut sum = [1u32];
+        rank.comm.all_reduce_in_place(&mut sum, ReduceOp::Sum).unwrap();
+        assert_eq!(sum, [3]);
+        say(2);
+    });
+    let own = |rank: usize| match rank {
+        1 => vec![("MAYPOLE_EMULATOR_HOST_REGISTER", "off".to_string())],
+        _ => Vec::new(),
+    };
+    let places: Vec<_> = (0..3).map(|rank| (rank, 3, own(rank))).collect();
+    for staging in ["auto", "host"] {
+        let mut ranks = Job::start_at(UNREGISTERED, "rank", &places, &[("MAYPOLE_DEVICE_STAGING", staging)]);
+        ranks.hear(&[0, 1, 2]);
+        ranks.end(&[0, 1, 2]);
+        checked(6);
+    }
 }
 
 /// Host functions stand for waits and writes.

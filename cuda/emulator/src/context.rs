@@ -157,7 +157,9 @@ impl Context {
 entries! {
     /// The device's primary context, made if nobody has it yet.
     fn cuDevicePrimaryCtxRetain(to: *mut usize, ordinal: c_int) {
-        let mut primary = device(ordinal)?.primary.lock();
+        let device = device(ordinal)?;
+        let mut primary = device.primary.lock();
+        device.claim()?;
         let context = primary.0.get_or_insert_with(|| Context::make(ordinal as usize, true)).clone();
         primary.1 += 1;
         // SAFETY: the caller's promise.
@@ -194,7 +196,7 @@ entries! {
 
     /// A context of its own beside the primary one, current on the calling thread.
     fn cuCtxCreate_v2(to: *mut usize, _flags: u32, ordinal: c_int) {
-        device(ordinal)?;
+        device(ordinal)?.claim()?;
         let context = Context::make(ordinal as usize, false);
         // SAFETY: the caller's promise.
         unsafe { give(to, context.handle)? };

@@ -6,18 +6,58 @@ use crate::context::Context;
 use crate::switches::SWITCHES;
 use parking_lot::Mutex;
 use std::ffi::{c_char, c_int};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 
-/// One emulated device.
+/// One emulated device that this process sees.
 pub struct Device {
+    /// Its number among all of the machine.
+    pub place: usize,
+    /// Held as long as the device is this process' alone (switch `EXCLUSIVE`).
+    claim: Mutex<Option<UnixListener>>,
     /// The primary context with its count of users, and the flags it was or will be made with.
     pub primary: Mutex<(Option<Arc<Context>>, usize, u32)>,
 }
 
 static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
 
-/// How many devices there are.
+impl Device {
+    fn at(place: usize) -> Device {
+        Device { place, claim: Mutex::new(None), primary: Mutex::new((None, 0, 0)) }
+    }
+
+    /// A context is about to be made here: fails if the device is another process' alone.
+    pub fn claim(&self) -> Outcome {
+        let mut claim = self.claim.lock();
+        if SWITCHES.exclusive.load(Relaxed) && claim.is_none() {
+            // A name that one process at a time can have, and that ends with it.
+            let name: String = uuid_of(self.place).iter().map(|byte| format!("{byte:02x}")).collect();
+            let address = SocketAddr::from_abstract_name(format!("maypole emulator {name}"));
+            let taken = address.and_then(|address| UnixListener::bind_addr(&address));
+            *claim = Some(taken.map_err(|_| CUDA_ERROR_DEVICE_UNAVAILABLE)?);
+        }
+        Ok(())
+    }
+}
+
+/// Which of the machine's devices a process sees, by what `CUDA_VISIBLE_DEVICES` says: numbers, or UUIDs as `nvidia-smi`
+/// writes them, which may be cut short. The list ends before the first that is none; one that names a device twice is no
+/// list.
+fn visible(machine: usize, list: Option<&str>) -> Vec<usize> {
+    let Some(list) = list else { return (0..machine).collect() };
+    let hex = |place: usize| uuid_of(place).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let place = |name: &str| match name.strip_prefix("GPU-") {
+        Some(start) => (0..machine).find(|place| !start.is_empty() && hex(*place).starts_with(&start.replace('-', ""))),
+        None => name.parse().ok().filter(|place| *place < machine),
+    };
+    let places: Vec<usize> = list.split(',').map_while(|name| place(name.trim())).collect();
+    let twice = (1..places.len()).any(|i| places[..i].contains(&places[i]));
+    if twice { Vec::new() } else { places }
+}
+
+/// How many devices this process sees.
 pub fn devices() -> usize {
     DEVICES.get().map_or(0, Vec::len)
 }
@@ -34,11 +74,12 @@ entries! {
         if flags != 0 {
             return Err(CUDA_ERROR_INVALID_VALUE);
         }
-        let wanted = SWITCHES.devices.load(Relaxed);
-        if wanted == 0 {
+        let list = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+        let places = visible(SWITCHES.devices.load(Relaxed), list.as_deref());
+        if places.is_empty() {
             return Err(CUDA_ERROR_NO_DEVICE);
         }
-        DEVICES.get_or_init(|| (0..wanted).map(|_| Device { primary: Mutex::new((None, 0, 0)) }).collect());
+        DEVICES.get_or_init(|| places.into_iter().map(Device::at).collect());
         INITIALISED.store(true, Relaxed);
         Ok(())
     }
@@ -65,7 +106,7 @@ entries! {
         meaning.map(|_| ()).ok_or(CUDA_ERROR_INVALID_VALUE)
     }
 
-    /// How many devices there are.
+    /// How many devices this process sees.
     fn cuDeviceGetCount(count: *mut c_int) {
         // SAFETY: the caller's promise.
         unsafe { give(count, devices() as c_int) }
@@ -87,23 +128,23 @@ entries! {
 
     /// 16 bytes, the same in every process of this machine.
     fn cuDeviceGetUuid(to: *mut [u8; 16], ordinal: c_int) {
-        device(ordinal)?;
+        let place = device(ordinal)?.place;
         // SAFETY: the caller's promise.
-        unsafe { give(to, uuid(ordinal as usize)) }
+        unsafe { give(to, uuid_of(place)) }
     }
 
     /// The same as `cuDeviceGetUuid`: there are no partitions of a device here.
     fn cuDeviceGetUuid_v2(to: *mut [u8; 16], ordinal: c_int) {
-        device(ordinal)?;
+        let place = device(ordinal)?.place;
         // SAFETY: the caller's promise.
-        unsafe { give(to, uuid(ordinal as usize)) }
+        unsafe { give(to, uuid_of(place)) }
     }
 
     /// Where the device would sit on the bus.
     fn cuDeviceGetPCIBusId(to: *mut c_char, bytes: c_int, ordinal: c_int) {
-        device(ordinal)?;
+        let place = device(ordinal)?.place;
         // SAFETY: the caller's promise: room for `bytes` characters.
-        unsafe { give_text(to, bytes, &format!("0000:{:02X}:00.0", ordinal + 1)) }
+        unsafe { give_text(to, bytes, &format!("0000:{:02X}:00.0", place + 1)) }
     }
 
     /// The device's memory in bytes (switch `MEMORY`).
@@ -115,9 +156,9 @@ entries! {
 
     /// One of the facts about a device. Those that are not known here are 0.
     fn cuDeviceGetAttribute(to: *mut c_int, attribute: u32, ordinal: c_int) {
-        device(ordinal)?;
+        let place = device(ordinal)?.place;
         // SAFETY: the caller's promise.
-        unsafe { give(to, fact(attribute, ordinal)) }
+        unsafe { give(to, fact(attribute, place)) }
     }
 
     /// Whether kernels on one device can use the other's memory (switch `PEER_ACCESS`).
@@ -158,10 +199,22 @@ unsafe fn give_text(to: *mut c_char, bytes: c_int, text: &str) -> Outcome {
     Ok(())
 }
 
-/// Made from the machine's boot, the switch `MACHINE` and the ordinal, since processes must agree without talking.
+/// The UUID of a device that this process sees.
 pub fn uuid(ordinal: usize) -> [u8; 16] {
+    uuid_of(DEVICES.get().and_then(|devices| devices.get(ordinal)).map_or(ordinal, |device| device.place))
+}
+
+/// Whether the machine has a device with this UUID of which this process sees nothing, but whose node is there for it.
+pub fn is_there_unseen(wanted: [u8; 16]) -> bool {
+    let machine = SWITCHES.devices.load(Relaxed);
+    !SWITCHES.hidden.load(Relaxed) && (0..machine).any(|place| uuid_of(place) == wanted)
+}
+
+/// Made from the machine's boot, the switch `MACHINE` and the device's number there, since processes must agree without
+/// talking.
+fn uuid_of(place: usize) -> [u8; 16] {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let text = format!("{boot}/{}/{ordinal}", SWITCHES.machine.lock());
+    let text = format!("{boot}/{}/{place}", SWITCHES.machine.lock());
     let half =
         |start: u64| text.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3));
     let mut uuid = [0; 16];
@@ -170,7 +223,7 @@ pub fn uuid(ordinal: usize) -> [u8; 16] {
     uuid
 }
 
-fn fact(attribute: u32, ordinal: c_int) -> c_int {
+fn fact(attribute: u32, place: usize) -> c_int {
     let capability = SWITCHES.capability.load(Relaxed) as c_int;
     let memory_operations = c_int::from(SWITCHES.memory_operations.load(Relaxed));
     match attribute {
@@ -183,7 +236,7 @@ fn fact(attribute: u32, ordinal: c_int) -> c_int {
         12 => 65536,                  // registers of a block
         16 => 4,                      // multiprocessors
         19 | 31 | 41 | 83 => 1,       // maps host memory, runs kernels at once, one address space, managed memory
-        33 => ordinal + 1,            // bus
+        33 => place as c_int + 1,     // bus
         39 => 2048,                   // threads of a multiprocessor
         40 => 2,                      // copy engines
         75 => capability / 10,        // compute capability
@@ -192,5 +245,29 @@ fn fact(attribute: u32, ordinal: c_int) -> c_int {
         92..=94 => memory_operations, // stream memory operations, in the old and the new numbering
         122 | 123 => memory_operations,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn visible_devices_are_those_of_the_list() {
+        let hex: String = uuid_of(2).iter().map(|byte| format!("{byte:02x}")).collect();
+        let short = format!("GPU-{}-{}", &hex[..8], &hex[8..10]);
+        for (list, expected) in [
+            (None, &[0, 1, 2][..]),
+            (Some(""), &[]),
+            (Some("1"), &[1]),
+            (Some("2, 0"), &[2, 0]),
+            (Some("1,-1,0"), &[1]),
+            (Some("0,3,1"), &[0]),
+            (Some("0,1,0"), &[]),
+            (Some("all"), &[]),
+            (Some(short.as_str()), &[2]),
+        ] {
+            assert_eq!(visible(3, list), expected, "{list:?}");
+        }
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! A handle says where the owner's file is found: process, descriptor, and a number that is also in the memory's shared
 //! page, so that another file that got the same descriptor later is not taken for it. As with CUDA the owner's own
-//! process cannot open it, a process opens it once per device and counts further times, and what its owner frees while
+//! process cannot open it; a device need not be visible to whoever opens memory of it; a process opens it once per device and counts further times, and what its owner frees while
 //! others have it open is theirs no more: it holds junk from then on, and the counter `freed_while_open` tells.
 
 use crate::abi::*;
 use crate::call::{entries, give};
 use crate::context::current;
-use crate::device::{devices, uuid};
+use crate::device::{devices, is_there_unseen, uuid};
 use crate::mapping::{Mapping, PAGE};
 use crate::memory::{self, Allocation, Kind, find};
 use crate::switches::SWITCHES;
@@ -39,6 +39,9 @@ const _: () = assert!(size_of::<Handle>() == 64);
 const MAGIC: u64 = u64::from_le_bytes(*b"maypole1");
 const LAZY_ENABLE_PEER_ACCESS: u32 = 1;
 
+/// In place of the ordinal of a device that this process does not see.
+const UNSEEN: usize = usize::MAX;
+
 /// What this process has open: by nonce the address, and how often.
 static OPEN: LazyLock<Mutex<HashMap<u64, (u64, usize)>>> = LazyLock::new(Mutex::default);
 
@@ -50,7 +53,8 @@ fn open(handle: Handle, flags: u32) -> Outcome<u64> {
     if handle.process == std::process::id() {
         return Err(CUDA_ERROR_INVALID_CONTEXT);
     }
-    let device = (0..devices()).find(|ordinal| uuid(*ordinal) == handle.device).ok_or(CUDA_ERROR_INVALID_DEVICE)?;
+    let device = (0..devices()).find(|ordinal| uuid(*ordinal) == handle.device);
+    let device = device.or(is_there_unseen(handle.device).then_some(UNSEEN)).ok_or(CUDA_ERROR_INVALID_DEVICE)?;
     if device != context.device && !SWITCHES.peer_access.load(Relaxed) {
         return Err(CUDA_ERROR_PEER_ACCESS_UNSUPPORTED);
     }

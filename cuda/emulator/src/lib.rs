@@ -40,7 +40,7 @@
 //!
 //! | name | value | what it does |
 //! | --- | --- | --- |
-//! | `DEVICES` | 1 | devices; before `cuInit` only. 0: there is a driver and no device |
+//! | `DEVICES` | 1 | devices of the machine; before `cuInit` only. 0: there is a driver and no device |
 //! | `MEMORY` | 4G | bytes of each device, counted per process |
 //! | `DRIVER_VERSION` | 12040 | what `cuDriverGetVersion` says, and which PTX is too new |
 //! | `CAPABILITY` | 9.0 | compute capability; PTX for a later one is refused |
@@ -55,8 +55,13 @@
 //! | `IPC` | 1 | 0: handles are neither given nor opened |
 //! | `PEER_ACCESS` | 1 | 0: devices do not reach each other |
 //! | `HOST_REGISTER` | 1 | 0: host memory cannot be registered |
+//! | `HIDDEN` | 0 | 1: devices that `CUDA_VISIBLE_DEVICES` leaves out have no node here, as in a cgroup: their memory cannot be opened |
+//! | `EXCLUSIVE` | 0 | 1: compute mode EXCLUSIVE_PROCESS: a device takes the first process that makes a context there, until that ends |
 //! | `FAIL` | empty | `cuMemAlloc:3:CUDA_ERROR_OUT_OF_MEMORY,...`: the third call from now on fails; `3+` it and all later ones; `*` any function |
 //! | `DROP` | empty | `wait:2,event:all,...`: the second wait for a word from now on is lost, and every wait for an event; also `write` (of a word) and `legacy` (the order between the default stream and the others) |
+//!
+//! `CUDA_VISIBLE_DEVICES` is heeded as drivers do: it says which of the machine's devices the process counts, and in
+//! which order. The memory of the others can be opened all the same, if their processes give handles of it.
 //!
 //! `FAIL` makes a function fail before it has done anything. A failure that a *command* would have met shows as it does
 //! with CUDA: the stream's context is broken, and a later call says so.

@@ -54,6 +54,10 @@ pub struct Switches {
     pub ipc: AtomicBool,
     pub peer_access: AtomicBool,
     pub host_register: AtomicBool,
+    /// Devices that are not visible to this process have no node in its cgroup.
+    pub hidden: AtomicBool,
+    /// Devices take one process each.
+    pub exclusive: AtomicBool,
     /// Host functions of all streams run one at a time.
     pub serial_host_functions: AtomicBool,
     /// Hardware queues that the streams of a context share; 0: one for each stream.
@@ -86,6 +90,8 @@ pub static SWITCHES: LazyLock<Switches> = LazyLock::new(|| {
         ipc: AtomicBool::new(true),
         peer_access: AtomicBool::new(true),
         host_register: AtomicBool::new(true),
+        hidden: AtomicBool::new(false),
+        exclusive: AtomicBool::new(false),
         serial_host_functions: AtomicBool::new(true),
         connections: AtomicU64::new(0),
         lazy_loading: AtomicBool::new(false),
@@ -123,6 +129,8 @@ impl Switches {
             "IPC" => self.ipc.store(on_off(value)?, Relaxed),
             "PEER_ACCESS" => self.peer_access.store(on_off(value)?, Relaxed),
             "HOST_REGISTER" => self.host_register.store(on_off(value)?, Relaxed),
+            "HIDDEN" => self.hidden.store(on_off(value)?, Relaxed),
+            "EXCLUSIVE" => self.exclusive.store(on_off(value)?, Relaxed),
             "HOST_FUNCTIONS" => self.serial_host_functions.store(
                 match value {
                     "serial" => true,

@@ -34,6 +34,19 @@ pub struct Context {
     service: OnceLock<ServiceStream>,
 }
 
+/// Whether a device can reach the memory of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It can; a device reaches itself.
+    Reached,
+    /// It cannot.
+    NotReached,
+    /// The driver does not say, since this process does not see the other device (`CUDA_VISIBLE_DEVICES`, or a container
+    /// without its node). Memory of it that another process shares can often be opened all the same: to try is how to
+    /// find out.
+    NotSeen,
+}
+
 /// A stream without an `Arc` to the context that owns it.
 struct ServiceStream(cudarc::driver::sys::CUstream);
 
@@ -247,14 +260,13 @@ impl Context {
         self.memory_operations
     }
 
-    /// Whether this device can reach the memory of the device with that [`uuid`](Context::uuid). One that this process
-    /// does not see (`CUDA_VISIBLE_DEVICES`) cannot be reached.
+    /// Whether this device can reach the memory of the device with that [`uuid`](Context::uuid).
     ///
     /// # Errors
     /// The driver's.
-    pub fn reaches(&self, uuid: [u8; 16]) -> Result<bool> {
+    pub fn reaches(&self, uuid: [u8; 16]) -> Result<Reach> {
         if uuid == self.uuid {
-            return Ok(true);
+            return Ok(Reach::Reached);
         }
         for ordinal in 0..probe()?.device_count() {
             let (mut device, mut found, mut can) = (0, CUuuid { bytes: [0; 16] }, 0);
@@ -265,10 +277,10 @@ impl Context {
             if found.bytes.map(|b| b as u8) == uuid {
                 // SAFETY: as above.
                 unsafe { self.driver.cuDeviceCanAccessPeer(&mut can, self.device, device) }?;
-                return Ok(can != 0);
+                return Ok(if can != 0 { Reach::Reached } else { Reach::NotReached });
             }
         }
-        Ok(false)
+        Ok(Reach::NotSeen)
     }
 
     /// Lets kernels of this context use plain addresses of memory of `other`, another context of this process.
@@ -279,7 +291,7 @@ impl Context {
         if self.raw == other.raw {
             return Ok(());
         }
-        if !self.reaches(other.uuid)? {
+        if self.reaches(other.uuid)? != Reach::Reached {
             return Err(CudaError::PeerRefused { from: self.ordinal(), to: other.ordinal().to_string() });
         }
         let _entered = self.enter()?;

@@ -26,7 +26,7 @@ use std::sync::OnceLock;
 use libloading::Library;
 use libloading::os::unix;
 
-pub use context::{Context, Entered};
+pub use context::{Context, Entered, Reach};
 pub use error::{CudaError, Result};
 pub use event::Event;
 pub(crate) use host::PAGE;

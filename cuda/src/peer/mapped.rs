@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock, Weak};
 use bytemuck::{Pod, Zeroable};
 use parking_lot::Mutex;
 
-use crate::driver::{Context, CudaError, DeviceMemory, ImportedMemory, IpcHandle, Result};
+use crate::driver::{Context, CudaError, DeviceMemory, ImportedMemory, IpcHandle, Reach, Result};
 
 /// Identifies this process among all of the host: a random number, since process numbers repeat between containers.
 static PROCESS: LazyLock<u64> = LazyLock::new(|| {
@@ -59,11 +59,12 @@ impl Member {
         self.memory_operations != 0
     }
 
-    /// Whether kernels of `context` can use memory of this member's device directly.
+    /// Whether kernels of `context` can use memory of this member's device directly. Where that device is not seen, what
+    /// [`Mapped::join`] says is the answer.
     ///
     /// # Errors
     /// The driver's.
-    pub fn is_reached_by(&self, context: &Context) -> Result<bool> {
+    pub fn is_reached_by(&self, context: &Context) -> Result<Reach> {
         context.reaches(self.uuid)
     }
 
@@ -159,20 +160,24 @@ impl Mapped {
     /// Maps what all members have offered, in the order of the members; `own` is what member `me`, this one, has.
     ///
     /// # Errors
-    /// [`CudaError::IpcRefused`], [`CudaError::PeerRefused`]; the driver's. What was mapped until then is closed again,
-    /// and the members agree on what to do instead: those for whom it worked drop what they have.
-    pub fn join(own: Arc<DeviceMemory>, me: usize, offers: &[Offer]) -> Result<Mapped> {
+    /// With the member whose memory it was: [`CudaError::IpcRefused`], [`CudaError::PeerRefused`]; the driver's. What
+    /// was mapped until then is closed again, and the members agree on what to do instead: those for whom it worked drop
+    /// what they have.
+    pub fn join(
+        own: Arc<DeviceMemory>,
+        me: usize,
+        offers: &[Offer],
+    ) -> std::result::Result<Mapped, (usize, CudaError)> {
         let context = own.context().clone();
         let (mut addresses, mut held) = (Vec::with_capacity(offers.len()), Vec::with_capacity(offers.len()));
         for (member, offer) in offers.iter().enumerate() {
-            let (address, memory) = match member {
-                _ if member == me => (own.address(), Held::Own),
-                _ if offer.process == *PROCESS => Mapped::share(&context, offer)?,
-                _ => {
-                    let memory = ImportedMemory::open(&context, IpcHandle(offer.handle))?;
-                    (memory.address(), Held::Imported { _memory: memory })
-                }
+            let mapped = match member {
+                _ if member == me => Ok((own.address(), Held::Own)),
+                _ if offer.process == *PROCESS => Mapped::share(&context, offer),
+                _ => ImportedMemory::open(&context, IpcHandle(offer.handle))
+                    .map(|memory| (memory.address(), Held::Imported { _memory: memory })),
             };
+            let (address, memory) = mapped.map_err(|error| (member, error))?;
             addresses.push(address);
             held.push(memory);
         }

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use maypole_cuda::peer::Shape;
-use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, HostRegion, ImportedMemory, IpcHandle, Stream};
+use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, HostRegion, ImportedMemory, IpcHandle, Reach, Stream};
 use maypole_cuda_emulator::testing;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
@@ -98,7 +98,8 @@ fn staging_in_host_memory_serves_where_devices_do_not_reach_each_other() {
     };
     let context = Context::primary(me).unwrap();
     let other = Context::primary((me + 1) % MEMBERS).unwrap();
-    assert!(!context.reaches(other.uuid()).unwrap() && context.reaches(context.uuid()).unwrap());
+    assert_eq!(context.reaches(other.uuid()).unwrap(), Reach::NotReached);
+    assert_eq!(context.reaches([7; 16]).unwrap(), Reach::NotSeen);
     let mut rank = Rank::attach(&context, me, shape(), Place::Host, &region).unwrap();
     publish_and_fetch(&mut rank, Traffic::of_all(6));
     pass_round(&mut rank, Traffic::of_all(6));

@@ -132,7 +132,7 @@ impl Rank {
                 let offer = offer?;
                 assert!(offered, "another member could not offer its memory");
                 let offers = hall.all_gather(me, &offer);
-                Staging::in_device(Mapped::join(own, me, &offers)?, shape)
+                Staging::in_device(Mapped::join(own, me, &offers).map_err(|(_, error)| error)?, shape)
             }
         };
         Ok(Rank { me, members, context: context.clone(), stream: Stream::new(context)?, words, staging, hall })

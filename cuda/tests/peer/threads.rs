@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use maypole_cuda::peer::{Bases, Mapped, Member, Offer, Shape, Window};
-use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, HostRegion, Stream, expect_device};
+use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, HostRegion, Reach, Stream, expect_device};
 
 use crate::ranks::{Place, Rank, pair, shared_bytes};
 use crate::traffic::{Lost, Traffic, pass_round, publish_and_fetch};
@@ -91,8 +91,9 @@ fn devices_that_do_not_reach_each_other_are_named() {
     let (_turn, emulator) = (TURN.lock(), emulated());
     emulator.set("PEER_ACCESS", "0");
     let [first, second] = [0, 1].map(|ordinal| Context::primary(ordinal).unwrap());
-    assert!(!first.reaches(second.uuid()).unwrap() && first.reaches(first.uuid()).unwrap());
-    assert!(!Member::new(&second).is_reached_by(&first).unwrap());
+    let reaches = |other: &Context| first.reaches(other.uuid()).unwrap();
+    assert_eq!([reaches(&second), reaches(&first)], [Reach::NotReached, Reach::Reached]);
+    assert_eq!(Member::new(&second).is_reached_by(&first).unwrap(), Reach::NotReached);
     let error = first.enable_peer(&second).unwrap_err();
     assert_eq!(error, CudaError::PeerRefused { from: 0, to: "1".into() });
     assert!(error.to_string().contains("MAYPOLE_DEVICE_STAGING=host"), "{error}");
@@ -235,6 +236,6 @@ fn registered_memory_is_found_by_its_number() {
     expect_device(&context, address, 64).unwrap_err();
     // And an offer whose memory is gone is refused.
     let own = Arc::new(DeviceMemory::new(&context, 64).unwrap());
-    let error = Mapped::join(own, 0, &offers).unwrap_err();
+    let (_, error) = Mapped::join(own, 0, &offers).unwrap_err();
     assert!(error.to_string().contains("the rank that offered it has dropped it"), "{error}");
 }

@@ -62,7 +62,10 @@ fn the_other_process() {
     let Ok(text) = std::env::var(HANDLE) else { return };
     cu!(cuInit(0)); // not loaded by path: the loader finds it
     let mut context = std::ptr::null_mut();
-    cu!(cuCtxCreate_v2(&mut context, 0, 0));
+    let code = call!(cuCtxCreate_v2(&mut context, 0, 0));
+    if code != CUDA_SUCCESS {
+        return say(&format!("{code:?}"));
+    }
     let bytes: Vec<i8> = text.split(' ').map(|byte| byte.parse::<u8>().unwrap() as i8).collect();
     let handle = sys::CUipcMemHandle { reserved: bytes.try_into().unwrap() };
     let (mut first, mut second) = (0, 0);
@@ -126,6 +129,20 @@ fn two_processes_see_the_same_memory() {
     other.end();
 }
 
+/// Compute mode EXCLUSIVE_PROCESS: one process for each device.
+#[test]
+fn an_exclusive_device_takes_one_process() {
+    let _alone = alone();
+    emulator().set("MACHINE", "exclusive");
+    emulator().set("EXCLUSIVE", "1");
+    let (_here, _second) = (Here::beside(0), Here::beside(0));
+    let handle = handle_of(&Memory::new(1000));
+    let there = [("MAYPOLE_EMULATOR_MACHINE", "exclusive"), ("MAYPOLE_EMULATOR_EXCLUSIVE", "1")];
+    let mut other = Other::start(&handle, &there);
+    assert_eq!(other.hear(), "CUDA_ERROR_DEVICE_UNAVAILABLE");
+    other.end();
+}
+
 #[test]
 fn what_is_gone_or_not_allowed_cannot_be_opened() {
     let _alone = alone();
@@ -143,6 +160,24 @@ fn what_is_gone_or_not_allowed_cannot_be_opened() {
     ] {
         let mut other = Other::start(&handle, switches);
         assert_eq!(other.hear(), expected, "{switches:?}");
+        other.end();
+    }
+    // A device that the other process does not see, and one that is kept from it.
+    let unseen = [("CUDA_VISIBLE_DEVICES", "1"), ("MAYPOLE_EMULATOR_DEVICES", "2"), ("MAYPOLE_EMULATOR_HIDDEN", "1")];
+    let apart = [unseen[0], unseen[1], ("MAYPOLE_EMULATOR_PEER_ACCESS", "0")];
+    for (switches, expected) in
+        [(&unseen[..2], "open"), (&unseen, "CUDA_ERROR_INVALID_DEVICE"), (&apart, "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED")]
+    {
+        let mut other = Other::start(&handle, switches);
+        assert_eq!(other.hear(), expected, "{switches:?}");
+        if expected == "open" {
+            cu!(cuStreamWriteValue32_v2(Stream::new().0, memory.at, 5, 0));
+            assert!(other.hear().starts_with("[5, "), "the memory is the same");
+            assert_eq!(other.hear(), "written");
+            other.tell();
+            other.hear();
+            assert_eq!(other.hear(), "closed");
+        }
         other.end();
     }
     emulator().set("IPC", "0");
