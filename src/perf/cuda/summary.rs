@@ -1,8 +1,9 @@
 //! `gpu_summary`: the files of one gpu-check run as one table and one JSON file.
 //!
 //! Figures stand beside what the device allows: a collective's time beside its [floor](crate::perf::Traffic) at the copy
-//! rate that the same run measured, a small one's beside an empty launch between two waits. Where a target is set
-//! ([`target`]) the table says whether it was met; nothing is left out because it was not.
+//! rate that the same run measured, a small one's beside an empty launch between two waits. Where a target is set the
+//! table says whether it was met; nothing is left out because it was not. Targets are shares of what the number of bytes
+//! allows ([`Line::possible`]), which the table has too.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ pub struct Line {
     pub library: String,
     /// `processes` or `threads`, `registered`, and how long a publication's place is where that is not the default.
     pub ranks_are: String,
+    /// Whether its buffers were registered: read by the others where they lie.
+    pub registered: bool,
     /// Whether its settings were the defaults, for which targets are laid down.
     pub by_default: bool,
     /// Number of ranks.
@@ -101,15 +104,46 @@ pub struct Summary {
     pub unread: Vec<String>,
 }
 
-/// The share of the floor's speed that a collective must reach with two ranks on one device, where that is laid down.
-pub fn target(collective: &str, size: usize, ranks: usize, ranks_per_device: usize) -> Option<f64> {
-    if size < 64 << 20 || (ranks, ranks_per_device) != (2, 2) {
-        return None;
+/// Bytes that kernels of two ranks read and write beyond the floor, both together, for each byte of the larger buffer.
+///
+/// Plain memory is copied to be published, and read from there: read and written once more than the floor has it, by the
+/// rank that gives. An all-reduce (two-shot: each rank adds up half a buffer and fetches the other half) publishes twice,
+/// what it gives and half of the result: a half read and written, and a half written, by each rank. Its other half of the
+/// result is read again and written by the fetch, where the floor has it written alone: half a byte by each rank, in
+/// registered memory too, and the only thing there.
+fn beyond_floor(collective: &str, registered: bool) -> Option<f64> {
+    Some(match (collective, registered) {
+        ("all_reduce", false) => 4.0,
+        ("all_reduce", true) => 1.0,
+        ("all_gather" | "broadcast" | "all_to_all" | "reduce_scatter", false) => 2.0,
+        ("all_gather" | "broadcast" | "all_to_all" | "reduce_scatter", true) => 0.0,
+        _ => return None,
+    })
+}
+
+impl Line {
+    /// The share of the floor's speed that is left if the bytes that this collective moves in this kind of memory move at
+    /// the copy rate: what is possible, without waits. For two ranks on one device, where it has been counted.
+    pub fn possible(&self) -> Option<f64> {
+        let beyond = beyond_floor(&self.collective, self.registered)? * self.size as f64;
+        let floor = self.floor_bytes as f64;
+        (self.is_target() && floor > 0.0).then(|| floor / (floor + beyond))
     }
-    match collective {
-        "all_reduce" => Some(0.70),
-        "all_gather" | "broadcast" | "all_to_all" => Some(0.85),
-        _ => None,
+
+    /// Two ranks on one device, and enough bytes that their number decides.
+    fn is_target(&self) -> bool {
+        self.size >= 64 << 20 && (self.ranks, self.ranks_per_device) == (2, 2)
+    }
+
+    /// The share of the floor's speed that must be reached, where that is laid down: a share of what is
+    /// [possible](Line::possible), in registered memory.
+    fn wanted(&self) -> Option<f64> {
+        let share = match self.collective.as_str() {
+            "all_reduce" => 0.75,
+            "all_gather" | "broadcast" | "all_to_all" => 0.90,
+            _ => return None,
+        };
+        self.possible().filter(|_| self.registered).map(|possible| share * possible)
     }
 }
 
@@ -237,7 +271,7 @@ impl Summary {
             if !line.by_default {
                 continue;
             }
-            line.target = target(&line.collective, line.size, line.ranks, line.ranks_per_device);
+            line.target = line.wanted();
             if line.library == "maypole" && line.time > 0.0 {
                 line.against_nccl = nccl.get(&key(line)).map(|time| time / line.time);
             }
@@ -271,6 +305,7 @@ fn lines(perf: Perf) -> Vec<Line> {
             lines.push(Line {
                 library: perf.library.clone(),
                 ranks_are: ranks_are.clone(),
+                registered: perf.config.registered,
                 by_default: perf.config.device_window.is_none(),
                 ranks: perf.ranks.len(),
                 ranks_per_device,

@@ -152,11 +152,13 @@ fn collectives(summary: &Summary, text: &mut String) {
     }
     for line in rows {
         let floor = line.floor.map_or("-".to_string(), |floor| format!("{floor:.1}"));
-        let ratio = line.ratio.map_or("-".to_string(), |ratio| format!("{:.1}%", ratio * 100.0));
+        let percent = |share: f64| format!("{:.1}%", share * 100.0);
+        let ratio = line.ratio.map_or("-".to_string(), percent);
+        let possible = line.possible().map_or(String::new(), |share| format!(" of {} possible", percent(share)));
         let wrong = line.wrong.filter(|&n| n > 0).map_or(String::new(), |n| format!("  {n} WRONG"));
         let _ = writeln!(
             text,
-            "{} {:>10.1} us  floor {floor:>9} us of {:>12} B  {ratio:>6}{}{wrong}",
+            "{} {:>10.1} us  floor {floor:>9} us of {:>12} B  {ratio:>6}{possible}{}{wrong}",
             identity(line),
             line.time,
             line.floor_bytes,
@@ -208,8 +210,13 @@ fn targets(summary: &Summary, text: &mut String) {
     for l in ours() {
         if let (Some(target), Some(ratio)) = (l.target, l.ratio) {
             any = true;
-            let what =
-                format!("{}: {:.1}% of the floor's speed, of {:.0}%", identity(l), ratio * 100.0, target * 100.0);
+            let what = format!(
+                "{}: {:.1}% of the floor's speed, of {:.1}% (possible: {:.1}%)",
+                identity(l),
+                ratio * 100.0,
+                target * 100.0,
+                l.possible().unwrap_or(1.0) * 100.0
+            );
             line(ratio >= target, what);
         }
     }

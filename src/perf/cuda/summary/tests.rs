@@ -76,15 +76,17 @@ fn a_run_is_held_against_its_floors() {
     let ours = large("maypole");
     assert_eq!((ours.floor_bytes, ours.ranks_per_device), (1 << 28, 2));
     assert!((ours.floor.unwrap() - 100.0).abs() < 1e-6 && (ours.ratio.unwrap() - 0.8).abs() < 1e-6);
-    assert_eq!((ours.target, ours.against_nccl), (Some(0.70), Some(0.8)));
+    // 5 bytes for each one of the buffer, of which the floor has 4; three quarters of that.
+    assert!((ours.possible().unwrap() - 0.8).abs() < 1e-9 && (ours.target.unwrap() - 0.6).abs() < 1e-9);
+    assert_eq!(ours.against_nccl, Some(0.8));
     assert_eq!((large("nccl").against_nccl, ours.ranks_are.as_str()), (None, "processes, registered"));
 
     let text = table::table(&summary);
     for wanted in [
         "FAILED (status 1)",
         "MISSED  slowest reduction: bf16 sum, 89.0% of the copy rate, of 90%",
-        "67108864 B: 80.0% of the floor's speed, of 70%",
-        "80.0%  0.80 x NCCL's speed (BEHIND)",
+        "67108864 B: 80.0% of the floor's speed, of 60.0% (possible: 80.0%)",
+        "80.0% of 80.0% possible  0.80 x NCCL's speed (BEHIND)",
         "over the floor +8.00 and +7.00 us  1.00 x NCCL's speed",
         "8 B: +7.00 us over the floor, of 10",
         "MISSED  ahead of NCCL in 1 of 2 rows",
@@ -114,12 +116,38 @@ fn the_emulator_meets_no_target_and_misses_none() {
     assert!(text.contains("none on the emulator") && !text.contains("MISSED"), "{text}");
 }
 
+/// The only line of 64 MiB in `report`.
+fn large(report: &Value) -> Line {
+    let files = [("kernels.json", serde_json::to_string(&kernels()).unwrap()), ("perf.json", report.to_string())];
+    let all = read("large", &files).collectives;
+    all.into_iter().find(|line| line.size >= 1 << 20).unwrap()
+}
+
 #[test]
 fn targets_are_for_two_ranks_on_one_device() {
-    assert_eq!(target("broadcast", 64 << 20, 2, 2), Some(0.85));
-    assert_eq!(target("broadcast", 64 << 20, 2, 1), None);
-    assert_eq!(target("broadcast", 1 << 20, 2, 2), None);
-    assert_eq!(target("gather", 64 << 20, 2, 2), None);
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut report = perf("maypole", 125.0);
+        // All of these read and write the larger buffer on both ranks.
+        report["results"][1]["out_of_place"]["traffic"] = json!({ "read": 128 << 20, "written": 128 << 20 });
+        change(&mut report);
+        let line = large(&report);
+        (line.possible().map(|share| (share * 100.0).round()), line.target.map(|share| (share * 1000.0).round()))
+    };
+    let named = |name: &'static str| move |report: &mut Value| report["collective"] = json!(name);
+    assert_eq!(with(&named("all_reduce")), (Some(80.0), Some(600.0)));
+    assert_eq!(with(&named("broadcast")), (Some(100.0), Some(900.0)));
+    assert_eq!(with(&named("reduce_scatter")), (Some(100.0), None), "nothing is laid down");
+    assert_eq!(with(&named("gather")), (None, None));
+    // Plain memory is copied once more: shares that no code can exceed, and no targets.
+    let plain = |name: &'static str| {
+        move |report: &mut Value| {
+            (report["collective"], report["config"]["registered"]) = (json!(name), json!(false));
+        }
+    };
+    assert_eq!(with(&plain("all_reduce")), (Some(50.0), None));
+    assert_eq!(with(&plain("all_to_all")), (Some(67.0), None));
+    assert_eq!(with(&|report| report["ranks"][1]["device"] = json!("bb")), (None, None));
+    assert_eq!(with(&|report| report["results"][1]["size"] = json!(32 << 20)), (None, None));
 }
 
 /// What was tried with other settings stands in the table, and misses no target.
