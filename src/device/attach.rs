@@ -73,6 +73,22 @@ fn asked<T>(rank: usize, what: std::result::Result<T, CudaError>) -> Result<T> {
     what.map_err(|source| Error::Device { rank, source })
 }
 
+/// Where NVIDIA's MPS can be found, unless the variable says otherwise.
+const MPS: (&str, &str) = ("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps");
+
+/// Whether processes of this host that use a device together do so through NVIDIA's MPS: drivers connect to it where its
+/// control daemon has left its pipe.
+fn is_under_mps() -> bool {
+    let folder = std::env::var_os(MPS.0).unwrap_or_else(|| MPS.1.into());
+    std::path::Path::new(&folder).join("control").exists()
+}
+
+/// How many hardware queues a process with `threads` ranks should ask for. Under MPS the clients share one pool of them,
+/// and what one takes others lack; without, each process has its own, 32 at most.
+fn queues_to_ask_for(threads: usize, under_mps: bool) -> usize {
+    if under_mps { threads.next_power_of_two().clamp(8, 32) } else { 32 }
+}
+
 /// Streams of one process share hardware queues (see [`maypole_cuda::peer`]): say so where ranks that are its threads
 /// have fewer queues than they are. The first of them says it for all.
 fn warn_of_shared_queues(rank: usize, me: usize, members: &[Member]) {
@@ -83,8 +99,9 @@ fn warn_of_shared_queues(rank: usize, me: usize, members: &[Member]) {
         tracing::warn!(
             rank,
             "{threads} ranks are threads of this process and {QUEUES} is {}: a stream that waits can hold back the one \
-             that it waits for; set it to 32 before the program starts",
-            queues.as_deref().unwrap_or("not set")
+             that it waits for; set it to {} before the program starts",
+            queues.as_deref().unwrap_or("not set"),
+            queues_to_ask_for(threads, is_under_mps())
         );
     }
 }
@@ -334,7 +351,7 @@ mod tests {
     use maypole_collectives::{Hosts, Order};
     use maypole_cuda::peer::Shape;
 
-    use super::{fifos, queues_are_few};
+    use super::{fifos, queues_are_few, queues_to_ask_for};
     use crate::config::Config;
     use crate::tuner::{Links, Needs, Tuner};
 
@@ -373,5 +390,12 @@ mod tests {
         assert!(!queues_are_few(None, 1) && !queues_are_few(Some("1"), 1), "a process per rank has queues of its own");
         assert!(queues_are_few(None, 2) && queues_are_few(Some("many"), 2) && queues_are_few(Some("3"), 4));
         assert!(!queues_are_few(Some("4"), 4) && !queues_are_few(Some(" 32"), 8));
+    }
+
+    /// MPS has one pool for all its clients.
+    #[test]
+    fn under_mps_a_process_asks_for_fewer_queues() {
+        assert_eq!([2, 8, 16, 100].map(|threads| queues_to_ask_for(threads, false)), [32; 4]);
+        assert_eq!([2, 8, 9, 100].map(|threads| queues_to_ask_for(threads, true)), [8, 8, 16, 32]);
     }
 }
