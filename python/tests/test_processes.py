@@ -220,8 +220,8 @@ def test_children_make_calls_whatever_their_parent_s_threads_were_at(script):
                     comm.start.all_reduce(numpy.ones(1)).wait()
 
             comm, other = maypole.threads(2)
-            for tag in range(200):
-                # Nobody keeps it, and each call looks whether it has ended.
+            for tag in range(2000):
+                # Nobody keeps it, and each call looks whether it has ended: so long that a fork comes in between.
                 comm.start.recv(numpy.ones(1), 1, tag=tag)
             for each in maypole.threads(1) + maypole.threads(1):
                 threading.Thread(target=calls, args=(each, sys.maxsize), daemon=True).start()
