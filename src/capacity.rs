@@ -21,8 +21,12 @@ pub(crate) const SLICE: usize = 64;
 /// Bytes that a message has besides its slices: its fingerprint takes less.
 const OPENING: usize = 64;
 
-/// Bytes that a TCP link takes in before they are asked for, at least.
+/// Bytes that a TCP link takes in before they are asked for, where peers are few. A link has memory
+/// for what it holds only, but all peers of a rank may be ahead of it at the same time.
 const SOCKET: usize = 1 << 20;
+/// Bytes that the links from all peers take in together, at most: where peers are many, each takes
+/// less.
+const SOCKETS: usize = 64 << 20;
 
 /// What the links and publications of a communicator hold, in bytes. The same on all its ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +50,7 @@ impl Capacity {
         let link = 2 * (smallest + OPENING);
         Capacity {
             ring: config.ring.max(link).next_power_of_two(),
-            socket: SOCKET.max(link),
+            socket: SOCKET.min(SOCKETS / size.max(1)).max(link),
             window: config.window.max(smallest).next_multiple_of(64),
             device_window: config.device_window.max(smallest),
             device_fifo: config.device_fifo.max(link),
@@ -190,6 +194,15 @@ mod tests {
             }
         }
         println!("{checked} cases");
+    }
+
+    /// The figures of DESIGN.md's table of bytes per peer, which `transports/tests/footprint.rs`
+    /// makes links of.
+    #[test]
+    fn links_take_less_where_peers_are_many() {
+        let socket = |peers: usize| Capacity::of(peers + 1, &Config::default()).socket;
+        assert_eq!([1, 8, 63, 1000].map(socket), [1 << 20, 1 << 20, 1 << 20, 128_256]);
+        assert!((2..2000).all(|size| size * socket(size - 1) <= SOCKETS.max(3 * size * size * SLICE)));
     }
 
     #[test]

@@ -78,18 +78,19 @@ impl Inbox {
         while self.bytes.len() < limit + HEAD + TAG {
             let place = match &mut self.opener {
                 None => &mut chunk[..],
-                Some(opener) => opener.room(),
+                Some(opener) => opener.room()?,
             };
             let most = place.len();
-            match from.read(place) {
+            let came = from.read(place);
+            if let Some(opener) = &mut self.opener {
+                opener.came(*came.as_ref().unwrap_or(&0));
+            }
+            match came {
                 Ok(0) => return Ok(false),
                 Ok(n) => {
                     match &mut self.opener {
                         None => self.bytes.extend_from_slice(&chunk[..n]),
-                        Some(opener) => {
-                            opener.came(n);
-                            open(opener, &mut chunk, &mut self.bytes)?;
-                        }
+                        Some(opener) => open(opener, &mut chunk, &mut self.bytes)?,
                     }
                     // A short read has emptied the socket.
                     if n < most {
@@ -156,8 +157,9 @@ impl Inbox {
 
 /// Append what `opener` has to `bytes`.
 fn open(opener: &mut Opener, chunk: &mut [u8], bytes: &mut Vec<u8>) -> io::Result<()> {
+    let failed = |e: io::Error| if e.kind() == ErrorKind::InvalidData { changed(e) } else { e };
     loop {
-        match opener.take(&mut [IoSliceMut::new(chunk)]).map_err(changed)? {
+        match opener.take(&mut [IoSliceMut::new(chunk)]).map_err(failed)? {
             0 => return Ok(()),
             n => bytes.extend_from_slice(&chunk[..n]),
         }
@@ -256,7 +258,7 @@ impl Outbox {
             let Some(part) = self.parts.front() else { return Ok(true) };
             let rest = &part.bytes()[self.written..];
             let n = match &mut self.sealer {
-                Some(sealer) => sealer.take(&[IoSlice::new(rest)], 0),
+                Some(sealer) => sealer.take(&[IoSlice::new(rest)], 0)?,
                 None => match write(&mut to, rest)? {
                     Some(n) => n,
                     None => return Ok(false),

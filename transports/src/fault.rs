@@ -273,4 +273,12 @@ impl Receiver for FaultyReceiver {
         self.course.delay();
         self.inner()?.absorb()
     }
+
+    fn is_behind(&self) -> bool {
+        self.inner.as_ref().is_some_and(|inner| inner.is_behind())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.inner.as_ref().is_some_and(|inner| inner.is_empty())
+    }
 }

@@ -39,7 +39,7 @@ pub mod fork;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod outside;
-mod pages;
+pub mod pages;
 pub mod shm;
 mod sync;
 pub mod tcp;
@@ -142,6 +142,16 @@ pub trait Receiver: Send {
     /// sender can go on. Returns whether anything came in.
     fn absorb(&mut self) -> Result<bool> {
         Ok(false)
+    }
+    /// Whether [`Receiver::absorb`] is to be tried again though nothing changes on the way to the
+    /// peer: it had no room for what is there, or waits for the rest of a link that is ending.
+    fn is_behind(&self) -> bool {
+        false
+    }
+    /// Whether nothing is at hand, so that only a system call, as in [`Receiver::absorb`], could
+    /// bring anything.
+    fn is_empty(&self) -> bool {
+        false
     }
 }
 

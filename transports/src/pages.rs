@@ -1,9 +1,10 @@
 //! Buffers straight from the kernel.
 //!
-//! A link's buffers are large and mostly touched in part. An allocator that clears what it hands out makes all of such a
-//! buffer resident where it takes it from memory that was used before (glibc does so for ever larger sizes, once large
-//! ones have been freed), and keeps it after it was freed. A mapping of its own costs what was touched, and nothing once
-//! it is dropped.
+//! Buffers of links and scratch memory are large and mostly touched in part. An allocator that
+//! clears what it hands out makes all of such a buffer resident where it takes it from memory that
+//! was used before (glibc does so for ever larger sizes, once large ones have been freed), and
+//! keeps it after it was freed. A mapping of its own costs what was touched, and nothing once it is
+//! dropped.
 
 use std::ffi::c_void;
 use std::io;
@@ -15,7 +16,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, m
 
 /// A buffer of zeros that belongs to whoever has it; a page that was never touched takes no memory.
 #[derive(Debug)]
-pub(crate) struct Pages {
+pub struct Pages {
     at: NonNull<c_void>,
     len: usize,
 }
@@ -26,7 +27,7 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// `len` bytes, at least one.
+    /// `len` bytes, at least one, that will be used from one end to the other.
     ///
     /// # Errors
     /// The system has no memory or no room for another mapping.
@@ -35,10 +36,19 @@ impl Pages {
         let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
         // SAFETY: a new mapping, wherever the kernel likes.
         let at = unsafe { mmap_anonymous(None, bytes, access, flags) }?;
+        Ok(Pages { at, len })
+    }
+
+    /// The same for a buffer of which little will mostly be used.
+    ///
+    /// # Errors
+    /// Those of [`Pages::new`].
+    pub fn sparse(len: usize) -> io::Result<Pages> {
+        let pages = Pages::new(len)?;
         // A huge page would take the memory of several buffers for the first byte of one. A hint.
         // SAFETY: the mapping was just made, and the advice changes nothing that can be read.
-        let _ = unsafe { madvise(at, len, MmapAdvise::MADV_NOHUGEPAGE) };
-        Ok(Pages { at, len })
+        let _ = unsafe { madvise(pages.at, len, MmapAdvise::MADV_NOHUGEPAGE) };
+        Ok(pages)
     }
 }
 
@@ -81,7 +91,7 @@ mod tests {
     fn a_buffer_costs_what_was_touched() {
         // What an allocator does with such sizes once some were freed.
         (0..20).for_each(|i| drop(std::hint::black_box(vec![1u8; i << 20])));
-        let mut pages = Pages::new(32 << 20).unwrap();
+        let mut pages = Pages::sparse(32 << 20).unwrap();
         pages[5_000_000] = 7;
         assert_eq!((pages[5_000_000], pages[5_000_001], pages.len()), (7, 0, 32 << 20));
         assert!(resident(&pages) <= 64, "{} KiB", resident(&pages));

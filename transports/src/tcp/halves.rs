@@ -83,7 +83,7 @@ impl Incoming {
 fn write_sealed(connections: &Connections, index: usize, sealer: &mut Sealer, parts: &[IoSlice<'_>]) -> Result<usize> {
     let mut taken = 0;
     while push(connections, index, sealer)? {
-        let n = sealer.take(parts, taken);
+        let n = sealer.take(parts, taken).map_err(no_memory)?;
         if n == 0 {
             break;
         }
@@ -114,8 +114,10 @@ fn read_sealed(
         if got > 0 {
             return Ok(Arrival::Bytes(got));
         }
-        match connections.read(index, &mut [IoSliceMut::new(opener.room())])? {
-            Arrival::Bytes(n) => opener.came(n),
+        let came = connections.read(index, &mut [IoSliceMut::new(opener.room().map_err(no_memory)?)]);
+        opener.came(if let Ok(Arrival::Bytes(n)) = came { n } else { 0 });
+        match came? {
+            Arrival::Bytes(_) => {}
             Arrival::Nothing => return Ok(Arrival::Nothing),
             Arrival::Closed(mut closed) => {
                 if opener.is_within_record() {
@@ -126,6 +128,10 @@ fn read_sealed(
             }
         }
     }
+}
+
+fn no_memory(source: std::io::Error) -> LinkError {
+    LinkError::Io { doing: "memory for a TCP link", source }
 }
 
 impl Connections {

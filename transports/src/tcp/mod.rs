@@ -15,6 +15,11 @@
 //! * A small message is one `recv`: short reads take whatever the kernel holds into a buffer, so that a header brings
 //!   its payload along. A large read goes straight into the caller's memory.
 //!
+//! # Memory
+//!
+//! A link has buffers while it holds bytes, and none otherwise (`hold.rs`): what it costs to have a
+//! thousand links is their sockets.
+//!
 //! # Credit
 //!
 //! The kernel's buffers have no promised size, so they cannot carry the promise of
@@ -47,6 +52,7 @@
 
 mod connection;
 mod halves;
+mod hold;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod outside;
 mod path;
@@ -86,7 +92,8 @@ pub const MAX_CONNECTIONS: usize = 16;
 ///
 /// # Errors
 ///
-/// [`LinkError::Io`] if the number of connections is out of range or the system refuses a socket option or memory.
+/// [`LinkError::Io`] if the number of connections is out of range or the system refuses a socket
+/// option.
 pub fn link<W: Into<Wire>>(streams: Vec<W>, credit: usize) -> Result<(TcpSender, TcpReceiver)> {
     if streams.is_empty() || streams.len() > MAX_CONNECTIONS {
         let text = format!("{} connections given, 1 to {MAX_CONNECTIONS} are possible", streams.len());
@@ -94,9 +101,7 @@ pub fn link<W: Into<Wire>>(streams: Vec<W>, credit: usize) -> Result<(TcpSender,
         return Err(LinkError::Io { doing: "making a TCP link", source });
     }
     let connections = Arc::new(Connections::new(streams.into_iter().map(Into::into).collect())?);
-    let halves = TcpSender::new(Arc::clone(&connections), credit)
-        .and_then(|sender| Ok((sender, TcpReceiver::new(connections, credit)?)));
-    halves.map_err(|source| LinkError::Io { doing: "memory for a TCP link", source })
+    Ok((TcpSender::new(Arc::clone(&connections), credit), TcpReceiver::new(connections, credit)))
 }
 
 impl TcpSender {

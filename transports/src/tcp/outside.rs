@@ -24,7 +24,7 @@ fn open(opener: &mut Opener, mut wire: &[u8], step: usize, room: usize) -> (Vec<
         match opener.take(&mut [IoSliceMut::new(&mut place)]) {
             Ok(0) if wire.is_empty() => return (got, Ok(())),
             Ok(0) => {
-                let room = opener.room();
+                let room = opener.room().expect("memory");
                 let n = room.len().min(wire.len()).min(step);
                 assert!(n > 0, "no room although all that came is taken");
                 room[..n].copy_from_slice(&wire[..n]);
@@ -60,7 +60,7 @@ pub(crate) fn records(data: &[u8]) -> bool {
         }
         let mut taken = 0;
         while taken < total {
-            taken += sealer.take(&parts.each_ref().map(|part| IoSlice::new(part)), taken);
+            taken += sealer.take(&parts.each_ref().map(|part| IoSlice::new(part)), taken).expect("memory");
             wire.extend_from_slice(sealer.pending());
             sealer.sent(sealer.pending().len());
         }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::connection::{Arrival, Connections};
 use super::halves::Incoming;
+use super::hold::Hold;
 use super::stripe::StripeIn;
-use crate::pages::Pages;
 use crate::{LinkError, Receiver, Result};
 
 /// A read for at least this much goes straight into the caller's memory; below, one more copy costs less than the
@@ -29,14 +29,12 @@ const ELEMENT: usize = 64;
 pub struct TcpReceiver {
     incoming: Incoming,
     inlet: Inlet,
-    /// Most bytes held in the buffer.
-    hold: usize,
-    /// Bytes that have arrived and are not consumed are `buffer[start..end]`. Twice `hold` long, so that moving the
-    /// rest to the front is rare.
-    buffer: Pages,
-    start: usize,
-    end: usize,
-    /// Why nothing more will come, known before the buffer was consumed.
+    /// Most bytes that are held.
+    most: usize,
+    /// Bytes that have arrived and are not consumed. There is room for twice as many as are held,
+    /// so that moving the rest to the front is rare.
+    held: Hold,
+    /// Why nothing more will come, known before what is held was consumed.
     failed: Option<LinkError>,
 }
 
@@ -63,39 +61,43 @@ impl Inlet {
     }
 }
 
+impl Inlet {
+    /// Whether some connections have ended and others are given a moment to.
+    fn is_ending(&self) -> bool {
+        matches!(self, Self::Striped(stripe) if stripe.is_ending())
+    }
+}
+
 impl TcpReceiver {
-    pub(super) fn new(connections: Arc<Connections>, credit: usize) -> io::Result<Self> {
+    pub(super) fn new(connections: Arc<Connections>, credit: usize) -> Self {
         let inlet = match connections.len() {
             1 => Inlet::Bare,
             n => Inlet::Striped(StripeIn::new(n)),
         };
-        let hold = credit.max(LEAST);
-        let buffer = Pages::new(2 * hold)?;
-        Ok(Self { incoming: Incoming::new(connections), inlet, hold, buffer, start: 0, end: 0, failed: None })
+        let most = credit.max(LEAST);
+        Self { incoming: Incoming::new(connections), inlet, most, held: Hold::new(2 * most), failed: None }
     }
 
     pub(super) fn connections(&self) -> &Arc<Connections> {
         self.incoming.connections()
     }
 
-    fn buffered(&self) -> usize {
-        self.end - self.start
-    }
-
-    /// Read once into the buffer, up to what it may hold. What goes wrong is kept for when the buffer is consumed.
+    /// Read once into what is held, up to as much as may be. What goes wrong is kept for when that
+    /// is consumed.
     fn fill(&mut self) -> usize {
-        let wanted = (self.hold.saturating_sub(self.buffered())).min(READ);
+        let wanted = self.most.saturating_sub(self.held.len()).min(READ);
         if wanted == 0 || self.failed.is_some() {
             return 0;
         }
-        if self.start == self.end || self.buffer.len() - self.end < wanted.min(BEYOND) {
-            self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.buffered());
+        if self.held.free() < wanted.min(BEYOND) {
+            self.held.close_up();
         }
-        let to = self.buffer.len().min(self.end + wanted);
-        let outcome = self.inlet.read(&mut self.incoming, &mut self.buffer[self.end..to], &mut []);
+        let outcome = self.held.room().and_then(|room| {
+            let to = room.len().min(wanted);
+            self.inlet.read(&mut self.incoming, &mut room[..to], &mut [])
+        });
         let n = self.keep(outcome);
-        self.end += n;
+        self.held.came(n);
         n
     }
 
@@ -110,16 +112,16 @@ impl TcpReceiver {
     /// The error that ended the link, if its bytes are consumed. It stays: every later call gets it too.
     fn check(&self) -> Result<()> {
         match &self.failed {
-            Some(error) if self.start == self.end => Err(again(error)),
+            Some(error) if self.held.is_empty() => Err(again(error)),
             _ => Ok(()),
         }
     }
 
-    /// Move buffered bytes to the front of `into`.
+    /// Move bytes that are held to the front of `into`.
     fn take(&mut self, into: &mut [u8]) -> usize {
-        let n = self.buffered().min(into.len());
-        into[..n].copy_from_slice(&self.buffer[self.start..self.start + n]);
-        self.start += n;
+        let n = self.held.len().min(into.len());
+        into[..n].copy_from_slice(&self.held.bytes()[..n]);
+        self.held.gone(n);
         n
     }
 }
@@ -128,16 +130,15 @@ impl Receiver for TcpReceiver {
     fn peek(&mut self) -> Result<&[u8]> {
         // Always ask the kernel while the caller may be short of an element: a caller about to sleep must have seen all
         // there is.
-        if self.buffered() < ELEMENT {
+        if self.held.len() < ELEMENT {
             self.fill();
             self.check()?;
         }
-        Ok(&self.buffer[self.start..self.end])
+        Ok(self.held.bytes())
     }
 
     fn release(&mut self, len: usize) {
-        assert!(len <= self.buffered(), "release of {len} bytes, {} are there", self.buffered());
-        self.start += len;
+        self.held.gone(len);
     }
 
     fn recv(&mut self, into: &mut [u8]) -> Result<usize> {
@@ -146,15 +147,17 @@ impl Receiver for TcpReceiver {
         if left == 0 {
             return Ok(got);
         }
-        // The buffer is empty now.
-        (self.start, self.end) = (0, 0);
+        // Nothing is held now.
         if left < DIRECT {
             self.fill();
             got += self.take(&mut into[got..]);
         } else if self.failed.is_none() {
-            let outcome = self.inlet.read(&mut self.incoming, &mut into[got..], &mut self.buffer[..BEYOND]);
+            let outcome = self
+                .held
+                .room()
+                .and_then(|room| self.inlet.read(&mut self.incoming, &mut into[got..], &mut room[..BEYOND]));
             let came = self.keep(outcome);
-            self.end = came.saturating_sub(left);
+            self.held.came(came.saturating_sub(left));
             got += came.min(left);
         }
         if got == 0 {
@@ -167,6 +170,14 @@ impl Receiver for TcpReceiver {
 
     fn absorb(&mut self) -> Result<bool> {
         Ok(self.fill() > 0)
+    }
+
+    fn is_behind(&self) -> bool {
+        self.held.len() >= self.most || self.failed.is_none() && self.inlet.is_ending()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.failed.is_none()
     }
 }
 

@@ -12,12 +12,15 @@
 //! Where a connection ends is no news here: both ends of a link know the lengths of all messages, and who leaves says so
 //! in a frame. One that is cut between two records is found to lack what is still expected, as one that breaks is.
 //!
-//! Nothing is allocated after the first few records: [`Sealer`] and [`Opener`] have buffers of fixed lengths.
+//! [`Sealer`] and [`Opener`] have buffers of fixed lengths, and only while there is something in
+//! them.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
+use super::hold::Hold;
 use super::seal::{CHECK, Seal};
+use crate::LinkError;
 
 /// Most bytes of text in a record: what the receiver must have whole before it can use any of it. Longer ones would hold
 /// up a pipeline of ranks, shorter ones cost time at each end (0.1 us, and 2 us for 16 KiB, on a machine with AES).
@@ -29,53 +32,55 @@ const LONGEST: usize = HEADER + RECORD + CHECK;
 #[derive(Debug)]
 pub struct Sealer {
     seal: Arc<Seal>,
-    /// Records that wait to be sent are `records[start..end]`.
-    records: Box<[u8]>,
-    start: usize,
-    end: usize,
+    /// Records that wait to be sent.
+    records: Hold,
     /// Where the text of one record is put together if it lies in several places.
-    text: Vec<u8>,
+    text: Hold,
 }
 
 impl Sealer {
     /// For this end's direction of a connection. So many records are encrypted before they are sent in one call.
     pub fn new(seal: Arc<Seal>, records: usize) -> Sealer {
-        let records = vec![0; records * LONGEST].into_boxed_slice();
-        Sealer { seal, records, start: 0, end: 0, text: Vec::new() }
+        Sealer { seal, records: Hold::new(records * LONGEST), text: Hold::new(RECORD) }
     }
 
     /// Encrypt `parts`, which are one text, from its byte `from` on, as far as there is room; returns how many bytes were
     /// taken: all, or none of the last ones. Nothing is taken before what waits has been sent.
-    pub fn take(&mut self, parts: &[IoSlice<'_>], from: usize) -> usize {
-        if self.start < self.end {
-            return 0;
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn take(&mut self, parts: &[IoSlice<'_>], from: usize) -> io::Result<usize> {
+        if !self.records.is_empty() {
+            return Ok(0);
         }
-        (self.start, self.end) = (0, 0);
         let mut rest = Rest { parts, skip: from };
         let mut taken = 0;
-        while self.records.len() - self.end >= LONGEST {
-            let text = rest.next(&mut self.text);
+        while self.records.free() >= LONGEST {
+            let text = rest.next(&mut self.text)?;
             if text.is_empty() {
                 break;
             }
-            taken += text.len();
-            let (header, record) = self.records[self.end..].split_at_mut(HEADER);
+            let (header, record) = self.records.room().map_err(system)?.split_at_mut(HEADER);
             let length = self.seal.close(text, record);
             header.copy_from_slice(&encode(length));
-            self.end += HEADER + length;
+            self.records.came(HEADER + length);
+            taken += text.len();
+            self.text.gone(self.text.len());
         }
-        taken
+        Ok(taken)
     }
 
     /// What is to be sent.
     pub fn pending(&self) -> &[u8] {
-        &self.records[self.start..self.end]
+        self.records.bytes()
     }
 
     /// The first `bytes` of [`Sealer::pending`] are sent.
+    ///
+    /// # Panics
+    /// There was less.
     pub fn sent(&mut self, bytes: usize) {
-        self.start += bytes;
-        assert!(self.start <= self.end, "more was sent than there was");
+        self.records.gone(bytes);
     }
 }
 
@@ -87,8 +92,9 @@ struct Rest<'a> {
 }
 
 impl<'a> Rest<'a> {
-    /// The text of the next record: where it lies, or put together in `scratch`. Empty at the end.
-    fn next<'b>(&mut self, scratch: &'b mut Vec<u8>) -> &'b [u8]
+    /// The text of the next record: where it lies, or put together in `scratch`, which is empty
+    /// before. Empty at the end.
+    fn next<'b>(&mut self, scratch: &'b mut Hold) -> io::Result<&'b [u8]>
     where
         'a: 'b,
     {
@@ -98,20 +104,19 @@ impl<'a> Rest<'a> {
             self.skip -= first.len();
             self.parts = parts;
         }
-        let [first, parts @ ..] = self.parts else { return &[] };
+        let [first, parts @ ..] = self.parts else { return Ok(&[]) };
         let here = &first[self.skip..];
         if here.len() >= RECORD || parts.iter().all(|part| part.is_empty()) {
             let text = &here[..here.len().min(RECORD)];
             self.skip += text.len();
-            return text;
+            return Ok(text);
         }
-        scratch.clear();
-        scratch.extend_from_slice(here);
-        for part in parts {
-            scratch.extend_from_slice(&part[..part.len().min(RECORD - scratch.len())]);
+        for part in std::iter::once(here).chain(parts.iter().map(|part| &part[..])) {
+            let room = part.len().min(scratch.free());
+            scratch.put(&part[..room]).map_err(system)?;
         }
         self.skip += scratch.len();
-        scratch
+        Ok(scratch.bytes())
     }
 }
 
@@ -119,45 +124,45 @@ impl<'a> Rest<'a> {
 #[derive(Debug)]
 pub struct Opener {
     seal: Arc<Seal>,
-    /// What has arrived and is not decrypted is `records[start..end]`.
-    records: Box<[u8]>,
-    start: usize,
-    end: usize,
-    /// Text that the caller had no room for is `text[taken..length]`.
-    text: Vec<u8>,
-    taken: usize,
-    length: usize,
+    /// What has arrived and is not decrypted.
+    records: Hold,
+    /// Text that the caller had no room for.
+    text: Hold,
 }
 
 impl Opener {
     /// For the other end's direction of a connection. So many records are read in one call.
     pub fn new(seal: Arc<Seal>, records: usize) -> Opener {
-        let records = vec![0; records * LONGEST].into_boxed_slice();
-        Opener { seal, records, start: 0, end: 0, text: Vec::new(), taken: 0, length: 0 }
+        Opener { seal, records: Hold::new(records * LONGEST), text: Hold::new(RECORD + CHECK) }
     }
 
-    /// Room for bytes from the connection, never empty once [`Opener::take`] has found nothing more.
-    pub fn room(&mut self) -> &mut [u8] {
-        self.records.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-        &mut self.records[self.end..]
+    /// Room for bytes from the connection, never empty once [`Opener::take`] has found nothing
+    /// more. Whoever asks says how many [came](Opener::came), also if none did.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn room(&mut self) -> io::Result<&mut [u8]> {
+        self.records.close_up();
+        self.records.room().map_err(system)
     }
 
     /// So many bytes were put into [`Opener::room`].
+    ///
+    /// # Panics
+    /// There was no room for so many.
     pub fn came(&mut self, bytes: usize) {
-        self.end += bytes;
-        assert!(self.end <= self.records.len(), "more came than there was room for");
+        self.records.came(bytes);
     }
 
     /// Whether a part of a record is here, whose rest is not: the connection must not end now.
     pub fn is_within_record(&self) -> bool {
-        self.start < self.end
+        !self.records.is_empty()
     }
 
     /// Fill `parts` in order with text, as far as there is any; returns how much.
     ///
-    /// # Errors
-    /// [`ErrorKind::InvalidData`] if what came is not what the other end sent; again at each call.
+    /// # Errors [`ErrorKind::InvalidData`] if what came is not what the other end sent; again at
+    /// each call. Others: there is no memory.
     pub fn take(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut got = 0;
         for part in parts {
@@ -180,31 +185,39 @@ impl Opener {
     }
 
     fn fill(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.length {
+        if self.text.is_empty() {
             let Some(length) = self.next()? else { return Ok(0) };
-            let record = &self.records[self.start + HEADER..self.start + HEADER + length];
+            let record = &self.records.bytes()[HEADER..HEADER + length];
             if into.len() >= length {
                 let n = self.seal.open(record, into).map_err(changed)?;
-                self.start += HEADER + length;
+                self.records.gone(HEADER + length);
                 return Ok(n);
             }
-            self.text.resize(RECORD + CHECK, 0);
-            self.length = self.seal.open(record, &mut self.text).map_err(changed)?;
-            self.taken = 0;
-            self.start += HEADER + length;
+            let opened = self.seal.open(record, self.text.room().map_err(system)?);
+            self.text.came(*opened.as_ref().unwrap_or(&0));
+            opened.map_err(changed)?;
+            self.records.gone(HEADER + length);
         }
-        let n = into.len().min(self.length - self.taken);
-        into[..n].copy_from_slice(&self.text[self.taken..self.taken + n]);
-        self.taken += n;
+        let n = into.len().min(self.text.len());
+        into[..n].copy_from_slice(&self.text.bytes()[..n]);
+        self.text.gone(n);
         Ok(n)
     }
 
     /// The length of the next record, if all of it is here.
     fn next(&self) -> io::Result<Option<usize>> {
-        let here = &self.records[self.start..self.end];
+        let here = self.records.bytes();
         let Some(header) = here.first_chunk::<HEADER>() else { return Ok(None) };
         let length = decode(*header).ok_or_else(|| changed("no length of a record"))?;
         Ok((here.len() >= HEADER + length).then_some(length))
+    }
+}
+
+/// What the system said.
+fn system(error: LinkError) -> io::Error {
+    match error {
+        LinkError::Io { source, .. } => source,
+        gone => io::Error::other(gone),
     }
 }
 
@@ -243,7 +256,7 @@ mod tests {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let (mut taken, mut wire) = (0, Vec::new());
         while taken < total {
-            taken += sealer.take(&parts, taken);
+            taken += sealer.take(&parts, taken).unwrap();
             wire.extend_from_slice(sealer.pending());
             sealer.sent(sealer.pending().len());
         }
@@ -271,7 +284,7 @@ mod tests {
                 return Ok(got);
             }
             if n == 0 {
-                let room = opener.room();
+                let room = opener.room().unwrap();
                 let n = room.len().min(wire.len()).min(step);
                 assert!(n > 0, "no room although all that came is taken");
                 room[..n].copy_from_slice(&wire[..n]);
@@ -341,10 +354,10 @@ mod tests {
     #[test]
     fn records_that_wait_are_sent_before_others_are_made() {
         let (mut sealer, _) = ends();
-        assert_eq!(sealer.take(&[IoSlice::new(b"hello")], 0), 5);
+        assert_eq!(sealer.take(&[IoSlice::new(b"hello")], 0).unwrap(), 5);
         sealer.sent(3);
-        assert_eq!(sealer.take(&[IoSlice::new(b"again")], 0), 0);
+        assert_eq!(sealer.take(&[IoSlice::new(b"again")], 0).unwrap(), 0);
         sealer.sent(sealer.pending().len());
-        assert_eq!(sealer.take(&[IoSlice::new(b"again")], 0), 5);
+        assert_eq!(sealer.take(&[IoSlice::new(b"again")], 0).unwrap(), 5);
     }
 }

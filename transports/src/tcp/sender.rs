@@ -1,13 +1,13 @@
 //! The sending half: what is staged, what goes straight from the caller's memory, and when.
 
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::net::Shutdown;
 use std::sync::Arc;
 
 use super::connection::Connections;
 use super::halves::Outgoing;
+use super::hold::Hold;
 use super::stripe::StripeOut;
-use crate::pages::Pages;
 use crate::{LinkError, Result, Sender};
 
 /// Bytes that can be staged. Half a typical second-level cache: what is written in place is still there when the kernel
@@ -24,10 +24,7 @@ pub struct TcpSender {
     outgoing: Outgoing,
     outlet: Outlet,
     credit: usize,
-    /// Staged bytes are `stage[start..end]`.
-    stage: Pages,
-    start: usize,
-    end: usize,
+    stage: Hold,
     /// What went wrong in `commit`, which cannot say so itself.
     failed: Option<LinkError>,
 }
@@ -40,7 +37,7 @@ enum Outlet {
 }
 
 impl TcpSender {
-    pub(super) fn new(connections: Arc<Connections>, credit: usize) -> io::Result<Self> {
+    pub(super) fn new(connections: Arc<Connections>, credit: usize) -> Self {
         let outlet = match connections.len() {
             1 => Outlet::Bare,
             n => {
@@ -48,21 +45,16 @@ impl TcpSender {
                 Outlet::Striped(StripeOut::new(n))
             }
         };
-        let stage = Pages::new(STAGE)?;
-        Ok(Self { outgoing: Outgoing::new(connections), outlet, credit, stage, start: 0, end: 0, failed: None })
+        Self { outgoing: Outgoing::new(connections), outlet, credit, stage: Hold::new(STAGE), failed: None }
     }
 
     pub(super) fn connections(&self) -> &Connections {
         self.outgoing.connections()
     }
 
-    fn staged(&self) -> usize {
-        self.end - self.start
-    }
-
     /// Write what is staged and then `bytes`, as far as the sockets take them; returns how many of `bytes` they took.
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-        let staged = &self.stage[self.start..self.end];
+        let staged = self.stage.bytes();
         let taken = match &mut self.outlet {
             Outlet::Bare => match (staged, bytes) {
                 ([], []) => 0,
@@ -71,11 +63,8 @@ impl TcpSender {
             },
             Outlet::Striped(stripe) => stripe.write(&mut self.outgoing, staged, bytes)?,
         };
-        let of_staged = taken.min(self.staged());
-        self.start += of_staged;
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
+        let of_staged = taken.min(self.stage.len());
+        self.stage.gone(of_staged);
         Ok(taken - of_staged)
     }
 
@@ -91,21 +80,19 @@ impl Sender for TcpSender {
 
     fn reserve(&mut self) -> Result<&mut [u8]> {
         self.check()?;
-        if self.staged() >= EAGER {
+        if self.stage.len() >= EAGER {
             self.write(&[])?;
         }
         // Move what is staged to the front only once as much has left, so that each byte is moved once at most.
-        if self.start >= self.staged() {
-            self.stage.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.staged());
+        if self.stage.lost() >= self.stage.len() {
+            self.stage.close_up();
         }
-        Ok(&mut self.stage[self.end..])
+        self.stage.room()
     }
 
     fn commit(&mut self, len: usize) {
-        assert!(len <= self.stage.len() - self.end, "commit of {len} bytes, more than were reserved");
-        self.end += len;
-        if self.staged() >= EAGER
+        self.stage.came(len);
+        if self.stage.len() >= EAGER
             && let Err(error) = self.write(&[])
         {
             self.failed = Some(error);
@@ -114,9 +101,8 @@ impl Sender for TcpSender {
 
     fn send(&mut self, bytes: &[u8]) -> Result<usize> {
         self.check()?;
-        if bytes.len() < TINY && self.staged() + bytes.len() < EAGER && self.end + bytes.len() <= self.stage.len() {
-            self.stage[self.end..self.end + bytes.len()].copy_from_slice(bytes);
-            self.end += bytes.len();
+        if bytes.len() < TINY && self.stage.len() + bytes.len() < EAGER && bytes.len() <= self.stage.free() {
+            self.stage.put(bytes)?;
             return Ok(bytes.len());
         }
         self.write(bytes)
@@ -130,7 +116,7 @@ impl Sender for TcpSender {
         self.check()?;
         self.write(&[])?;
         let passed_on = self.outgoing.flush()?;
-        Ok(passed_on && self.staged() == 0 && self.outlet.is_clear())
+        Ok(passed_on && self.stage.is_empty() && self.outlet.is_clear())
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::segment::{HEADER, SEGMENT, Segment, malformed};
 use crate::tcp::connection::{Arrival, Closed};
 use crate::tcp::halves::Incoming;
+use crate::tcp::hold::Hold;
 use crate::{LinkError, Result};
 
 /// Bytes read at once where a header is expected: a small segment comes with its header.
@@ -31,10 +32,8 @@ pub(in crate::tcp) struct StripeIn {
 /// One connection.
 #[derive(Debug)]
 struct Lane {
-    /// What was read ahead is `ahead[start..end]`.
-    ahead: Box<[u8]>,
-    start: usize,
-    end: usize,
+    /// What was read ahead.
+    ahead: Hold,
     /// The segment at the head, if its header was read.
     head: Option<Segment>,
     /// Offset after the last segment: a later one begins here or further on.
@@ -63,9 +62,13 @@ impl Demand<'_> {
 
 impl StripeIn {
     pub fn new(connections: usize) -> Self {
-        let lane =
-            |_| Lane { ahead: vec![0; AHEAD].into_boxed_slice(), start: 0, end: 0, head: None, least: 0, closed: None };
+        let lane = |_| Lane { ahead: Hold::new(AHEAD), head: None, least: 0, closed: None };
         Self { lanes: (0..connections).map(lane).collect(), next: 0, current: 0, closing: None }
+    }
+
+    /// Whether a connection has ended and the others may follow.
+    pub fn is_ending(&self) -> bool {
+        self.closing.is_some()
     }
 
     /// Fill `first` and then `rest` with the stream's next bytes, as far as they are there; returns how many.
@@ -133,19 +136,18 @@ impl Lane {
     /// The segment at the head of this connection, if its header has arrived.
     fn head(&mut self, incoming: &mut Incoming, index: usize) -> Result<Option<Segment>> {
         if self.head.is_none() {
-            if self.end - self.start < HEADER && self.closed.is_none() {
-                self.ahead.copy_within(self.start..self.end, 0);
-                (self.start, self.end) = (0, self.end - self.start);
-                match incoming.read(index, &mut [IoSliceMut::new(&mut self.ahead[self.end..])])? {
-                    Arrival::Bytes(n) => self.end += n,
-                    Arrival::Nothing => {}
-                    Arrival::Closed(closed) => self.closed = Some(closed),
+            if self.ahead.len() < HEADER && self.closed.is_none() {
+                self.ahead.close_up();
+                let came = incoming.read(index, &mut [IoSliceMut::new(self.ahead.room()?)]);
+                self.ahead.came(if let Ok(Arrival::Bytes(n)) = came { n } else { 0 });
+                if let Arrival::Closed(closed) = came? {
+                    self.closed = Some(closed);
                 }
             }
-            if let Some(header) = self.ahead[self.start..self.end].first_chunk::<HEADER>() {
+            if let Some(header) = self.ahead.bytes().first_chunk::<HEADER>() {
                 let segment = Segment::decode(header, self.least)?;
                 self.least = segment.after();
-                self.start += HEADER;
+                self.ahead.gone(HEADER);
                 self.head = Some(segment);
             }
         }
@@ -156,26 +158,25 @@ impl Lane {
     fn take(&mut self, incoming: &mut Incoming, index: usize, demand: &mut Demand<'_>) -> Result<usize> {
         let Some(head) = &mut self.head else { return Ok(0) };
         let want = head.left.min(demand.left());
-        let n = if self.start < self.end {
-            let n = want.min(self.end - self.start);
-            for place in demand.places(n) {
-                let len = place.len();
-                place.copy_from_slice(&self.ahead[self.start..self.start + len]);
-                self.start += len;
-            }
+        let n = if !self.ahead.is_empty() {
+            let n = want.min(self.ahead.len());
+            let [a, b] = demand.places(n);
+            let (first, rest) = self.ahead.bytes()[..n].split_at(a.len());
+            a.copy_from_slice(first);
+            b.copy_from_slice(rest);
+            self.ahead.gone(n);
             n
         } else if self.closed.is_some() {
             0
         } else {
             let [a, b] = demand.places(want);
             // What follows the segment on this connection is the next header: have it come along.
-            let beyond = if want == head.left { &mut self.ahead[..] } else { &mut [] };
+            let beyond = if want == head.left { self.ahead.room()? } else { &mut [] };
             let parts = &mut [IoSliceMut::new(a), IoSliceMut::new(b), IoSliceMut::new(beyond)];
-            match incoming.read(index, parts)? {
-                Arrival::Bytes(n) => {
-                    (self.start, self.end) = (0, n.saturating_sub(want));
-                    n.min(want)
-                }
+            let came = incoming.read(index, parts);
+            self.ahead.came(if let Ok(Arrival::Bytes(n)) = came { n.saturating_sub(want) } else { 0 });
+            match came? {
+                Arrival::Bytes(n) => n.min(want),
                 Arrival::Nothing => 0,
                 Arrival::Closed(closed) => {
                     self.closed = Some(closed);

@@ -87,7 +87,7 @@ pub(crate) fn segments(data: &[u8]) -> bool {
         theirs.shutdown(Shutdown::Write).expect("it is open");
         streams.push(TcpStream::from(OwnedFd::from(ours)));
     }
-    let mut receiver = TcpReceiver::new(Arc::new(Connections::of(streams)), 4096).expect("memory");
+    let mut receiver = TcpReceiver::new(Arc::new(Connections::of(streams)), 4096);
     let (mut got, mut place, mut idle) = (Vec::new(), vec![0; room], 0);
     let end = loop {
         match receiver.recv(&mut place) {

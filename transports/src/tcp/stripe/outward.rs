@@ -5,6 +5,7 @@ use std::io::IoSlice;
 use super::segment::{HEADER, SEGMENT, Segment};
 use crate::Result;
 use crate::tcp::halves::Outgoing;
+use crate::tcp::hold::Hold;
 
 /// The sending side of a striped stream.
 #[derive(Debug)]
@@ -19,17 +20,20 @@ pub(in crate::tcp) struct StripeOut {
     turn_left: usize,
 }
 
-/// One connection: bytes that must go there and that nobody else holds.
-#[derive(Debug, Default)]
+/// One connection.
+#[derive(Debug)]
 struct Lane {
-    spill: Vec<u8>,
-    /// So many bytes at the front of `spill` are gone already.
-    gone: usize,
+    /// Bytes that must go there and that nobody else holds: of one segment at most, and its header.
+    spill: Hold,
 }
 
 impl Lane {
+    fn new() -> Lane {
+        Lane { spill: Hold::new(HEADER + SEGMENT) }
+    }
+
     fn is_clear(&self) -> bool {
-        self.gone == self.spill.len()
+        self.spill.is_empty()
     }
 }
 
@@ -54,7 +58,7 @@ impl<'a> Supply<'a> {
 
 impl StripeOut {
     pub fn new(connections: usize) -> Self {
-        let lanes = (0..connections).map(|_| Lane::default()).collect();
+        let lanes = (0..connections).map(|_| Lane::new()).collect();
         Self { lanes, next: 0, open: None, turn: 0, turn_left: SEGMENT }
     }
 
@@ -95,7 +99,7 @@ impl StripeOut {
             }
             let Some(n) = self.cut(outgoing, supply, taken + left, Some(lane))? else { break };
             for part in supply.range(taken, taken + left) {
-                self.lanes[lane].spill.extend_from_slice(part);
+                self.lanes[lane].spill.put(part)?;
             }
             taken += left + n;
         }
@@ -107,11 +111,8 @@ impl StripeOut {
         outgoing.flush()?;
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             if !lane.is_clear() {
-                lane.gone += outgoing.write(index, &[IoSlice::new(&lane.spill[lane.gone..])])?;
-                if lane.is_clear() {
-                    lane.spill.clear();
-                    lane.gone = 0;
-                }
+                let sent = outgoing.write(index, &[IoSlice::new(lane.spill.bytes())])?;
+                lane.spill.gone(sent);
             }
         }
         Ok(())
@@ -135,7 +136,7 @@ impl StripeOut {
             if Some(lane) != full && self.lanes[lane].is_clear() {
                 let n = outgoing.write(lane, &[IoSlice::new(&header), IoSlice::new(a), IoSlice::new(b)])?;
                 if n > 0 {
-                    self.lanes[lane].spill.extend_from_slice(&header[n.min(HEADER)..]);
+                    self.lanes[lane].spill.put(&header[n.min(HEADER)..])?;
                     let payload = n.saturating_sub(HEADER);
                     self.next = segment.after();
                     self.open = (payload < segment.left).then_some((lane, segment.left - payload));
