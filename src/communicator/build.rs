@@ -345,7 +345,7 @@ fn patience(everyone: &Topology, rank: usize) -> Patience {
 
 /// The way to ranks that share no memory with this one, with a poller of its own.
 fn network(node: &Arc<Node>, (context, members): (u64, &[usize]), config: &Config) -> Result<Network> {
-    let poller = Arc::new(Poller::new().map_err(|e| Error::system("making an epoll set", e))?);
+    let poller = Arc::new(Poller::new(members.len()).map_err(|e| Error::system("making an epoll set", e))?);
     let waker = poller.waker();
     node.on_accept(context, Box::new(move || waker.wake()));
     let (members, connections) = (members.to_vec(), config.connections);

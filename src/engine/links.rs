@@ -20,6 +20,9 @@ const CHANNELS: usize = POINT_TO_POINT;
 /// Bytes at the start of a publication that hold its fingerprint and its loan.
 pub(crate) const WINDOW_HEADER: usize = 64;
 const HEADER: usize = size_of::<Fingerprint>();
+/// From so many lanes on, a lane does not read its socket to see whether anything has come: one
+/// look tells for all.
+const CROWD: usize = 8;
 
 /// One end of a link and the last operation for which it was opened.
 struct End<L: ?Sized> {
@@ -40,6 +43,11 @@ pub(crate) struct Links {
     exchange: Option<Exchange>,
     senders: Vec<Option<End<dyn Sender>>>,
     receivers: Vec<Option<End<dyn Receiver>>>,
+    /// The senders that were opened in the present operation, where any is a socket: only those may
+    /// hold something back.
+    begun: Vec<usize>,
+    /// Whether the present operation has a [`CROWD`] of lanes.
+    crowded: bool,
     /// Links that are to be made, see [`Links::expect`].
     wanted: BTreeSet<usize>,
 }
@@ -62,6 +70,8 @@ impl Links {
             exchange,
             senders: std::iter::repeat_with(|| None).take(slots).collect(),
             receivers: std::iter::repeat_with(|| None).take(slots).collect(),
+            begun: Vec::new(),
+            crowded: false,
             wanted: BTreeSet::new(),
         }
     }
@@ -169,10 +179,15 @@ impl Links {
             return Ok(None);
         }
         let end = self.senders[slot].as_mut().expect("connected");
-        if end.opened != stamp && !announce(&mut *end.link, operation).map_err(|e| Trouble::Link(to, e))? {
-            return Ok(None);
+        if end.opened != stamp {
+            if !announce(&mut *end.link, operation).map_err(|e| Trouble::Link(to, e))? {
+                return Ok(None);
+            }
+            end.opened = stamp;
+            if self.routes.has_network() {
+                self.begun.push(slot);
+            }
         }
-        end.opened = stamp;
         Ok(Some(&mut *end.link))
     }
 
@@ -189,6 +204,10 @@ impl Links {
             return Ok(None);
         }
         let end = self.receivers[slot].as_mut().expect("connected");
+        // What comes there is news, and absorbed.
+        if self.crowded && end.link.is_empty() {
+            return Ok(None);
+        }
         if end.opened != stamp && !compare(&mut *end.link, from, operation)? {
             return Ok(None);
         }
@@ -231,20 +250,35 @@ impl Links {
         Ok(true)
     }
 
-    /// Take in what has arrived on links whose turn has not come, and push on what is held back, so that no peer waits
-    /// for this rank while it waits for another. Returns whether anything moved.
-    pub fn absorb(&mut self) -> Result<bool, Trouble> {
+    /// An operation of so many lanes begins: nothing is held back of those before.
+    #[inline]
+    pub fn begin(&mut self, lanes: usize) {
+        self.begun.clear();
+        self.crowded = lanes >= CROWD;
+    }
+
+    /// Go on besides the lanes, so that no peer waits for this rank while it waits for another:
+    /// push on what is held back, and, if it `looks`, take in what has arrived on links whose turn
+    /// has not come. Returns whether anything came. Idle links cost nothing.
+    pub fn absorb(&mut self, looks: bool) -> Result<bool, Trouble> {
         if !self.routes.has_network() {
             return Ok(false);
         }
         let mut moved = self.make_wanted()?;
-        for (slot, end) in self.receivers.iter_mut().enumerate() {
-            if let Some(end) = end {
+        let news = if looks || self.crowded { Some(self.routes.news()?) } else { None };
+        for peer in news.into_iter().flatten() {
+            let mut more = false;
+            for end in self.receivers[peer * CHANNELS..][..CHANNELS].iter_mut().flatten() {
                 // A peer that is gone is reported when it is needed: it may have left in good order.
-                moved |= match end.link.absorb() {
+                let came = match end.link.absorb() {
                     Err(LinkError::Gone { .. }) => false,
-                    other => other.map_err(|e| Trouble::Link(slot / CHANNELS, e))?,
+                    other => other.map_err(|e| Trouble::Link(peer, e))?,
                 };
+                moved |= came;
+                more |= came || end.link.is_behind();
+            }
+            if more {
+                self.routes.keep_news(peer);
             }
         }
         self.flush()?;
@@ -254,13 +288,11 @@ impl Links {
     /// Push on what senders hold back. `None`: nothing is left; otherwise a rank whose link has no room.
     pub fn flush(&mut self) -> Result<Option<usize>, Trouble> {
         let mut blocked = None;
-        if self.routes.has_network() {
-            for (slot, end) in self.senders.iter_mut().enumerate() {
-                if let Some(end) = end
-                    && !end.link.flush().map_err(|e| Trouble::Link(slot / CHANNELS, e))?
-                {
-                    blocked = Some(slot / CHANNELS);
-                }
+        for slot in &self.begun {
+            if let Some(end) = &mut self.senders[*slot]
+                && !end.link.flush().map_err(|e| Trouble::Link(slot / CHANNELS, e))?
+            {
+                blocked = Some(slot / CHANNELS);
             }
         }
         Ok(blocked)

@@ -105,6 +105,7 @@ impl Engine {
         let court = &*court;
         let mut wait = Wait::new(court, operation, questions);
         let convict = |trouble| court.convict_for(trouble, operation);
+        links.begin(lanes.len());
         links.make_wanted().map_err(convict)?;
         loop {
             let mut moved = false;
@@ -123,7 +124,7 @@ impl Engine {
                     Some(whom) => blocked_on = Some(whom),
                 }
             }
-            if moved || links.absorb().map_err(convict)? {
+            if moved || links.absorb(wait.looks()).map_err(convict)? {
                 wait.moved(links);
             } else {
                 wait.nothing(links, blocked_on)?;

@@ -102,7 +102,7 @@ mod tests {
         let shape = Shape { members: 2, channels: 1, second_bell_from: 1, ring: 4096, window: 4096 };
         let group = Group::new(Segment::anonymous(shape).unwrap(), 0);
         let (mine, theirs) = UnixStream::pair().unwrap();
-        let poller = Poller::new().unwrap();
+        let poller = Poller::new(0).unwrap();
         poller.add(&mine).unwrap();
         let rest = Rest::new(Some(&group), 0, Some(Arc::new(poller)));
         (rest, group.bell(0), mine, theirs)

@@ -30,6 +30,7 @@ pub(crate) struct Network {
     pub members: Vec<usize>,
     pub connections: usize,
     pub credit: usize,
+    /// Of the links to and from each rank, by its number: whatever their channel.
     pub poller: Arc<Poller>,
 }
 
@@ -103,6 +104,27 @@ impl Routes {
     /// Where this rank sleeps for news of these links.
     pub fn rest(&self) -> &Rest {
         &self.rest
+    }
+
+    /// The ranks whose links over TCP have news: see [`Poller`] for what the caller does about
+    /// each. One system call.
+    ///
+    /// # Errors
+    /// The system cannot tell.
+    #[inline]
+    pub fn news(&self) -> Result<impl Iterator<Item = usize>, Trouble> {
+        let network = self.network.as_ref();
+        let failed = |source| Trouble::Link(self.me, LinkError::Io { doing: "looking at all connections", source });
+        network.map_or(Ok(()), |network| network.poller.look()).map_err(failed)?;
+        Ok(network.into_iter().flat_map(|network| network.poller.take_news()))
+    }
+
+    /// Rank `peer`'s links have news again.
+    #[inline]
+    pub fn keep_news(&self, peer: usize) {
+        if let Some(network) = &self.network {
+            network.poller.keep(peer);
+        }
     }
 
     /// A rank to which nothing gets through: what was sent to it goes unanswered by its host's kernel, or it cannot
@@ -187,7 +209,7 @@ impl Routes {
         let (sender, receiver) = tcp::link(streams, network.credit)?;
         for fd in receiver.fds() {
             let io = |source| LinkError::Io { doing: "watching a connection", source };
-            network.poller.add(fd).map_err(io)?;
+            network.poller.add_link(peer, fd).map_err(io)?;
         }
         self.paths.lock().push((peer, receiver.path()));
         Ok((Box::new(sender), Box::new(receiver)))

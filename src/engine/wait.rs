@@ -32,6 +32,9 @@ const ASKED_BY: Duration = Duration::from_millis(512);
 /// The longest time between two questions of a rank: in worlds of up to [`FEW`], and in larger ones at most.
 const ASK_AT_LEAST: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 const FEW: usize = 64;
+/// Every so many polls of a wait the rank looks at links besides those that its lanes read; a power
+/// of 2.
+const LOOK_ASIDE: u32 = 32;
 /// After so many moves in an operation that never had to wait for long, others are told that it moves; a power of 2.
 pub(crate) const MOVES: u64 = 1024;
 /// How long a rank that found a link broken waits to be told why before it reports.
@@ -332,6 +335,13 @@ impl<'a> Wait<'a> {
     #[inline]
     pub fn is_long(&self) -> bool {
         self.questions.begun() || self.idle.polls() > 256
+    }
+
+    /// Whether this poll is one that looks at links besides those that lanes read. A message that
+    /// comes soon would be later by that. The last poll before a sleep is always one.
+    #[inline]
+    pub fn looks(&self) -> bool {
+        self.armed || self.idle.polls() % LOOK_ASIDE == LOOK_ASIDE - 1
     }
 
     /// Something was done since the last poll.

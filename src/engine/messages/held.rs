@@ -111,7 +111,8 @@ impl<'a> Held<'a> {
             self.fail();
             return true;
         }
-        match self.traffic.advance() {
+        let asleep = self.asleep;
+        match self.traffic.advance(asleep) {
             Ok(false) => raised && self.is_given_up(),
             Ok(true) => {
                 self.moves += 1;

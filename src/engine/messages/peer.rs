@@ -200,6 +200,11 @@ impl Peer {
         }
     }
 
+    /// See [`Receiver::is_behind`].
+    pub fn is_behind(&self) -> bool {
+        self.inward.as_ref().is_some_and(|link| link.receiver.is_behind())
+    }
+
     /// Do what can be done now. Returns whether anything moved.
     pub fn advance(&mut self, routes: &Routes, stream_from: usize) -> Result<bool, Box<Failure>> {
         Ok(self.advance_outgoing(routes, stream_from)? | self.advance_incoming(routes)?)

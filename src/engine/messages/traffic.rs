@@ -6,7 +6,6 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use maypole_collectives::{DataType, Element};
-use maypole_transports::LinkError;
 
 use super::peer::{Failure, Incoming, Outgoing, Peer};
 use super::stash::Allowance;
@@ -198,9 +197,10 @@ impl Traffic {
         moved.map(|_| ())
     }
 
-    /// Do what can be done now. Returns whether anything moved.
+    /// Do what can be done now. Returns whether anything moved. `asleep`: another thread sleeps at
+    /// the place of rest. Whatever comes wakes it, and it takes in what nobody reads.
     #[inline]
-    pub fn advance(&mut self) -> Result<bool, Box<Failure>> {
+    pub fn advance(&mut self, asleep: bool) -> Result<bool, Box<Failure>> {
         let mut moved = false;
         let mut at = 0;
         while at < self.listed.len() {
@@ -217,28 +217,34 @@ impl Traffic {
                 at += 1;
             }
         }
-        Ok(moved || self.routes.has_network() && !self.listed.is_empty() && self.absorb()?)
+        Ok(moved || !asleep && self.routes.has_network() && !self.listed.is_empty() && self.absorb()?)
     }
 
     /// Take in what has arrived on links that nobody reads now, up to their credit, so that no rank waits for this one
     /// while it waits for another.
     fn absorb(&mut self) -> Result<bool, Box<Failure>> {
+        let unread = |rank: &usize| self.peers[*rank].as_ref().is_some_and(|peer| peer.is_linked_but_unread());
+        if !self.known.iter().any(unread) {
+            return Ok(false);
+        }
+        let me = self.routes.me;
+        // No message of this rank needs anything of the link that fails.
+        let blame =
+            |peer: usize, trouble| Failure::of(trouble, Fingerprint::point_to_point(0, DataType::U8, 0, (peer, me), 0));
         let mut moved = false;
-        for rank in &self.known {
-            let peer = self.peers[*rank].as_mut().expect("known");
-            if peer.is_linked_but_unread() {
-                let came = peer.absorb();
-                moved |= came.map_err(|e| self.blame(*rank, e))?;
+        for rank in self.routes.news().map_err(|trouble| blame(me, trouble))? {
+            let Some(peer) = &mut self.peers[rank] else { continue };
+            // What is read anyway may be left with more when it no longer is.
+            let came = !peer.is_linked_but_unread() || {
+                let came = peer.absorb().map_err(|e| blame(rank, Trouble::Link(rank, e)))?;
+                moved |= came;
+                came || peer.is_behind()
+            };
+            if came {
+                self.routes.keep_news(rank);
             }
         }
         Ok(moved)
-    }
-
-    /// A link failed of which no message of this rank needs anything.
-    #[cold]
-    fn blame(&self, peer: usize, error: LinkError) -> Box<Failure> {
-        let operation = Fingerprint::point_to_point(0, DataType::U8, 0, (peer, self.routes.me), 0);
-        Failure::of(Trouble::Link(peer, error), operation)
     }
 
     /// The first message that is counted on `count`, and the rank at its other side.

@@ -71,7 +71,7 @@ fn encrypted(connections: usize) -> (Rank, Rank) {
 
 fn rank<W: Into<Wire>>(wires: Vec<W>) -> Rank {
     let (sender, receiver) = tcp::link(wires, 64 << 10).unwrap();
-    let poller = Poller::new().unwrap();
+    let poller = Poller::new(0).unwrap();
     sender.fds().for_each(|fd| poller.add(fd).unwrap());
     // New sockets report that they can be written to. Nobody has waited for that.
     poller.sleep(Duration::ZERO).unwrap();
@@ -137,7 +137,7 @@ fn a_waker_ends_the_sleep_from_another_thread() {
 
 #[test]
 fn a_wake_before_the_sleep_counts_and_counts_once() {
-    let poller = Poller::new().unwrap();
+    let poller = Poller::new(0).unwrap();
     poller.waker().wake();
     poller.waker().wake();
     assert!(sleep(&poller, LONG) < SOON);
@@ -224,7 +224,7 @@ fn removed_sockets_wake_nobody() {
 
 #[test]
 fn signals_do_not_make_sleep_fail_or_last() {
-    let poller = Poller::new().unwrap();
+    let poller = Poller::new(0).unwrap();
     let before = SIGNALS.load(Ordering::Relaxed);
     bombarded(|| {
         let start = Instant::now();
@@ -265,4 +265,92 @@ fn ping_pong_asleep_loses_no_wakeup() {
             }
         });
     }
+}
+
+/// What a look finds: the links that have news, in order.
+fn news(poller: &Poller) -> Vec<usize> {
+    poller.look().unwrap();
+    poller.take_news().collect()
+}
+
+#[test]
+fn a_look_finds_the_links_that_have_news() {
+    const LINKS: usize = 130;
+    let poller = Poller::new(LINKS).unwrap();
+    let (mut ours, mut theirs): (Vec<_>, Vec<_>) = (0..LINKS)
+        .map(|number| {
+            let (a, b) = Tcp::v4(1).streams();
+            let (sender, receiver) = tcp::link(a, 64 << 10).unwrap();
+            receiver.fds().for_each(|fd| poller.add_link(number, fd).unwrap());
+            ((sender, receiver), tcp::link(b, 64 << 10).unwrap())
+        })
+        .unzip();
+    // Every link has news at first: bytes may have come before it was added.
+    let looks = std::iter::repeat_with(|| news(&poller)).take_while(|found| !found.is_empty());
+    let mut first: Vec<usize> = looks.flatten().collect();
+    first.sort_unstable();
+    first.dedup();
+    assert_eq!(first, (0..LINKS).collect::<Vec<_>>());
+    for number in [3, 64, 129] {
+        theirs[number].0.send(&[1; 100]).unwrap();
+        assert!(theirs[number].0.end().unwrap());
+    }
+    let mut found = Vec::new();
+    until("three links have news", || {
+        found.extend(news(&poller));
+        found.len() >= 3
+    });
+    assert_eq!(found, [3, 64, 129]);
+    // Unread, they are no news any more, unless somebody keeps them.
+    poller.keep(64);
+    assert_eq!(news(&poller), [64]);
+    assert_eq!(news(&poller), [0; 0]);
+    // More bytes are.
+    theirs[3].0.send(&[1; 100]).unwrap();
+    assert!(theirs[3].0.end().unwrap());
+    until("more has come", || news(&poller) == [3]);
+    let receiver = &mut ours[3].1;
+    assert!(receiver.absorb().unwrap() && !receiver.absorb().unwrap());
+    assert_eq!(receiver.peek().unwrap().len(), 200);
+}
+
+/// A link that is full says so, and has room again once something was taken.
+#[test]
+fn a_full_link_says_so() {
+    for (mut a, mut b) in [ranks(1), ranks(3), encrypted(1)] {
+        let block = bytes_at(0, 1 << 20);
+        let mut sent = 0;
+        until("the link is full", || {
+            sent += a.sender.send(&block[sent..]).unwrap();
+            let took = b.receiver.absorb().unwrap();
+            assert!(!took || !b.receiver.is_behind() || b.receiver.peek().unwrap().len() >= 64 << 10);
+            b.receiver.is_behind()
+        });
+        assert!(!b.receiver.absorb().unwrap(), "a full link takes in nothing");
+        b.receiver.release(1 << 10);
+        assert!(!b.receiver.is_behind());
+        until("more is taken in", || b.receiver.absorb().unwrap());
+    }
+}
+
+/// A sleep would not report what a look has seen: so it does not last.
+#[test]
+fn a_look_that_saw_something_ends_the_next_sleep() {
+    let (mut a, b) = ranks(1);
+    a.sender.send(&[1; 100]).unwrap();
+    assert!(a.sender.end().unwrap());
+    assert!(sleep(&b.poller, LONG) < SOON);
+    a.sender.send(&[1; 100]).unwrap();
+    assert!(a.sender.end().unwrap());
+    // It comes within that, if not at once.
+    thread::sleep(Duration::from_millis(50));
+    b.poller.look().unwrap();
+    assert!(sleep(&b.poller, LONG) < SOON);
+    let nap = Duration::from_millis(20);
+    assert!(sleep(&b.poller, nap) >= nap);
+    // So does a wake that only a look has seen.
+    b.poller.waker().wake();
+    b.poller.look().unwrap();
+    b.poller.look().unwrap();
+    assert!(sleep(&b.poller, LONG) < SOON);
 }
