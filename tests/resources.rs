@@ -4,8 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use maypole::config::TransportChoice;
-use maypole::{Communicator, Config, ReduceOp};
+use maypole::{Communicator, ReduceOp};
 
 /// Resident memory of this process, bytes, shared pages included.
 fn resident() -> usize {
@@ -132,35 +131,4 @@ fn thirty_two_ranks_meet_with_little_work() {
 fn four_ranks_take_less_than_16_mib_each() {
     let grew = measure(4).grew;
     assert!(grew < 16 << 20, "{grew} bytes");
-}
-
-/// Buffers of links over TCP are large, and many communicators come and go: what they took is given back.
-#[test]
-fn the_memory_of_tcp_links_is_given_back() {
-    const RANKS: usize = 4;
-    const CHILDREN: usize = 12;
-    let mut config = Config::default();
-    config.transport = TransportChoice::Tcp;
-    let round = || {
-        let world = Communicator::threads_with(RANKS, config.clone()).expect("a world");
-        std::thread::scope(|scope| {
-            for comm in world {
-                scope.spawn(move || {
-                    let children: Vec<Communicator> =
-                        (0..CHILDREN).map(|_| comm.duplicate().expect("a child")).collect();
-                    for child in &children {
-                        let (mine, mut all) = (vec![1u8; 64 * RANKS], vec![0u8; 64 * RANKS]);
-                        child.all_to_all(&mine, &mut all).expect("an exchange");
-                    }
-                });
-            }
-        });
-        resident()
-    };
-    let before = resident();
-    let after: Vec<usize> = (0..4).map(|_| round()).collect();
-    println!("from {before} bytes to {after:?}");
-    // Links of 2.25 MiB, two for each pair and child: 648 MiB if all of it were resident.
-    let grew = after.iter().map(|after| after.saturating_sub(before)).max().expect("four rounds");
-    assert!(grew < 64 << 20, "{grew} bytes");
 }

@@ -62,7 +62,7 @@ impl Inner {
                 (steps + spread.copied(&call, in_place), How::Variable(spread, plan))
             }
         };
-        work.engine.scratch(scratch);
+        work.engine.provide_scratch(scratch);
         Ok(Prepared { call, in_place, how })
     }
 

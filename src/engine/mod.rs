@@ -1,9 +1,10 @@
 //! The engine: runs a rank's schedules over its links.
 //!
-//! *Collectives decide, transports move, src composes*: this is the composing. [`bound`] turns chunks into bytes,
-//! [`lane`] runs one lane as a state machine, [`links`] makes and opens links, [`wait`] waits and gives up, [`aftermath`]
-//! says what goes on after a death, [`small`] is the hand-fused path of the smallest messages. The engine belongs to one communicator on one rank and does one
-//! operation at a time.
+//! *Collectives decide, transports move, src composes*: this is the composing. [`bound`] turns
+//! chunks into bytes, [`lane`] runs one lane as a state machine, [`links`] makes and opens links,
+//! [`wait`] waits and gives up, [`aftermath`] says what goes on after a death, [`small`] is the
+//! hand-fused path of the smallest messages, [`scratch`] has memory for what is put aside. The
+//! engine belongs to one communicator on one rank and does one operation at a time.
 
 pub(crate) mod aftermath;
 pub(crate) mod alarm;
@@ -15,6 +16,7 @@ pub(crate) mod loans;
 pub(crate) mod messages;
 pub(crate) mod rest;
 pub(crate) mod routes;
+mod scratch;
 pub(crate) mod small;
 pub(crate) mod wait;
 
@@ -23,6 +25,7 @@ use maypole_collectives::schedule::Schedule;
 use self::bound::Bound;
 use self::lane::{Lane, Progress, Trouble};
 use self::links::Links;
+use self::scratch::Scratch;
 use self::wait::{Court, Questions, Wait};
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;
@@ -41,7 +44,7 @@ pub(crate) struct Engine {
     /// Of the wait that is under way, or was last.
     questions: Questions,
     stamp: u64,
-    scratch: Vec<u64>,
+    scratch: Scratch,
     /// Room for the lanes of an operation; empty between operations.
     lanes: Vec<Lane<'static>>,
     vectors: Box<[small::Vector; 2]>,
@@ -55,22 +58,28 @@ impl Engine {
             court,
             questions,
             stamp: 0,
-            scratch: Vec::new(),
+            scratch: Scratch::new(),
             lanes: Vec::new(),
             vectors: small::Vector::pair(),
         }
     }
 
-    /// Scratch memory of at least `bytes` bytes, uninitialised, aligned to 64; valid until the next call.
+    /// Scratch memory of at least `bytes` bytes, uninitialised, aligned to 64; valid until the next
+    /// call, or the end of the next [`Engine::execute`].
+    ///
+    /// # Panics
+    /// There is no memory.
     pub fn scratch(&mut self, bytes: usize) -> *mut u8 {
-        let words = bytes.div_ceil(8) + 8;
-        if self.scratch.len() < words {
-            // New, not grown: zeroed memory from the allocator is not touched, and of a large scratch a schedule may use
-            // little.
-            self.scratch = vec![0; words];
-        }
-        let at = self.scratch.as_mut_ptr().cast::<u8>();
-        at.wrapping_add(at.align_offset(64))
+        self.scratch.room(bytes)
+    }
+
+    /// Make room for as much scratch memory as an operation will need, so that it allocates none.
+    ///
+    /// # Panics
+    /// There is no memory.
+    pub fn provide_scratch(&mut self, bytes: usize) {
+        self.scratch.room(bytes);
+        self.scratch.rest();
     }
 
     /// Run all lanes of an operation to their end.
@@ -87,6 +96,7 @@ impl Engine {
         lanes.extend((0..part.schedule.lanes()).map(lane));
         let outcome = self.run(&mut lanes, part.operation, part.bound.lends());
         self.lanes = emptied(lanes);
+        self.scratch.rest();
         outcome.map_err(|error| self.failed(error))
     }
 
