@@ -421,6 +421,7 @@ fn commands_of(
     let task = Task {
         schedule: &*ordered.plan.schedule,
         order: &ordered.order,
+        turns: ordered.turns,
         bound: &bound,
         operation,
         divisor: if averages && folds { size as u64 } else { 0 },

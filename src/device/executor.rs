@@ -19,6 +19,7 @@ use super::courier::{End, Passage};
 use super::fold::Fold;
 use super::pace::{Halt, Pace};
 use super::pieces::{Runs, Track, length};
+use super::plan::Turns;
 use crate::engine::bound::Bound;
 use crate::fingerprint::Fingerprint;
 
@@ -31,6 +32,8 @@ pub(crate) const CHANNELS: usize = crate::engine::routes::CHANNELS;
 pub(crate) struct Task<'a> {
     pub schedule: &'a dyn Schedule,
     pub order: &'a Linear,
+    /// How its publications are counted.
+    pub turns: Turns,
     pub bound: &'a Bound<'a>,
     pub operation: &'a Fingerprint,
     /// What sums of all ranks' contributions are divided by where they become complete; 0: nothing.
@@ -89,6 +92,9 @@ pub(super) struct Now<'a> {
     pub round: usize,
     /// Publications made in this round.
     pub published: u32,
+    /// Which step this is.
+    pub step: usize,
+    pub turns: Turns,
     pub divisor: u64,
     /// The most sources of a job.
     pub most: usize,
@@ -162,8 +168,10 @@ impl Executor {
         let digest = task.operation.digest();
         let Task { bound, operation, divisor, .. } = *task;
         for round in 0..bound.rounds {
-            let mut now = Now { bound, operation, digest, round, published: 0, divisor, most };
+            let turns = task.turns;
+            let mut now = Now { bound, operation, digest, round, published: 0, step: 0, turns, divisor, most };
             for i in 0..task.order.len() {
+                now.step = i;
                 let (lane, step) = task.order.at(i);
                 let step = task.schedule.step(lane, step);
                 if round > 0 && is_nothing(bound, step, round) || self.folds(&now, step) {
@@ -175,6 +183,11 @@ impl Executor {
                 }
             }
             self.close(commands, &mut now, None)?;
+            if turns.of_round > 0
+                && let Some(window) = &mut self.window
+            {
+                window.end_round(commands, turns.of_round)?;
+            }
         }
         if bound.lends()
             && let Some(window) = &mut self.window

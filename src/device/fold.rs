@@ -29,6 +29,8 @@ pub(super) struct Fold {
     /// The operand of this rank's own.
     local: Option<Region>,
     fetches: Vec<Fetch>,
+    /// Which step of the round the last of them is.
+    step: usize,
     open: bool,
 }
 
@@ -46,7 +48,7 @@ struct Fetch {
 
 impl Default for Fold {
     fn default() -> Fold {
-        Fold { dst: Region::EMPTY, local: None, fetches: Vec::new(), open: false }
+        Fold { dst: Region::EMPTY, local: None, fetches: Vec::new(), step: 0, open: false }
     }
 }
 
@@ -84,6 +86,7 @@ impl Executor {
             fold.fetches.clear();
         }
         fold.fetches.push(Fetch { from, number, at, place: None });
+        fold.step = now.step;
         true
     }
 
@@ -120,7 +123,8 @@ impl Executor {
             self.look_at_headers(commands, now, fold)?;
         }
         let Executor { window: Some(window), members, .. } = self else { unreachable!("as above") };
-        fold.fetches.iter().try_for_each(|f| window.end_fetch(commands, member(members, f.from), f.number))?;
+        fold.fetches.iter().for_each(|f| window.end_fetch(member(members, f.from), f.number));
+        window.finish(commands, now.turns.read_after(fold.step))?;
         match onward {
             Some(Onward { lent, .. }) => self.end_publish(commands, now, lent),
             None => Ok(()),

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use maypole_collectives::schedule::Schedule;
 use maypole_cuda::kernels::Trouble;
-use maypole_cuda::peer::{HEADER, Incoming, Mapped, Outgoing, Shape, Slots, Staging, Words};
+use maypole_cuda::peer::{HEADER, Incoming, Mapped, Outgoing, Shape, Slots, Staging, Window, Words};
 use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, Event, Pinned, Stream, Word};
 use parking_lot::{Mutex, RwLockReadGuard};
 
@@ -290,9 +290,14 @@ impl Device {
             return std::mem::forget(self);
         }
         self.sentry.adjourn();
-        let exported = self.state.lock().staging.as_ref().is_some_and(Staging::is_exported);
+        let (exported, published) = {
+            let state = self.state.lock();
+            let exported = state.staging.as_ref().is_some_and(Staging::is_exported);
+            (exported, state.executor.window.as_ref().map_or(0, Window::unread))
+        };
         let (begun, mut nap) = (Instant::now(), Duration::from_micros(20));
-        while exported && !self.words.all_taken(self.me) && !self.watch.raised() && begun.elapsed() < self.patience {
+        let taken = || self.words.all_taken(self.me, published);
+        while exported && !taken() && !self.watch.raised() && begun.elapsed() < self.patience {
             std::thread::sleep(nap);
             nap = (nap * 5 / 4).min(Duration::from_millis(1));
         }

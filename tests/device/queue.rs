@@ -23,6 +23,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "queue: long messages between two ranks", on: On::Emulator, run: messages },
     Test { name: "queue: long collectives between hosts", on: On::Emulator, run: between_hosts },
     Test { name: "queue: a fold and its publication are one launch", on: On::Emulator, run: launches },
+    Test { name: "queue: words do not grow with the ranks", on: On::Emulator, run: words },
     Test { name: "queue: a verdict ends a call that waits for room", on: On::Emulator, run: verdict },
 ];
 
@@ -52,6 +53,33 @@ fn long() {
             assert!(arena.read(&rank.stream, 0, N).iter().all(|byte| *byte == want), "rank {}", rank.comm.rank());
             checked(1);
         });
+    }
+}
+
+/// Each word that a stream writes costs about a microsecond: a reader says once that it has read everybody's
+/// publications, however many ranks there are.
+fn words() {
+    const CALLS: usize = 20;
+    for size in [2, 6] {
+        let written = world(size, &config(&[]), |rank| {
+            let arena = Arena::new(rank, 64);
+            let call = || rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, 8), ReduceOp::Max).unwrap();
+            call();
+            rank.settle();
+            let before = emulator().counters().words;
+            rank.comm.barrier().unwrap();
+            (0..CALLS).for_each(|_| call());
+            rank.settle();
+            let written = emulator().counters().words - before;
+            // Nobody queues more before all have looked.
+            rank.comm.barrier().unwrap();
+            written
+        });
+        // That it has begun, that its part can be read, that it has read the others', that it has ended; and once in a
+        // while how far it is.
+        let most = (4 * size * CALLS + 2 * size) as u64;
+        assert!(written.iter().all(|written| (1..=most).contains(written)), "{size} ranks: {written:?}, not {most}");
+        checked(size as u64);
     }
 }
 

@@ -7,6 +7,7 @@ use crate::module::MODULES;
 use crate::stream::{COMMANDS, THREADS};
 use crate::streams::STREAMS;
 use crate::switches::SWITCHES;
+use crate::work::WORDS;
 use std::ffi::{CStr, CString, c_char};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -42,6 +43,8 @@ pub struct Counters {
     pub freed_while_open: u64,
     /// Commands lost through the switch `DROP`.
     pub dropped: u64,
+    /// Words that streams have written.
+    pub words: u64,
 }
 
 impl Counters {
@@ -64,6 +67,7 @@ impl Counters {
             overruns: OVERRUNS.load(Relaxed),
             freed_while_open: FREED_WHILE_OPEN.load(Relaxed),
             dropped: SWITCHES.dropped.load(Relaxed),
+            words: WORDS.load(Relaxed),
         }
     }
 }

@@ -54,6 +54,9 @@ static WRITES: Mutex<u64> = Mutex::new(0);
 static WRITTEN: Condvar = Condvar::new();
 static SLEEPERS: AtomicUsize = AtomicUsize::new(0);
 
+/// How many words streams have written.
+pub static WORDS: AtomicU64 = AtomicU64::new(0);
+
 /// One host function at a time (switch `HOST_FUNCTIONS`).
 static HOST_FUNCTIONS: Mutex<()> = Mutex::new(());
 
@@ -169,6 +172,7 @@ fn launch(context: &Context, twin: &Twin, grid: [u32; 3], block: [u32; 3], param
 
 fn write(address: u64, value: u64, wide: bool) -> Outcome {
     let _memory = memory::still_there(address, if wide { 8 } else { 4 })?.ok_or(CUDA_ERROR_ILLEGAL_ADDRESS)?;
+    WORDS.fetch_add(1, Ordering::Relaxed);
     // The default barrier: what this stream did before is seen by whoever sees the value.
     if wide {
         // SAFETY: aligned (checked by the call) and inside memory that is held here; all access to it is atomic or a

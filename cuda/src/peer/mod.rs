@@ -50,7 +50,7 @@ pub use bases::{ALLOCATIONS, Bases};
 pub use fifo::{Incoming, Outgoing, Slots};
 pub use mapped::{Mapped, Member, Offer};
 pub use staging::{Shape, Staging};
-pub use window::Window;
+pub use window::{FAR, SILENT, Window};
 pub use words::{LINE, TROUBLE, Words};
 
 pub use crate::kernels::HEADER;

@@ -7,7 +7,7 @@
 //! | word | written by | counts |
 //! | --- | --- | --- |
 //! | `published[p]` | p's stream | publications of p that can be read |
-//! | `done[p][r]` | r's stream | publications of p that r has finished with |
+//! | `finished[r]` | r's stream | turns whose publications, everybody's, r has finished with (see [`Window`](super::Window)) |
 //! | `filled[f][t][c]` | f's stream | slots that f has filled on its link to t, channel c |
 //! | `freed[f][t][c]` | t's stream | slots of that link that t has emptied |
 //! | `started[m]`, `ended[m]` | m's stream | operations that m's stream has begun, and ended |
@@ -53,12 +53,12 @@ impl Layout {
         self.member(publisher)
     }
 
-    fn done(&self, publisher: usize, reader: usize) -> usize {
-        self.members + self.pair(publisher, reader)
+    fn finished(&self, reader: usize) -> usize {
+        self.members + self.member(reader)
     }
 
     fn links(&self) -> usize {
-        self.members + self.members * self.members
+        2 * self.members
     }
 
     fn filled(&self, from: usize, to: usize, channel: usize) -> usize {
@@ -144,9 +144,9 @@ impl Words {
         self.line(self.layout.published(publisher))
     }
 
-    /// With how many publications of `publisher` the `reader` has finished.
-    pub fn done(&self, publisher: usize, reader: usize) -> Word {
-        self.line(self.layout.done(publisher, reader))
+    /// Up to which turn the `reader` has finished with what the others have published.
+    pub fn finished(&self, reader: usize) -> Word {
+        self.line(self.layout.finished(reader))
     }
 
     /// How many slots of the link have been filled.
@@ -184,13 +184,13 @@ impl Words {
         (0..self.members()).all(|member| self.left(member).load() != 0)
     }
 
-    /// Whether all others have finished with what member `me`, whose streams are drained, has published and sent.
-    pub fn all_taken(&self, me: usize) -> bool {
+    /// Whether all others have finished with what member `me`, whose streams are drained, has published, up to turn
+    /// `published` ([`Window::unread`](super::Window::unread)), and sent.
+    pub fn all_taken(&self, me: usize, published: u32) -> bool {
         let others = (0..self.members()).filter(|other| *other != me);
-        let published = self.published(me).load();
         { others }.all(|other| {
             let links = 0..self.channels();
-            self.done(me, other).is_at_least(published) && { links }
+            self.finished(other).is_at_least(published) && { links }
                 .all(|c| self.freed(me, other, c).is_at_least(self.filled(me, other, c).load()))
         })
     }
@@ -231,7 +231,7 @@ impl Words {
         let lines = others.flat_map(move |other| {
             let links = (0..layout.channels)
                 .flat_map(move |channel| [layout.filled(other, me, channel), layout.freed(me, other, channel)]);
-            [layout.published(other), layout.done(me, other)].into_iter().chain(links)
+            [layout.published(other), layout.finished(other)].into_iter().chain(links)
         });
         lines.map(|line| [self.line(line), self.mark(line)])
     }
@@ -255,9 +255,9 @@ mod tests {
             let mut take = |line: usize| assert!(taken.insert(line), "line {line} twice, {members} x {channels}");
             for a in 0..members {
                 take(layout.published(a));
+                take(layout.finished(a));
                 (0..OWN).for_each(|which| take(layout.own(a, which)));
                 for b in 0..members {
-                    take(layout.done(a, b));
                     for channel in 0..channels {
                         take(layout.filled(a, b, channel));
                         take(layout.freed(a, b, channel));

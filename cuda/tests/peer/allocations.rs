@@ -55,7 +55,9 @@ fn queuing_allocates_nothing() {
         window.end_publish(&mut commands).unwrap();
         let number = window.fetched(1 - me);
         window.begin_fetch(&mut commands, 1 - me, number).unwrap();
-        window.end_fetch(&mut commands, 1 - me, number).unwrap();
+        window.end_fetch(1 - me, number);
+        window.finish(&mut commands, 1).unwrap();
+        window.end_round(&mut commands, 1).unwrap();
         outgoing.begin(&mut commands).unwrap();
         outgoing.end(&mut commands).unwrap();
         incoming.begin(&mut commands).unwrap();

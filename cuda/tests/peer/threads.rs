@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use maypole_cuda::peer::{Bases, Mapped, Member, Offer, Shape, Window};
+use maypole_cuda::peer::{Bases, FAR, Mapped, Member, Offer, SILENT, Shape, Window};
 use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, HostRegion, Reach, Stream, expect_device};
 
 use crate::ranks::{Place, Rank, pair, shared_bytes};
@@ -184,6 +184,7 @@ fn a_lender_waits_until_all_have_read() {
         windows[0].begin_publish(&mut commands).unwrap();
         windows[0].end_publish(&mut commands).unwrap();
         windows[0].wait_unread(&mut commands).unwrap();
+        windows[0].end_round(&mut commands, 1).unwrap();
         commands.finish().unwrap();
         while !ranks[0].words.published(0).is_at_least(number + 1) {
             std::thread::sleep(Duration::from_millis(1));
@@ -192,11 +193,55 @@ fn a_lender_waits_until_all_have_read() {
         let waits = !ranks[0].stream.is_idle().unwrap();
         let mut commands = Commands::new(&ranks[1].stream).unwrap();
         windows[1].begin_fetch(&mut commands, 0, number).unwrap();
-        windows[1].end_fetch(&mut commands, 0, number).unwrap();
+        windows[1].end_fetch(0, number);
+        windows[1].finish(&mut commands, 1).unwrap();
+        windows[1].end_round(&mut commands, 1).unwrap();
         commands.finish().unwrap();
         ranks.iter().for_each(Rank::drain);
         assert!(waits, "the lender went on before anybody had read publication {number}");
     }
+}
+
+/// Who only publishes, as the root of many broadcasts, has nothing to say that it has read. The others' turns are so far
+/// behind when they publish again that they must not be compared with.
+#[test]
+fn who_has_read_nothing_for_long_says_how_far_it_is() {
+    const TURNS: u32 = FAR + SILENT + 10;
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let ranks = pair(&context, small(2, 1));
+    let mut windows = [0, 1].map(|me| Window::new(&ranks[me].words, &ranks[me].staging, me));
+    // One round, in which one publishes and the other fetches.
+    let mut round = |publisher: usize, number: u32| {
+        let reader = 1 - publisher;
+        let mut commands = Commands::new(&ranks[publisher].stream).unwrap();
+        windows[publisher].begin_publish(&mut commands).unwrap();
+        windows[publisher].end_publish(&mut commands).unwrap();
+        windows[publisher].end_round(&mut commands, 1).unwrap();
+        commands.finish().unwrap();
+        let mut commands = Commands::new(&ranks[reader].stream).unwrap();
+        windows[reader].begin_fetch(&mut commands, publisher, number).unwrap();
+        windows[reader].end_fetch(publisher, number);
+        windows[reader].finish(&mut commands, 1).unwrap();
+        windows[reader].end_round(&mut commands, 1).unwrap();
+        commands.finish().unwrap();
+        windows[publisher].unread()
+    };
+    assert_eq!(round(1, 0), 1);
+    (0..TURNS).for_each(|number| assert_eq!(round(0, number), number + 2));
+    ranks.iter().for_each(Rank::drain);
+    let finished = |member| ranks[0].words.finished(member).load();
+    assert_eq!(finished(1), TURNS + 1, "who reads says so each time");
+    assert!(TURNS + 1 - finished(0) < SILENT, "{} of {TURNS}", finished(0));
+    for number in 1..4 {
+        round(1, number);
+    }
+    ranks.iter().for_each(Rank::drain);
+    assert_eq!(ranks[0].words.published(1).load(), 4);
+    let mut commands = Commands::new(&ranks[1].stream).unwrap();
+    (0..TURNS).for_each(|_| windows[0].end_round(&mut commands, 1).unwrap());
+    assert_eq!(windows[0].unread(), 2 * TURNS + 4 - FAR, "what is further back is not compared with");
+    drop(commands);
 }
 
 /// Registered buffers: each member sees all parts, and kernels find the addresses in the table.

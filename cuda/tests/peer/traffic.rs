@@ -77,8 +77,10 @@ pub fn publish_and_fetch(rank: &mut Rank, traffic: Traffic) {
             let to = outputs.address() + ((from * rounds + round) * bytes) as u64;
             // SAFETY: the place can be read until `end_fetch`; the outputs stay until the stream is drained.
             unsafe { commands.copy(to, place.data(), bytes) }.unwrap();
-            window.end_fetch(&mut commands, from, number).unwrap();
+            window.end_fetch(from, number);
         }
+        window.finish(&mut commands, 1).unwrap();
+        window.end_round(&mut commands, 1).unwrap();
         commands.finish().unwrap();
     }
     rank.drain();
