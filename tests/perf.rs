@@ -245,3 +245,43 @@ fn the_command_does_what_the_binaries_do() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("0 OK") && text.contains("on 3 ranks"), "{text}");
 }
+
+/// A reader that leaves, as `head` does, has what it wanted: the run ends, on all ranks, and nothing is wrong.
+#[test]
+fn a_reader_that_leaves_ends_the_run_quietly() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::{Command, Stdio};
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    let mut ranks: Vec<_> = (0..2)
+        .map(|rank| {
+            // Until interrupted, if nobody leaves.
+            let mut command = Command::new(ALL_REDUCE);
+            command.args(["-b", "8", "-e", "64", "-n", "3", "-w", "0", "-N", "0"]);
+            command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2");
+            command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+        })
+        .collect();
+    let head: Vec<String> = BufReader::new(ranks[0].stdout.take().expect("piped"))
+        .lines()
+        .take(3)
+        .map(|line| line.expect("text"))
+        .collect();
+    assert!(head[0].contains("all_reduce on 2 ranks"), "{head:?}");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    for (rank, child) in ranks.iter_mut().enumerate() {
+        let status = loop {
+            match child.try_wait().expect("a child") {
+                Some(status) => break status,
+                None if std::time::Instant::now() > until => {
+                    let _ = child.kill();
+                    panic!("rank {rank} goes on although nobody reads");
+                }
+                None => std::thread::sleep(std::time::Duration::from_millis(20)),
+            }
+        };
+        let mut said = String::new();
+        child.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+        assert!(status.success() && said.is_empty(), "rank {rank}: {status}: {said}");
+    }
+}

@@ -50,6 +50,7 @@ pub struct PerfArgs {
 
 /// Run `maypole perf`. Exit code 0 if everything that was checked was right, 1 if an element was wrong or the run
 /// failed, 2 if the flags make no sense, in which case nothing was started.
+/// Where the table's reader leaves and nobody asked for the JSON file, the run ends there.
 pub fn run(args: PerfArgs) -> ExitCode {
     finish(flags::Plan::new(args.operation, args.flags).and_then(|plan| ranks::run(&plan)))
 }

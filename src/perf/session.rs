@@ -38,8 +38,10 @@ pub fn run(plan: &Plan, comm: &Communicator, out: &mut dyn Write) -> Result<bool
 struct Session<'a> {
     plan: &'a Plan,
     comm: &'a Communicator,
-    /// The table's reader; rank 0 only.
+    /// The table's reader; rank 0 only, and until it leaves.
     out: Option<&'a mut dyn Write>,
+    /// The reader has left.
+    unread: bool,
     json: Option<File>,
     report: Report,
     buffers: Buffers,
@@ -100,6 +102,7 @@ impl<'a> Session<'a> {
             plan,
             comm,
             out: leader.then_some(out),
+            unread: false,
             json,
             report,
             buffers,
@@ -124,6 +127,9 @@ impl<'a> Session<'a> {
             for (dtype, op) in self.plan.combinations() {
                 for &root in roots {
                     for size in self.plan.sizes() {
+                        if !self.is_wanted()? {
+                            return Ok(self.report.out_of_bounds.okay);
+                        }
                         self.row(size, dtype, op, root)?;
                     }
                 }
@@ -189,10 +195,23 @@ impl<'a> Session<'a> {
         Ok(Figures::new(row, size, measured, traffic))
     }
 
-    /// Write to the reader, at once, so that a long run shows how far it is.
+    /// Write to the reader, at once, so that a long run shows how far it is. One that leaves, as `head` does, has what it
+    /// wanted.
     fn print(&mut self, text: &str) -> Result<()> {
         let Some(out) = &mut self.out else { return Ok(()) };
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::system("writing the table", e))
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => (self.out, self.unread) = (None, true),
+            written => written.map_err(|e| Error::system("writing the table", e))?,
+        }
+        Ok(())
+    }
+
+    /// Whether anybody wants more rows, as all ranks agree: the table's reader, or who asked for the JSON file. Other tools
+    /// die by SIGPIPE where their reader leaves; a rank that did would take the others down as a failure.
+    fn is_wanted(&self) -> Result<bool> {
+        let mut wanted = [u8::from(!self.unread || self.json.is_some())];
+        self.comm.broadcast(&mut wanted, 0)?;
+        Ok(wanted == [1])
     }
 
     /// Write the file anew, with every row so far.

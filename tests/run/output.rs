@@ -90,7 +90,8 @@ fn readers_that_leave_change_no_status_and_panic_nowhere() {
         (&["run", "--help"], 0),
         (&["run", "-n", "2", "--", "no-such-program"], 127),
         (&["perf", "all_reduce", "-b", "8", "-e", "8", "-f", "0"], 2),
-        (&["perf", "all_reduce", "-b", "8", "-e", "8", "--ranks", "2"], 1),
+        // Nobody wants to know, and nothing that was checked until then was wrong.
+        (&["perf", "all_reduce", "-b", "8", "-e", "8", "--ranks", "2"], 0),
     ] {
         assert_eq!(maypole(args), Some(status), "{args:?}");
     }
