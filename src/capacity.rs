@@ -88,7 +88,7 @@ mod tests {
     use maypole_cuda::peer;
 
     use super::*;
-    use crate::communicator::build::shape;
+    use crate::communicator::sharing::shape;
     use crate::engine::bound::Bound;
     use crate::fingerprint::Fingerprint;
     use crate::tuner::{Links, Tuner};

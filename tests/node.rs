@@ -117,6 +117,44 @@ fn a_unique_id_whose_maker_has_ended_is_given_up_soon() {
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
+/// Each rank says that it has made its part of a communicator, after so many milliseconds; `None` says nothing.
+fn make(nodes: &[Arc<Node>], within: Duration, who: [Option<(u64, bool)>; 3]) -> Vec<Result<Vec<usize>, Error>> {
+    let _watches = watches(nodes);
+    let made = ranks(3, |rank| {
+        let (after, apart) = who[rank]?;
+        std::thread::sleep(Duration::from_millis(after));
+        Some(nodes[rank].all_make(WORLD, apart, within))
+    });
+    made.into_iter().flatten().collect()
+}
+
+#[test]
+fn all_members_make_a_communicator_or_none_does() {
+    let nodes = world(3);
+    for made in make(&nodes, AT_MOST, [Some((100, false)), Some((0, true)), Some((50, false))]) {
+        assert_eq!(made.unwrap(), [1], "rank 1 cannot share memory");
+    }
+    // Who does not come is named, and a verdict ends the wait of the others.
+    let nodes = world(3);
+    let begun = Instant::now();
+    let late = make(&nodes, Duration::from_millis(400), [Some((0, false)), None, Some((0, false))]);
+    assert!(begun.elapsed() < AT_MOST / 2);
+    for made in late {
+        let error = made.unwrap_err().to_string();
+        assert!(error.contains("rank 1 on host ") && error.contains("400ms"), "{error}");
+    }
+    let nodes = world(3);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(200));
+            nodes[1].report(WORLD, Verdict::Aborted { rank: 1, why: "no descriptors".into() });
+        });
+        for made in make(&nodes, AT_MOST, [Some((0, false)), None, Some((0, false))]) {
+            assert!(matches!(made.unwrap_err(), Error::Failed { verdict: Verdict::Aborted { rank: 1, .. }, .. }));
+        }
+    });
+}
+
 #[test]
 fn an_address_is_enough_and_late_ranks_are_waited_for() {
     for host in ["127.0.0.1", "::1", "localhost"] {

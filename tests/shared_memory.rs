@@ -6,9 +6,20 @@ use maypole::{Communicator, ReduceOp};
 use nix::sys::resource::{Resource, setrlimit};
 use ranks::{Job, role, say};
 
+/// Less than a segment takes with rings of 64 MiB, and more than all else.
+const ADDRESSES: u64 = 600 << 20;
+
 /// From now on no file of this process may be longer than a few pages.
 fn limit_files() {
     setrlimit(Resource::RLIMIT_FSIZE, 64 << 10, 64 << 10).unwrap();
+}
+
+/// From now on this process has addresses for threads and sockets, and not for what its ranks would share.
+fn limit_addresses() {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split_whitespace().next().unwrap().parse().unwrap();
+    let limit = pages * 4096 + ADDRESSES;
+    setrlimit(Resource::RLIMIT_AS, limit, limit).unwrap();
 }
 
 /// From now on this system call is refused, as filters in containers do.
@@ -32,10 +43,20 @@ fn forbid(call: libc::c_long) {
     assert!(set, "no filter: {}", std::io::Error::last_os_error());
 }
 
+/// Whether this is the rank of which the role says that it alone may not.
+fn is_the_one() -> bool {
+    std::env::var("RANK").is_ok_and(|rank| rank == "1")
+}
+
 fn rank(role: &str) {
     match role {
         "files" => limit_files(),
         "fallocate" => forbid(libc::SYS_fallocate),
+        "pidfds" => forbid(libc::SYS_pidfd_open),
+        "eventfds" if is_the_one() => forbid(libc::SYS_eventfd2),
+        "descriptors" if is_the_one() => forbid(libc::SYS_recvmsg),
+        "memory" if is_the_one() => limit_addresses(),
+        "eventfds" | "descriptors" | "memory" => {}
         _ => forbid(libc::SYS_memfd_create),
     }
     let comm = match Communicator::from_env() {
@@ -47,7 +68,7 @@ fn rank(role: &str) {
     comm.all_reduce(&small, &mut sum, ReduceOp::Sum).unwrap();
     assert_eq!(sum, [3.0]);
     let mut large = comm.alloc::<f32>(300_000).unwrap();
-    assert_eq!(large.is_shared(), role == "fallocate");
+    assert_eq!(large.is_shared(), ["fallocate", "pidfds"].contains(&role));
     large.fill(1.0);
     comm.duplicate().unwrap().all_reduce_in_place(&mut large, ReduceOp::Sum).unwrap();
     assert!(large.iter().all(|x| *x == 3.0));
@@ -69,6 +90,72 @@ fn ranks_that_may_not_share_memory_talk_over_tcp() {
         assert!(said.iter().all(|(_, said)| said.contains(hint) && said.contains("MAYPOLE_TRANSPORT=tcp")), "{said:?}");
         job.end(&[0, 1, 2]);
     }
+}
+
+/// A rank alone that cannot share memory has all of its host talk over TCP, if they may.
+#[test]
+fn one_rank_that_may_not_share_memory_is_enough() {
+    role(rank);
+    let test = "one_rank_that_may_not_share_memory_is_enough";
+    let long = ("MAYPOLE_RING", "67108864");
+    let mut job = Job::start(test, "memory", 3, &[long]);
+    let said = job.hear(&[0, 1, 2]);
+    assert!(said.iter().all(|(_, said)| said == "it works"), "{said:?}");
+    job.end(&[0, 1, 2]);
+    let mut job = Job::start(test, "memory", 3, &[long, ("MAYPOLE_TRANSPORT", "shm")]);
+    let said = job.hear(&[0, 1, 2]);
+    println!("{}", said[0].1);
+    assert!(said.iter().all(|(_, said)| said.contains("rank 1") && said.contains("memory")), "{said:?}");
+    job.end(&[0, 1, 2]);
+    let mut job = Job::start(test, "pidfds", 3, &[]);
+    assert!(job.hear(&[0, 1, 2]).iter().all(|(_, said)| said == "it works"));
+    job.end(&[0, 1, 2]);
+}
+
+/// What a rank needs in any case, and may not have, is named on all of them.
+#[test]
+fn what_a_filter_forbids_one_rank_is_said_on_all() {
+    role(rank);
+    for what in ["eventfds", "descriptors"] {
+        let begun = std::time::Instant::now();
+        let settings = [("MAYPOLE_CONNECT_TIMEOUT", "20")];
+        let mut job = Job::start("what_a_filter_forbids_one_rank_is_said_on_all", what, 3, &settings);
+        let said = job.hear(&[0, 1, 2]);
+        println!("{what}: after {:.1?}: {said:?}", begun.elapsed());
+        assert!([0, 2].iter().all(|rank| said[*rank].1.contains("rank 1")), "{said:?}");
+        assert!(said.iter().all(|(_, said)| said.contains("not permitted")), "{said:?}");
+        job.end(&[0, 1, 2]);
+    }
+}
+
+/// The file that segments lie in may grow as far as a limit, and no child of a communicator needs that it grows.
+#[test]
+fn children_beyond_the_limit_of_files_talk_over_tcp() {
+    role(|_| {
+        setrlimit(Resource::RLIMIT_FSIZE, 64 << 20, 64 << 20).unwrap();
+        let world = Communicator::from_env().unwrap();
+        let mut shared = 0;
+        let apart = loop {
+            let child = world.duplicate().unwrap();
+            let mut sum = [1.0f32; 100];
+            child.all_reduce_in_place(&mut sum, ReduceOp::Sum).unwrap();
+            assert_eq!(sum, [2.0; 100]);
+            if !child.alloc::<u8>(1).unwrap().is_shared() {
+                break child;
+            }
+            shared += 1;
+            assert!(shared < 1000, "the file has no end");
+        };
+        assert!(shared > 0 && world.alloc::<u8>(1).unwrap().is_shared());
+        let grandchild = apart.split(Some(1), 0).unwrap().unwrap();
+        grandchild.barrier().unwrap();
+        say("it works");
+    });
+    let mut job = Job::start("children_beyond_the_limit_of_files_talk_over_tcp", "", 2, &[]);
+    for (_, said) in job.hear(&[0, 1]) {
+        assert_eq!(said, "it works");
+    }
+    job.end(&[0, 1]);
 }
 
 #[test]

@@ -133,7 +133,7 @@ fn meet() -> Result<(String, bool)> {
 /// Meet once and part again: whom this rank met, and how long that took.
 fn join(launch: launch::Launch, config: &Config) -> Result<String> {
     let began = Instant::now();
-    let Some(node) = crate::communicator::build::join(launch, config)? else {
+    let Some(node) = crate::communicator::join::join(launch, config)? else {
         return Ok("a world of one meets nobody".to_string());
     };
     let hosts: std::collections::BTreeSet<&str> = node.peers().iter().map(|peer| peer.host.as_str()).collect();

@@ -1,28 +1,25 @@
-//! Making communicators: bringing ranks together and giving each its links.
+//! Making communicators: giving ranks that have come together their links, on all of them or on none.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use maypole_transports::shm::{Arena, Group, Segment, Shape};
+use maypole_transports::shm::Group;
 use maypole_transports::tcp::Poller;
 use maypole_transports::wait::Patience;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::join::join;
 use super::local::Threads;
+use super::sharing::{Room, SEGMENT, shape, share_group};
 use super::{Communicator, Inner};
 use crate::capacity::Capacity;
 use crate::config::{Config, TransportChoice, unknown};
 use crate::engine::Engine;
 use crate::engine::links::Links;
 use crate::engine::messages::Messages;
-use crate::engine::routes::{CHANNELS, DEVICE, Network, POINT_TO_POINT, Routes};
+use crate::engine::routes::{DEVICE, Network, POINT_TO_POINT, Routes};
 use crate::engine::wait::Court;
 use crate::error::{Error, Result, Verdict};
-use crate::launch::{self, Launch, LaunchMeeting};
+use crate::launch;
 use crate::node::{Meeting, Node, UniqueId};
-use crate::running::Limit;
 use crate::topology::Topology;
 use crate::watch::{Jury, Watch};
 
@@ -43,51 +40,6 @@ pub(super) enum World {
 /// This machine's name, for messages.
 pub(super) fn host_name() -> String {
     nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
-}
-
-/// Meet the other ranks in the way that the launcher offers, and wait until all have come; `None` in a world of one.
-pub(crate) fn join(launch: Launch, config: &Config) -> Result<Option<Arc<Node>>> {
-    let (rank, size) = (launch.rank, launch.size);
-    let node = match launch.meeting {
-        LaunchMeeting::Alone => return Ok(None),
-        LaunchMeeting::Address { host, port } => {
-            let key = address_key(&host, port, &launch.run);
-            config.refuse_open("an address")?;
-            // Only those that stood count, on all ranks alike: a rank that gave up and tries again
-            // means the same one.
-            let worlds = launch::worlds::met_at(&format!("{host} {port}"));
-            let earlier = worlds.load(Ordering::Relaxed) as usize;
-            let node = Node::join(Meeting::Address { host, port, key, earlier }, rank, size, config)?;
-            worlds.store(earlier as u64 + 1, Ordering::Relaxed);
-            warn_if_guessable(&node, config);
-            node
-        }
-        LaunchMeeting::Board(mut board) => {
-            if board.is_open() {
-                config.refuse_open("a store that others can read")?;
-            }
-            // Rank 0's id must live until the others have come, and it reads too: some boards need every rank for that.
-            let create = || if board.is_local() { UniqueId::local(config) } else { UniqueId::create(config) };
-            let own = (rank == 0).then(create).transpose()?;
-            if let Some(id) = &own {
-                board.post(id.as_bytes())?;
-            }
-            let notice = board.read(config.connect_timeout)?;
-            let id = own.map_or_else(|| UniqueId::from_bytes(&notice), Ok)?;
-            // What rank 0 posted may vanish when it takes leave of the launcher: not before all have read it and come.
-            let node = Node::join(Meeting::Id(id), rank, size, config);
-            // The world stands whether or not that can be taken down.
-            if rank == 0
-                && node.is_ok()
-                && let Err(error) = board.clear()
-            {
-                tracing::warn!("what rank 0 posted for the others cannot be taken down: {error}");
-            }
-            board.finish()?;
-            node?
-        }
-    };
-    Ok(Some(node))
 }
 
 impl Communicator {
@@ -201,23 +153,21 @@ impl Communicator {
 
     fn of_processes(node: Arc<Node>, config: Config) -> Result<Communicator> {
         let members = (0..node.size()).collect();
-        Communicator::of_members(node, WORLD, members, None, config)
+        Communicator::of_members(node, WORLD, members, Making::Apart, config)
     }
 
     /// A communicator of some ranks of a node's world. `members`: their world ranks, in the order of the communicator.
-    /// `room`: where those of this host have agreed to have their segment; without, one of them makes it and hands it
-    /// to the others.
     pub(super) fn of_members(
         node: Arc<Node>,
         context: u64,
         members: Vec<usize>,
-        room: Option<Room>,
+        making: Making,
         config: Config,
     ) -> Result<Communicator> {
         let me = members.iter().position(|w| *w == node.rank()).expect("a rank builds only its own communicators");
         let watch: Arc<Watch> = Arc::default();
         node.register(context, members.clone(), watch.clone());
-        Communicator::link_members(&node, (context, members), me, (watch, room), config).inspect_err(|error| {
+        Communicator::link_members(&node, (context, members), me, (watch, making), config).inspect_err(|error| {
             // The others may wait for this rank's part of what they build.
             node.report(context, Verdict::Aborted { rank: me, why: format!("it could not be made: {error}") });
             node.unregister(context);
@@ -228,7 +178,7 @@ impl Communicator {
         node: &Arc<Node>,
         (context, members): (u64, Vec<usize>),
         me: usize,
-        (watch, room): (Arc<Watch>, Option<Room>),
+        (watch, making): (Arc<Watch>, Making),
         config: Config,
     ) -> Result<Communicator> {
         let peers = node.peers();
@@ -245,29 +195,32 @@ impl Communicator {
                 peers[members[me]].host, peers[members[far]].host,
             )));
         }
-        let mut places = vec![None; members.len()];
-        let mut group = None;
-        if local.len() > 1 {
-            let place = local.iter().position(|rank| *rank == me).expect("this rank is local to itself");
-            group = match room {
-                Some(room) => {
-                    Some(room.move_in(me, place, shape(local.len(), &Capacity::of(members.len(), &config))?)?)
+        let place = local.iter().position(|rank| *rank == me).expect("this rank is local to itself");
+        let routes = |group: Option<Group>| routes(node, (context, &members, me), (&local, group), &config);
+        let (routes, far) = match making {
+            Making::Together(room) => {
+                let shape = || shape(local.len(), &Capacity::of(members.len(), &config));
+                routes(room?.map(|room| room.move_in(me, place, shape()?)).transpose()?)?
+            }
+            Making::Apart => {
+                let group = match local.len() {
+                    1 => None,
+                    _ => share_group(node, (context, &members, &local), &config, place)?,
+                };
+                let cannot = group.is_none() && local.len() > 1;
+                let mut made = routes(group)?;
+                let apart = node.all_make(context, cannot, config.connect_timeout)?;
+                if !apart.is_empty() {
+                    // What one cannot share no rank of its host shares.
+                    if !cannot && local.iter().any(|rank| apart.contains(rank)) {
+                        made = routes(None)?;
+                    }
+                    node.all_make(context, false, config.connect_timeout)?;
                 }
-                None => share_group(node, (context, &members, &local), &watch, &config, place)?,
-            };
-        }
-        match &group {
-            Some(_) => local.iter().enumerate().for_each(|(place, rank)| places[*rank] = Some(place)),
-            None => places[me] = Some(0),
-        }
-        let group = group.map(Arc::new);
-        let far = places.contains(&None);
-        let network = || far.then(|| network(node, (context, &members), &config)).transpose();
-        let [collectives, messages] = CHANNELS_APART;
-        let routes = [
-            Routes::new(me, places.clone(), group.clone(), network()?, collectives),
-            Routes::new(me, places, group, network()?, messages),
-        ];
+                node.unshare_fd(context, SEGMENT);
+                made
+            }
+        };
         let jury: Arc<dyn Jury> = node.clone();
         let world = World::Processes(node.clone());
         // All ranks of the host count, those outside this communicator too: they may be at work at the same time.
@@ -314,28 +267,28 @@ impl Communicator {
     }
 }
 
-/// What ranks that meet at an address have in common without `MAYPOLE_KEY`, of this `run` of the job: only as secret as
-/// the address. It keeps out accidents and other jobs, not an attacker.
-fn address_key(host: &str, port: u16, run: &str) -> [u8; 32] {
-    blake3::derive_key("maypole 2026 address", format!("{host}\n{port}\n{run}").as_bytes())
-}
-
-/// Say once, on rank 0, that strangers could join ranks on several hosts that met at an address without a secret.
-fn warn_if_guessable(node: &Node, config: &Config) {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    let here = node.peers()[0].host_id;
-    let far = node.peers().iter().find(|peer| peer.host_id != here && peer.data.iter().any(|a| !a.ip().is_loopback()));
-    if let Some(far) = far.filter(|_| config.key.is_none() && node.rank() == 0)
-        && !SAID.swap(true, Ordering::Relaxed)
-    {
-        crate::log::warn(format_args!(
-            "the job's key is derived from the meeting point's address, and ranks are on several hosts ({}, {}): whoever \
-             reaches their ports can join them; set MAYPOLE_KEY to the same secret on all ranks (`openssl rand -hex 32` \
-             makes one), and MAYPOLE_REQUIRE_KEY=1 to have its absence refused",
-            node.peers()[0].host,
-            far.host
-        ));
+/// The ways from rank `me` to the others: through `group` to those that are `local`, if there is one; and whether any go
+/// through the network.
+fn routes(
+    node: &Arc<Node>,
+    (context, members, me): (u64, &[usize], usize),
+    (local, group): (&[usize], Option<Group>),
+    config: &Config,
+) -> Result<([Routes; 2], bool)> {
+    let mut places = vec![None; members.len()];
+    match &group {
+        Some(_) => local.iter().enumerate().for_each(|(place, rank)| places[*rank] = Some(place)),
+        None => places[me] = Some(0),
     }
+    let group = group.map(Arc::new);
+    let far = places.contains(&None);
+    let network = || far.then(|| network(node, (context, members), config)).transpose();
+    let [collectives, messages] = CHANNELS_APART;
+    let routes = [
+        Routes::new(me, places.clone(), group.clone(), network()?, collectives),
+        Routes::new(me, places, group, network()?, messages),
+    ];
+    Ok((routes, far))
 }
 
 /// How long a rank polls that shares its host with the ranks of `everyone` that are there.
@@ -376,123 +329,14 @@ impl Inner {
     }
 }
 
-/// The number under which a communicator's segment is handed out; its registered memory has those from 1.
-const SEGMENT: u32 = 0;
+/// How the members of a communicator know that all have made their parts.
+pub(super) enum Making {
+    /// They tell each other in the parent, all of whose ranks make children at the same time. Those of this host have
+    /// agreed to have their segment there, if they share memory; or this rank could not make the room.
+    Together(Result<Option<Room>>),
+    /// Through the hub: they alone know of it. One of them makes the segment and hands it to the others of its host.
+    Apart,
+}
 
 /// A channel of the collectives and one of the messages between two ranks: each kind waits apart.
 const CHANNELS_APART: [usize; 2] = [0, POINT_TO_POINT];
-
-/// A place for the segment of some ranks of a host, in a file that they have open.
-pub(super) struct Room {
-    pub arena: Arc<Arena>,
-    pub at: u64,
-}
-
-impl Room {
-    fn move_in(&self, rank: usize, place: usize, shape: Shape) -> Result<Group> {
-        let segment = Segment::in_arena(shape, &self.arena, self.at);
-        let segment = segment.map_err(|e| Error::system(format!("rank {rank}: sharing memory"), e))?;
-        Ok(Group::new(segment, place))
-    }
-}
-
-/// What is handed to the others in place of memory that there is not, for as long as the communicator is there.
-fn stand_in() -> nix::Result<OwnedFd> {
-    EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map(OwnedFd::from)
-}
-
-fn is_stand_in(fd: &OwnedFd) -> bool {
-    nix::sys::stat::fstat(fd).is_ok_and(|about| about.st_mode & libc::S_IFMT != libc::S_IFREG)
-}
-
-/// The most bytes that a segment may have: more addresses than this no process has on the machines there are.
-const ADDRESSES: usize = 1 << 47;
-
-/// The segment of a communicator with `members` ranks on this host and links of that capacity.
-///
-/// # Errors
-/// [`Error::System`] where that is more than a process can address.
-pub(crate) fn shape(members: usize, capacity: &Capacity) -> Result<Shape> {
-    let shape = Shape {
-        members,
-        channels: CHANNELS,
-        second_bell_from: POINT_TO_POINT,
-        ring: capacity.ring,
-        window: capacity.place(),
-    };
-    if shape.bytes() <= ADDRESSES {
-        return Ok(shape);
-    }
-    let Capacity { ring, window, .. } = capacity;
-    Err(Error::system(
-        format!("sharing memory among {members} ranks"),
-        format!(
-            "with links of {ring} bytes, {CHANNELS} each way between any two, and publications of {window} it takes \
-             more than the {ADDRESSES} bytes that a process can address; set MAYPOLE_RING or MAYPOLE_WINDOW lower, or \
-             MAYPOLE_TRANSPORT=tcp"
-        ),
-    ))
-}
-
-/// The lowest local rank makes the segment, the others fetch it from there. It waits until all have, so that whoever
-/// has a communicator may drop it at once. `None` on all of them where the system does not let it, and TCP will do.
-fn share_group(
-    node: &Node,
-    (context, members, local): (u64, &[usize], &[usize]),
-    watch: &Watch,
-    config: &Config,
-    place: usize,
-) -> Result<Option<Group>> {
-    let shape = shape(local.len(), &Capacity::of(members.len(), config))?;
-    let rank = local[place];
-    let system = |e| Error::system(format!("rank {rank}: sharing memory"), e);
-    if place > 0 {
-        let fd = node.fetch_fd(members[local[0]], context, SEGMENT, config.connect_timeout)?;
-        if is_stand_in(&fd) {
-            return Ok(None);
-        }
-        return Ok(Some(Group::new(Segment::open(shape, fd).map_err(system)?, place)));
-    }
-    let segment = match Segment::create(shape) {
-        Ok(segment) => segment,
-        Err(refusal) if config.transport == TransportChoice::Auto => {
-            node.share_fd(context, SEGMENT, stand_in().map_err(|e| Error::system("making an eventfd", e))?);
-            static SAID: std::sync::Once = std::sync::Once::new();
-            SAID.call_once(|| {
-                crate::log::warn(format_args!(
-                    "rank {rank}: the ranks of this host talk over TCP, which is slower, because they cannot share \
-                     memory: {refusal}; MAYPOLE_TRANSPORT=tcp says that this is meant"
-                ));
-            });
-            return Ok(None);
-        }
-        Err(refusal) => return Err(system(refusal)),
-    };
-    let fd = segment.fd().expect("made with a descriptor").try_clone_to_owned().map_err(|e| Error::system("dup", e))?;
-    let group = Group::new(segment, place);
-    node.share_fd(context, SEGMENT, fd);
-    let (limit, mut pause) = (Limit::after(config.connect_timeout), Duration::from_micros(20));
-    loop {
-        let absent = group.absent();
-        if absent.is_empty() {
-            node.unshare_fd(context, SEGMENT);
-            return Ok(Some(group));
-        }
-        if let Some(verdict) = watch.verdict() {
-            return Err(Error::Failed { rank, verdict });
-        }
-        if let Some(what) = node.starved() {
-            return Err(Error::bootstrap(format!("rank {rank} shares memory, and cannot hand it to others: {what}")));
-        }
-        if limit.has_passed() {
-            let absent: Vec<usize> = absent.into_iter().map(|place| local[place]).collect();
-            return Err(Error::bootstrap(format!(
-                "rank {rank} shares memory, but ranks {absent:?} of its host did not take it within {:?}; if they are in \
-                 different containers, set MAYPOLE_TRANSPORT=tcp",
-                config.connect_timeout
-            )));
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(1));
-    }
-}

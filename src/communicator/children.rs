@@ -6,12 +6,13 @@
 //! which child it is. Parents and children may be dropped in any order.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::Communicator;
-use super::build::{Room, World, shape};
+use super::build::{Making, World};
+use super::sharing::{Room, shape, warn_of_tcp};
 use crate::capacity::Capacity;
 use crate::config::{Config, TransportChoice};
 use crate::error::{Error, Result};
@@ -29,6 +30,10 @@ pub(super) struct Children {
 /// What a rank calls, as the ranks compare it before they make children together.
 const SPLIT: i64 = 0;
 const DUPLICATE: i64 = 1;
+/// What a rank says that reserves no place for a segment, or could not: no place begins there.
+const NO_ROOM: u64 = 0;
+/// How long the words of a rank that could not make its part may take to the others.
+const WORDS_WITHIN: Duration = Duration::from_secs(1);
 /// Kinds of children, in their contexts.
 const TOGETHER: u64 = 0;
 const SUBSET: u64 = 1;
@@ -47,8 +52,7 @@ impl Communicator {
         let mut ranks: Vec<usize> = (0..self.size()).filter(same).collect();
         ranks.sort_by_key(|r| (all[*r].1, *r));
         let room = self.room(&ranks)?;
-        let made =
-            color.map(|color| room.and_then(|room| self.part(&[TOGETHER, number, u64::from(color)], &ranks, room)));
+        let made = color.map(|color| self.part(&[TOGETHER, number, u64::from(color)], &ranks, room));
         self.together(made, &ranks)
     }
 
@@ -62,19 +66,19 @@ impl Communicator {
         let (number, _) = self.agree(DUPLICATE, 0, 0)?;
         let ranks: Vec<usize> = (0..self.size()).collect();
         let room = self.room(&ranks)?;
-        let made = room.and_then(|room| self.part(&[TOGETHER, number, 0], &ranks, room));
+        let made = self.part(&[TOGETHER, number, 0], &ranks, room);
         self.together(Some(made), &ranks).map(|made| made.expect("this rank is a member"))
     }
 
     /// A communicator of some ranks of this one, which alone call it, all with the same list; ranked in the order of the
-    /// list. It blocks until those that share memory have called it. The other ranks know nothing of it, and this
+    /// list. It blocks until all of them have called it: all get it, or none. The other ranks know nothing of it, and this
     /// communicator carries no messages for it: it may even have failed, and the ranks that are left go on without the
     /// one that is lost. (MPI has it as `MPI_Comm_create_group`.)
     ///
     /// # Errors
     /// [`Error::Argument`] if the list has a rank twice, one that does not exist, or not this one: nothing was started.
-    /// [`Error::Failed`] if the same ranks pass them in different orders, [`Error::Bootstrap`] if some do not call it in
-    /// `MAYPOLE_CONNECT_TIMEOUT`. After that it may be called again, also by those who had not called it at all.
+    /// [`Error::Failed`] if the same ranks pass them in different orders or another cannot make its part,
+    /// [`Error::Bootstrap`] if some do not call it in `MAYPOLE_CONNECT_TIMEOUT`, [`Error::System`] if this one cannot. After that it may be called again, also by those who had not called it at all.
     pub fn subset(&self, ranks: &[usize]) -> Result<Communicator> {
         self.subset_with(ranks, self.config().clone())
     }
@@ -119,7 +123,7 @@ impl Communicator {
             }
         }
         drop(subsets);
-        self.child(&name, ranks, None, config)
+        self.child(&name, ranks, Making::Apart, config)
     }
 
     /// Whether the child called `name` has had a verdict before this rank came to it.
@@ -163,9 +167,15 @@ impl Communicator {
             None => Ok(made),
             Some(rank) => {
                 let host = &self.topology().hosts()[*rank];
-                // Its own words are the verdict on the child, if they have come by now.
-                let why =
-                    made.as_ref().and_then(|child| child.verdict()).map_or(String::new(), |why| format!(": {why}"));
+                // Its own words are the verdict on the child. They were on their way before it came here.
+                let until = Instant::now() + WORDS_WITHIN;
+                let why = loop {
+                    match made.as_ref().and_then(Communicator::verdict) {
+                        Some(why) => break format!(": {why}"),
+                        None if Instant::now() >= until => break String::new(),
+                        None => std::thread::sleep(Duration::from_millis(1)),
+                    }
+                };
                 let what = format!("rank {rank} on host {host} could not make its part of the communicator{why}");
                 Err(Error::bootstrap(what))
             }
@@ -174,7 +184,8 @@ impl Communicator {
 
     /// Agree on where a child's ranks of this host have their segment: in the file in which this communicator's lies, so
     /// that none need be handed round. Every rank calls it, with the ranks of the child that it gets; with none if it
-    /// gets none. `None` where they share no memory; an error inside concerns the child only.
+    /// gets none. `None` where they share no memory, or there is no room and TCP will do. An error inside concerns the
+    /// child only, and is that of the rank that was to make room.
     fn room(&self, ranks: &[usize]) -> Result<Result<Option<Room>>> {
         let inner = &*self.inner;
         let hosts = inner.topology.placement();
@@ -188,44 +199,40 @@ impl Communicator {
         let reserved = match &inner.arena {
             Some(arena) if beside > 1 && first == Some(inner.rank) => {
                 let capacity = Capacity::of(ranks.len(), &inner.config);
-                Some(shape(beside, &capacity).and_then(|shape| {
-                    let at = arena.reserve(shape.bytes());
-                    at.map_err(|e| Error::system(format!("rank {}: sharing memory", inner.rank), e))
-                }))
+                shape(beside, &capacity).and_then(|shape| match arena.reserve(shape.bytes()) {
+                    Err(refusal) if inner.config.transport == TransportChoice::Auto => {
+                        warn_of_tcp(inner.rank, &refusal);
+                        Ok(NO_ROOM)
+                    }
+                    at => at.map_err(|e| Error::system(format!("rank {}: sharing memory", inner.rank), e)),
+                })
             }
-            _ => None,
+            _ => Ok(NO_ROOM),
         };
-        // 0: this rank reserves nothing, or could not.
-        let mine = reserved.as_ref().map_or(0, |at| at.as_ref().copied().unwrap_or(0));
-        let mut all = vec![0u64; inner.size];
-        self.all_gather(&[mine], &mut all)?;
-        let doing = || format!("rank {}: sharing memory", inner.rank);
-        if let Some(Err(error)) = reserved {
+        let mut all = vec![NO_ROOM; inner.size];
+        self.all_gather(&[*reserved.as_ref().unwrap_or(&NO_ROOM)], &mut all)?;
+        if let Err(error) = reserved {
             return Ok(Err(error));
         }
-        Ok(match (&inner.arena, first) {
-            (Some(arena), Some(first)) if beside > 1 => match all[first] {
-                0 => Err(Error::system(doing(), format!("rank {first} could make no room for it"))),
-                at => Ok(Some(Room { arena: arena.clone(), at })),
-            },
-            _ => Ok(None),
-        })
+        let place = first.filter(|_| beside > 1).map_or(NO_ROOM, |first| all[first]);
+        let arena = inner.arena.as_ref().filter(|_| place != NO_ROOM);
+        Ok(Ok(arena.map(|arena| Room { arena: arena.clone(), at: place })))
     }
 
     /// The child called `name`, with this communicator's settings.
-    fn part(&self, name: &[u64], ranks: &[usize], room: Option<Room>) -> Result<Communicator> {
-        self.child(name, ranks, room, self.config().clone())
+    fn part(&self, name: &[u64], ranks: &[usize], room: Result<Option<Room>>) -> Result<Communicator> {
+        self.child(name, ranks, Making::Together(room), self.config().clone())
     }
 
     /// The child called `name` among this communicator's, of `ranks` of it.
-    fn child(&self, name: &[u64], ranks: &[usize], room: Option<Room>, config: Config) -> Result<Communicator> {
+    fn child(&self, name: &[u64], ranks: &[usize], making: Making, config: Config) -> Result<Communicator> {
         let context = child_context(self.inner.context, name);
         let me = ranks.iter().position(|rank| *rank == self.rank()).expect("a rank makes only its own communicators");
         let members = ranks.iter().map(|rank| self.inner.members[*rank]).collect();
         match &self.inner.world {
             World::Alone => Communicator::alone(config),
             World::Threads(threads) => Communicator::of_threads(threads, context, me, members, config),
-            World::Processes(node) => Communicator::of_members(node.clone(), context, members, room, config),
+            World::Processes(node) => Communicator::of_members(node.clone(), context, members, making, config),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use super::run_board::{BOARD, Place, RunBoard};
 use super::tcp_store::TcpStore;
-use super::{Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
+use super::{Launch, LaunchMeeting, Lookup, check_rank, notice_number, number};
 use crate::error::{Error, Result};
 use crate::running::Limit;
 
@@ -172,10 +172,10 @@ impl Variables {
     pub(super) fn launch(self, limit: &Limit) -> Result<Launch> {
         let meeting = match (self.board, self.store) {
             _ if self.size == 1 => LaunchMeeting::Alone,
-            (Some(place), _) => LaunchMeeting::Board(Box::new(RunBoard::connect(place)?)),
+            (Some(place), _) => LaunchMeeting::Board(Box::new(RunBoard::connect(place, limit)?)),
             (None, Some(prefix)) => {
-                let key = format!("{prefix}/{}", next_board());
-                LaunchMeeting::Board(Box::new(TcpStore::connect(&self.host, self.port, key, limit)?))
+                let store = TcpStore::connect(&self.host, self.port, prefix, limit)?;
+                LaunchMeeting::Board(Box::new(store.numbered(notice_number())))
             }
             (None, None) => LaunchMeeting::Address { host: self.host, port: self.port },
         };

@@ -26,6 +26,7 @@
 mod environment;
 mod innermost;
 mod mpi;
+pub(crate) mod notice;
 mod pmi;
 mod pmix;
 pub mod run_board;
@@ -80,8 +81,8 @@ pub enum LaunchMeeting {
 }
 
 /// A launcher's notice board. Rank 0 posts once, then every rank, rank 0 too, reads once, then finishes. Not for bulk:
-/// the bytes (a few hundred) travel through the launcher. A board is good for one exchange; another [`detect`] gives a
-/// fresh one, if all ranks do so the same number of times.
+/// the bytes (a few hundred) travel through the launcher. A board is good for one exchange; another [`detect`] gives
+/// another one. Ranks need not have asked equally often: those who waited in vain wait for the same notice again.
 pub trait Board: Send {
     /// Put up the bytes, at most 4096. Only rank 0 does. Does not wait for readers.
     ///
@@ -93,6 +94,8 @@ pub trait Board: Send {
     /// # Errors
     /// [`Error::Bootstrap`] after that time, or if the launcher is gone.
     fn read(&mut self, within: Duration) -> Result<Vec<u8>>;
+    /// This rank has gone where the notice that it read invites to, or it was no invitation: its next board is another.
+    fn done(&mut self) {}
     /// Take down what was posted, where that can be done: all ranks have read it. Only rank 0 does.
     ///
     /// # Errors
@@ -102,6 +105,10 @@ pub trait Board: Send {
     }
     /// Whether processes outside the job may be able to read the board.
     fn is_open(&self) -> bool {
+        false
+    }
+    /// Whether what was posted stays when the process has ended that posted it, and may be read again and posted anew.
+    fn lasts(&self) -> bool {
         false
     }
     /// Whether all ranks are on this host, so that they can meet on its loopback interface.
@@ -295,10 +302,14 @@ fn check_rank(rank_name: &str, rank: usize, size_name: &str, size: usize) -> Res
     Ok(())
 }
 
-/// How many boards this process has asked for: boards of one job are told apart by it, so that a second world does not
-/// read the first one's notice.
-fn next_board() -> usize {
-    worlds::met_at("boards").fetch_add(1, Ordering::Relaxed) as usize
+/// The number of the notice that this process comes to next, where a board keeps them all: how many it has done with.
+fn notice_number() -> usize {
+    worlds::met_at("boards").load(Ordering::Relaxed) as usize
+}
+
+/// This process has done with notice `number`.
+fn is_done_with(number: usize) {
+    worlds::met_at("boards").fetch_max(number as u64 + 1, Ordering::Relaxed);
 }
 
 #[cfg(any(test, fuzzing))]

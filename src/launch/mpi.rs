@@ -3,7 +3,8 @@
 //! A launcher gives each rank one connection (PMI's descriptor, the session of the PMIx library), and programs that use
 //! both MPI and Maypole have two users of it. Whoever comes second finds it greeted already, which launchers allow. But
 //! a farewell counts for the whole process. So Maypole never says it before the process ends, and leaves it to MPI where
-//! that has been initialised.
+//! that has been initialised. (Open MPI 5.0's `MPI_Init` fails where anybody has initialised PMIx before: there it must
+//! come first.)
 
 use std::ffi::c_int;
 use std::path::PathBuf;

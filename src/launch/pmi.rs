@@ -39,7 +39,7 @@ use nix::sys::socket::{MsgFlags, send};
 use parking_lot::Mutex;
 
 use super::run_board::{hex, unhex};
-use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, next_board, number};
+use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, number};
 use crate::error::{Error, Result};
 use crate::running::{LOOK, Limit};
 
@@ -72,7 +72,7 @@ pub(super) fn launch(lookup: Lookup, limit: &Limit) -> Result<Launch> {
         local_size: number(lookup, "MPI_LOCALNRANKS", "the number of ranks on this host")?,
         launcher: LAUNCHER,
         run: String::new(),
-        meeting: LaunchMeeting::Board(Box::new(KeyValueSpace { board: next_board() })),
+        meeting: LaunchMeeting::Board(Box::new(KeyValueSpace { answer: limit.left() })),
     })
 }
 
@@ -89,6 +89,11 @@ struct Connection {
     piece: usize,
     /// A request went unanswered: whatever comes next cannot be told apart from its answer.
     lost: bool,
+    /// This rank is at a barrier at which not all had come when it stopped waiting. It goes on there.
+    at_barrier: bool,
+    /// How many boards there have been: barriers that all have passed. What was put for one of them is of no use to the
+    /// next, and no key may be put twice.
+    board: usize,
     /// The process that connected: a forked child must not take leave in its name.
     process: fork::Process,
 }
@@ -149,6 +154,8 @@ impl Connection {
             kvsname: String::new(),
             piece: PIECE,
             lost: false,
+            at_barrier: false,
+            board: 0,
             process: fork::Process::this(),
         }
     }
@@ -174,6 +181,15 @@ impl Connection {
 
     /// Send a request and wait for the answer, whose `cmd` must be `expected` and whose `rc`, if any, 0.
     fn request(&mut self, request: &str, expected: &str, limit: &Limit) -> Result<String> {
+        self.ask(request)?;
+        self.lost = true;
+        let answer = self.line(limit, expected)?;
+        self.lost = false;
+        self.check(request, answer, expected)
+    }
+
+    /// Send a request.
+    fn ask(&mut self, request: &str) -> Result<()> {
         if self.lost {
             return Err(Error::bootstrap(format!(
                 "rank {}: the connection to mpiexec (PMI) failed earlier",
@@ -184,8 +200,12 @@ impl Connection {
         let mut line = request.as_bytes().to_vec();
         line.push(b'\n');
         self.send(&line).map_err(|error| self.gone(&error.to_string()))?;
-        let answer = self.line(limit, expected)?;
         self.lost = false;
+        Ok(())
+    }
+
+    /// `answer`, if it is one to `request`, whose `cmd` is `expected` and whose `rc`, if any, 0.
+    fn check(&self, request: &str, answer: String, expected: &str) -> Result<String> {
         let name = request.split(' ').next().unwrap_or(request);
         match word(&answer, "rc") {
             _ if word(&answer, "cmd") != Some(expected) => Err(self.nonsense(name, &answer, expected)),
@@ -249,8 +269,31 @@ impl Connection {
         }
     }
 
+    /// Wait until every rank has come to the barrier. One that gave up there is at it still.
+    fn barrier(&mut self, limit: &Limit) -> Result<()> {
+        if !self.at_barrier {
+            self.ask("cmd=barrier_in")?;
+            self.at_barrier = true;
+        }
+        let answer = self.line(limit, "barrier_out")?;
+        self.at_barrier = false;
+        self.check("cmd=barrier_in", answer, "barrier_out").map(drop)
+    }
+
+    /// Leave the board at which rank 0 gave up waiting, once all have come to it. What it put there is of no use any more,
+    /// as the others see when they go there, and so come to the next one: ranks meet that have not tried equally often.
+    fn catch_up(&mut self, limit: &Limit) -> Result<()> {
+        if self.at_barrier {
+            self.barrier(limit)?;
+            self.board += 1;
+        }
+        Ok(())
+    }
+
     /// Put the bytes where every rank can get them after a barrier.
-    fn post(&mut self, board: usize, bytes: &[u8], limit: &Limit) -> Result<()> {
+    fn post(&mut self, bytes: &[u8], limit: &Limit) -> Result<()> {
+        self.catch_up(limit)?;
+        let board = self.board;
         let pieces: Vec<&[u8]> = bytes.chunks(self.piece).collect();
         for i in 0..pieces.len().max(1) {
             let count = if i == 0 { format!("{:03}.", pieces.len()) } else { String::new() };
@@ -262,8 +305,10 @@ impl Connection {
     }
 
     /// Wait for every rank, then get what rank 0 has put.
-    fn read(&mut self, board: usize, limit: &Limit) -> Result<Vec<u8>> {
-        self.request("cmd=barrier_in", "barrier_out", limit)?;
+    fn read(&mut self, limit: &Limit) -> Result<Vec<u8>> {
+        self.barrier(limit)?;
+        self.board += 1;
+        let board = self.board - 1;
         let first = self.get(board, 0, limit)?;
         let broken = || Error::bootstrap("what rank 0 put into mpiexec's key-value space (PMI) came back changed");
         let (count, mut text) = first.split_once('.').map(|(n, hex)| (n, hex.to_string())).ok_or_else(broken)?;
@@ -295,9 +340,10 @@ impl Connection {
     }
 }
 
-/// A board in the job's key-value space, over the process's one connection.
+/// The boards in the job's key-value space, over the process's one connection.
 struct KeyValueSpace {
-    board: usize,
+    /// How long mpiexec may take to answer what needs no other rank.
+    answer: Duration,
 }
 
 impl KeyValueSpace {
@@ -311,13 +357,13 @@ impl KeyValueSpace {
 
 impl Board for KeyValueSpace {
     fn post(&mut self, bytes: &[u8]) -> Result<()> {
-        let limit = Limit::after(Duration::from_secs(30));
-        self.with(|connection| connection.post(self.board, bytes, &limit))
+        let limit = Limit::after(self.answer);
+        self.with(|connection| connection.post(bytes, &limit))
     }
 
     fn read(&mut self, within: Duration) -> Result<Vec<u8>> {
         let limit = Limit::after(within);
-        self.with(|connection| connection.read(self.board, &limit))
+        self.with(|connection| connection.read(&limit))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -412,10 +458,10 @@ pub(super) mod outside {
         assert!(!connection.kvsname.contains([' ', '\t', '\n', '\r']));
         let hexadecimal: String = notice.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(unhex(&hexadecimal).as_deref(), Some(notice));
-        if choices & 4 == 4 && connection.post(0, notice, limit).is_err() {
+        if choices & 4 == 4 && connection.post(notice, limit).is_err() {
             return false;
         }
-        let read = connection.read(0, limit);
+        let read = connection.read(limit);
         assert!(read.as_ref().is_ok_and(|bytes| bytes.len() <= LONGEST_NOTICE) || read.is_err());
         read.is_ok()
     }
@@ -461,6 +507,91 @@ mod tests {
         ours
     }
 
+    /// A mpiexec for so many ranks; barriers end when all are there.
+    fn mpiexec_of(ranks: usize) -> Vec<UnixStream> {
+        let space = std::sync::Arc::new(Mutex::new((std::collections::HashMap::<String, String>::new(), Vec::new())));
+        let serve = |_| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let space = space.clone();
+            std::thread::spawn(move || {
+                let mut out = theirs.try_clone().unwrap();
+                for line in BufReader::new(theirs).lines().map_while(|line| line.ok()) {
+                    let (kept, here) = &mut *space.lock();
+                    let answer = match word(&line, "cmd").unwrap() {
+                        "init" => "cmd=response_to_init rc=0 pmi_version=1 pmi_subversion=2".to_string(),
+                        "get_maxes" => "cmd=maxes rc=0 kvsname_max=256 keylen_max=64 vallen_max=1024".to_string(),
+                        "get_my_kvsname" => "cmd=my_kvsname kvsname=kvs_1_0".to_string(),
+                        "put" => {
+                            let (key, value) = (word(&line, "key").unwrap(), word(&line, "value").unwrap());
+                            match kept.insert(key.to_string(), value.to_string()) {
+                                None => "cmd=put_result rc=0 msg=success".to_string(),
+                                Some(_) => "cmd=put_result rc=-1 msg=duplicate_key".to_string(),
+                            }
+                        }
+                        "barrier_in" => {
+                            here.push(out.try_clone().unwrap());
+                            if here.len() == ranks {
+                                here.drain(..).for_each(|mut rank| rank.write_all(b"cmd=barrier_out\n").unwrap());
+                            }
+                            continue;
+                        }
+                        "get" => match kept.get(word(&line, "key").unwrap()) {
+                            Some(value) => format!("cmd=get_result rc=0 msg=success value={value}"),
+                            None => "cmd=get_result rc=-1 msg=key_not_found value=unknown".to_string(),
+                        },
+                        _ => break,
+                    };
+                    out.write_all(format!("{answer}\n").as_bytes()).unwrap();
+                }
+            });
+            ours
+        };
+        (0..ranks).map(serve).collect()
+    }
+
+    #[test]
+    fn ranks_that_have_not_tried_equally_often_meet_at_one_board() {
+        let long = Duration::from_secs(30);
+        let mut ranks: Vec<Connection> = mpiexec_of(3)
+            .into_iter()
+            .enumerate()
+            .map(|(rank, stream)| Connection::new(File::from(OwnedFd::from(stream)), rank, 3))
+            .map(|connection| connection.greet(&Limit::after(long)).unwrap())
+            .collect();
+        let mut attempt = |rank: usize, notice: &[u8], within: Duration| {
+            let limit = Limit::after(within);
+            let posted = if rank == 0 { ranks[0].post(notice, &limit) } else { Ok(()) };
+            posted.and_then(|()| ranks[rank].read(&limit))
+        };
+        // Ranks 0 and 1 try twice in vain, rank 2 not at all.
+        for notice in [b"one", b"two"] {
+            for rank in [0, 1] {
+                let error = attempt(rank, notice, Duration::from_millis(50)).unwrap_err().to_string();
+                assert!(error.contains("not every rank has come"), "{error}");
+            }
+        }
+        // When it comes it finds what rank 0 has left, as does rank 1, and all are together at the next board.
+        for rank in [2, 1] {
+            assert_eq!(attempt(rank, b"", long).unwrap(), b"one");
+        }
+        std::thread::scope(|scope| {
+            let mut ends: Vec<_> = ranks.iter_mut().enumerate().collect();
+            let reads: Vec<_> = ends
+                .drain(..)
+                .map(|(rank, connection)| {
+                    scope.spawn(move || {
+                        let limit = Limit::after(long);
+                        if rank == 0 {
+                            connection.post(b"three", &limit).unwrap();
+                        }
+                        connection.read(&limit).unwrap()
+                    })
+                })
+                .collect();
+            assert!(reads.into_iter().all(|read| read.join().unwrap() == b"three"));
+        });
+    }
+
     #[test]
     fn a_board_in_short_and_long_values() {
         let limit = &Limit::after(Duration::from_secs(10));
@@ -469,10 +600,10 @@ mod tests {
             let mut rank0 = Connection::new(File::from(OwnedFd::from(stream)), 0, 1).greet(limit).unwrap();
             for length in [0usize, 1, 128, 700] {
                 let bytes: Vec<u8> = (0..length).map(|i| (i * 7) as u8).collect();
-                rank0.post(length, &bytes, limit).unwrap();
-                assert_eq!(rank0.read(length, limit).unwrap(), bytes, "{length} bytes, vallen_max {vallen_max}");
+                rank0.post(&bytes, limit).unwrap();
+                assert_eq!(rank0.read(limit).unwrap(), bytes, "{length} bytes, vallen_max {vallen_max}");
             }
-            let error = rank0.read(9999, limit).unwrap_err().to_string();
+            let error = rank0.read(limit).unwrap_err().to_string();
             assert!(error.contains("rc=0") && error.contains("rc=-1"), "{error}");
         }
     }
@@ -503,14 +634,14 @@ mod tests {
         // A notice that says that it has more pieces than any has, and one whose pieces have no end.
         let stream = mpiexec(1024);
         let mut rank0 = Connection::new(File::from(OwnedFd::from(stream)), 0, 1).greet(limit).unwrap();
-        for (board, count) in [(1, usize::MAX), (2, 4096)] {
+        for (board, count) in [(0, usize::MAX), (1, 4096)] {
             for piece in 0..20 {
                 let first = if piece == 0 { format!("{count}.") } else { String::new() };
                 let value = format!("{first}{}", "ab".repeat(450));
                 let request = format!("cmd=put kvsname=kvs_1_0 key={} value={value}", key(board, piece));
                 rank0.request(&request, "put_result", limit).unwrap();
             }
-            let error = rank0.read(board, limit).unwrap_err().to_string();
+            let error = rank0.read(limit).unwrap_err().to_string();
             assert!(error.contains("came back changed"), "{error}");
         }
     }

@@ -24,7 +24,10 @@ use libloading::Library;
 use maypole_transports::fork;
 use parking_lot::Mutex;
 
-use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, environment, mpi, next_board, number};
+use super::{
+    Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, environment, is_done_with, mpi, notice_number,
+    number,
+};
 use crate::error::{Error, Result};
 use crate::running::{LOOK, Limit};
 
@@ -56,8 +59,8 @@ pub(super) fn launch(lookup: Lookup, limit: &Limit) -> Result<Launch> {
             };
         }
     };
-    let board = Client::connect(api)?;
-    let rank = board.me.rank as usize;
+    let told = bounded(limit, "tell this process who it is", move || Told::ask(api))??;
+    let rank = told.board.me.rank as usize;
     let named: Option<usize> = number(lookup, "PMIX_RANK", "this process's rank")?;
     if named != Some(rank) {
         return Err(Error::bootstrap(format!(
@@ -66,25 +69,67 @@ pub(super) fn launch(lookup: Lookup, limit: &Limit) -> Result<Launch> {
             named.unwrap_or_default()
         )));
     }
-    let everyone = Proc { rank: RANK_WILDCARD, ..board.me };
-    let size = match board.number(&everyone, c"pmix.job.size") {
-        Some(size) => size,
-        None => {
-            return Err(Error::bootstrap(format!(
-                "rank {rank}: PMIx does not say how many ranks there are (pmix.job.size)"
-            )));
-        }
-    };
+    let size = told.size.ok_or_else(|| {
+        Error::bootstrap(format!("rank {rank}: PMIx does not say how many ranks there are (pmix.job.size)"))
+    })?;
     check_rank("PMIX_RANK", rank, "pmix.job.size", size)?;
     Ok(Launch {
         rank,
         size,
-        local_rank: board.number(&board.me, c"pmix.lrank"),
-        local_size: board.number(&everyone, c"pmix.local.size"),
+        local_rank: told.local_rank,
+        local_size: told.local_size,
         launcher: launcher(lookup),
         run: String::new(),
-        meeting: LaunchMeeting::Board(Box::new(board)),
+        meeting: LaunchMeeting::Board(Box::new(Client { answer: limit.left(), ..told.board })),
     })
+}
+
+/// Have the library do something for which it waits for the launcher, for as long as it likes: it knows no deadlines. So a
+/// thread of its own does it, and is left to it when the limit has passed.
+///
+/// # Errors
+/// [`Error::Bootstrap`] then; [`Error::System`] if there can be no thread.
+fn bounded<T: Send + 'static>(limit: &Limit, doing: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (sender, receiver) = channel();
+    let work = move || {
+        crate::node::quiet_thread();
+        // Nobody listens any more after a deadline.
+        let _ = sender.send(work());
+    };
+    let thread = std::thread::Builder::new().name("maypole-pmix".into()).spawn(work);
+    thread.map_err(|e| Error::system("starting a thread to talk to the launcher with", e))?;
+    loop {
+        match receiver.recv_timeout(limit.left().min(LOOK)) {
+            Ok(done) => return Ok(done),
+            Err(RecvTimeoutError::Timeout) if !limit.has_passed() => {}
+            Err(_) => {
+                return Err(Error::bootstrap(format!(
+                    "PMIx did not {doing} in time: the launcher does not answer; is mpirun (or srun's step) stopped?"
+                )));
+            }
+        }
+    }
+}
+
+/// What the launcher says of this process.
+struct Told {
+    board: Client,
+    size: Option<usize>,
+    local_rank: Option<usize>,
+    local_size: Option<usize>,
+}
+
+impl Told {
+    fn ask(api: &'static Api) -> Result<Told> {
+        let board = Client::connect(api)?;
+        let everyone = Proc { rank: RANK_WILDCARD, ..board.me };
+        Ok(Told {
+            size: board.number(&everyone, c"pmix.job.size"),
+            local_rank: board.number(&board.me, c"pmix.lrank"),
+            local_size: board.number(&everyone, c"pmix.local.size"),
+            board,
+        })
+    }
 }
 
 /// Where `libpmix` was found and its version, or why it cannot be used; for `maypole info`.
@@ -159,17 +204,21 @@ struct Api {
     _library: Library,
 }
 
-/// Where the library may be: by its name where the dynamic linker looks, then by path.
+/// Where the library may be: in this process already; where the launcher that started it has its own, which its server
+/// understands best and an MPI in this process would load; where the dynamic linker looks; beside an mpirun.
 fn candidates(lookup: Lookup) -> Vec<PathBuf> {
+    // Open MPI built from source carries its own, beside its other libraries or in a folder there.
+    let beside = |lib: PathBuf| [lib.join("libpmix.so.2"), lib.join("openmpi/libpmix.so.2")];
     let mut candidates = mpi::loaded("libpmix.so");
+    let prefixes = ["PMIX_PREFIX", "OPAL_PREFIX"].into_iter().filter_map(lookup).map(PathBuf::from);
+    // A relative one means the working directory, which may be anybody's.
+    candidates.extend(prefixes.filter(|prefix| prefix.is_absolute()).flat_map(|prefix| beside(prefix.join("lib"))));
+    candidates.retain(|path| path.exists());
     candidates.push(PathBuf::from("libpmix.so.2"));
-    // Open MPI built from source carries its own, beside its other libraries.
-    let prefix = lookup("OPAL_PREFIX").map(PathBuf::from).filter(|prefix| prefix.is_absolute());
-    candidates.extend(prefix.map(|prefix| prefix.join("lib/libpmix.so.2")));
     for directory in std::env::split_paths(&lookup("PATH").unwrap_or_default()) {
-        // A relative one (an empty entry, too) means the working directory, which may be anybody's.
+        // As above: an empty entry means it, too.
         if directory.is_absolute() && directory.join("mpirun").exists() {
-            candidates.push(directory.join("../lib/libpmix.so.2"));
+            candidates.extend(beside(directory.join("../lib")));
         }
     }
     candidates
@@ -340,14 +389,19 @@ impl Session {
 struct Client {
     api: &'static Api,
     me: Proc,
+    /// The number of the notice that it comes for, and its key. The library keeps what it has got, so each has another.
+    notice: usize,
     key: CString,
+    /// How long the launcher may take to answer what needs no other rank.
+    answer: Duration,
 }
 
 impl Client {
     fn connect(api: &'static Api) -> Result<Client> {
         let me = Session::begin(api)?;
-        let key = CString::new(format!("maypole.{}", next_board())).expect("no zero byte in it");
-        Ok(Client { api, me, key })
+        let notice = notice_number();
+        let key = CString::new(format!("maypole.{notice}")).expect("no zero byte in it");
+        Ok(Client { api, me, notice, key, answer: Duration::ZERO })
     }
 
     /// An integer that the launcher provides about `whom`.
@@ -422,14 +476,17 @@ extern "C" fn got(status: c_int, value: *mut Value, data: *mut c_void) {
 
 impl Board for Client {
     fn post(&mut self, bytes: &[u8]) -> Result<()> {
-        let object = ByteObject { bytes: bytes.as_ptr().cast_mut().cast(), size: bytes.len() };
-        let mut value = Value { kind: TYPE_BYTE_OBJECT, data: Data { bytes: object } };
-        // SAFETY: the value points to `bytes` for the length of the call, which copies it and does not write.
-        let status = unsafe { (self.api.put)(SCOPE_GLOBAL, self.key.as_ptr(), &mut value) };
-        self.api.check(status, "take rank 0's notice")?;
-        // SAFETY: takes nothing.
-        let status = unsafe { (self.api.commit)() };
-        self.api.check(status, "publish rank 0's notice")
+        let (api, key, bytes) = (self.api, self.key.clone(), bytes.to_vec());
+        bounded(&Limit::after(self.answer), "take rank 0's notice", move || {
+            let object = ByteObject { bytes: bytes.as_ptr().cast_mut().cast(), size: bytes.len() };
+            let mut value = Value { kind: TYPE_BYTE_OBJECT, data: Data { bytes: object } };
+            // SAFETY: the value points to `bytes` for the length of the call, which copies it and does not write.
+            let status = unsafe { (api.put)(SCOPE_GLOBAL, key.as_ptr(), &mut value) };
+            api.check(status, "take rank 0's notice")?;
+            // SAFETY: takes nothing.
+            let status = unsafe { (api.commit)() };
+            api.check(status, "publish rank 0's notice")
+        })?
     }
 
     fn read(&mut self, within: Duration) -> Result<Vec<u8>> {
@@ -445,6 +502,10 @@ impl Board for Client {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(100));
         }
+    }
+
+    fn done(&mut self) {
+        is_done_with(self.notice);
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -487,8 +548,10 @@ mod tests {
     #[test]
     fn the_library_is_not_loaded_from_relative_directories() {
         let home = std::env::temp_dir().join(format!("maypole-pmix-{}", std::process::id()));
-        std::fs::create_dir(&home).unwrap();
-        std::fs::write(home.join("mpirun"), "").unwrap();
+        std::fs::create_dir_all(home.join("lib")).unwrap();
+        for file in ["mpirun", "lib/libpmix.so.2"] {
+            std::fs::write(home.join(file), "").unwrap();
+        }
         let here = std::env::current_dir().unwrap();
         let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
         let relative = up.join(home.strip_prefix("/").unwrap());
@@ -508,7 +571,8 @@ mod tests {
         let by_name = PathBuf::from("libpmix.so.2");
         let nowhere = std::path::Path::new("");
         assert_eq!(with(&relative, &[&relative, nowhere]), std::slice::from_ref(&by_name));
-        let there = [by_name, home.join("lib/libpmix.so.2"), home.join("../lib/libpmix.so.2")];
+        let [near, far] = ["../lib/libpmix.so.2", "../lib/openmpi/libpmix.so.2"].map(|path| home.join(path));
+        let there = [home.join("lib/libpmix.so.2"), by_name, near, far];
         assert_eq!(with(&home, &[&relative, &home]), there);
         std::fs::remove_dir_all(&home).unwrap();
     }

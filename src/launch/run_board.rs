@@ -21,12 +21,13 @@
 //! the exit status of the job is to be that of the rank that failed first.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use maypole_transports::fork;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Board, LONGEST_NOTICE};
 use crate::error::{Error, Result};
@@ -35,8 +36,10 @@ use crate::running::{LOOK, Limit};
 /// Says to a rank where the board is, what opens it, and who the rank is.
 pub const BOARD: &str = "MAYPOLE_BOARD";
 
-/// How long the launcher may take to answer what needs nobody else.
+/// How long the launcher may take at most to answer what needs nobody else.
 const ANSWER: Duration = Duration::from_secs(30);
+/// Between attempts to connect to a launcher whose queue is full.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// What [`BOARD`] holds.
 #[derive(Clone, PartialEq, Debug)]
@@ -156,14 +159,16 @@ pub(super) struct RunBoard {
     place: Place,
     /// Received of an answer whose end has not come yet.
     answer: Vec<u8>,
+    /// How long the launcher may take to answer what needs nobody else.
+    within: Duration,
 }
 
 impl RunBoard {
-    /// Connect and say who this is.
+    /// Connect and say who this is. Blocks while the launcher's queue is full, until the limit has passed.
     ///
     /// # Errors
-    /// [`Error::Bootstrap`] if the launcher is gone.
-    pub(super) fn connect(place: Place) -> Result<RunBoard> {
+    /// [`Error::Bootstrap`] if the launcher is gone, or does not take the connection in time.
+    pub(super) fn connect(place: Place, limit: &Limit) -> Result<RunBoard> {
         let failed = |error: std::io::Error| {
             Error::bootstrap(format!(
                 "rank {}: `maypole run` at {} ({BOARD}) cannot be reached: {error}; it has ended, or this process is in \
@@ -171,12 +176,22 @@ impl RunBoard {
                 place.rank, place.name
             ))
         };
-        let address = SocketAddr::from_abstract_name(&place.name).map_err(failed)?;
-        let stream = UnixStream::connect_addr(&address).map_err(failed)?;
+        let address = SockAddr::unix(format!("\0{}", place.name)).map_err(failed)?;
+        let stream = loop {
+            // Without waiting: a launcher that is stopped would keep this rank for ever.
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+            socket.set_nonblocking(true).map_err(failed)?;
+            match socket.connect(&address) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock && !limit.has_passed() => std::thread::sleep(RETRY),
+                connected => break connected.and_then(|()| socket.set_nonblocking(false)).map(|()| socket),
+            }
+        };
+        let stream = UnixStream::from(OwnedFd::from(stream.map_err(failed)?));
         fork::close_in_children(&stream);
         MET_AT.get_or_init(|| place.clone());
         let hello = Request::Hello { secret: place.secret.clone(), rank: place.rank };
-        let mut board = RunBoard { stream: Some(BufReader::new(stream)), place, answer: Vec::new() };
+        let within = limit.left().min(ANSWER);
+        let mut board = RunBoard { stream: Some(BufReader::new(stream)), place, answer: Vec::new(), within };
         board.send(&hello)?;
         Ok(board)
     }
@@ -218,7 +233,7 @@ impl RunBoard {
 
     fn done(&mut self, request: &Request) -> Result<()> {
         self.send(request)?;
-        match self.line(ANSWER, "`maypole run` does not answer; is it stopped?")? {
+        match self.line(self.within, "`maypole run` does not answer; is it stopped?")? {
             line if line == DONE.trim_end() => Ok(()),
             line => Err(self.lost(&format!("it answered \"{line}\""))),
         }
@@ -242,7 +257,8 @@ static MET_AT: OnceLock<Place> = OnceLock::new();
 pub(crate) fn say_that_this_rank_aborts() {
     if let Some(place) = MET_AT.get() {
         // If the launcher is gone, nobody wants to know.
-        let _ = RunBoard::connect(place.clone()).and_then(|mut board| board.send(&Request::Aborting));
+        let _ = RunBoard::connect(place.clone(), &Limit::after(Duration::ZERO))
+            .and_then(|mut board| board.send(&Request::Aborting));
     }
 }
 
@@ -277,6 +293,30 @@ impl Board for RunBoard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_launcher_that_takes_no_connections_holds_nobody_up() {
+        let place =
+            Place { name: format!("maypole-stopped-{}", std::process::id()), secret: "5ec".into(), rank: 0, size: 1 };
+        let launcher = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        launcher.bind(&SockAddr::unix(format!("\0{}", place.name)).unwrap()).unwrap();
+        launcher.listen(2).unwrap();
+        let connect = || RunBoard::connect(place.clone(), &Limit::after(Duration::from_millis(300)));
+        // Its queue has room for a few, who wait in it.
+        let mut queue = Vec::new();
+        let error = loop {
+            match connect() {
+                Ok(board) => queue.push(board),
+                Err(error) => break error.to_string(),
+            }
+            assert!(queue.len() < 10, "its queue has no end");
+        };
+        assert!(error.contains("cannot be reached") && error.contains("rank 0"), "{error}");
+        // Those in the queue get no answer.
+        let begun = std::time::Instant::now();
+        let error = queue[0].post(b"notice").unwrap_err().to_string();
+        assert!(error.contains("does not answer") && begun.elapsed() < Duration::from_secs(20), "{error}");
+    }
 
     #[test]
     fn requests_and_places_survive_the_way() {

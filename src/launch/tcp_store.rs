@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use maypole_transports::fork;
 
-use super::{Board, LONGEST_NOTICE};
+use super::{Board, LONGEST_NOTICE, is_done_with};
 use crate::error::{Error, Result};
 use crate::running::{LOOK, Limit};
 
@@ -43,6 +43,8 @@ pub(super) struct TcpStore {
     stream: Option<TcpStream>,
     address: String,
     key: String,
+    /// Its number among those that this process comes to.
+    number: Option<usize>,
 }
 
 impl TcpStore {
@@ -73,11 +75,16 @@ impl TcpStore {
     /// Introduce ourselves to the store at the other end of `stream`.
     fn over(stream: TcpStream, address: String, key: String) -> Result<TcpStore> {
         fork::close_in_children(&stream);
-        let mut store = TcpStore { stream: Some(stream), address, key };
+        let mut store = TcpStore { stream: Some(stream), address, key, number: None };
         let mut hello = vec![VALIDATE];
         hello.extend(MAGIC.to_ne_bytes());
         store.send(&hello)?;
         Ok(store)
+    }
+
+    /// The same, for notice `number` of this process.
+    pub(super) fn numbered(self, number: usize) -> TcpStore {
+        TcpStore { key: format!("{}/{number}", self.key), number: Some(number), ..self }
     }
 
     fn stream(&mut self) -> Result<&mut TcpStream> {
@@ -167,7 +174,15 @@ impl Board for TcpStore {
         self.receive(&mut deleted, &Limit::after(ANSWER))
     }
 
+    fn done(&mut self) {
+        self.number.into_iter().for_each(is_done_with);
+    }
+
     fn is_open(&self) -> bool {
+        true
+    }
+
+    fn lasts(&self) -> bool {
         true
     }
 

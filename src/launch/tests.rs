@@ -256,6 +256,10 @@ fn a_board_in_torchruns_store() {
 fn meet(port: u16, rank: usize, key: Option<&str>) -> Result<()> {
     let mut config = Config { connect_timeout: Duration::from_secs(5), ..Config::default() };
     config.key = key.map(Into::into);
+    meet_with(port, rank, config)
+}
+
+fn meet_with(port: u16, rank: usize, config: Config) -> Result<()> {
     let limit = Limit::after(Duration::from_secs(5));
     let board = tcp_store::TcpStore::connect("127.0.0.1", port, "maypole/none/0/1".into(), &limit)?;
     let launch = Launch {
@@ -267,7 +271,7 @@ fn meet(port: u16, rank: usize, key: Option<&str>) -> Result<()> {
         run: String::new(),
         meeting: LaunchMeeting::Board(Box::new(board)),
     };
-    crate::communicator::build::join(launch, &config).map(|node| assert_eq!(node.unwrap().size(), 2))
+    crate::communicator::join::join(launch, &config).map(|node| assert_eq!(node.unwrap().size(), 2))
 }
 
 #[test]
@@ -281,6 +285,48 @@ fn what_rank_0_posted_is_taken_down_when_all_have_come() {
         });
         assert!(kept.lock().unwrap().is_empty());
     }
+}
+
+/// Agents start ranks anew without saying so where members change, and what the ranks before posted may still be there.
+#[test]
+fn what_ranks_that_have_ended_posted_is_read_again() {
+    let (port, kept) = store();
+    let abandoned = crate::node::UniqueId::create(&Config::default()).unwrap();
+    abandoned.withdraw();
+    let given_up = notice::Notice::Unable("rank 0 of the ranks before gave up".into());
+    let patient = Config { connect_timeout: Duration::from_secs(30), ..Config::default() };
+    for (left, delay) in [(abandoned.as_bytes().to_vec(), 2500), (given_up.bytes(), 100)] {
+        kept.lock().unwrap().insert(b"maypole/none/0/1".to_vec(), left);
+        std::thread::scope(|scope| {
+            let one = scope.spawn(|| meet_with(port, 1, patient.clone()));
+            std::thread::sleep(Duration::from_millis(delay));
+            meet_with(port, 0, patient.clone()).unwrap();
+            one.join().unwrap().unwrap();
+        });
+    }
+    // Nobody comes any more: that is said at the deadline, and of one that gave up at once.
+    let hasty = Config { connect_timeout: Duration::from_secs(3), ..Config::default() };
+    kept.lock().unwrap().insert(b"maypole/none/0/1".to_vec(), abandoned.as_bytes().to_vec());
+    let error = meet_with(port, 1, hasty).unwrap_err().to_string();
+    assert!(error.contains("refused"), "{error}");
+    kept.lock().unwrap().insert(b"maypole/none/0/1".to_vec(), given_up.bytes());
+    let begun = Instant::now();
+    let error = meet_with(port, 1, patient).unwrap_err().to_string();
+    assert!(error.contains("gave up") && begun.elapsed() < Duration::from_secs(20), "{error}");
+}
+
+#[test]
+fn a_rank_0_that_can_make_no_meeting_point_says_so_to_all() {
+    let (port, _kept) = store();
+    let patient = Config { connect_timeout: Duration::from_secs(60), ..Config::default() };
+    let nowhere = Config { interface: Some("nosuch7".into()), ..patient.clone() };
+    let begun = Instant::now();
+    let errors = std::thread::scope(|scope| {
+        let one = scope.spawn(|| meet_with(port, 1, patient).unwrap_err().to_string());
+        [meet_with(port, 0, nowhere).unwrap_err().to_string(), one.join().unwrap()]
+    });
+    assert!(errors.iter().all(|error| error.contains("nosuch7")), "{errors:?}");
+    assert!(errors[1].contains("rank 0 on host ") && begun.elapsed() < Duration::from_secs(30), "{errors:?}");
 }
 
 #[test]
@@ -299,7 +345,7 @@ fn a_key_may_be_required_where_others_could_know_it() {
     let config = Config { require_key: true, ..Config::default() };
     for text in [torchrun_at(port), TORCHRUN.to_string(), SRUN.to_string()] {
         let launch = detect(&config, &lookup(&text)).unwrap();
-        let error = crate::communicator::build::join(launch, &config).unwrap_err().to_string();
+        let error = crate::communicator::join::join(launch, &config).unwrap_err().to_string();
         assert!(error.contains("MAYPOLE_REQUIRE_KEY=1") && error.contains("MAYPOLE_KEY is not set"), "{error}");
     }
     assert!(kept.lock().unwrap().is_empty(), "nothing is posted");

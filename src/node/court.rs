@@ -83,6 +83,8 @@ struct Case {
     places: HashMap<usize, usize>,
     /// Members that have left, with their latest operations.
     left: HashMap<usize, Vec<(u64, Record)>>,
+    /// Members that have made their parts, until all have; and whether each of them cannot share memory.
+    made: BTreeMap<usize, bool>,
     /// Members that have failed in it, where a death is the verdict.
     given_up: HashSet<usize>,
     verdict: Option<Verdict>,
@@ -234,6 +236,7 @@ impl Court {
             members,
             places,
             left: HashMap::new(),
+            made: BTreeMap::new(),
             given_up: HashSet::new(),
             verdict: None,
             inquests: BTreeMap::new(),
@@ -253,6 +256,26 @@ impl Court {
             self.declare_died(context, place, how);
             self.cases.get_mut(&context).expect("inserted above").left.insert(place, Vec::new());
         }
+    }
+
+    /// World rank `from` has made its part; `apart`: it cannot share memory. Once all have, all are told; and may say so
+    /// once more, if they have to change something.
+    pub fn made(&mut self, from: usize, context: u64, apart: bool) {
+        let Some((case, rank)) = self.case(from, context) else { return };
+        case.made.insert(rank, apart);
+        if case.made.len() == case.members.len() {
+            let made = std::mem::take(&mut case.made);
+            let apart = made.into_iter().filter_map(|(rank, apart)| apart.then_some(rank)).collect();
+            let to = case.members.clone();
+            self.write(to, ToNode::Made { context, apart });
+        }
+    }
+
+    /// World rank `from` wants to know who has not made its part.
+    pub fn who_made(&mut self, from: usize, context: u64) {
+        let Some((case, _)) = self.case(from, context) else { return };
+        let ranks = (0..case.members.len()).filter(|rank| !case.made.contains_key(rank)).collect();
+        self.write(vec![from], ToNode::Unmade { context, ranks });
     }
 
     /// World rank `from` reports.

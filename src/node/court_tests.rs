@@ -572,3 +572,31 @@ fn who_has_been_waited_for_is_forgotten() {
     court.leave(3, WORLD, vec![(101, Record::Called(op(101, 8)))]);
     assert!(letters(&mut court).is_empty());
 }
+
+#[test]
+fn all_members_have_made_a_communicator_or_none() {
+    let (mut court, now) = (court(), Moment::default());
+    // Only once the last has made its part is anybody told, and who cannot share memory.
+    court.made(4, PART, false);
+    court.made(0, PART, true);
+    court.made(0, PART, true);
+    assert!(court.letters().is_empty());
+    court.who_made(4, PART);
+    assert_eq!(letters(&mut court), [(4, ToNode::Unmade { context: PART, ranks: vec![1] })]);
+    court.made(2, PART, false);
+    let all = |apart: &[usize]| [4, 2, 0].map(|to| (to, ToNode::Made { context: PART, apart: apart.to_vec() }));
+    assert_eq!(letters(&mut court), all(&[2]));
+    // They may have to agree once more.
+    for rank in [2, 0, 4] {
+        court.made(rank, PART, false);
+    }
+    assert_eq!(letters(&mut court), all(&[]));
+    // A verdict is the end of it.
+    court.made(4, PART, false);
+    court.report(2, PART, abort("no memory"), now);
+    assert_eq!(told(&mut court, PART), (vec![0, 2, 4], abort("no memory")));
+    court.made(0, PART, false);
+    court.who_made(0, PART);
+    court.made(1, PART, false);
+    assert!(court.letters().is_empty(), "nor has rank 1 a say in it");
+}

@@ -76,6 +76,11 @@ pub(super) enum ToHub {
     Ended { rank: usize },
     /// In place of [`ToHub::Hello`]: a process that was told to be this rank cannot, and why.
     Unable { rank: usize, size: usize, why: String },
+    /// This rank has made its part of the communicator. `apart`: it cannot share memory with the members of its host, as
+    /// it was to.
+    Made { context: u64, apart: bool },
+    /// Who has not made its part of the communicator? The answer is [`ToNode::Unmade`].
+    WhoMade { context: u64 },
 }
 
 /// What a rank says of an operation.
@@ -113,6 +118,13 @@ pub(super) enum ToNode {
     Here,
     /// The hub knows that this rank has left and needs its process no longer.
     Farewell,
+    /// All members have made their parts of the communicator; `apart`: those that cannot share memory.
+    Made { context: u64, apart: Vec<usize> },
+    /// These members have not made their parts of the communicator.
+    Unmade { context: u64, ranks: Vec<usize> },
+    /// An attempt to bring the ranks together has failed, of which this process was told; it comes to the next attempt,
+    /// which is about to begin at the same address.
+    Again,
 }
 
 /// Who is late in which operation: rank, host, and what is known of it.

@@ -8,13 +8,14 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use maypole_transports::fork;
+use maypole_transports::fork::{self, PerProcess};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::auth::{HUB, Purpose};
@@ -45,6 +46,8 @@ const HELD: Duration = Duration::from_secs(1);
 const DISTURBED: Duration = Duration::from_secs(3);
 /// The longest time between two times that it says for whom it waits.
 const SAY_AT_LEAST: Duration = Duration::from_secs(600);
+/// In place of a process' number: whichever it is.
+const ANY: u64 = 0;
 /// How a rank died that left without a word.
 const ENDED: &str = "its process ended without leaving the job";
 /// How many processes wait in the kernel for the hub to accept them.
@@ -83,6 +86,10 @@ pub(super) fn start(listener: TcpListener, key: Key, config: &Config, size: Opti
     let failed = |e: io::Error| Error::system("cannot start the thread that holds the job together", e);
     let hub = Hub::new(listener, key, config, size).map_err(failed)?;
     let stay: Arc<dyn Membership> = hub.stay.clone();
+    let mut here = HERE.get().lock();
+    here.retain(|stay| stay.strong_count() > 0);
+    here.push(Arc::downgrade(&hub.stay));
+    drop(here);
     std::thread::Builder::new().name("maypole-hub".into()).spawn(move || hub.run()).map_err(failed)?;
     exit::list_membership(Arc::downgrade(&stay));
     Ok(())
@@ -95,6 +102,63 @@ struct Stay {
     /// Wakes the hub's thread.
     bell: EventFd,
     end: End,
+    /// The port at which the ranks meet.
+    port: u16,
+    /// Whether they have met, after which nobody takes it back.
+    stands: AtomicBool,
+    /// Whether the attempt to bring them together is over: it has failed, or rank 0 has given it up.
+    over: AtomicBool,
+    /// Why it has failed.
+    why: Mutex<Option<String>>,
+    /// Why rank 0 has given it up, until the hub has seen that.
+    given_up: Mutex<Option<String>>,
+    /// Whether all who were there have been told.
+    told: AtomicBool,
+    /// Nobody is to meet there any more.
+    withdrawn: AtomicBool,
+}
+
+/// The hubs of this process.
+static HERE: PerProcess<Mutex<Vec<Weak<Stay>>>> = PerProcess::new();
+
+/// Nobody is to meet any more at `port` of this process, unless the ranks have met there.
+pub(super) fn withdraw(port: u16) {
+    let _ = end(port, |stay| !stay.stands.load(Ordering::Acquire));
+}
+
+/// Rank 0 of this process begins another attempt at `port`: a hub there that could not bring the ranks together need tell
+/// nobody any more why. Returns whether there is one; it ends soon.
+pub(super) fn give_way(port: u16) -> bool {
+    end(port, |stay| stay.over.load(Ordering::Acquire))
+}
+
+/// Rank 0 of this process has given up its attempt at `port` because of `why`: the others there are told. Its process may
+/// end now, so this waits until they have been, a second at most. Returns why the hub itself had failed, if it had: it may
+/// know better than who could not reach it.
+pub(super) fn give_up(port: u16, why: &str) -> Option<String> {
+    let found = HERE.get().lock().iter().filter_map(Weak::upgrade).find(|stay| stay.port == port);
+    let stay = found.filter(|stay| !stay.stands.load(Ordering::Acquire))?;
+    let knew = stay.why.lock().clone();
+    *stay.given_up.lock() = Some(why.to_string());
+    stay.over.store(true, Ordering::Release);
+    // As in `end`.
+    let _ = stay.bell.write(1);
+    let until = Instant::now() + HELD;
+    while !stay.told.load(Ordering::Acquire) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    knew
+}
+
+/// Have the hub at `port` end if it is one of `which`.
+fn end(port: u16, which: impl Fn(&Stay) -> bool) -> bool {
+    let here = HERE.get().lock();
+    let found = here.iter().filter_map(Weak::upgrade).find(|stay| stay.port == port && which(stay));
+    let Some(stay) = found else { return false };
+    stay.withdrawn.store(true, Ordering::Release);
+    // Only a full counter fails, and then the thread is woken anyway.
+    let _ = stay.bell.write(1);
+    true
 }
 
 impl Membership for Stay {
@@ -113,7 +177,17 @@ enum Phase {
     /// Until all ranks have come.
     Gathering(Roster),
     /// They cannot be brought together; everybody who comes is told.
-    Failed { what: String, size: usize, told: HashSet<usize>, held: HashSet<u64>, hold_until: Instant, until: Instant },
+    Failed {
+        what: String,
+        size: usize,
+        told: HashSet<usize>,
+        /// Ranks with their processes that were told: where they come again, it is for another attempt. [`ANY`] process
+        /// of a rank that could not take part or is gone.
+        knows: HashSet<(usize, u64)>,
+        held: HashSet<u64>,
+        hold_until: Instant,
+        until: Instant,
+    },
     /// They have come. `ranks`: the connection of each; `waits`: whether its process waits at its end for the
     /// others; `held`: it does; `active`: when a rank last did anything in a communicator, or fell.
     Running { court: Court, ranks: Vec<u64>, waits: bool, held: Option<Held>, active: Moment },
@@ -155,7 +229,11 @@ struct Hub {
     timeout: Duration,
     /// When gathering ends.
     give_up: Moment,
+    /// The same, where callers find no place.
+    starves_by: Option<Moment>,
     somebody_came: bool,
+    /// The ranks meet at an address, where rank 0 may open another hub once this has failed.
+    is_named: bool,
     /// Connections of processes that have ended, as their neighbours say: a child may keep them open.
     ended: Vec<u64>,
     stay: Arc<Stay>,
@@ -166,6 +244,7 @@ struct Hub {
 impl Hub {
     fn new(listener: TcpListener, key: Key, config: &Config, size: Option<usize>) -> io::Result<Hub> {
         listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let door = Door::open(listener, DOOR, Purpose::Control, HUB, key, &epoll)?.save_one()?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
@@ -180,9 +259,22 @@ impl Hub {
             patience: config.connect_timeout,
             timeout: config.timeout,
             give_up: clock.shown() + config.connect_timeout.saturating_mul(if size.is_some() { 1 } else { 10 }),
+            starves_by: None,
             somebody_came: size.is_some(),
             ended: Vec::new(),
-            stay: Arc::new(Stay { asked: AtomicBool::new(false), bell, end: End::default() }),
+            stay: Arc::new(Stay {
+                asked: AtomicBool::new(false),
+                bell,
+                end: End::default(),
+                port,
+                stands: AtomicBool::new(false),
+                over: AtomicBool::new(false),
+                why: Mutex::default(),
+                given_up: Mutex::default(),
+                told: AtomicBool::new(false),
+                withdrawn: AtomicBool::new(false),
+            }),
+            is_named: size.is_some(),
             clock,
         })
     }
@@ -239,6 +331,18 @@ impl Hub {
             if self.release(Instant::now()) {
                 self.deliver();
             }
+            if matches!(self.phase, Phase::Failed { .. }) && !self.lines.any_unsent(&HashSet::new()) {
+                self.stay.told.store(true, Ordering::Release);
+            }
+        }
+        if self.is_named && self.stay.withdrawn.load(Ordering::Acquire) {
+            // Those who came to this one while it ended are with rank 0 at the next.
+            let is_told = |line: &Line| match (&self.phase, line.known) {
+                (Phase::Failed { told, .. }, Some((rank, _))) => told.contains(&rank),
+                _ => false,
+            };
+            let late: Vec<u64> = self.lines.iter().filter(|(_, line)| !is_told(line)).map(|(id, _)| id).collect();
+            late.into_iter().for_each(|id| self.lines.send(id, &ToNode::Again));
         }
         self.flush_for(Duration::from_secs(1));
         Ok(())
@@ -257,9 +361,11 @@ impl Hub {
     /// Whether nobody needs the hub any more.
     fn finished(&self) -> bool {
         match &self.phase {
+            Phase::Gathering(_) if self.is_named => self.stay.withdrawn.load(Ordering::Acquire),
             Phase::Gathering(_) => !self.somebody_came && self.give_up <= self.clock.shown(),
             Phase::Failed { size, told, held, until, .. } => {
-                held.is_empty() && (told.len() >= *size || *until <= Instant::now())
+                let needless = self.stay.withdrawn.load(Ordering::Acquire) || told.len() >= *size;
+                held.is_empty() && (needless || *until <= Instant::now())
             }
             Phase::Running { court, .. } => court.over(),
         }
@@ -273,13 +379,18 @@ impl Hub {
                     |held: &Held| held.until(court, *active).map_or(held.say_at, |until| until.min(held.say_at));
                 court.deadline().into_iter().chain(held.as_ref().map(until)).min()
             }
-            Phase::Gathering(_) => Some(self.give_up),
+            Phase::Gathering(_) => Some(self.gathers_until()),
             Phase::Failed { .. } => None,
         };
         // What is due comes a little late, so that no sleep is one of no time.
         let look = waits.map(|by| Instant::now() + (by - self.clock.shown()).clamp(BREATH, LOOK));
         let until = look.into_iter().chain(self.deadline()).min();
         (until.map_or(EpollTimeout::NONE, super::nap_until), waits.is_some())
+    }
+
+    /// When those who have not come are waited for no longer.
+    fn gathers_until(&self) -> Moment {
+        self.starves_by.map_or(self.give_up, |by| by.min(self.give_up))
     }
 
     /// When something else is due.
@@ -338,7 +449,7 @@ impl Hub {
     /// A process says who it is.
     fn introduce(&mut self, id: u64, hello: Hello) {
         let rank = hello.peer.rank;
-        let (size, own) = (hello.size, hello.process == self.process);
+        let (size, process, own) = (hello.size, hello.process, hello.process == self.process);
         let line = self.lines.get_mut(id).expect("it spoke");
         if rank != line.caller {
             let caller = line.caller;
@@ -347,7 +458,7 @@ impl Hub {
             );
             return self.hang_up(id, "it introduced itself as another rank");
         }
-        line.known = Some((rank, own));
+        (line.known, line.process) = (Some((rank, own)), process);
         if !std::mem::replace(&mut self.somebody_came, true) {
             self.give_up = self.clock.shown() + self.patience;
         }
@@ -363,6 +474,12 @@ impl Hub {
                     self.fail(what, size, HashSet::new(), Instant::now() + HELD);
                 }
             },
+            Phase::Failed { knows, .. }
+                if self.is_named && [process, ANY].iter().any(|process| knows.contains(&(rank, *process))) =>
+            {
+                let line = self.lines.remove(id, &self.epoll);
+                line.expect("it spoke").last_words(&ToNode::Again);
+            }
             Phase::Failed { .. } => self.tell(id),
             Phase::Running { ranks, .. } => {
                 let what = format!(
@@ -427,6 +544,7 @@ impl Hub {
             self.lines.share(*id, &table);
         }
         let waits = rank.is_some();
+        self.stay.stands.store(true, Ordering::Release);
         self.phase = Phase::Running { court, ranks, waits, held: None, active: self.clock.shown() };
     }
 
@@ -435,7 +553,10 @@ impl Hub {
     fn fail(&mut self, what: String, size: usize, gone: HashSet<usize>, hold_until: Instant) {
         tracing::debug!("the ranks cannot be brought together: {what}");
         let until = (Instant::now() + (self.give_up - self.clock.shown()).min(self.patience)).max(hold_until);
-        self.phase = Phase::Failed { what, size, told: gone, held: HashSet::new(), hold_until, until };
+        *self.stay.why.lock() = Some(what.clone());
+        let (knows, held) = (gone.iter().map(|rank| (*rank, ANY)).collect(), HashSet::new());
+        self.phase = Phase::Failed { what, size, told: gone, knows, held, hold_until, until };
+        self.stay.over.store(true, Ordering::Release);
         let known: Vec<u64> = self.lines.iter().filter(|(_, l)| l.known.is_some()).map(|(id, _)| id).collect();
         for id in known {
             self.tell(id);
@@ -444,8 +565,9 @@ impl Hub {
 
     /// Tell one process why the job cannot start; this process' own ranks later, see [`Hub::release`].
     fn tell(&mut self, id: u64) {
-        let Phase::Failed { what, told, held, .. } = &mut self.phase else { return };
-        let Some((rank, own)) = self.lines.get(id).and_then(|l| l.known) else { return };
+        let Phase::Failed { what, told, knows, held, .. } = &mut self.phase else { return };
+        let Some((line, (rank, own))) = self.lines.get(id).and_then(|line| Some((line, line.known?))) else { return };
+        knows.insert((rank, line.process));
         if own {
             held.insert(id);
         } else {
@@ -483,6 +605,8 @@ impl Hub {
             ToHub::Bye => self.let_go(id, from, None),
             ToHub::Fallen { how } => self.let_go(id, from, Some(how)),
             ToHub::Ended { rank } => self.ended.extend(ranks.get(rank).copied()),
+            ToHub::Made { context, apart } => court.made(from, context, apart),
+            ToHub::WhoMade { context } => court.who_made(from, context),
         }
     }
 
@@ -551,15 +675,26 @@ impl Hub {
 
     /// Time has passed.
     fn tick(&mut self, now: Instant) {
+        let gathers_until = self.gathers_until();
         self.door.sweep(now, &self.epoll);
         self.lines.sweep(now, &self.epoll);
         match &mut self.phase {
             Phase::Gathering(roster) => {
-                // A rank that finds no place here comes no later for being waited for.
+                // A rank that finds no place here comes no later for being waited for; but it is told why, once there is one.
                 if self.door.ran_out() {
-                    self.give_up = self.give_up.min(self.clock.shown() + descriptors::PATIENCE);
+                    self.starves_by.get_or_insert(self.clock.shown() + descriptors::PATIENCE);
                 }
-                if self.somebody_came && self.give_up <= self.clock.shown() {
+                let given_up = self.stay.given_up.lock().take();
+                if let Some(what) = given_up {
+                    let size = roster.size().unwrap_or(0);
+                    return self.fail(what, size, HashSet::from([0]), now);
+                }
+                if self.stay.withdrawn.load(Ordering::Acquire) {
+                    let size = roster.size().unwrap_or(0);
+                    let what = "the process that holds the meeting point has given it up; see its output".to_string();
+                    return self.fail(what, size, HashSet::new(), now);
+                }
+                if self.somebody_came && gathers_until <= self.clock.shown() {
                     let (mut what, size) = (roster.missing(self.patience), roster.size().unwrap_or(0));
                     if self.door.ran_out() {
                         what += &format!(

@@ -1,6 +1,8 @@
 //! Names a job and says where it meets: [`UniqueId`] and [`Meeting`].
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use super::auth;
 use super::key::Key;
@@ -16,6 +18,8 @@ const ADDRESS: usize = 19;
 const ADDRESSES: usize = 4;
 /// Where the addresses begin: after the magic, the key and their number.
 const FIRST: usize = 8 + 32 + 1;
+/// How long somebody may take to answer when it is only asked whether there is anybody.
+const ANYBODY_WITHIN: Duration = Duration::from_secs(1);
 /// Where the checksum begins.
 const CHECKSUM: usize = 124;
 
@@ -113,6 +117,24 @@ impl UniqueId {
         bytes[..8].copy_from_slice(&MAGIC);
         let sum = checksum(bytes);
         bytes[CHECKSUM..].copy_from_slice(&sum);
+    }
+
+    /// Nobody shall meet there any more: the meeting point, if it is in this process and the ranks have not met, refuses
+    /// whoever comes from now on.
+    pub(crate) fn withdraw(&self) {
+        if let Some(at) = self.addresses().first() {
+            hub::withdraw(at.port());
+        }
+    }
+
+    /// Whether nobody listens at any of the addresses: the process that made it has ended, or the meeting is over. Blocks
+    /// for at most a second for each address.
+    pub(crate) fn is_deserted(&self) -> bool {
+        let refuses = |at: &SocketAddr| {
+            let answer = TcpStream::connect_timeout(at, ANYBODY_WITHIN);
+            answer.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+        };
+        self.addresses().iter().all(refuses)
     }
 
     /// The bytes to hand to the other ranks.

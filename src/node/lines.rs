@@ -35,6 +35,8 @@ pub(super) struct Line {
     outbox: Outbox,
     /// The rank as which it has introduced itself, and whether that is a thread of the hub's own process.
     pub known: Option<(usize, bool)>,
+    /// The process as which it has, see [`super::frame::Hello::process`].
+    pub process: u64,
 }
 
 impl Line {
@@ -96,7 +98,7 @@ impl Lines {
         epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, token(self.kind, id))).ok()?;
         self.latest = id;
         let (inbox, outbox) = session.into_frames(Writer::Hub);
-        self.lines.insert(id, Line { stream, caller, inbox, outbox, known: None });
+        self.lines.insert(id, Line { stream, caller, inbox, outbox, known: None, process: 0 });
         self.strangers.push_back((Instant::now() + INTRODUCTION, id));
         Some(id)
     }

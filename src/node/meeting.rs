@@ -31,8 +31,10 @@ const ROUND: Duration = Duration::from_secs(5);
 /// How long another job's process may hold the meeting point (it may be ending) before that is an error.
 const WRONG_KEY_PATIENCE: Duration = Duration::from_secs(3);
 /// How long every address in a unique id may refuse. Whoever made it listened before, so that process has ended; a program
-/// that tries again needs to know soon, or it never meets the others' next attempts.
-const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
+/// that tries again needs to know much sooner than its time is up, or it never meets the others' next attempts.
+fn refused_patience(connect_timeout: Duration) -> Duration {
+    (connect_timeout / 8).min(Duration::from_secs(1))
+}
 /// How much longer than the hub a rank waits: the hub knows better what is wrong.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -106,42 +108,85 @@ pub(super) fn meet(meeting: Meeting, rank: usize, size: usize, config: &Config) 
     };
     let limit = Limit::after(config.connect_timeout);
     let (point, key) = go(meeting, rank, size, config, &limit)?;
-    let (control, address, session) = reach(&point, &key, rank, config, (start, &limit), patience)?;
-    let (mut inbox, mut outbox) = session.into_frames(Writer::Node);
-    let (data, local, hello) = prepare(&control, open, (rank, size), config).inspect_err(|error| {
-        // Without a word the others would wait for this rank as long as they may.
-        let why = format!(
-            "rank {rank} (process {} on host {}) cannot take part: {error}",
-            std::process::id(),
-            peer::host_name()
-        );
-        outbox.push(&ToHub::Unable { rank, size, why: cut(why) });
-        let _ = outbox.flush(&control);
-    })?;
-    let limit = Limit::after(config.connect_timeout.saturating_add(GRACE));
-    let what = introduce((&control, address), (&mut inbox, &mut outbox), hello, &limit);
-    match what {
-        Ok(ToNode::Table { peers, hub }) if peers.len() == size && in_order(&peers) => {
-            Ok(Met { key, control, inbox, outbox, peers, hub, data, local })
+    let met = come((&point, key), (rank, size), open, config, (start, &limit), patience);
+    match (met, &point) {
+        (Err(error), Point::Named { port, fallback: Some(_), .. }) => {
+            let why = cut(format!("{} cannot take part: {error}", who(rank)));
+            Err(hub::give_up(*port, &why).map_or(error, |why| Error::bootstrap(format!("rank {rank}: {why}"))))
         }
-        Ok(ToNode::Failed { what }) => Err(Error::bootstrap(format!("rank {rank}: {what}"))),
-        Ok(_) => {
-            Err(Error::bootstrap(format!("rank {rank}: the meeting point at {address} answered something unexpected")))
-        }
-        Err(refusal) => Err(Error::bootstrap(format!(
+        (met, _) => met,
+    }
+}
+
+/// This rank, for the others.
+fn who(rank: usize) -> String {
+    format!("rank {rank} (process {} on host {})", std::process::id(), peer::host_name())
+}
+
+/// Come to the meeting point, and wait there for the others. `open`: as in [`open_data`].
+fn come(
+    (point, key): (&Point, Key),
+    (rank, size): (usize, usize),
+    open: bool,
+    config: &Config,
+    (start, limit): (Instant, &Limit),
+    patience: Duration,
+) -> Result<Met> {
+    let mut pause = RETRY.0;
+    loop {
+        let (control, address, session) = reach(point, &key, rank, config, (start, limit), patience)?;
+        let (mut inbox, mut outbox) = session.into_frames(Writer::Node);
+        let (data, local, hello) = prepare(&control, open, (rank, size), config).inspect_err(|error| {
+            // Without a word the others would wait for this rank as long as they may.
+            let why = format!("{} cannot take part: {error}", who(rank));
+            outbox.push(&ToHub::Unable { rank, size, why: cut(why) });
+            let _ = outbox.flush(&control);
+        })?;
+        let within = config.connect_timeout.saturating_add(GRACE);
+        let longer = Limit::after(within);
+        let word = match introduce((&control, address), (&mut inbox, &mut outbox), hello, &longer) {
+            // Rank 0 opens the port anew for the next attempt.
+            Ok(ToNode::Again) if limit.left() > pause => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(RETRY.1);
+                continue;
+            }
+            Ok(ToNode::Table { peers, hub }) if peers.len() == size && in_order(&peers) => {
+                return Ok(Met { key, control, inbox, outbox, peers, hub, data, local });
+            }
+            word => word,
+        };
+        return Err(no_table(word, (rank, address), point, within));
+    }
+}
+
+/// What it means that the hub said `word` to `rank` at `address`, or nothing, in place of who the ranks are.
+fn no_table(
+    word: std::result::Result<ToNode, auth::Refusal>,
+    (rank, address): (usize, SocketAddr),
+    point: &Point,
+    within: Duration,
+) -> Error {
+    Error::bootstrap(match word {
+        Ok(ToNode::Failed { what }) => format!("rank {rank}: {what}"),
+        Ok(ToNode::Again) => format!(
+            "rank {rank} came to the meeting point {address} again after a failed attempt, but rank 0 did not, in time"
+        ),
+        Ok(_) => format!("rank {rank}: the meeting point at {address} answered something unexpected"),
+        Err(refusal) => format!(
             "rank {rank} came to the meeting point {address}, but waited in vain for the other ranks: {}; \
              see the output of the process that holds it ({})",
             match refusal {
                 auth::Refusal::Closed => "the process there ended".to_string(),
-                auth::Refusal::Silent => format!("nothing was heard for {patience:?}"),
+                auth::Refusal::Silent => format!("nothing was heard for {within:?}"),
                 other => other.to_string(),
             },
-            match &point {
+            match point {
                 Point::Named { .. } => "rank 0",
                 Point::Known(_) => "the one that made the unique id",
             }
-        ))),
-    }
+        ),
+    })
 }
 
 /// This rank's doors, for data and for ranks of its host, and what it says of itself. `control`: its connection to the
@@ -197,8 +242,12 @@ fn go(meeting: Meeting, rank: usize, size: usize, config: &Config, limit: &Limit
     let (own, family) = where_to_listen(&host, port, config)?;
     let bound = loop {
         match hub::listen(own, port, family) {
-            // The world before holds the port until its last rank has left.
-            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && earlier > 0 && !limit.has_passed() => {
+            // The world before holds the port until its last rank has left, a failed attempt until this one begins.
+            Err(e)
+                if e.kind() == std::io::ErrorKind::AddrInUse
+                    && (hub::give_way(port) || earlier > 0)
+                    && !limit.has_passed() =>
+            {
                 std::thread::sleep(RETRY.0);
             }
             bound => break bound,
@@ -292,7 +341,7 @@ fn reach(
             why = before.unwrap_or(why);
         }
         let in_vain = wrong_key.is_some_and(|since| since.elapsed() >= patience)
-            || refused.is_some_and(|since| since.elapsed() >= REFUSED_PATIENCE)
+            || refused.is_some_and(|since| since.elapsed() >= refused_patience(config.connect_timeout))
             || ran_out.is_some_and(|since| since.elapsed() >= descriptors::PATIENCE);
         if limit.left() <= pause || in_vain {
             return Err(Error::bootstrap(format!(

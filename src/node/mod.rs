@@ -19,7 +19,8 @@
 //! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
 //! * `frame`: the control connection's messages, `wire`: as bytes, each with its `tag`. `auth`: showing the `key`, which
 //!   makes a `session`. `door`: accepting strangers safely, `turned_away`: those that are not let in. `dial`: calling
-//!   somebody with several addresses. `connecting`: making data connections. `silence`: hosts that vanish. `neighbour`:
+//!   somebody with several addresses. `connecting`: making data connections. `making`: whether all members have made a
+//!   communicator. `silence`: hosts that vanish. `neighbour`:
 //!   processes of this host that end. `peer`: what ranks know of each other, `affinity`: the cores among it.
 //!   `interfaces`, `ports`: where to listen.
 //!
@@ -43,6 +44,7 @@ mod id;
 pub(crate) mod interfaces;
 mod key;
 mod lines;
+mod making;
 mod meeting;
 mod neighbour;
 #[cfg(any(test, fuzzing))]
@@ -69,7 +71,7 @@ use maypole_transports::fork::{self, Own};
 use maypole_transports::tcp::Wire;
 use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 pub(crate) use self::affinity::affinity;
 use self::auth::{Errand, Purpose};
@@ -131,6 +133,7 @@ impl Node {
             outbox: Mutex::new(met.outbox),
             bell,
             contexts: Mutex::default(),
+            spoken: Condvar::new(),
             early: Mutex::default(),
             finished: Mutex::default(),
             arrivals: Mutex::default(),
@@ -182,7 +185,7 @@ impl Node {
         if members.len() > 1 {
             shared.post(&ToHub::Register { context, members: Runs::new(&members) });
         }
-        let registered = Registered { members, me, watch: watch.clone(), left: false, audited: 0 };
+        let registered = Registered { members, me, watch: watch.clone(), left: false, audited: 0, word: None };
         shared.contexts.lock().insert(context, registered);
         shared.finished.lock().remove(context);
         if let Some(verdict) = shared.early.lock().remove(context) {
@@ -384,7 +387,7 @@ fn defect(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Keep signals away from this thread: handlers are the application's, and so are the threads they interrupt.
-fn quiet_thread() {
+pub(crate) fn quiet_thread() {
     let _ = nix::sys::signal::SigSet::all().thread_block();
 }
 

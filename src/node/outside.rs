@@ -159,6 +159,8 @@ pub(crate) fn court(data: &[u8]) -> bool {
             ToHub::Audit { context, records } => court.audit(from, context, records),
             ToHub::Bye => court.departed(from, None),
             ToHub::Fallen { how } => court.departed(from, Some(how)),
+            ToHub::Made { context, apart } => court.made(from, context, apart),
+            ToHub::WhoMade { context } => court.who_made(from, context),
             ToHub::Ping | ToHub::Ended { .. } | ToHub::Unable { .. } => {}
         }
         court.tick(now);

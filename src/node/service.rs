@@ -20,6 +20,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use super::auth::{Errand, Purpose};
 use super::door::{Door, split, token};
 use super::frame::{Answer, TABLE_LIMIT, ToHub, ToNode};
+use super::making::Word;
 use super::neighbour::{Ending, Neighbours, Next};
 use super::shared::{Shared, latest};
 use super::wire::{self, Inbox};
@@ -230,12 +231,14 @@ impl Service {
                     }
                 }
                 Ok(Some(ToNode::Farewell)) => self.farewell = true,
+                Ok(Some(ToNode::Made { context, apart })) => self.shared.tell(context, Word::Made { apart }),
+                Ok(Some(ToNode::Unmade { context, ranks })) => self.shared.tell(context, Word::Unmade { ranks }),
                 Ok(Some(ToNode::Fallen { why })) => {
                     if !self.shared.leaving.load(Ordering::Acquire) {
                         self.shared.declare_hub_lost(Some(&why));
                     }
                 }
-                Ok(Some(ToNode::Table { .. })) => {}
+                Ok(Some(ToNode::Table { .. } | ToNode::Again)) => {}
                 Ok(Some(ToNode::Failed { what })) => return self.be_cut_off(&what),
                 Err(e) if wire::is_changed(&e) => return self.distrust_hub(),
                 Err(e) => {

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use maypole_transports::tcp::Wire;
 use nix::sys::eventfd::EventFd;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::connecting::Underway;
 use super::court::inquest_lasts;
 use super::frame::{HubPlace, Late, ToHub};
 use super::key::Key;
+use super::making::Word;
 use super::peer::Peer;
 use super::recent::Recent;
 use super::wire::Outbox;
@@ -43,6 +44,8 @@ pub(super) struct Registered {
     pub left: bool,
     /// The latest operation number that was sent for comparison.
     pub audited: u64,
+    /// What the hub has said of its making, until the rank that waits for it takes it.
+    pub word: Option<Word>,
 }
 
 /// What to declare on a communicator if the hub does not speak.
@@ -75,6 +78,8 @@ pub(super) struct Shared {
     /// Wakes the node's thread.
     pub bell: EventFd,
     pub contexts: Mutex<HashMap<u64, Registered>>,
+    /// Wakes ranks that wait for the others to make a communicator, who hold `contexts`.
+    pub spoken: Condvar,
     /// Verdicts on communicators that this rank has not registered yet.
     pub early: Mutex<Recent<Verdict>>,
     /// Communicators that this rank has left lately: nothing about them is kept.
@@ -173,6 +178,8 @@ impl Shared {
     }
 
     pub fn report(&self, context: u64, verdict: Verdict) {
+        // Also where the communicator is left before anybody has said so.
+        self.troubled.store(true, Ordering::Release);
         let verdict = verdict.cut();
         self.post_or_else(context, &ToHub::Report { context, verdict: verdict.clone() }, verdict);
     }
@@ -213,6 +220,17 @@ impl Shared {
                 }
             }
         }
+        // Whoever looks whether there is a verdict holds the lock until it waits.
+        drop(self.contexts.lock());
+        self.spoken.notify_all();
+    }
+
+    /// The hub has a word for whoever makes `context` here.
+    pub fn tell(&self, context: u64, word: Word) {
+        if let Some(registered) = self.contexts.lock().get_mut(&context) {
+            registered.word = Some(word);
+        }
+        self.spoken.notify_all();
     }
 
     /// Whether this rank still needs a verdict on `context`. Once it has one, or has left, the hub may well say no more.

@@ -19,10 +19,8 @@ import hashlib
 import time
 
 from .._maypole import BootstrapError, TorchLink
-from .kinds import BARRIER
-
 _ID = "maypole/id"
-# The rank that gave up last, if it has not come again.
+# The rank that gave up last, if it has not come again, and why.
 _GIVEN_UP = "maypole/given up"
 
 
@@ -33,14 +31,7 @@ def part(link, key, ranks, timeout):
     part.
     """
     link = link.subset(ranks, timeout)
-    _await_all(link)
     return link, f"{key}/{link.number():x}"
-
-
-def _await_all(link):
-    """Return when every rank has its part of the link. A rank that cannot make its part has told
-    the others."""
-    link.run(BARRIER, 0, 0, 0, 0, 1.0)
 
 
 def meet(store, rank, size, timeout):
@@ -56,9 +47,8 @@ def meet(store, rank, size, timeout):
     try:
         id = _offer(store, size, end, timeout) if rank == 0 else _read(store, rank, size, end, timeout)
         link = TorchLink.join(id, rank, size, max(end - time.monotonic(), 1.0))
-        _await_all(link)
-    except BaseException:
-        _give_up(store, rank)
+    except BaseException as error:
+        _give_up(store, rank, error)
         raise
     if rank == 0:
         store.delete_key(_ID)
@@ -67,22 +57,24 @@ def meet(store, rank, size, timeout):
 
 
 def _take_back(store, rank):
-    if _who_gave_up(store) == rank:
+    if _who_gave_up(store)[0] == rank:
         store.delete_key(_GIVEN_UP)
 
 
-def _give_up(store, rank):
+def _give_up(store, rank, error):
     try:
         if rank == 0:
             store.delete_key(_ID)
-        store.set(_GIVEN_UP, str(rank))
+        store.set(_GIVEN_UP, f"{rank} {error}"[:2000])
     except RuntimeError:
         pass  # The store is gone, for the others too; what is raised says why this rank gives up.
 
 
 def _who_gave_up(store):
-    """The rank that gave up last and has not come again, or None."""
-    return int(store.get(_GIVEN_UP)) if store.check([_GIVEN_UP]) else None
+    """The rank that gave up last and has not come again, or None, and why."""
+    text = store.get(_GIVEN_UP).decode(errors="replace") if store.check([_GIVEN_UP]) else ""
+    rank, _, why = text.partition(" ")
+    return (int(rank) if rank else None), why
 
 
 class _Patience:
@@ -95,7 +87,7 @@ class _Patience:
 
     def is_tried(self):
         """Whether nobody has given up."""
-        who = _who_gave_up(self._store)
+        who, why = _who_gave_up(self._store)
         # A rank that this world does not have gave up when it was larger.
         if who is None or who >= self._size:
             self._since = None
@@ -104,8 +96,8 @@ class _Patience:
         self._since = self._since or now
         if now - self._since > self._length:
             raise BootstrapError(
-                f"rank {self._rank}: rank {who} has given up making this group, before this rank came or since; see its "
-                "output for why. If the program tries again, this rank is with the others at the next attempt"
+                f"rank {self._rank}: rank {who} has given up making this group, before this rank came or since: {why}. "
+                "If the program tries again, this rank is with the others at the next attempt"
             )
         return False
 
