@@ -1,8 +1,8 @@
 //! The scripts in `mpirun-scripts/` with the real launchers: ranks find each other without anybody typing an address,
 //! compute the right thing, and a rank that dies takes the job down.
 //!
-//! Which launcher is used: `MPIRUN` (Open MPI), `MPIEXEC` (MPICH), `INTEL_MPIEXEC`, `TORCHRUN`, or what PATH has. A
-//! test whose launcher is not there says `skipped:` and why on standard error; `scripts/test` installs them all. With
+//! Which launcher is used: `MPIRUN` (Open MPI), `MPIRUN5` (Open MPI 5 beside it), `MPIEXEC` (MPICH), `INTEL_MPIEXEC`,
+//! `TORCHRUN`, or what PATH has. A test whose launcher is not there says `skipped:` and why on standard error; `scripts/test` installs them all. With
 //! `MAYPOLE_TEST_LAUNCHERS` listing a launcher, its absence is a failure.
 
 #[path = "../example/mod.rs"]
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A launcher, its script, and how to tell it from others of the same name.
+#[derive(Clone, Copy)]
 struct Launcher {
     name: &'static str,
     script: &'static str,
@@ -38,6 +39,9 @@ const OPEN_MPI: Launcher = Launcher {
     known_as: "Open MPI",
     rank_variable: "OMPI_COMM_WORLD_RANK",
 };
+/// Open MPI from its fifth release on has another launcher and another PMIx.
+const OPEN_MPI_5: Launcher =
+    Launcher { name: "openmpi5", variable: "MPIRUN5", command: "mpirun5", version: &["(Open MPI) 5"], ..OPEN_MPI };
 const MPICH: Launcher = Launcher {
     name: "mpich",
     script: "mpich.sh",
@@ -97,7 +101,11 @@ impl Launcher {
     fn run_with(&self, test: &str, variables: &[(&str, &str)], ranks: usize, args: &[&str]) -> Option<Output> {
         let program = self.find(test)?;
         let script = format!("{}/mpirun-scripts/{}", env!("CARGO_MANIFEST_DIR"), self.script);
-        let variable = if self.script == "mpich.sh" { "MPIEXEC" } else { self.variable };
+        let variable = match self.script {
+            "mpich.sh" => "MPIEXEC",
+            "openmpi.sh" => "MPIRUN",
+            _ => self.variable,
+        };
         let mut command = Command::new("timeout");
         command.args(["--kill-after=5", "120", "sh", &script, &ranks.to_string()]).args(args).env(variable, program);
         for name in ["MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "MAYPOLE_KEY"] {
@@ -127,8 +135,15 @@ impl Launcher {
         let mut lines: Vec<&str> = said.lines().filter(|line| line.starts_with("rank ")).collect();
         lines.sort_unstable();
         assert_eq!(lines.len(), 4, "{said}");
+        // Open MPI 5 numbers the ranks of a host by their sockets.
+        let mut locals: Vec<usize> = (0..4).collect();
+        if self.name == OPEN_MPI_5.name {
+            let local = |line: &&str| line.split_once("(local ").and_then(|(_, rest)| rest[..1].parse().ok());
+            locals = lines.iter().filter_map(local).collect();
+            assert!((0..4).all(|rank| locals.contains(&rank)), "{said}");
+        }
         for (rank, line) in lines.iter().enumerate() {
-            assert!(line.starts_with(&format!("rank {rank} of 4 (local {rank} of 4) on ")), "{line}");
+            assert!(line.starts_with(&format!("rank {rank} of 4 (local {} of 4) on ", locals[rank])), "{line}");
             assert!(line.contains(&format!("launcher {}:", self.known_as)), "{line}");
             assert_eq!(line.matches("met 4 ranks of ").count(), 2, "{line}");
         }
@@ -259,6 +274,62 @@ fn intelmpi_outer_numbers_yield() {
 #[test]
 fn openmpi_ranks_meet() {
     OPEN_MPI.ranks_meet();
+}
+
+#[test]
+fn openmpi5_ranks_meet() {
+    OPEN_MPI_5.ranks_meet();
+}
+
+#[test]
+fn openmpi5_a_death_ends_the_job() {
+    OPEN_MPI_5.a_death_ends_the_job();
+}
+
+/// Ranks that come too late for an attempt of the others, and try again as these do, meet them through every launcher's
+/// board.
+#[test]
+fn late_ranks_meet_the_others() {
+    let meet = |launcher: &Launcher, late: &str| {
+        let this = std::env::current_exe().unwrap();
+        let command = [this.to_str().unwrap(), "--exact", "late_rank", "--nocapture"];
+        let test = format!("late_ranks_meet_the_others ({}, rank {late})", launcher.name);
+        let Some(out) = launcher.run_with(&test, &[("MAYPOLE_TEST_LATE", late)], 3, &command) else { return };
+        let said = text(&out.stdout) + &text(&out.stderr);
+        assert!(out.status.success(), "{}, rank {late} late: {said}", launcher.name);
+        assert_eq!(said.matches("has met the others at attempt ").count(), 3, "{said}");
+    };
+    // All at the same time: they wait most of it.
+    std::thread::scope(|scope| {
+        for launcher in [OPEN_MPI, OPEN_MPI_5, MPICH, INTEL, TORCHRUN] {
+            for late in ["0", "2"] {
+                scope.spawn(move || meet(&launcher, late));
+            }
+        }
+    });
+}
+
+/// One rank of them.
+#[test]
+fn late_rank() {
+    let Ok(late) = std::env::var("MAYPOLE_TEST_LATE") else { return };
+    let mut config = maypole::Config::from_env().unwrap();
+    config.connect_timeout = Duration::from_secs(2);
+    let numbers = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "RANK"].into_iter();
+    let rank = numbers.filter_map(|name| std::env::var(name).ok()).next().expect("a launcher");
+    if rank == late {
+        std::thread::sleep(Duration::from_millis(3500));
+    }
+    for attempt in 0..10 {
+        match maypole::Communicator::from_env_with(config.clone()) {
+            Ok(world) => {
+                world.barrier().unwrap();
+                return println!("rank {rank} has met the others at attempt {attempt}");
+            }
+            Err(error) => println!("rank {rank}, attempt {attempt}: {error}"),
+        }
+    }
+    panic!("rank {rank} has not met the others");
 }
 
 #[test]
