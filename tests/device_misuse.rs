@@ -145,7 +145,7 @@ fn a_rank_without_what_it_needs_says_why_to_all_and_host_memory_still_serves() {
     let cases: [(&str, &[&str]); 5] = [
         ("MAYPOLE_EMULATOR_DEVICES=0", &["no device"]),
         ("MAYPOLE_EMULATOR_DRIVER_VERSION=11080", &["11.8", "12.4", "newer"]),
-        ("MAYPOLE_EMULATOR_IPC=off", &["IPC", "MAYPOLE_DEVICE_STAGING=host", "CAP_SYS_PTRACE"]),
+        ("MAYPOLE_EMULATOR_IPC=off", &["IPC", "MAYPOLE_DEVICE_STAGING=host", "--ipc=host --pid=host"]),
         ("MAYPOLE_EMULATOR_MEMORY=1M", &["no room", "bytes"]),
         ("MAYPOLE_EMULATOR_HOST_REGISTER=off", &["cuMemHostRegister"]),
     ];
