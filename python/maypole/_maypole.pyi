@@ -161,7 +161,12 @@ class Persistent:
 @final
 class Op:
     def __new__(
-        cls, function: Callable[[Any, Any], Any], name: str | None = None, width: int = 1, commutes: bool = True
+        cls,
+        function: Callable[[Any, Any], Any],
+        name: str | None = None,
+        width: int = 1,
+        commutes: bool = True,
+        dtype: Any = None,
     ) -> Self: ...
     @property
     def name(self) -> str: ...

@@ -234,10 +234,10 @@ pub fn element(py: Python<'_>, array: Option<&Array>, op: Option<Chosen>) -> Res
                 of(Pair::F32I32).name()
             ))),
         },
-        Some(Chosen::Own(own)) => match kind {
-            Kind::Number(dtype) => Ok((*dtype, 1, own.get().on(py, *dtype)?, Some(own))),
-            _ => Err(format!("x: operation {:?} cannot be used on elements of {kind}", own.get().label())),
-        },
+        Some(Chosen::Own(own)) => {
+            let (dtype, unit, op) = own.get().on(py, kind)?;
+            Ok((dtype, unit, op, Some(own)))
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{array, error, process, waiting};
 
 /// An operation for reductions that is more than a name: ``maypole.Op(function)`` or ``maypole.premulsum(factor)``.
 ///
-/// ``Op(function, name=None, width=1, commutes=True)`` makes an operation of ``function(a, b)``,
+/// ``Op(function, name=None, width=1, commutes=True, dtype=None)`` makes an operation of ``function(a, b)``,
 /// which gets two NumPy arrays of equal length and returns an array with the combination of each
 /// pair of elements. It must be associative. It is called with parts of the arrays, in any order,
 /// on any thread. ``name`` (by default the function's) tells ranks that
@@ -21,6 +21,9 @@ use crate::{array, error, process, waiting};
 /// With a ``width``, so many elements that follow each other are one operand and stay together: the
 /// arrays that the function gets then have the shape ``(n, width)``. Without ``commutes``, ranks
 /// are combined in their order: ``a`` is from lower ranks than ``b``.
+///
+/// With a ``dtype``, one of NumPy's of any size, such as a structured one, it is for arrays of that
+/// type, and the function gets them as such.
 ///
 /// If it raises, the communicator fails on every rank, with an AbortedError that names the operation and what it
 /// raised; on the rank where it happened the exception is the error's ``__cause__``.
@@ -36,9 +39,16 @@ enum Kind {
         name: String,
         width: u16,
         commutes: bool,
+        structure: Option<Structure>,
         /// For each type that it was used on. Boxed, since operations under way point there.
         made: Mutex<HashMap<DataType, Box<Combine>>>,
     },
+}
+
+/// A type of NumPy's that is none of Maypole's: its elements are moved as bytes that stay together.
+struct Structure {
+    dtype: Py<PyAny>,
+    size: usize,
 }
 
 /// A function for one type.
@@ -48,7 +58,9 @@ struct Combine {
     frombuffer: Py<PyAny>,
     asarray: Py<PyAny>,
     dtype: Py<PyAny>,
+    /// Bytes of an element of that type, and of what it is moved as.
     size: usize,
+    unit: usize,
     width: u16,
     raised: Mutex<Option<PyErr>>,
 }
@@ -56,17 +68,28 @@ struct Combine {
 #[pymethods]
 impl Op {
     #[new]
-    #[pyo3(signature = (function, name=None, width=1, commutes=true))]
-    fn new(function: Bound<'_, PyAny>, name: Option<String>, width: i64, commutes: bool) -> PyResult<Op> {
+    #[pyo3(
+        signature = (function, name=None, width=1, commutes=true, dtype=None),
+        text_signature = "(function, name=None, width=1, commutes=True, dtype=None)"
+    )]
+    fn new(
+        function: Bound<'_, PyAny>,
+        name: Option<String>,
+        width: i64,
+        commutes: bool,
+        dtype: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Op> {
         if !function.is_callable() {
             return Err(error::argument(function.py(), "function: is not callable"));
         }
         let width = u16::try_from(width).ok().filter(|width| *width > 0).ok_or_else(|| {
             error::argument(function.py(), format!("width: is {width}, but an operand has 1 to {} elements", u16::MAX))
         })?;
+        let structure = dtype.map(|dtype| Structure::of(&dtype, width)).transpose()?;
         let own = || function.getattr("__qualname__").ok()?.extract().ok();
         let name = name.or_else(own).unwrap_or_else(|| "user".into());
-        Ok(Op { what: Kind::Own { function: function.unbind(), name, width, commutes, made: Mutex::default() } })
+        let (function, made) = (function.unbind(), Mutex::default());
+        Ok(Op { what: Kind::Own { function, name, width, commutes, structure, made } })
     }
 
     /// What it is called.
@@ -154,17 +177,32 @@ pub fn choose(op: Option<&Bound<'_, PyAny>>) -> Result<Chosen, String> {
 }
 
 impl Op {
-    /// What it is called, for messages.
-    pub fn label(&self) -> String {
-        self.name()
-    }
-
-    /// The operation on elements of `dtype`. It may be used for as long as this lives.
+    /// The operation on the elements of an array: as what they are carried, and how many of these
+    /// make one. It may be used for as long as this lives.
     ///
     /// # Errors
-    /// What is missing for it.
-    pub fn on(&self, py: Python<'_>, dtype: DataType) -> Result<ReduceOp, String> {
-        let Kind::Own { function, name, width, commutes, made } = &self.what else {
+    /// It cannot be used on them, or what is missing for it.
+    pub fn on(&self, py: Python<'_>, elements: &array::Kind) -> Result<(DataType, usize, ReduceOp), String> {
+        let Kind::Own { name, structure, .. } = &self.what else { unreachable!("scaled sums are known operations") };
+        match (structure, elements) {
+            (Some(structure), _) if structure.size == elements.size() => {
+                Ok((DataType::U8, structure.size, self.made(py, DataType::U8)?))
+            }
+            (Some(structure), _) => Err(format!(
+                "x: operation {name:?} is for elements of {} bytes ({}), not for elements of {elements}",
+                structure.size, structure.dtype
+            )),
+            (None, array::Kind::Number(dtype)) => Ok((*dtype, 1, self.made(py, *dtype)?)),
+            (None, _) => Err(format!(
+                "x: operation {name:?} cannot be used on elements of {elements}; say their dtype: maypole.Op(.., \
+                 dtype=x.dtype)"
+            )),
+        }
+    }
+
+    /// The operation on what is carried as elements of `dtype`.
+    fn made(&self, py: Python<'_>, dtype: DataType) -> Result<ReduceOp, String> {
+        let Kind::Own { function, name, width, commutes, structure, made } = &self.what else {
             unreachable!("scaled sums are known operations")
         };
         let found = made.lock().get(&dtype).map(|combine| &raw const **combine);
@@ -172,7 +210,7 @@ impl Op {
             Some(context) => context,
             None => {
                 // Not under the lock: imports run Python.
-                let combine = Combine::new(py, function, (name, *width), dtype).map_err(|e| {
+                let combine = Combine::new(py, function, (name, *width), dtype, structure.as_ref()).map_err(|e| {
                     format!("op: an operation of one's own needs NumPy (bfloat16 and float8 ml_dtypes, too): {e}")
                 })?;
                 &raw const **made.lock().entry(dtype).or_insert_with(|| Box::new(combine))
@@ -180,7 +218,9 @@ impl Op {
         };
         // SAFETY: `combine` does what such a function does; the context stays until this is dropped, and is Sync.
         let op = unsafe { UserOp::with_context(id(name), dtype, combine, context.cast()) };
-        let op = op.with_width(*width);
+        // Not more than a width can be, as was seen when it was made.
+        let together = structure.as_ref().map_or(1, |structure| structure.size);
+        let op = op.with_width(*width * together as u16);
         Ok(ReduceOp::User(if *commutes { op } else { op.not_commuting() }))
     }
 
@@ -205,7 +245,7 @@ fn id(name: &str) -> u32 {
 unsafe fn combine(context: *const (), dst: *mut u8, a: *const u8, b: *const u8, count: usize) {
     // SAFETY: what `Op::on` gave.
     let this = unsafe { &*context.cast::<Combine>() };
-    let bytes = count * this.size;
+    let bytes = count * this.unit;
     // SAFETY: the library's promise: `count` elements at each address. `dst` may be one of them, so no reference to it.
     let operands = unsafe { [std::slice::from_raw_parts(a, bytes), std::slice::from_raw_parts(b, bytes)] };
     let done = process::attached(|py| {
@@ -225,17 +265,45 @@ unsafe fn combine(context: *const (), dst: *mut u8, a: *const u8, b: *const u8, 
     }
 }
 
+impl Structure {
+    fn of(dtype: &Bound<'_, PyAny>, width: u16) -> PyResult<Structure> {
+        let py = dtype.py();
+        let dtype = py.import("numpy")?.call_method1("dtype", (dtype,))?;
+        if dtype.getattr("hasobject")?.extract()? {
+            let what = format!("dtype: {dtype} has elements that are Python objects, which have no bytes to send");
+            return Err(error::argument(py, what));
+        }
+        let size: usize = dtype.getattr("itemsize")?.extract()?;
+        let most = usize::from(u16::MAX);
+        if size == 0 || size.saturating_mul(width.into()) > most {
+            let what = format!("dtype: {width} x {dtype} are {size} bytes each, but an operand has 1 to {most} bytes");
+            return Err(error::argument(py, what));
+        }
+        Ok(Structure { dtype: dtype.unbind(), size })
+    }
+}
+
 impl Combine {
-    fn new(py: Python<'_>, function: &Py<PyAny>, (name, width): (&str, u16), dtype: DataType) -> PyResult<Combine> {
+    fn new(
+        py: Python<'_>,
+        function: &Py<PyAny>,
+        (name, width): (&str, u16),
+        dtype: DataType,
+        structure: Option<&Structure>,
+    ) -> PyResult<Combine> {
         let numpy = py.import("numpy")?;
-        let dtype_object = numpy_dtype(py, dtype)?;
+        let (dtype_object, size) = match structure {
+            Some(structure) => (structure.dtype.clone_ref(py).into_bound(py), structure.size),
+            None => (numpy_dtype(py, dtype)?, dtype.size()),
+        };
         Ok(Combine {
             function: function.clone_ref(py),
             name: name.to_string(),
             frombuffer: numpy.getattr("frombuffer")?.unbind(),
             asarray: numpy.getattr("asarray")?.unbind(),
             dtype: dtype_object.unbind(),
-            size: dtype.size(),
+            size,
+            unit: dtype.size(),
             width,
             raised: Mutex::new(None),
         })

@@ -128,6 +128,44 @@ def test_what_is_not_a_number_is_the_least_and_the_greatest():
     in_threads(3, rank)
 
 
+def test_operations_on_structured_arrays():
+    point = np.dtype([("weight", "f4"), ("at", "f8", 3), ("names", "u1")])
+
+    def mean(a, b):
+        assert a.dtype == b.dtype == point
+        both = np.empty_like(a)
+        both["weight"] = a["weight"] + b["weight"]
+        both["at"] = a["at"] + b["at"]
+        both["names"] = a["names"] | b["names"]
+        return both
+
+    def rank(comm):
+        op = maypole.Op(mean, dtype=point)
+        for count in (1, 3000):
+            x = np.zeros(count, point)
+            x["weight"], x["names"] = comm.rank + 1, 1 << comm.rank
+            x["at"] = np.arange(3 * count).reshape(-1, 3) * (comm.rank + 1)
+            comm.all_reduce(x, op)
+            assert (x["weight"] == 6).all() and (x["names"] == 7).all()
+            assert (x["at"] == 6 * np.arange(3 * count).reshape(-1, 3)).all()
+            x["weight"] = comm.rank + 1
+            scanned = comm.start.scan(x, op, np.zeros_like(x)).wait()
+            assert (scanned["weight"] == [1, 3, 6][comm.rank]).all()
+        two = maypole.Op(lambda a, b: a if a["i"][0, 0] > b["i"][0, 0] else b, "two", width=2, dtype=[("i", "i2")])
+        x = np.array([(comm.rank,), (7 - comm.rank,)], [("i", "i2")])
+        assert comm.all_reduce(x, two)["i"].tolist() == [2, 5]
+        with pytest.raises(maypole.ArgumentError, match='x: operation .*mean" is for elements of 29 bytes'):
+            comm.all_reduce(np.zeros(3), op)
+        with pytest.raises(maypole.ArgumentError, match="x: .*maypole.Op\\(.., dtype=x.dtype\\)"):
+            comm.all_reduce(np.zeros(3, point), maypole.Op(mean))
+
+    in_threads(3, rank)
+    with pytest.raises(maypole.ArgumentError, match="dtype: object has elements that are Python objects"):
+        maypole.Op(mean, dtype="O")
+    with pytest.raises(maypole.ArgumentError, match="dtype: 300 x .*an operand has 1 to 65535 bytes"):
+        maypole.Op(mean, width=300, dtype="S1000")
+
+
 def test_pairs_that_are_none():
     def rank(comm):
         packed = np.zeros(3, [("value", "f8"), ("index", "i4")])

@@ -35,7 +35,7 @@ as with Maypole's calls outside JAX; from older releases of JAX the failed call'
 of your own for SIGINT nothing is aborted, unless the handler does it, or raises while a call waits on Python's main
 thread, where JAX runs small programs.
 
-**Not here**: calls with counts of their own (``all_gather_v`` and so on), since the shape of a result must not depend
+**Not here**: operations of your own (`maypole.Op`), since a program calls no Python; calls with counts of their own (``all_gather_v`` and so on), since the shape of a result must not depend
 on values: pad to the longest, or call them outside the program. Ranks that are threads (``maypole.threads``): refused.
 """
 
@@ -58,6 +58,7 @@ _maypole._jax_watch_interrupts()
 from ._calls import (
     all_gather,
     all_reduce,
+    all_reduce_pairs,
     all_to_all,
     barrier,
     broadcast,
@@ -73,6 +74,7 @@ from ._errors import checked
 __all__ = [
     "all_gather",
     "all_reduce",
+    "all_reduce_pairs",
     "all_to_all",
     "barrier",
     "broadcast",

@@ -13,6 +13,13 @@ from ._handle import Handle
 _NUMBERS = "int8 uint8 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 float8_e4m3fn float8_e5m2".split()
 _COMPLEX = ("complex64", "complex128")
 _PLAIN = ("bool", "int16", "uint16", *_COMPLEX, *_NUMBERS)
+# What the library calls pairs of these.
+_PAIRS = {
+    ("float32", "int32"): "f32, i32",
+    ("int32", "int32"): "i32, i32",
+    ("float64", "int64"): "f64, i64",
+    ("int64", "int64"): "i64, i64",
+}
 _ARITHMETIC, _BITWISE = ("sum", "prod", "min", "max", "avg"), ("and", "or", "xor")
 
 
@@ -25,6 +32,30 @@ def all_reduce(x: Any, comm: Communicator, op: str = "sum") -> Any:
     """
     name, comm = "all_reduce", Handle(comm)
     return _each(name, x, lambda a, at: p.all_reduce_p.bind(_reducible(name, at, a, op), comm=comm, op=op))
+
+
+def all_reduce_pairs(values: Any, indices: Any, comm: Communicator, op: str = "maxloc") -> Any:
+    """Of all ranks' pairs of a value and its index, at each place the one with the greatest value, as two arrays.
+
+    ``op``: maxloc, or minloc for the least value; of equal values the lowest index counts. ``values`` and ``indices``:
+    arrays of one shape, float32 or int32 with indices of int32, or float64 or int64 with int64. It has no derivative.
+    """
+    name, comm = "all_reduce_pairs", Handle(comm)
+    values, indices = _array(name, "values", values), _array(name, "indices", indices)
+    members = _PAIRS.get((values.dtype.name, indices.dtype.name))
+    if members is None:
+        known = ", ".join(f"{value} with {index}" for value, index in _PAIRS)
+        raise ArgumentError(f"{name}: {values.dtype} values with {indices.dtype} indices are no pairs; expected {known}")
+    if values.shape != indices.shape:
+        raise ArgumentError(f"{name}: values have the shape {values.shape}, but indices {indices.shape}")
+    if op not in ("maxloc", "minloc"):
+        raise ArgumentError(f"{name}: op is {op!r}; expected maxloc or minloc")
+    word = jnp.uint32 if indices.dtype.itemsize == 4 else jnp.uint64
+    words = [jax.lax.bitcast_convert_type(member, word) for member in (values, indices)]
+    found = p.all_reduce_p.bind(jnp.stack(words, -1), comm=comm, op=f"{op} of ({members})")
+    return tuple(
+        jax.lax.bitcast_convert_type(found[..., place], member.dtype) for place, member in enumerate((values, indices))
+    )
 
 
 def reduce(x: Any, comm: Communicator, root: int = 0, op: str = "sum") -> Any:

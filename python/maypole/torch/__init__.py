@@ -19,12 +19,31 @@ Errors are Maypole's, and to programs that know PyTorch's only they are `dist.Di
 
 import torch.distributed as _dist
 
-from .. import Error
+from .. import ArgumentError, Error
 from . import calls, collectives, cuda, group, kinds, leaving, meeting, messages, mixed, releases, seen, sparse, tracing, work
 from .group import MaypoleBackend, MaypoleGroup, create as _create
 from .messages import monitored_barrier as _monitored_barrier
 
-__all__ = ["MaypoleBackend", "MaypoleGroup", "monitored_barrier"]
+__all__ = ["MaypoleBackend", "MaypoleGroup", "communicator", "monitored_barrier", "stand_in"]
+
+
+def communicator(group=None):
+    """A new `maypole.Communicator` of a group's ranks, all of which call this: for what `torch.distributed`
+    has no words for.
+
+        comm = maypole.torch.communicator()
+        comm.all_reduce(pairs, "maxloc")                        # a structured array of NumPy's
+        comm.all_reduce(tensor, maypole.Op(product, width=4))   # a tensor in host memory
+
+    Its calls have an order of their own, beside the group's. It goes on when the group is destroyed,
+    until it is closed.
+    """
+    group = _dist.group.WORLD if group is None else group
+    faces = (group, *(() if isinstance(group, MaypoleGroup) else map(group._get_backend, group._device_types)))
+    links = [face._link for face in faces if hasattr(face, "_link")]
+    if not links:
+        raise ArgumentError(f"group: {group} is no process group of Maypole's")
+    return links[0].communicator()
 
 
 def monitored_barrier(group=None, timeout=None, wait_all_ranks=False):

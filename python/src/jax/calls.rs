@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 
-use maypole::{Call, Collective, Communicator, DataType, Error, ReduceOp, Verdict};
+use maypole::{Call, Collective, Communicator, DataType, Error, Pair, ReduceOp, Verdict};
 use pyo3::PyErr;
 
 use super::frame::{self, Frame, Refusal, Tensor};
@@ -203,9 +203,15 @@ fn elements(tensor: Tensor<'_>) -> Option<(DataType, usize, *mut u8)> {
     Some((dtype, tensor.count * width, data))
 }
 
+/// The operation of a name; of pairs, "maxloc of (f32, i32)", whose operand has the words of the pairs.
 fn operation(name: &str) -> Result<ReduceOp, Refusal> {
-    use ReduceOp::{And, Avg, Max, Min, Or, Prod, Sum, Xor};
-    let found = [Sum, Prod, Min, Max, Avg, And, Or, Xor].into_iter().find(|op| op.name() == name);
+    use ReduceOp::{And, Avg, Max, MaxLoc, Min, MinLoc, Or, Prod, Sum, Xor};
+    let plain = [Sum, Prod, Min, Max, Avg, And, Or, Xor].into_iter().find(|op| op.name() == name);
+    let found = plain.or_else(|| {
+        let (name, of) = name.split_once(" of ")?;
+        let pair = Pair::ALL.into_iter().find(|pair| pair.name() == of)?;
+        [MinLoc(pair), MaxLoc(pair)].into_iter().find(|op| op.name() == name)
+    });
     found.ok_or_else(|| Refusal::argument(format!("there is no operation {name:?}")))
 }
 

@@ -148,6 +148,12 @@ impl Link {
         Ok(Link::new(child))
     }
 
+    /// A communicator of the same ranks, with an order of operations of its own. Every rank calls this.
+    fn communicator(&self, py: Python<'_>) -> PyResult<crate::communicator::Communicator> {
+        let comm = self.open(py)?;
+        waiting::blocking(py, &comm, || comm.duplicate()).map(crate::communicator::Communicator::new)
+    }
+
     /// How many collectives this rank has called: the same on all ranks that are at the same place of the program.
     fn sequence(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)

@@ -58,6 +58,35 @@ def check_reductions():
             same(result, value)
 
 
+def check_pairs():
+    """The greatest and the least values, and where they are."""
+    for value, index in ((np.float32, np.int32), (np.int32, np.int32), (np.float64, np.int64), (np.int64, np.int64)):
+        values = world(value, (3, 5)) - value(1)
+        indices = (np.arange(15).reshape(3, 5) * size + np.arange(size)[::-1, None, None]).astype(index)
+
+        @jax.jit
+        def program(x, i):
+            return [mj.all_reduce_pairs(x, i, comm, op) for op in ("maxloc", "minloc")]
+
+        for (got, where), best in zip(program(values[rank], indices[rank]), (values.max(0), values.min(0))):
+            same(got, best)
+            same(where, np.where(values == best, indices, np.iinfo(index).max).min(0))
+        # Mapped, and outside of jit.
+        mapped = jax.vmap(lambda x, i: mj.all_reduce_pairs(x, i, comm), in_axes=1, out_axes=1)
+        same(mapped(values[rank], indices[rank])[0], values.max(0))
+    for arguments, words in (
+        ((np.zeros(3, np.float32), np.zeros(3, np.int64)), "float32 values with int64 indices are no pairs"),
+        ((np.zeros(3), np.zeros(4, np.int64)), "values have the shape (3,), but indices (4,)"),
+        ((np.zeros(3), np.zeros(3, np.int64), "max"), "op is 'max'; expected maxloc or minloc"),
+    ):
+        try:
+            mj.all_reduce_pairs(*arguments[:2], comm, *arguments[2:])
+        except maypole.ArgumentError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(words)
+
+
 def check_movement():
     root = size - 1
 
