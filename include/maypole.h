@@ -1178,6 +1178,25 @@ maypole_status maypole_recv(maypole_comm comm,
                             maypole_stream stream);
 
 /**
+ * Receive `count` elements from whichever rank sends as many of the same type with this tag first. Blocks until they are
+ * there. A message goes to the earliest receive with its tag, be that one from its sender or from any rank; where
+ * several have sent, the ranks take turns. In host memory; not within a group.
+ *
+ * @param comm the communicator.
+ * @param data where they go.
+ * @param count how many.
+ * @param dtype their type.
+ * @param tag the sender's.
+ * @param from gets the sender.
+ */
+maypole_status maypole_recv_any(maypole_comm comm,
+                                void *data,
+                                size_t count,
+                                maypole_dtype dtype,
+                                uint32_t tag,
+                                int *from);
+
+/**
  * Send to one rank and receive from one, the same or another, at the same time: a ring of ranks that all call this does not
  * deadlock. `to` and `from` may both be this rank, which copies. In host memory; blocks.
  *

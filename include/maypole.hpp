@@ -313,6 +313,13 @@ public:
     void recv(T* data, std::size_t count, int from, std::uint32_t tag = 0, maypole_stream stream = nullptr) {
         check(maypole_recv(comm_, data, count, ElementType<T>::value, from, tag, stream));
     }
+    /// Receive from whichever rank sends first: that rank.
+    template <class T>
+    int recv_any(T* data, std::size_t count, std::uint32_t tag = 0) {
+        int from = -1;
+        check(maypole_recv_any(comm_, data, count, ElementType<T>::value, tag, &from));
+        return from;
+    }
     template <class T>
     void send_recv(const T* sent, std::size_t send_count, int to, T* received, std::size_t receive_count, int from,
                    std::uint32_t tag = 0) {

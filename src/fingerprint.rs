@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// The codes of point-to-point operations, after the collectives'.
 const POINT_TO_POINT: u8 = 100;
+/// The sender of a message that is expected from any rank, until it has one.
+const ANYONE: u32 = u32::MAX;
 /// Added to a collective's code where blocks have counts of their own.
 const VARIABLE: u8 = 128;
 /// Added to the type's code where the buffers are device memory and the call is queued on a stream.
@@ -125,6 +127,16 @@ impl Fingerprint {
         }
     }
 
+    /// The fingerprint of a message that rank `to` expects from any rank; `sequence` counts those.
+    pub fn from_anyone(sequence: u64, dtype: DataType, count: usize, to: usize, tag: u32) -> Fingerprint {
+        Fingerprint { user: ANYONE, ..Fingerprint::point_to_point(sequence, dtype, count, (0, to), tag) }
+    }
+
+    /// The same, as the message number `sequence` of rank `from`, which has sent it.
+    pub fn from_rank(self, from: usize, sequence: u64) -> Fingerprint {
+        Fingerprint { user: from as u32, sequence, ..self }
+    }
+
     /// The same, as called after an operation whose [`Fingerprint::digest`] was `past` (0: as the first).
     pub fn after(self, past: u32) -> Fingerprint {
         Fingerprint { past, ..self }
@@ -155,10 +167,12 @@ impl Fingerprint {
         Fingerprint { sequence: 0, ..*self } == Fingerprint { sequence: 0, ..*other }
     }
 
-    /// The rank at the other side of a message, seen from `rank`, if it is one that `rank` sends or receives.
+    /// The rank at the other side of a message, seen from `rank`, if it is one that `rank` sends or
+    /// receives. `None` also where any rank may be.
     pub fn other_side(&self, rank: usize) -> Option<usize> {
         let (to, from) = (self.root as usize, self.user as usize);
         match self.is_point_to_point() {
+            true if self.user == ANYONE => None,
             true if rank == to => Some(from),
             true if rank == from => Some(to),
             _ => None,
@@ -272,7 +286,10 @@ impl std::fmt::Display for Fingerprint {
             write!(f, ", root {}", self.root)?;
         }
         if self.is_point_to_point() {
-            write!(f, ", from rank {} to rank {}", self.user, self.root)?;
+            match self.user {
+                ANYONE => write!(f, ", from any rank to rank {}", self.root)?,
+                from => write!(f, ", from rank {from} to rank {}", self.root)?,
+            }
             if self.tag() != 0 {
                 write!(f, ", tag {}", self.tag())?;
             }
@@ -300,5 +317,9 @@ mod tests {
         assert_eq!(message.to_string(), "send/recv #1 (9 x f32, from rank 4 to rank 6)");
         let tagged = Fingerprint::point_to_point(1, DataType::F32, 9, (4, 6), 70);
         assert!(tagged.to_string().ends_with("rank 6, tag 70)") && tagged.dtype() == Some(DataType::F32));
+        let any = Fingerprint::from_anyone(3, DataType::F32, 9, 6, 0);
+        assert_eq!(any.to_string(), "send/recv #3 (9 x f32, from any rank to rank 6)");
+        assert_eq!((any.other_side(6), any.receiver()), (None, Some(6)));
+        assert_eq!(any.from_rank(4, 1), message);
     }
 }

@@ -6,7 +6,7 @@ use maypole::cuda;
 use maypole::{Communicator, RawRequest};
 
 use crate::communicator::{comm_of, maypole_comm};
-use crate::entry::{check_out, enter, rank_of};
+use crate::entry::{check_out, enter, give, rank_of};
 use crate::group::{self, Message, Way};
 use crate::request::{give_request, maypole_request};
 use crate::status::*;
@@ -151,6 +151,39 @@ pub unsafe extern "C" fn maypole_recv(
         let message = message(Way::From(data.cast()), (count, dtype), ("from", from), tag)?;
         // SAFETY: the caller's promise.
         unsafe { run(comm, stream, message) }
+    })
+}
+
+/// Receive `count` elements from whichever rank sends as many of the same type with this tag first. Blocks until they are
+/// there. A message goes to the earliest receive with its tag, be that one from its sender or from any rank; where
+/// several have sent, the ranks take turns. In host memory; not within a group.
+///
+/// @param comm the communicator.
+/// @param data where they go.
+/// @param count how many.
+/// @param dtype their type.
+/// @param tag the sender's.
+/// @param from gets the sender.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn maypole_recv_any(
+    comm: maypole_comm,
+    data: *mut c_void,
+    count: usize,
+    dtype: maypole_dtype,
+    tag: u32,
+    from: *mut c_int,
+) -> maypole_status {
+    enter("maypole_recv_any", || {
+        check_out("from", from)?;
+        let carried = carried(dtype)?;
+        let (count, found) = (carried.times(count)?, comm_of(comm)?);
+        if group::is_open(comm) {
+            return Err(Fault::argument("a group is open, whose receives name their senders"));
+        }
+        // SAFETY: the caller's promise.
+        let sender = unsafe { found.recv_any_at(carried.dtype, count, data.cast(), tag) }?;
+        // SAFETY: as above.
+        unsafe { give("from", from, sender as c_int) }
     })
 }
 

@@ -150,6 +150,13 @@ crate::forms::forms!(Communicator {
         OnStream::new(self.slot.clone(), stream)
     }
 
+    /// Receive `x` from whichever rank sends it first, and return that rank. A message goes to the earliest
+    /// ``recv`` or ``recv_any`` with its tag.
+    #[pyo3(signature = (x, tag=0))]
+    fn recv_any(&self, x: Object<'_>, tag: i64) -> PyResult<usize> {
+        messages::from_anyone(&self.slot, &x, tag)
+    }
+
     /// Many calls at once, run when the ``with`` block ends::
     ///
     ///     with comm.group() as group:

@@ -1,10 +1,16 @@
 //! Messages between two ranks.
 
+use std::sync::Arc;
+
+use maypole::Communicator;
 use pyo3::prelude::*;
 
 use crate::array::Array;
 use crate::calls::{Form, Object};
-use crate::prepared::{Held, Message, Prepared, What};
+use crate::communicator::Slot;
+use crate::prepared::{FromAnyone, Held, Message, Prepared, What};
+use crate::request::Request;
+use crate::{error, waiting};
 
 /// Make a message to or from a rank in a form.
 pub fn one<'py, F: Form>(form: &F, x: Object<'py>, peer: (&str, i64), tag: i64) -> PyResult<Object<'py>> {
@@ -34,6 +40,33 @@ pub fn both<'py, F: Form>(
         );
         Ok(Prepared { what, held: Held::new([Some(sent), Some(received)], None), result: out })
     })
+}
+
+/// Receive from whichever rank sends first: that rank.
+pub fn from_anyone(slot: &Slot, x: &Object<'_>, tag: i64) -> PyResult<usize> {
+    let py = x.py();
+    let (comm, message, _held) = expected(slot, x, tag)?;
+    // SAFETY: `_held` has the array until this returns.
+    waiting::blocking(py, &comm, || unsafe { message.run(&comm) })
+}
+
+/// Start to receive from whichever rank sends first: a request that gives that rank.
+pub fn start_from_anyone<'py>(slot: &Slot, x: &Object<'py>, tag: i64) -> PyResult<Object<'py>> {
+    let py = x.py();
+    let (comm, message, held) = expected(slot, x, tag)?;
+    // SAFETY: the request keeps `held` until it is done.
+    let started = waiting::detached(py, || unsafe { message.start(&comm) });
+    Request::new(started.map_err(|e| error::to_py(py, e))?, vec![held], py.None()).into_object(py)
+}
+
+fn expected(slot: &Slot, x: &Object<'_>, tag: i64) -> PyResult<(Arc<Communicator>, FromAnyone, Held)> {
+    let comm = slot.open(x.py())?;
+    let prepared = array(x, "x", None, "recv_any")
+        .and_then(|array| Ok((FromAnyone::of(&array, "x", tag)?, Held::new([Some(array), None], None))));
+    match prepared {
+        Ok((message, held)) => Ok((comm, message, held)),
+        Err(what) => Err(error::to_py(x.py(), maypole::Error::Argument { rank: comm.rank(), what })),
+    }
 }
 
 /// An array of a message, in a memory that the call's form takes.

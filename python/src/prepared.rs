@@ -69,6 +69,46 @@ pub struct Message {
     receives: bool,
 }
 
+/// A message from whichever rank sends it.
+#[derive(Clone, Copy)]
+pub struct FromAnyone {
+    dtype: DataType,
+    count: usize,
+    data: *mut u8,
+    tag: u32,
+}
+
+// SAFETY: an address of memory that the call's `Held` keeps.
+unsafe impl Send for FromAnyone {}
+// SAFETY: as above; nothing in it changes.
+unsafe impl Sync for FromAnyone {}
+
+impl FromAnyone {
+    /// Into an array that may lie where it does.
+    pub fn of(array: &Array, name: &str, tag: i64) -> std::result::Result<FromAnyone, String> {
+        let Message { dtype, count, data, tag, .. } = Message::of(array, name, ("source", 0), tag, 1)?;
+        Ok(FromAnyone { dtype, count, data, tag })
+    }
+
+    /// Receive it: who has sent it.
+    ///
+    /// # Safety
+    /// The call's `Held` lives until this returns.
+    pub unsafe fn run(&self, comm: &Communicator) -> Result<usize> {
+        // SAFETY: as in `What::run`.
+        unsafe { comm.recv_any_at(self.dtype, self.count, self.data, self.tag) }
+    }
+
+    /// Expect it.
+    ///
+    /// # Safety
+    /// The call's `Held` lives until the request is done.
+    pub unsafe fn start(&self, comm: &Communicator) -> Result<RawRequest> {
+        // SAFETY: as in `What::run`.
+        unsafe { comm.start_recv_any_at(self.dtype, self.count, self.data, self.tag) }
+    }
+}
+
 /// Counts and displacements.
 #[derive(Clone, Default)]
 pub struct Lengths {

@@ -124,7 +124,11 @@ impl Request {
             Some(held) => held.explain(py, e),
             None => error::to_py(py, e),
         })?;
-        Ok(self.result.clone_ref(py))
+        match raw.source() {
+            // Of a receive from any rank.
+            Some(source) => Ok(source.into_pyobject(py)?.into_any().unbind()),
+            None => Ok(self.result.clone_ref(py)),
+        }
     }
 
     /// Whether it is done: ``wait`` will not block.

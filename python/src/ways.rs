@@ -51,6 +51,15 @@ impl Form for Start {
 }
 
 crate::forms::forms!(Start {
+    /// Receive `x` from whichever rank sends it first: the request gives that rank. It is expected from now on.
+    #[pyo3(signature = (x, tag=0))]
+    fn recv_any<'py>(&self, x: Object<'py>, tag: i64) -> PyResult<Object<'py>> {
+        match self.stream {
+            None => messages::start_from_anyone(&self.slot, &x, tag),
+            Some(_) => Err(error::argument(x.py(), "recv_any on a stream: name the sender, or start it without")),
+        }
+    }
+
     fn __repr__(&self) -> &'static str {
         "<maypole: asynchronous calls>"
     }

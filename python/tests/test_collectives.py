@@ -184,6 +184,31 @@ def test_messages():
     in_threads(3, rank)
 
 
+def test_messages_from_anyone():
+    def rank(comm):
+        r, n = comm.rank, comm.size
+        if r > 0:
+            comm.barrier()
+            comm.send(np.array([r, 1]), 0, tag=4)
+            comm.send(np.array([r, 2]), 0, tag=4)
+            return
+        arrays = np.zeros((2 * (n - 1), 2), int)
+        requests = [comm.start.recv_any(x, tag=4) for x in arrays[1:]]
+        comm.barrier()
+        first, sources = requests[0].wait(), [r.wait() for r in requests[1:]]
+        last = comm.recv_any(arrays[0], tag=4)
+        assert [last, first, *sources] == arrays[:, 0].tolist()
+        assert sorted(map(tuple, arrays)) == [(r, k) for r in range(1, n) for k in (1, 2)]
+        with pytest.raises(maypole.ArgumentError, match="x: is read-only"):
+            comm.recv_any(b"12")
+        with pytest.raises(maypole.ArgumentError, match="tag: is -1"):
+            comm.recv_any(arrays, tag=-1)
+        with pytest.raises(maypole.ArgumentError, match="on a stream"):
+            comm.start_on(maypole.Stream()).recv_any(arrays)
+
+    in_threads(3, rank)
+
+
 def test_children():
     def rank(comm):
         r, n = comm.rank, comm.size

@@ -196,10 +196,8 @@ impl Jury for Threads {
         }
         // Messages have numbers of their own: of their other side it is only known what it called last.
         let other_side = operation.other_side(reporter);
-        let (message, number) = match other_side {
-            Some(_) => (true, u64::MAX),
-            None => (false, operation.sequence),
-        };
+        let message = operation.is_point_to_point();
+        let number = if message { u64::MAX } else { operation.sequence };
         let concerned = |rank: &usize| *rank != reporter && other_side.is_none_or(|other| other == *rank);
         let (mut culprits, mut moved) = (Vec::new(), None);
         for (rank, watch) in watches.iter().enumerate().filter(|(rank, _)| concerned(rank)) {
@@ -209,7 +207,12 @@ impl Jury for Threads {
                 culprits.push((rank, super::build::host_name(), answering(latest)));
             }
         }
-        let left = culprits.iter().any(|(rank, ..)| self.has_left(context, *rank));
+        let has_left = |(rank, ..): &(usize, String, String)| self.has_left(context, *rank);
+        // What any rank may send is in vain once all have left.
+        let left = match message && other_side.is_none() {
+            true => culprits.iter().all(has_left),
+            false => culprits.iter().any(has_left),
+        };
         if let Some(ago) = moved.filter(|ago| *ago < stall.deadline && !left) {
             watches[reporter].note_moved_elsewhere(message, ago);
         } else if left || !stall.is_patient() {

@@ -155,6 +155,11 @@ impl Outcome {
         }
     }
 
+    /// See [`Count::source`].
+    pub(super) fn source(&self) -> Option<usize> {
+        self.posted().and_then(|posted| posted.count.source())
+    }
+
     fn completion(&self) -> Option<&Arc<Completion>> {
         match self {
             Outcome::Posted(_) => None,

@@ -51,9 +51,44 @@ impl Communicator {
         self.tag(0).send_recv(send, to, recv, from)
     }
 
-    /// A rank from which a message with tag `tag` has come that nobody receives yet, if there is one. Does not wait. A
-    /// receive from anyone is this, asked until it says who, and a [`recv`](Tagged::recv) from that rank; the ranks
-    /// take turns. Messages with other tags that came before it are kept in memory until somebody wants them.
+    /// Receive `buffer.len()` elements from whichever rank sends them first, and return that rank.
+    /// Blocks until they are there.
+    ///
+    /// It has its place in the order of the calls: a message goes to the earliest receive with its
+    /// tag, be that one from its sender or from any rank. Where several have sent, the ranks take
+    /// turns. While it waits, messages with other tags that come are kept in memory until somebody
+    /// wants them, as far as `MAYPOLE_STASH` allows.
+    ///
+    /// ```
+    /// let world = maypole::Communicator::threads(3)?;
+    /// std::thread::scope(|s| {
+    ///     for comm in world {
+    ///         s.spawn(move || {
+    ///             if comm.rank() > 0 {
+    ///                 return comm.send(&[comm.rank() as u32], 0).unwrap();
+    ///             }
+    ///             for _ in 1..comm.size() {
+    ///                 let mut number = [0u32];
+    ///                 let sender = comm.recv_any(&mut number).unwrap();
+    ///                 assert_eq!(sender, number[0] as usize);
+    ///             }
+    ///         });
+    ///     }
+    /// });
+    /// # Ok::<(), maypole::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Argument`] in a world of one rank, which has sent nothing to itself;
+    /// [`Error::Failed`] as everywhere: a rank that has left is blamed once all others have, a rank
+    /// that has died when nothing comes of the others for a while (see [`Error::Failed`]).
+    pub fn recv_any<T: Element>(&self, buffer: &mut [T]) -> Result<usize> {
+        self.tag(0).recv_any(buffer)
+    }
+
+    /// A rank from which a message with tag `tag` has come that nobody receives yet, if there is one. Does not wait: to
+    /// receive from whoever sends first there is [`recv_any`](Communicator::recv_any). The ranks take turns. Messages
+    /// with other tags that came before it are kept in memory until somebody wants them.
     ///
     /// # Errors
     /// [`Error::Failed`] as everywhere.
@@ -110,6 +145,16 @@ impl Tagged<'_> {
         unsafe { self.run(&[Message::from(buffer, from, self.tag)]) }
     }
 
+    /// See [`Communicator::recv_any`].
+    ///
+    /// # Errors
+    /// Those of [`Communicator::recv_any`].
+    pub fn recv_any<T: Element>(&self, buffer: &mut [T]) -> Result<usize> {
+        let data = buffer.as_mut_ptr().cast();
+        // SAFETY: the buffer is borrowed until this returns.
+        unsafe { self.comm.recv_any_at(T::DTYPE, buffer.len(), data, self.tag) }
+    }
+
     /// See [`Communicator::send_recv`].
     ///
     /// # Errors
@@ -143,7 +188,8 @@ impl Inner {
         let bytes = |message: &Message| message.count.checked_mul(message.dtype.size());
         let right = |message: &Message| {
             let possible = bytes(message).is_some_and(|bytes| isize::try_from(bytes).is_ok());
-            message.peer < self.size && possible && (message.count == 0 || !message.address().is_null())
+            let has_peer = message.peer < self.size || message.is_from_anyone();
+            has_peer && possible && (message.count == 0 || !message.address().is_null())
         };
         match messages.iter().find(|message| !right(message)) {
             None => Ok(()),
@@ -155,7 +201,7 @@ impl Inner {
     fn wrong_message(&self, message: &Message) -> Error {
         let name = if message.is_sent() { "send" } else { "recv" };
         let Message { peer, count, dtype, .. } = *message;
-        let what = match peer < self.size {
+        let what = match peer < self.size || message.is_from_anyone() {
             false => format!("{name}: the peer is {peer}, but the ranks are 0 to {}", self.size - 1),
             true if message.address().is_null() => format!("{name}: the data is NULL, but {count} elements were named"),
             true => format!("{name}: {count} elements of {dtype} are more bytes than there are"),

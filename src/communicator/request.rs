@@ -100,6 +100,12 @@ impl<'env, T> Request<'env, T> {
     pub fn test(&self) -> bool {
         self.outcome.test()
     }
+
+    /// The rank that has sent the message of a receive from any rank ([`Start::recv_any`]), from
+    /// when it begins to come. `None` of other calls.
+    pub fn source(&self) -> Option<usize> {
+        self.outcome.source()
+    }
 }
 
 impl<T> Drop for Request<'_, T> {
@@ -352,6 +358,20 @@ impl<'env> Start<'_, 'env> {
     /// See [`Communicator::recv`]. Without a stream the message is expected from now on.
     pub fn recv<T: Element>(&self, buffer: &'env mut [T], from: usize) -> Result<Request<'env, T>> {
         self.message(Message::from(buffer, from, self.tag), buffer)
+    }
+
+    /// See [`Communicator::recv_any`]; [`Request::source`] says who has sent it. The message is
+    /// expected from now on.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) on a stream, where each message has its sender.
+    pub fn recv_any<T: Element>(&self, buffer: &'env mut [T]) -> Result<Request<'env, T>> {
+        if self.stream.is_some() {
+            let what = "recv_any on a stream: name the sender, or start it without a stream".into();
+            return Err(crate::Error::Argument { rank: self.rank(), what });
+        }
+        let data = buffer.as_mut_ptr().cast();
+        self.message(Message::from_anyone((T::DTYPE, buffer.len()), data, self.tag), buffer)
     }
 
     /// The same, for messages with this tag. See [`Communicator::tag`].

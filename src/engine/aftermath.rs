@@ -126,6 +126,19 @@ impl Court {
         receivers.any(|rank| self.watch.is_gone(rank))
     }
 
+    /// For whom a message waits whose other side is `other_side`, `None` where any rank may send it:
+    /// a rank that is not known to be gone, as long as there is one, and then whoever's last words
+    /// may be on their way for longest.
+    #[cold]
+    pub fn awaited(&self, other_side: Option<usize>, routes: &Routes) -> usize {
+        other_side.unwrap_or_else(|| {
+            let others = || (0..self.hosts.len()).filter(|rank| *rank != self.me);
+            let living = others().find(|rank| !self.watch.is_gone(*rank));
+            let far = || others().find(|rank| !routes.is_near(*rank));
+            living.or_else(far).or_else(|| others().next()).unwrap_or(self.me)
+        })
+    }
+
     /// This rank has failed in the communicator, and its caller is told: it does nothing there any more. Those that wait
     /// for it are told so.
     #[cold]

@@ -592,7 +592,9 @@ impl Court {
             let has_come = record.as_ref().is_some_and(|record| !matches!(record, Record::NotYet(_)));
             // Also on one that has not come: it may be in an earlier operation, whose last bytes come slowly.
             moved = moved.into_iter().chain(answer.and_then(|answer| answer.moved)).min();
-            hopeless |= !behind && (record.is_none() || left && !has_come);
+            // What any rank may send is in vain once all have left.
+            let matters = other_side.is_some() || !message || case.left.len() + 1 >= case.members.len();
+            hopeless |= !behind && (record.is_none() || left && !has_come && matters);
             let state = match record {
                 None => "it does not answer: its process is stopped, or its host is down or cut off".to_string(),
                 Some(_) if left && (message || !has_come) => case.departure(rank),

@@ -146,6 +146,16 @@ static void asynchronous(maypole_comm comm, maypole_stream stream) {
     CHECK(y[0][1] == 100 * previous + 1);
     OK(maypole_send_recv(comm, x[0], 1, next, y[0], 1, previous, MAYPOLE_I64, 9));
     CHECK(y[0][0] == 100 * previous);
+
+    /* Rank 0 from whoever sends, itself last. */
+    if (rank > 0) OK(maypole_send(comm, x[0], 2, MAYPOLE_I64, 0, 11, NULL));
+    for (int sent = 0; rank == 0 && sent < size; sent++) {
+        int from = -1;
+        if (sent == size - 1) OK(maypole_start_send(comm, x[0], 2, MAYPOLE_I64, 0, 11, NULL, &requests[0]));
+        OK(maypole_recv_any(comm, y[0], 2, MAYPOLE_I64, 11, &from));
+        CHECK(from >= 0 && from < size && y[0][0] == 100 * from && y[0][1] == 100 * from + 1);
+        if (sent == size - 1) OK(maypole_wait(&requests[0]));
+    }
 }
 
 static void persistent(maypole_comm comm, maypole_stream stream) {

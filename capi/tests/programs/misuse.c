@@ -97,6 +97,9 @@ static void arguments(maypole_comm comm) {
     REFUSED(maypole_send(comm, x, 1, MAYPOLE_I32, size, 0, NULL), ARGUMENT, "the peer is");
     REFUSED(maypole_recv(comm, NULL, 1, MAYPOLE_I32, 0, 0, NULL), ARGUMENT, "data is NULL");
     REFUSED(maypole_start_recv(comm, x, 1, MAYPOLE_I32, -3, 0, NULL, &request), ARGUMENT, "from is -3");
+    REFUSED(maypole_recv_any(comm, x, 1, MAYPOLE_I32, 0, NULL), ARGUMENT, "from is NULL");
+    REFUSED(maypole_recv_any(comm, NULL, 1, MAYPOLE_I32, 0, &rank), ARGUMENT, "data is NULL");
+    if (size == 1) REFUSED(maypole_recv_any(comm, x, 1, MAYPOLE_I32, 0, &rank), ARGUMENT, "would wait for ever");
     REFUSED(maypole_all_gather_v(comm, x, 1, y, NULL, NULL, MAYPOLE_I32, NULL), ARGUMENT, "counts is NULL");
     REFUSED(maypole_all_gather_v(comm, x, 1, y, counts, NULL, MAYPOLE_I32, NULL), ARGUMENT, "own block");
     counts[0] = SIZE_MAX;

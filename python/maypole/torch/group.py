@@ -12,7 +12,6 @@ that it has.
 import datetime
 import itertools
 import sys
-import threading
 import warnings
 
 import torch
@@ -35,8 +34,6 @@ class _Group(leaving.Leaving, Collectives, Messages):
         self._barriers = itertools.count()
         # The works of threads whose calls are taken as one: see `calls`.
         self._coalescing = {}
-        # Held while a receive from anyone looks for a message and takes it.
-        self._finding = threading.Lock()
         self._options = releases.options(timeout)
         self._see_to_leaving()
 

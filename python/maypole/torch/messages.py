@@ -15,12 +15,13 @@ from . import kinds
 from .calls import contiguous, one
 from .seen import own
 
-# The longest pause between two looks at what has come, in seconds.
-_LONGEST_PAUSE = 0.001
-
 
 class Message(c10d.Work):
-    """A message under way. `staged`: what is sent or filled instead of the tensor, if that is not contiguous."""
+    """A message under way.
+
+    `staged`: what is sent or filled instead of the tensor, if that is not contiguous. `source`: the
+    rank that sends it, None where any rank may.
+    """
 
     def __init__(self, name, posted, tensor, staged, source=-1):
         super().__init__()
@@ -70,8 +71,10 @@ class Message(c10d.Work):
         self.wait()
 
     def source_rank(self):
-        """The rank that sent it."""
-        return self._source
+        """The rank that sent it; -1 where any rank may and nothing has come."""
+        if self._source is None:
+            self._source = self._posted.source()
+        return -1 if self._source is None else self._source
 
     _source_rank = source_rank
 
@@ -92,44 +95,6 @@ class Message(c10d.Work):
         else:
             threading.Thread(target=complete, name="maypole-future", daemon=True).start()
         return result
-
-
-class FromAnyone(Message):
-    """A message that any rank may send: expected from the first rank that has sent one."""
-
-    def __init__(self, group, tensor, tag):
-        c10d.Work.__init__(self)
-        self._name, self._group, self._tensor, self._tag = "recv", group, tensor, tag
-        self._posted, self._staged, self._source = None, None, -1
-        self._lock = threading.Lock()
-
-    def _find(self):
-        """Whether somebody has sent it."""
-        with self._group._finding:
-            if self._posted is None:
-                source = self._group._link.sender(self._tag)
-                if source is not None:
-                    message = self._group._expect(self._tensor, source, self._tag)
-                    self._staged, self._source, self._posted = message._staged, source, message._posted
-        return self._posted is not None
-
-    def wait(self, timeout=None):
-        limit = timeout if timeout else self._group._timeout
-        end, pause = time.monotonic() + limit.total_seconds(), 0.0
-        while not self._find():
-            if time.monotonic() > end:
-                raise StalledError(
-                    f"recv: no rank has sent a message with tag {self._tag} within {limit.total_seconds():g} s"
-                )
-            time.sleep(pause)
-            pause = min(pause * 1.5 + 1e-5, _LONGEST_PAUSE)
-        return super().wait(timeout)
-
-    def is_completed(self):
-        return self._find() and super().is_completed()
-
-    def exception(self):
-        return super().exception() if self._find() else None
 
 
 class Messages:
@@ -158,15 +123,20 @@ class Messages:
             return own(c10d.ProcessGroup.recv_anysource(self, tensors, tag))
         tensor = one("recv", "tensor", tensors)
         self._peer("recv", 0, tag)
-        return self._noted(FromAnyone(self, tensor, tag))
+        return self._noted(self._expect(tensor, None, tag))
 
     def _expect(self, tensor, source, tag):
+        """Post a receive. `source`: a rank, or None for any."""
         staged = None
         if not (tensor.is_cpu and tensor.is_contiguous()) or tensor.is_conj() or tensor.is_neg():
             staged = torch.empty(tensor.shape, dtype=tensor.dtype)
         kind, width = kinds.moved(tensor.dtype)
         into = tensor if staged is None else staged
-        posted = self._link.recv(kind >> 8, into.numel() * width, into.data_ptr(), source, tag, into)
+        what = kind >> 8, into.numel() * width, into.data_ptr()
+        if source is None:
+            posted = self._link.recv_any(*what, tag, into)
+        else:
+            posted = self._link.recv(*what, source, tag, into)
         return Message("recv", posted, tensor, staged, source)
 
     def _noted(self, work):

@@ -308,10 +308,21 @@ impl Link {
         Ok(Posted::new(raw.map_err(|e| error::to_py(py, e))?, keep))
     }
 
-    /// A rank that has sent a message with this tag which nobody receives yet, if there is one.
-    fn sender(&self, py: Python<'_>, tag: u32) -> PyResult<Option<usize>> {
-        let comm = self.open(py)?;
-        py.detach(|| comm.sender(tag)).map_err(|e| error::to_py(py, e))
+    /// Expect a message of `count` elements of type number `dtype` from whichever rank sends it. `keep`: as in `send`.
+    fn recv_any(
+        &self,
+        py: Python<'_>,
+        dtype: usize,
+        count: usize,
+        data: usize,
+        tag: u32,
+        keep: Py<PyAny>,
+    ) -> PyResult<Posted> {
+        let (comm, dtype) = (self.open(py)?, element(py, dtype)?);
+        request::tidy(py);
+        // SAFETY: as in `send`.
+        let raw = py.detach(|| unsafe { comm.start_recv_any_at(dtype, count, target(data), tag) });
+        Ok(Posted::new(raw.map_err(|e| error::to_py(py, e))?, keep))
     }
 
     /// The deadline, in seconds, of operations from the next on.

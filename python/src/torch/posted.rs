@@ -57,6 +57,11 @@ impl Posted {
         done.transpose().map(|done| done.is_some()).map_err(|e| error::to_py(py, e))
     }
 
+    /// The rank that has sent a message which any rank might send, from when it begins to come.
+    fn source(&self, py: Python<'_>) -> PyResult<Option<usize>> {
+        Ok(self.raw(py)?.source())
+    }
+
     /// Whether it is done.
     fn test(&self, py: Python<'_>) -> PyResult<bool> {
         let raw = self.raw(py)?;

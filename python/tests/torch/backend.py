@@ -11,6 +11,7 @@ import time
 import warnings
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
@@ -183,6 +184,66 @@ def receives_from_anyone(rank, size):
         dist.barrier()
         if rank == 1:
             dist.send(torch.zeros(100_000), 0, tag=7)
+
+
+def receives_from_anyone_have_their_places(rank, size):
+    """A message goes to the earliest receive that it fits, from when that was called."""
+    group = dist.group.WORLD
+    if size == 1:
+        return
+    if rank == 0:
+        first, second, big = torch.zeros(2), torch.zeros(2), torch.zeros(2_000_000)
+        anyone = group.recv_anysource([first], 9)
+        named = group.recv([second], 1, 9)
+        large = group.recv_anysource([big], 10)
+        assert anyone._source_rank() == -1 and not anyone.is_completed()
+        dist.barrier()
+        # Rank 1 comes here when all it has sent was taken, though nobody waits for it.
+        dist.barrier()
+        named.wait()
+        anyone.wait()
+        large.wait()
+        assert (first[0].item(), second[0].item(), big[-1].item()) == (1.0, 2.0, 3.0)
+        assert anyone._source_rank() == large._source_rank() == named._source_rank() == 1
+        # Where a tensor has gaps, and by a future.
+        gaps = torch.zeros(4, 2)[:, 0]
+        work = group.recv_anysource([gaps], 11)
+        dist.barrier()
+        assert work.get_future().wait()[0].tolist() == [5.0] * 4 and work._source_rank() == 1
+    else:
+        dist.barrier()
+        if rank == 1:
+            dist.send(torch.full((2,), 1.0), 0, tag=9)
+            dist.send(torch.full((2,), 2.0), 0, tag=9)
+            dist.send(torch.full((2_000_000,), 3.0), 0, tag=10)
+        dist.barrier()
+        dist.barrier()
+        if rank == 1:
+            dist.send(torch.full((4,), 5.0), 0, tag=11)
+
+
+def communicators_of_groups(rank, size):
+    """What the library has and PyTorch has no words for."""
+    comm = maypole.torch.communicator()
+    assert (comm.rank, comm.size) == (rank, size)
+    pairs = np.array([(rank % 2, rank), (-rank, rank)], [("value", "f4"), ("index", "i4")])
+    comm.all_reduce(pairs, "maxloc")
+    assert pairs["index"].tolist() == [1 if size > 1 else 0, 0]
+
+    def product(a, b):
+        return (a.reshape(-1, 2, 2) @ b.reshape(-1, 2, 2)).reshape(-1, 4)
+
+    # Upper triangular matrices with this rank's number: their product has the sum, in order.
+    matrices = torch.tensor([[1.0, rank, 0.0, 1.0]] * 5)
+    work = dist.all_reduce(torch.ones(3), async_op=True)
+    comm.all_reduce(matrices, maypole.Op(product, width=4, commutes=False))
+    work.wait()
+    assert matrices[:, 1].tolist() == [size * (size - 1) / 2] * 5
+    group = dist.new_group([0])
+    if rank == 0:
+        assert maypole.torch.communicator(group).size == 1
+    comm.close()
+    raises(maypole.ArgumentError, lambda: maypole.torch.communicator(dist.new_group(backend="gloo")), "no process group")
 
 
 def batches(rank, size):
@@ -431,7 +492,9 @@ def after_destroy(rank, size):
 CHECKS = [
     averages, premultiplied_sums, every_type_moves, small_floats_and_integers_are_reduced, truth_values, views,
     blocks_of_different_lengths, futures_complete_on_their_own, callbacks_may_call, many_at_once,
-    asynchronous_errors_are_raised_by_wait, receives_from_anyone, batches, strided_messages, subgroups, splits, functional,
+    asynchronous_errors_are_raised_by_wait, receives_from_anyone, receives_from_anyone_have_their_places,
+    communicators_of_groups, batches,
+    strided_messages, subgroups, splits, functional,
     through_cpp, bad_arguments, monitored, monitored_again, facts_about_backends, coalescing_is_a_thread_s,
     timeouts_for_one_call, forks_are_told, after_destroy,
 ]  # fmt: skip

@@ -166,6 +166,39 @@ impl Communicator {
         unsafe { self.inner.run_message(Message::received((dtype, count), data, from, tag)) }
     }
 
+    /// [`Communicator::recv_any`] into memory by address, of messages with a tag.
+    ///
+    /// # Errors
+    /// As [`Communicator::recv_any`], and [`Error::Argument`] for a null address.
+    ///
+    /// # Safety
+    /// As for [`Communicator::recv_at`].
+    pub unsafe fn recv_any_at(&self, dtype: DataType, count: usize, data: *mut u8, tag: u32) -> Result<usize> {
+        let message = Message::from_anyone((dtype, count), data, tag);
+        self.inner.check_peers(&[message])?;
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.messages.run_from_anyone(message) }
+    }
+
+    /// Start [`Communicator::recv_any_at`]: the message is expected from now on.
+    /// [`RawRequest::source`] says who has sent it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a null address: nothing was started.
+    ///
+    /// # Safety
+    /// As for [`Communicator::recv_at`], until the request is done.
+    pub unsafe fn start_recv_any_at(
+        &self,
+        dtype: DataType,
+        count: usize,
+        data: *mut u8,
+        tag: u32,
+    ) -> Result<RawRequest> {
+        // SAFETY: the caller's promise.
+        unsafe { self.start_checked(Message::from_anyone((dtype, count), data, tag), None) }
+    }
+
     /// Start [`Communicator::send_at`]: the message is posted at once, or queued on `stream`.
     ///
     /// # Errors

@@ -36,6 +36,12 @@ impl RawRequest {
         self.outcome.test()
     }
 
+    /// The rank that has sent the message of a receive from any rank, from when it begins to come.
+    /// `None` of other calls.
+    pub fn source(&self) -> Option<usize> {
+        self.outcome.source()
+    }
+
     /// Have `f` called once with the result: at once if it is done, otherwise on the thread that ends it, which must not
     /// be kept waiting. The request may be dropped in between. A panic in `f` is caught and dropped.
     ///

@@ -62,7 +62,13 @@ impl<'a> Held<'a> {
             let others = among_them(!message.is_sent()) + self.traffic.waiting_for(message);
             among_them(message.is_sent()) > others
         });
-        match lonely {
+        // In a world of one rank nobody else sends what is expected from anyone.
+        let mut from_anyone = messages.iter().filter(|m| self.court.hosts.len() == 1 && m.is_from_anyone());
+        let unsent = from_anyone.find(|message| {
+            let sent = |m: &&Message| m.peer == me && m.tag == message.tag && m.is_sent();
+            !messages.iter().any(|m| sent(&m)) && self.traffic.waiting_for(message) == 0
+        });
+        match lonely.or(unsent) {
             None => Ok(()),
             Some(message) => {
                 let what = format!(
@@ -134,7 +140,13 @@ impl<'a> Held<'a> {
     #[cold]
     fn is_given_up(&mut self) -> bool {
         let State { traffic, court, aftermath, moves, .. } = &mut *self.state;
-        let Some((operation, rank)) = traffic.first_with(|rank| court.watch.is_gone(rank)) else { return false };
+        let from_anyone = || {
+            let operation = traffic.first_from_anyone()?;
+            let rank = court.awaited(None, traffic.routes());
+            court.watch.is_gone(rank).then_some((operation, rank))
+        };
+        let with_the_gone = traffic.first_with(|rank| court.watch.is_gone(rank));
+        let Some((operation, rank)) = with_the_gone.or_else(from_anyone) else { return false };
         let in_vain = aftermath.is_in_vain(court, &operation, traffic.routes(), Some(rank), *moves);
         if in_vain {
             self.fail();
@@ -234,7 +246,8 @@ impl<'a> Held<'a> {
             self.fail();
             return None;
         }
-        let (operation, peer) = self.traffic.find(count)?;
+        let (operation, other_side) = self.traffic.find(count)?;
+        let peer = self.court.awaited(other_side, self.traffic.routes());
         if raised {
             let State { traffic, court, moves, .. } = &mut *self.state;
             if questions.aftermath().is_in_vain(court, &operation, traffic.routes(), Some(peer), *moves) {
@@ -244,16 +257,18 @@ impl<'a> Held<'a> {
         }
         // A link says itself that its other end is gone, after what came before; where nothing hangs on a link, nothing
         // else would.
-        if !raised && self.court.watch.has_departed(peer) && self.traffic.is_pointless_without(peer) {
+        let is_pointless = || other_side.is_none() || self.traffic.is_pointless_without(peer);
+        if !raised && self.court.watch.has_departed(peer) && is_pointless() {
             return match questions.aftermath().is_all(self.traffic.routes(), peer) {
                 true => self.convict_departed(peer, &operation),
                 false => Some(LOOK_AGAIN),
             };
         }
         if questions.is_over(&self.court, &operation) && operation.receiver() == Some(self.court.me) {
-            let tags = self.traffic.unwanted_tags(peer);
-            if !tags.is_empty() {
-                return self.convict_other_tags(peer, &operation, &tags);
+            let ranks = other_side.map_or(0..self.court.hosts.len(), |peer| peer..peer + 1);
+            let mut unwanted = ranks.map(|rank| (rank, self.traffic.unwanted_tags(rank)));
+            if let Some((rank, tags)) = unwanted.find(|(_, tags)| !tags.is_empty()) {
+                return self.convict_other_tags(rank, &operation, &tags);
             }
         }
         match questions.next(&self.court, &operation, peer, || self.traffic.unheard()) {
@@ -280,7 +295,9 @@ impl<'a> Held<'a> {
 
     #[cold]
     fn convict_departed(&mut self, peer: usize, operation: &Fingerprint) -> Option<Duration> {
-        let how = format!("it left the communicator, while rank {} waits for it in {operation}", self.court.me);
+        let me = self.court.me;
+        let others = if operation.other_side(me).is_none() { ", as all others did" } else { "" };
+        let how = format!("it left the communicator{others}, while rank {me} waits for it in {operation}");
         let host = self.court.hosts[peer].clone();
         self.court.convict(Verdict::Died { rank: peer, host, how });
         self.fail();

@@ -52,6 +52,7 @@
 //! before it lets go of either. Should the code here panic, everything is failed before the lock is given back
 //! ([`Held`]).
 
+mod anyone;
 mod attendant;
 mod held;
 mod lead;
@@ -174,12 +175,30 @@ impl Messages {
     /// [`Error::Argument`](crate::Error::Argument) for a message to or from this rank itself whose other side is not
     /// posted: nothing was started. [`Error::Failed`](crate::Error::Failed).
     pub unsafe fn run(&self, messages: &[Message]) -> Result<()> {
-        let count = Count::of(messages.len());
+        // SAFETY: the caller's promise.
+        unsafe { self.run_counted(messages, &Count::of(messages.len())) }
+    }
+
+    /// [`Messages::run`] of one message that is expected from anyone: who has sent it.
+    ///
+    /// # Safety
+    /// As for [`Messages::run`].
+    pub unsafe fn run_from_anyone(&self, message: Message) -> Result<usize> {
+        let count = Count::of(1);
+        // SAFETY: the caller's promise.
+        unsafe { self.run_counted(&[message], &count) }?;
+        Ok(count.source().expect("a message that is done has come from a rank"))
+    }
+
+    /// # Safety
+    /// As for [`Messages::run`]; `count` is of these messages and no others.
+    #[inline]
+    unsafe fn run_counted(&self, messages: &[Message], count: &Count) -> Result<()> {
         let mut held = self.hold();
         held.check_other_sides(messages)?;
         // SAFETY: the caller's promise; this does not return before the count is done.
-        unsafe { held.post(messages, &count) };
-        self.await_count(held, &count)
+        unsafe { held.post(messages, count) };
+        self.await_count(held, count)
     }
 
     /// Post messages. What does not go through at once is moved on by whoever waits, or by the attendant.

@@ -7,6 +7,9 @@
 //! that rank, the unexpected one is *stashed*, taken into memory of this rank's, so that those behind it can come; a
 //! message posted later finds it there, or takes over the rest if it is still arriving.
 //!
+//! A message that is expected from any rank is matched in the same place, in the order of the
+//! calls ([`super::anyone`]).
+//!
 //! Messages of one tag never overtake each other: the stash is searched before a message is expected, so that nothing
 //! is ever expected whose tag lies in the stash, and both are searched from the front.
 
@@ -16,6 +19,7 @@ use std::sync::Arc;
 use maypole_collectives::DataType;
 use maypole_transports::{LinkError, Receiver, Sender};
 
+use super::anyone::Anyone;
 use super::stash::{Allowance, Stashed};
 use super::tally::Tally;
 use crate::engine::lane::{Trouble, put};
@@ -56,6 +60,8 @@ pub(super) struct Incoming {
     pub into: *mut u8,
     pub bytes: usize,
     pub tally: Tally,
+    /// Its place in the order of all messages that this rank has posted.
+    pub place: u64,
 }
 
 impl Outgoing {
@@ -74,8 +80,8 @@ impl Outgoing {
 impl Incoming {
     /// # Safety
     /// `into` stays writable for `bytes` bytes, and nobody else's, until the message is counted off `tally` or dropped.
-    pub unsafe fn new(operation: Fingerprint, into: *mut u8, bytes: usize, tally: Tally) -> Incoming {
-        Incoming { operation, into, bytes, tally }
+    pub unsafe fn new(operation: Fingerprint, into: *mut u8, bytes: usize, tally: Tally, place: u64) -> Incoming {
+        Incoming { operation, into, bytes, tally, place }
     }
 
     fn rest(&mut self, got: usize) -> &mut [u8] {
@@ -85,7 +91,7 @@ impl Incoming {
 
     /// Whether `theirs` is what is expected, its tag being right. The message stays where it is if not: all that are
     /// posted are counted off when the communicator fails.
-    fn check(&self, from: usize, theirs: &Fingerprint) -> Result<(), Box<Failure>> {
+    pub fn check(&self, from: usize, theirs: &Fingerprint) -> Result<(), Box<Failure>> {
         if self.operation.same_message(theirs) {
             return Ok(());
         }
@@ -138,6 +144,25 @@ impl Peer {
         tags.sort_unstable();
         tags.dedup();
         tags
+    }
+
+    /// Give what has come already, or begun to, to those who expect it from anyone.
+    pub fn give_to_anyone(&mut self, anyone: &mut Anyone) -> Result<(), Box<Failure>> {
+        let arriving = self.arriving.iter().filter_map(|arriving| match arriving {
+            Arriving::Stash(stashed) => Some(stashed.operation),
+            Arriving::Buffer(..) => None,
+        });
+        let come: Vec<Fingerprint> = self.stash.iter().map(|s| s.operation).chain(arriving).collect();
+        for theirs in come {
+            if anyone.is_empty() {
+                break;
+            }
+            // What has come unwanted is wanted by no receive from this rank.
+            if let Some(message) = anyone.take((self.rank, &mut self.posted[0]), &theirs, None)? {
+                self.expect(message)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn send(&mut self, message: Outgoing) {
@@ -206,8 +231,9 @@ impl Peer {
     }
 
     /// Do what can be done now. Returns whether anything moved.
-    pub fn advance(&mut self, routes: &Routes, stream_from: usize) -> Result<bool, Box<Failure>> {
-        Ok(self.advance_outgoing(routes, stream_from)? | self.advance_incoming(routes)?)
+    #[inline]
+    pub fn advance(&mut self, routes: &Routes, stream_from: usize, anyone: &mut Anyone) -> Result<bool, Box<Failure>> {
+        Ok(self.advance_outgoing(routes, stream_from)? | self.advance_incoming(routes, anyone)?)
     }
 
     fn advance_outgoing(&mut self, routes: &Routes, stream_from: usize) -> Result<bool, Box<Failure>> {
@@ -232,27 +258,37 @@ impl Peer {
         Ok(moved)
     }
 
-    fn advance_incoming(&mut self, routes: &Routes) -> Result<bool, Box<Failure>> {
+    fn advance_incoming(&mut self, routes: &Routes, anyone: &mut Anyone) -> Result<bool, Box<Failure>> {
         let mut moved = false;
-        while !(self.expected.is_empty() && self.arriving.is_none()) {
+        loop {
             let operation = match (&self.arriving, self.expected.front()) {
                 (Some(Arriving::Buffer(message, _)), _) | (None, Some(message)) => message.operation,
                 (Some(Arriving::Stash(stashed)), _) => stashed.operation,
-                (None, None) => break,
+                (None, None) => match anyone.first() {
+                    Some(operation) => operation,
+                    None => break,
+                },
             };
             let fail = |trouble| Failure::of(trouble, operation);
             if self.inward.is_none() {
                 self.inward = routes.inward(self.rank, POINT_TO_POINT).map_err(fail)?;
             }
-            let Some(link) = &mut self.inward else { break };
-            let receiver = &mut *link.receiver;
-            let link_trouble = |e| fail(Trouble::Link(self.rank, e));
+            let rank = self.rank;
+            let link_trouble = |e| fail(Trouble::Link(rank, e));
             if self.arriving.is_none() {
-                let Some(theirs) = fingerprint(receiver).map_err(link_trouble)? else { break };
-                self.arriving = Some(matched(&mut self.expected, (self.rank, &self.allowance), theirs)?);
+                let Some(link) = &mut self.inward else { break };
+                let theirs = match fingerprint(&mut *link.receiver) {
+                    Ok(Some(theirs)) => theirs,
+                    Ok(None) => break,
+                    // Others may send what is expected from any rank.
+                    Err(LinkError::Gone { .. }) if self.expected.is_empty() => break,
+                    Err(error) => return Err(link_trouble(error)),
+                };
+                self.arriving = Some(self.matched(anyone, theirs)?);
                 moved = true;
             }
-            let arriving = self.arriving.as_mut().expect("just matched");
+            let (Some(link), Some(arriving)) = (&mut self.inward, &mut self.arriving) else { break };
+            let receiver = &mut *link.receiver;
             let (came, is_whole) = match arriving {
                 Arriving::Buffer(message, got) => {
                     let rest = message.rest(*got);
@@ -280,9 +316,9 @@ impl Peer {
     }
 
     /// Whether a message with this tag has come, or begun to, that nobody expects. Those in front of it are stashed.
-    pub fn look_for(&mut self, tag: u32, routes: &Routes) -> Result<bool, Box<Failure>> {
+    pub fn look_for(&mut self, tag: u32, routes: &Routes, anyone: &mut Anyone) -> Result<bool, Box<Failure>> {
         loop {
-            self.advance_incoming(routes)?;
+            self.advance_incoming(routes, anyone)?;
             let begun = match &self.arriving {
                 Some(Arriving::Stash(stashed)) => stashed.operation.tag() == tag,
                 _ => false,
@@ -290,7 +326,7 @@ impl Peer {
             if begun || self.stash.iter().any(|stashed| stashed.operation.tag() == tag) {
                 return Ok(true);
             }
-            if self.arriving.is_some() || !self.expected.is_empty() {
+            if self.arriving.is_some() || !self.expected.is_empty() || !anyone.is_empty() {
                 return Ok(false);
             }
             // Nothing is expected, so what comes next is still in the link.
@@ -306,22 +342,52 @@ impl Peer {
                 Ok(None) | Err(LinkError::Gone { .. }) => return Ok(false),
                 Err(error) => return Err(fail(Trouble::Link(self.rank, error))),
             };
-            self.arriving = Some(matched(&mut self.expected, (self.rank, &self.allowance), theirs)?);
+            self.arriving = Some(self.matched(anyone, theirs)?);
         }
     }
 
+    /// Where the message that begins with `theirs` goes: to the earliest receive that has its tag.
+    fn matched(&mut self, anyone: &mut Anyone, theirs: Fingerprint) -> Result<Arriving, Box<Failure>> {
+        let at = self.expected.iter().position(|m| m.operation.tag() == theirs.tag());
+        let place = at.map(|at| self.expected[at].place);
+        if !anyone.is_empty()
+            && let Some(message) = anyone.take((self.rank, &mut self.posted[0]), &theirs, place)?
+        {
+            return Ok(Arriving::Buffer(message, 0));
+        }
+        if let Some(at) = at {
+            self.expected[at].check(self.rank, &theirs)?;
+            let message = self.expected.remove(at).expect("just found");
+            return Ok(Arriving::Buffer(message, 0));
+        }
+        let operation = self.expected.front().map_or(theirs, |m| m.operation);
+        Stashed::new(theirs, &self.allowance).map(Arriving::Stash).map_err(|what| {
+            let source = std::io::Error::new(std::io::ErrorKind::OutOfMemory, what);
+            let io = LinkError::Io { doing: "keeping an unexpected message", source };
+            Failure::of(Trouble::Link(self.rank, io), operation)
+        })
+    }
+
     /// Messages to this rank itself: those sent are matched with those expected, in order.
-    pub fn advance_self(&mut self) -> Result<bool, Box<Failure>> {
+    pub fn advance_self(&mut self, anyone: &mut Anyone) -> Result<bool, Box<Failure>> {
         let mut moved = false;
         let mut at = 0;
         while let Some(sent) = self.outgoing.get(at) {
             let tag = sent.operation.tag();
-            let Some(to) = self.expected.iter().position(|e| e.operation.tag() == tag) else {
-                at += 1;
-                continue;
+            let to = self.expected.iter().position(|e| e.operation.tag() == tag);
+            let place = to.map(|to| self.expected[to].place);
+            let free = anyone.take((self.rank, &mut self.posted[0]), &sent.operation, place)?;
+            let mut message = match (free, to) {
+                (Some(message), _) => message,
+                (None, Some(to)) => {
+                    self.expected[to].check(self.rank, &sent.operation)?;
+                    self.expected.remove(to).expect("just found")
+                }
+                (None, None) => {
+                    at += 1;
+                    continue;
+                }
             };
-            self.expected[to].check(self.rank, &sent.operation)?;
-            let mut message = self.expected.remove(to).expect("just found");
             message.rest(0).copy_from_slice(sent.rest());
             let sent = self.outgoing.remove(at).expect("just seen");
             message.tally.count_off();
@@ -413,23 +479,4 @@ pub(super) fn fingerprint(link: &mut dyn Receiver) -> Result<Option<Fingerprint>
     let theirs = bytemuck::pod_read_unaligned(&there[..HEADER]);
     link.release(HEADER);
     Ok(Some(theirs))
-}
-
-/// Where the message that begins with `theirs` goes.
-fn matched(
-    expected: &mut VecDeque<Incoming>,
-    (from, allowance): (usize, &Arc<Allowance>),
-    theirs: Fingerprint,
-) -> Result<Arriving, Box<Failure>> {
-    if let Some(at) = expected.iter().position(|m| m.operation.tag() == theirs.tag()) {
-        expected[at].check(from, &theirs)?;
-        let message = expected.remove(at).expect("just found");
-        return Ok(Arriving::Buffer(message, 0));
-    }
-    let operation = expected.front().map_or(theirs, |m| m.operation);
-    Stashed::new(theirs, allowance).map(Arriving::Stash).map_err(|what| {
-        let source = std::io::Error::new(std::io::ErrorKind::OutOfMemory, what);
-        let trouble = Trouble::Link(from, LinkError::Io { doing: "keeping an unexpected message", source });
-        Failure::of(trouble, operation)
-    })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use maypole_collectives::{DataType, Element};
 
+use super::anyone::Anyone;
 use super::peer::{Failure, Incoming, Outgoing, Peer};
 use super::stash::Allowance;
 use super::tally::{Count, Tally};
@@ -19,13 +20,14 @@ use crate::fingerprint::Fingerprint;
 pub(super) enum Way {
     To(*const u8),
     From(*mut u8),
+    FromAnyone(*mut u8),
 }
 
 /// A message to be posted, in elements of `dtype`.
 #[derive(Clone, Copy)]
 pub(crate) struct Message {
     way: Way,
-    /// The rank at its other side; may be this one.
+    /// The rank at its other side; may be this one. None of any message from anyone.
     pub peer: usize,
     pub tag: u32,
     pub dtype: DataType,
@@ -61,12 +63,23 @@ impl Message {
         Message { way: Way::From(data), peer: from, tag, dtype, count }
     }
 
+    /// So many elements to `data`, from whichever rank sends them.
+    pub fn from_anyone((dtype, count): (DataType, usize), data: *mut u8, tag: u32) -> Message {
+        let data = if count == 0 { NonNull::dangling().as_ptr() } else { data };
+        Message { way: Way::FromAnyone(data), peer: usize::MAX, tag, dtype, count }
+    }
+
     /// Where its bytes are.
     pub fn address(&self) -> *const u8 {
         match self.way {
             Way::To(from) => from,
-            Way::From(into) => into.cast_const(),
+            Way::From(into) | Way::FromAnyone(into) => into.cast_const(),
         }
+    }
+
+    /// Whether any rank may send it.
+    pub fn is_from_anyone(&self) -> bool {
+        matches!(self.way, Way::FromAnyone(_))
     }
 
     pub fn is_sent(&self) -> bool {
@@ -85,8 +98,10 @@ pub(super) struct Traffic {
     listed: Vec<usize>,
     /// Ranks with which there are messages or have been.
     known: Vec<usize>,
-    /// Where the latest message from anyone came from.
-    found: usize,
+    /// What is expected from any rank. While there is something, all ranks are listed.
+    anyone: Anyone,
+    /// Messages posted so far.
+    posted: u64,
 }
 
 // SAFETY: the messages point to buffers and counts of their callers, which wait elsewhere until they are done and do
@@ -99,7 +114,8 @@ impl Traffic {
     pub fn new(routes: Routes, stream_from: usize, stash: usize) -> Traffic {
         let peers = std::iter::repeat_with(|| None).take(routes.size()).collect();
         let allowance = Allowance::new(stash);
-        Traffic { routes, stream_from, allowance, peers, listed: Vec::new(), known: Vec::new(), found: 0 }
+        let (listed, known, anyone) = (Vec::new(), Vec::new(), Anyone::default());
+        Traffic { routes, stream_from, allowance, peers, listed, known, anyone, posted: 0 }
     }
 
     pub fn routes(&self) -> &Routes {
@@ -120,28 +136,43 @@ impl Traffic {
     /// the one that was found last.
     pub fn look_for(&mut self, tag: u32) -> Result<Option<usize>, Box<Failure>> {
         let (me, size) = (self.routes.me, self.peers.len());
-        for rank in (self.found + 1..size).chain(0..=self.found) {
-            let peer = match &mut self.peers[rank] {
-                Some(peer) => peer,
-                none => {
-                    self.known.push(rank);
-                    none.insert(Box::new(Peer::new(rank, self.allowance.clone())))
-                }
-            };
+        for rank in in_turn(self.anyone.latest, size) {
+            let peer = known(&mut self.peers, rank, &mut self.known, &self.allowance);
             let come = match rank == me {
                 true => peer.waiting_for(false, tag) > 0,
-                false => peer.look_for(tag, &self.routes)?,
+                false => peer.look_for(tag, &self.routes, &mut self.anyone)?,
             };
-            if !peer.listed && !peer.is_idle() {
-                peer.listed = true;
-                self.listed.push(rank);
-            }
+            list(peer, &mut self.listed);
             if come {
-                self.found = rank;
+                self.anyone.latest = rank;
                 return Ok(Some(rank));
             }
         }
         Ok(None)
+    }
+
+    /// Expect a message from any rank, which may have come already; the ranks take turns.
+    #[cold]
+    fn expect_from_anyone(&mut self, message: Incoming) -> Result<(), Box<Failure>> {
+        let (me, size) = (self.routes.me, self.peers.len());
+        self.anyone.expect(message);
+        for rank in in_turn(self.anyone.latest, size) {
+            let peer = known(&mut self.peers, rank, &mut self.known, &self.allowance);
+            let moved = peer.give_to_anyone(&mut self.anyone).and_then(|()| match rank == me {
+                true => peer.advance_self(&mut self.anyone),
+                false => peer.advance(&self.routes, self.stream_from, &mut self.anyone),
+            });
+            list(peer, &mut self.listed);
+            moved?;
+            if self.anyone.is_empty() {
+                return Ok(());
+            }
+        }
+        for peer in self.peers.iter_mut().flatten().filter(|peer| !peer.listed) {
+            peer.listed = true;
+            self.listed.push(peer.rank);
+        }
+        Ok(())
     }
 
     /// Whether no message is under way.
@@ -163,37 +194,39 @@ impl Traffic {
     #[inline]
     pub unsafe fn post(&mut self, message: &Message, count: &Count) -> Result<(), Box<Failure>> {
         let me = self.routes.me;
-        let peer = match &mut self.peers[message.peer] {
-            Some(peer) => peer,
-            none => {
-                self.known.push(message.peer);
-                none.insert(Box::new(Peer::new(message.peer, self.allowance.clone())))
-            }
-        };
-        let number = &mut peer.posted[usize::from(message.is_sent())];
-        *number += 1;
         let bytes = message.count * message.dtype.size();
-        let ends = if message.is_sent() { (me, message.peer) } else { (message.peer, me) };
-        let operation = Fingerprint::point_to_point(*number, message.dtype, message.count, ends, message.tag);
         // SAFETY: the caller's promise.
         let tally = unsafe { Tally::on(count) };
+        self.posted += 1;
+        if let Way::FromAnyone(into) = message.way {
+            let Message { dtype, count, tag, .. } = *message;
+            self.anyone.posted += 1;
+            let operation = Fingerprint::from_anyone(self.anyone.posted, dtype, count, me, tag);
+            // SAFETY: the caller's promise.
+            let incoming = unsafe { Incoming::new(operation, into, bytes, tally, self.posted) };
+            return self.expect_from_anyone(incoming);
+        }
+        let peer = known(&mut self.peers, message.peer, &mut self.known, &self.allowance);
+        let number = &mut peer.posted[usize::from(message.is_sent())];
+        *number += 1;
+        let ends = if message.is_sent() { (me, message.peer) } else { (message.peer, me) };
+        let operation = Fingerprint::point_to_point(*number, message.dtype, message.count, ends, message.tag);
         let posted = match message.way {
             Way::To(from) => {
                 // SAFETY: the caller's promise.
                 peer.send(unsafe { Outgoing::new(operation, from, bytes, tally) });
                 Ok(())
             }
-            // SAFETY: the caller's promise.
-            Way::From(into) => peer.expect(unsafe { Incoming::new(operation, into, bytes, tally) }),
+            Way::From(into) | Way::FromAnyone(into) => {
+                // SAFETY: the caller's promise.
+                peer.expect(unsafe { Incoming::new(operation, into, bytes, tally, self.posted) })
+            }
         };
         let moved = posted.and_then(|()| match message.peer == me {
-            true => peer.advance_self(),
-            false => peer.advance(&self.routes, self.stream_from),
+            true => peer.advance_self(&mut self.anyone),
+            false => peer.advance(&self.routes, self.stream_from, &mut self.anyone),
         });
-        if !peer.listed && !peer.is_idle() {
-            peer.listed = true;
-            self.listed.push(message.peer);
-        }
+        list(peer, &mut self.listed);
         moved.map(|_| ())
     }
 
@@ -203,21 +236,36 @@ impl Traffic {
     pub fn advance(&mut self, asleep: bool) -> Result<bool, Box<Failure>> {
         let mut moved = false;
         let mut at = 0;
+        let for_anyone = !self.anyone.is_empty();
         while at < self.listed.len() {
             let rank = self.listed[at];
             let peer = self.peers[rank].as_mut().expect("listed");
             // Messages to itself have been matched when the later of the two was posted.
             if rank != self.routes.me {
-                moved |= peer.advance(&self.routes, self.stream_from)?;
+                moved |= peer.advance(&self.routes, self.stream_from, &mut self.anyone)?;
             }
-            if peer.is_idle() {
+            if peer.is_idle() && !for_anyone {
                 peer.listed = false;
                 self.listed.swap_remove(at);
             } else {
                 at += 1;
             }
         }
+        if for_anyone && self.anyone.is_empty() {
+            self.unlist_idle();
+        }
         Ok(moved || !asleep && self.routes.has_network() && !self.listed.is_empty() && self.absorb()?)
+    }
+
+    /// Nothing is expected from anyone any more.
+    #[cold]
+    fn unlist_idle(&mut self) {
+        let peers = &mut self.peers;
+        self.listed.retain(|rank| {
+            let peer = peers[*rank].as_mut().expect("listed");
+            peer.listed = !peer.is_idle();
+            peer.listed
+        });
     }
 
     /// Take in what has arrived on links that nobody reads now, up to their credit, so that no rank waits for this one
@@ -247,13 +295,21 @@ impl Traffic {
         Ok(moved)
     }
 
-    /// The first message that is counted on `count`, and the rank at its other side.
+    /// The first message that is counted on `count`, and the rank at its other side, `None` where
+    /// any may be.
     #[cold]
-    pub fn find(&self, count: &Count) -> Option<(Fingerprint, usize)> {
+    pub fn find(&self, count: &Count) -> Option<(Fingerprint, Option<usize>)> {
         // SAFETY: only compared with others.
         let tally = unsafe { Tally::on(count) };
         let mut under_way = self.listed.iter().filter_map(|rank| Some((self.peers[*rank].as_ref()?, *rank)));
-        under_way.find_map(|(peer, rank)| Some((peer.find(tally)?, rank)))
+        let found = under_way.find_map(|(peer, rank)| Some((peer.find(tally)?, Some(rank))));
+        found.or_else(|| Some((self.anyone.find(tally)?, None)))
+    }
+
+    /// The first message that is expected from anyone.
+    #[cold]
+    pub fn first_from_anyone(&self) -> Option<Fingerprint> {
+        self.anyone.first()
     }
 
     /// The first message under way with a rank that is `so`, and the rank.
@@ -271,8 +327,9 @@ impl Traffic {
 
     /// How many messages to or from this rank itself wait for one like this as their other side.
     pub fn waiting_for(&self, message: &Message) -> usize {
-        let peer = self.peers[message.peer].as_ref();
-        peer.map_or(0, |peer| peer.waiting_for(message.is_sent(), message.tag))
+        let peer = self.peers[self.routes.me].as_ref();
+        let waiting = peer.map_or(0, |peer| peer.waiting_for(message.is_sent(), message.tag));
+        waiting + if message.is_sent() { self.anyone.waiting_for(message.tag) } else { 0 }
     }
 
     /// Give everything up: no buffer is touched after this. `close`: the links too, for good.
@@ -282,6 +339,38 @@ impl Traffic {
             peer.fail(close);
             peer.listed = false;
         }
+        self.anyone.fail();
         self.listed.clear();
+    }
+}
+
+/// All ranks, beginning behind `latest`.
+fn in_turn(latest: usize, size: usize) -> impl Iterator<Item = usize> {
+    (latest + 1..size).chain(0..=latest)
+}
+
+/// What there is between this rank and `rank`: made with the first message.
+#[inline]
+fn known<'a>(
+    peers: &'a mut [Option<Box<Peer>>],
+    rank: usize,
+    known: &mut Vec<usize>,
+    allowance: &Arc<Allowance>,
+) -> &'a mut Peer {
+    match &mut peers[rank] {
+        Some(peer) => peer,
+        none => {
+            known.push(rank);
+            none.insert(Box::new(Peer::new(rank, allowance.clone())))
+        }
+    }
+}
+
+/// Put a rank with something to do on the list of those.
+#[inline]
+fn list(peer: &mut Peer, listed: &mut Vec<usize>) {
+    if !peer.listed && !peer.is_idle() {
+        peer.listed = true;
+        listed.push(peer.rank);
     }
 }
