@@ -5,8 +5,8 @@ use std::sync::Once;
 use super::KNOBS;
 use crate::launch::BOARD;
 
-/// Names that are no settings of a communicator, or their beginnings: what `maypole run` leaves its ranks, and what
-/// tests and tools of this project read.
+/// Names that are no settings of a communicator, or their beginnings: what `maypole run` leaves its ranks, what the
+/// Python package reads when PyTorch is imported, and what tests and tools of this project read.
 const OTHERS: &[&str] = &[
     BOARD,
     "MAYPOLE_CHAOS_",
@@ -15,6 +15,7 @@ const OTHERS: &[&str] = &[
     "MAYPOLE_FAILURES_",
     "MAYPOLE_RENEW",
     "MAYPOLE_TEST_",
+    "MAYPOLE_TORCH",
 ];
 
 /// A variable that nobody reads, and the setting whose name is the nearest.

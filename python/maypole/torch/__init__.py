@@ -11,6 +11,7 @@ Start it with torchrun. The ranks meet through the store that PyTorch has made.
 * `kinds`: which of Maypole's types and operations stand for PyTorch's. `calls`: what all collectives go through.
 * `collectives`, `sparse`, `messages`: what c10d can ask for. `cuda`: CUDA tensors. `work`: asynchronous calls.
 * `group`: the process group itself. `meeting`: how its ranks find each other. `leaving`: how it ends.
+* `stand_in`: Maypole where a program asks for gloo (`maypole_stand_in`).
 * `seen`: how a call goes where profilers, hooks and modes look. `mixed`: groups with other backends beside this one.
 * `releases`: what older releases of PyTorch lack. `tracing`: keeps torch.compile out of all this.
 
@@ -18,6 +19,7 @@ Errors are Maypole's, and to programs that know PyTorch's only they are `dist.Di
 """
 
 import torch.distributed as _dist
+from maypole_stand_in import stand_in
 
 from .. import ArgumentError, Error
 from . import calls, collectives, cuda, group, kinds, leaving, meeting, messages, mixed, releases, seen, sparse, tracing, work

@@ -24,12 +24,20 @@ from .messages import Messages, monitored_barrier
 from .seen import Noted, Seen
 
 
+# What the faces of one group have in common.
+_SHARED = (
+    "_link", "_key", "_store", "_rank", "_size", "_name", "_lane", "_barriers", "_coalescing", "_options",
+)  # fmt: skip
+
+
 class _Group(leaving.Leaving, Collectives, Messages):
     """What both classes have. The group is made by `_join`, since the bases want different
     arguments first."""
 
-    def _join(self, link, key, store, rank, size, timeout):
+    def _join(self, link, key, store, rank, size, timeout, name):
         self._link, self._key, self._store, self._rank, self._size = link, key, store, rank, size
+        # By which Python knows the backend: another's, where it stands in for that one.
+        self._name = name
         self._lane = leaving.lane()
         self._barriers = itertools.count()
         # The works of threads whose calls are taken as one: see `calls`.
@@ -39,18 +47,19 @@ class _Group(leaving.Leaving, Collectives, Messages):
 
     def _share(self, group):
         """Be another face of a group."""
-        for name in ("_link", "_key", "_store", "_rank", "_size", "_lane", "_barriers", "_coalescing", "_finding", "_options"):
-            setattr(self, name, getattr(group, name))
+        for part in _SHARED:
+            setattr(self, part, getattr(group, part))
         self._see_to_leaving()
 
     def getBackendName(self):
+        # C++ asks by this name, and takes what calls itself gloo for its own class.
         return "maypole"
 
     def _get_backend_name(self):
-        return "maypole"
+        return self._name
 
     def name(self):
-        return "maypole"
+        return self._name
 
     def rank(self):
         return self._rank
@@ -99,9 +108,9 @@ if releases.PYTHON_BACKENDS:
     class MaypoleBackend(Noted, _Group, c10d.Backend):
         """What serves some devices of a process group."""
 
-        def __init__(self, link, key, store, rank, size, timeout):
+        def __init__(self, link, key, store, rank, size, timeout, name="maypole"):
             c10d.Backend.__init__(self, rank, size)
-            self._join(link, key, store, rank, size, timeout)
+            self._join(link, key, store, rank, size, timeout, name)
 
         @classmethod
         def of(cls, group):
@@ -130,7 +139,7 @@ if releases.PYTHON_BACKENDS:
             timeout = getattr(opts, "_timeout", None) or self._timeout
             ranks = list(ranks)
             link, key = meeting.part(self._link, self._key, ranks, timeout.total_seconds())
-            return type(self)(link, key, store, ranks.index(self._rank), len(ranks), timeout)
+            return type(self)(link, key, store, ranks.index(self._rank), len(ranks), timeout, self._name)
 
 else:
     MaypoleBackend = None
@@ -144,13 +153,13 @@ class MaypoleGroup(
 ):
     """A process group all of whose devices Maypole serves."""
 
-    def __init__(self, link, key, store, rank, size, timeout):
+    def __init__(self, link, key, store, rank, size, timeout, name="maypole"):
         if not releases.PYTHON_BACKENDS:
             c10d.ProcessGroup.__init__(self, rank, size)
-            self._join(link, key, store, rank, size, timeout)
+            self._join(link, key, store, rank, size, timeout, name)
             return
         c10d.ProcessGroup.__init__(self, store, rank, size)
-        self._join(link, key, store, rank, size, timeout)
+        self._join(link, key, store, rank, size, timeout, name)
         # For those who ask the group's backend for something, from C++ or Python.
         kind, backend = c10d.ProcessGroup.BackendType.CUSTOM, MaypoleBackend.of(self)
         self._set_default_backend(kind)
@@ -168,7 +177,7 @@ class MaypoleGroup(
         link, key = meeting.part(self._link, self._key, ranks, timeout.total_seconds())
         name = group_name or f"{self.group_name}:{','.join(map(str, ranks))}"
         store = c10d.PrefixStore(f"{name}/", self._store)
-        group = type(self)(link, key, store, ranks.index(self._rank), len(ranks), timeout)
+        group = type(self)(link, key, store, ranks.index(self._rank), len(ranks), timeout, self._name)
         group._set_group_name(name)
         group._set_group_desc(group_desc or f"{self.group_desc}:split")
         return group
@@ -177,9 +186,9 @@ class MaypoleGroup(
 releases.keep_works(MaypoleGroup)
 
 
-def create(options, _):
+def create(options, _, name="maypole"):
     """Make a group, or one device's part of one. PyTorch calls it, with what it calls
-    distributed backend options."""
+    distributed backend options. `name`: by which it is asked for."""
     store, rank, size, timeout = options.store, options.group_rank, options.group_size, options.timeout
     kind = MaypoleGroup
     if _is_one_of_several():
@@ -197,7 +206,7 @@ def create(options, _):
         link, key = meeting.meet(store, rank, size, timeout.total_seconds())
     else:
         link, key = meeting.part(parent._link, parent._key, members, timeout.total_seconds())
-    made = kind(link, key, store, rank, size, timeout)
+    made = kind(link, key, store, rank, size, timeout, name)
     whole = getattr(options, "process_group", None)
     if kind is not MaypoleGroup:
         mixed.keep_works()

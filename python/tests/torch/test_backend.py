@@ -68,6 +68,32 @@ def test_retries_meet():
 def test_descriptors():
     run("descriptors.py", 3, timeout=120)
 
+@pytest.mark.parametrize("how", ["plain", "asks", "accelerate"])
+def test_it_stands_in_for_gloo(how):
+    outputs = run("instead.py", 2, how, environment={} if how == "asks" else {"MAYPOLE_TORCH": "gloo"})
+    unless_skipped(outputs)
+    said = [output.count("the backend gloo of torch.distributed is Maypole") for output in outputs]
+    assert said == [1, 0], outputs
+
+
+def test_it_stands_in_for_nobody_unasked():
+    outputs = run("instead.py", 2, "not asked")
+    unless_skipped(outputs)
+    assert not any("maypole" in output for output in outputs), outputs
+
+
+def test_it_stands_in_for_no_other():
+    outputs = run("instead.py", 1, "plain", environment={"MAYPOLE_TORCH": "nccl"}, expect=1)
+    assert "MAYPOLE_TORCH: is 'nccl', but Maypole stands in for gloo only" in outputs[0], outputs
+
+
+def test_retries_meet():
+    run("retries.py", 2, timeout=120)
+
+
+def test_descriptors():
+    run("descriptors.py", 3, timeout=120)
+
 
 @pytest.mark.parametrize("what", ["code", "environment"])
 def test_calls_are_seen(what):
