@@ -12,6 +12,8 @@ from torch._C import _distributed_c10d as c10d
 from .._maypole import StalledError
 
 _begin = c10d.Work.__init__
+_backward_pass = torch._C._current_graph_task_id
+_at_its_end = torch.autograd.Variable._execution_engine.queue_callback
 
 
 def _value(future):
@@ -78,6 +80,10 @@ class Work(c10d.Work):
         future = torch.futures.Future()
         # An error that Python gives to a future is to C++ a value like any other. One that a callback raises is an error.
         result = future.then(_value)
+        # But a RuntimeError, whatever was raised. DDP takes futures within a backward pass and waits for them at its end,
+        # so the call is waited for in front of that: an error of Python's goes on as it is to whoever called `backward`.
+        if _backward_pass() != -1:
+            _at_its_end(self.wait)
         self.was_used = True
         if self._futures is None:
             self._futures = []

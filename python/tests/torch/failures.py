@@ -123,6 +123,26 @@ def future(rank, size):
         raise AssertionError("nothing was raised")
 
 
+def backward(rank, size):
+    # DDP's reducer waits in C++. What it raises is Maypole's error all the same, whatever it calls.
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    hooks = [None, default_hooks.fp16_compress_hook]
+    groups = [dist.new_group(timeout=timedelta(seconds=60)) for _ in hooks]
+    models = []
+    for hook, group in zip(hooks, groups):
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4), process_group=group)
+        if hook is not None:
+            model.register_comm_hook(group, hook)
+        model(torch.ones(2, 4)).sum().backward()
+        models.append(model)
+    dist.barrier()
+    if rank == 1:
+        os._exit(0)
+    for model in models:
+        told(lambda: [model(torch.ones(2, 4)).sum().backward() for _ in range(2)], "rank 1")
+
+
 def main():
     torch.set_num_threads(1)
     name = sys.argv[1]
