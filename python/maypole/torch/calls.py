@@ -54,6 +54,11 @@ def check(name, argument, tensor):
         raise ArgumentError(f"{name}: {argument}: a tensor was expected, not {type(tensor).__name__}")
     if tensor.layout is not torch.strided:
         raise ArgumentError(f"{name}: {argument}: it is {tensor.layout}, but only dense tensors are supported here")
+    if tensor.is_meta:
+        raise ArgumentError(
+            f"{name}: {argument}: it is on the device meta, where tensors have shapes but no elements to send; make it "
+            "on a CPU or CUDA device, with to_empty, say"
+        )
     if not (tensor.is_cpu or tensor.is_cuda):
         raise ArgumentError(f"{name}: {argument}: it is on {tensor.device}, but it must be on a CPU or CUDA device")
     if tensor.is_quantized:

@@ -341,7 +341,14 @@ def through_cpp(rank, size):
 def bad_arguments(rank, size):
     good, group = torch.ones(4), dist.group.WORLD
     error = maypole.ArgumentError
-    raises(error, lambda: dist.all_reduce(torch.ones(3, device="meta")), "all_reduce", "tensor", "meta")
+    meta = torch.ones(3, device="meta")
+    for call in (
+        lambda: dist.all_reduce(meta),
+        lambda: dist.broadcast(meta, 0),
+        lambda: dist.all_gather_into_tensor(torch.ones(3 * size, device="meta"), meta),
+        lambda: dist.group.WORLD.send([meta], 0, 0),
+    ):
+        raises(error, call, "it is on the device meta, where tensors have shapes but no elements to send")
     raises(error, lambda: dist.all_reduce(good, dist.ReduceOp.BAND), "op", "BAND", "float32")
     raises(error, lambda: group.allreduce([good, good]), "tensor", "2")
     raises(error, lambda: dist.all_gather_into_tensor(torch.ones(1), good), "output_tensor", "1 elements")

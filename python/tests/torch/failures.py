@@ -60,6 +60,52 @@ def error_of_backend(group):
     return str(backend.get_error()).rpartition(".")[2] if maypole.torch.MaypoleBackend is not None else None
 
 
+def a_timeout_of_one_call(rank, size):
+    # It is that call's: who waits for a message meanwhile has the group's.
+    store, seconds = dist.distributed_c10d._get_default_store(), 4
+    got, outcome = torch.zeros(3), []
+    work = dist.irecv(got, 1) if rank == 0 else None
+
+    def receive():
+        time.sleep(0.3)
+        store.set("waits", "1")
+        try:
+            outcome.append(work.wait())
+        except maypole.Error as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=receive)
+    if rank == 0:
+        thread.start()
+    else:
+        store.wait(["waits"], timedelta(seconds=60))
+        time.sleep(0.3)
+    options = torch._C._distributed_c10d.BarrierOptions()
+    options.timeout = timedelta(seconds=seconds)
+    dist.group.WORLD.barrier(options).wait()
+    if rank == 1:
+        time.sleep(seconds + 0.5)
+        dist.send(torch.ones(3), 0)
+    else:
+        thread.join()
+        assert outcome == [True] and got.tolist() == [1.0] * 3, outcome
+    dist.barrier()
+
+
+def slow_to_leave(rank, size):
+    # Who waits for asynchronous calls before a group ends says so after a while.
+    maypole.torch.leaving._SAY_AFTER = 0.5
+    store = dist.distributed_c10d._get_default_store()
+    if rank == 0:
+        _work = dist.all_reduce(torch.ones(3), async_op=True)
+        timer = threading.Timer(1.5, store.set, ["waited", "1"])
+        timer.start()
+    else:
+        store.wait(["waited"], timedelta(seconds=60))
+        dist.all_reduce(torch.ones(3))
+    dist.destroy_process_group()
+
+
 def interrupted(rank, size):
     # Ctrl-C ends the wait for a call as Ctrl-C, whichever call in front of it was at work: no
     # `except maypole.Error` takes it for a failure.

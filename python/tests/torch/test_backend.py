@@ -21,10 +21,17 @@ def test_backend(size):
 
 
 @pytest.mark.parametrize(
-    "what", ["shapes", "types", "collectives", "deadline", "interrupted", "death", "raised", "aborted", "future"]
+    "what",
+    "shapes types collectives deadline interrupted death raised aborted future backward a_timeout_of_one_call".split(),
 )
 def test_failures(what):
     run("failures.py", 2, what, timeout=90)
+
+
+def test_who_is_slow_to_leave_says_so():
+    outputs = run("failures.py", 2, "slow_to_leave")
+    said = "rank 0 of 2> waits for its asynchronous calls, before it is destroyed"
+    assert [said in output for output in outputs] == [True, False], outputs
 
 
 def test_a_rank_that_does_not_come_is_named(tmp_path):
@@ -60,13 +67,6 @@ def test_a_rank_that_raises_tells_the_others(how, rank):
 def test_the_backend_is_found_by_its_name():
     unless_skipped(run("named.py", 2))
 
-
-def test_retries_meet():
-    run("retries.py", 2, timeout=120)
-
-
-def test_descriptors():
-    run("descriptors.py", 3, timeout=120)
 
 @pytest.mark.parametrize("how", ["plain", "asks", "accelerate"])
 def test_it_stands_in_for_gloo(how):
