@@ -86,7 +86,12 @@ impl Watch {
 
     /// The verdict, if one was declared.
     pub fn verdict(&self) -> Option<Verdict> {
-        self.verdict.get().cloned()
+        self.declared().cloned()
+    }
+
+    /// The flag is stored after the verdict is: so whoever finds the flag raised reads all of the verdict.
+    fn declared(&self) -> Option<&Verdict> {
+        if self.raised.load(Ordering::Acquire) { self.verdict.get() } else { None }
     }
 
     /// Whether a verdict stands with which nothing can go on: any but a death, and a death once this rank has given up.
@@ -100,7 +105,7 @@ impl Watch {
     #[cold]
     fn is_over_for_good(&self) -> bool {
         fence(Ordering::Acquire);
-        self.given_up.load(Ordering::Relaxed) || !self.verdict.get().is_some_and(Verdict::is_of_a_death)
+        self.given_up.load(Ordering::Relaxed) || !self.declared().is_some_and(Verdict::is_of_a_death)
     }
 
     /// This rank has failed in the communicator and does nothing in it any more: wake whatever else waits in it. Returns
@@ -115,14 +120,15 @@ impl Watch {
 
     /// Whether nothing new will come from rank `rank`: the verdict says that it has died, or [`Watch::depart`] was told.
     pub fn is_gone(&self, rank: usize) -> bool {
-        matches!(self.verdict.get(), Some(Verdict::Died { rank: dead, .. }) if *dead == rank) || self.has_departed(rank)
+        matches!(self.declared(), Some(Verdict::Died { rank: dead, .. }) if *dead == rank) || self.has_departed(rank)
     }
 
     /// Declare a verdict on this rank (the first counts) and wake whatever waits. Texts longer than ranks tell each other
     /// are cut.
     pub fn declare(&self, verdict: Verdict) {
         let _ = self.verdict.set(verdict.cut());
-        self.raised.store(true, Ordering::Release);
+        // A swap: whoever reads the flag of a second declaration is behind the first, whose verdict counts.
+        self.raised.swap(true, Ordering::AcqRel);
         for wake in self.wake.lock().iter() {
             wake();
         }
