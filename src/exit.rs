@@ -32,8 +32,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_transports::fork::PerProcess;
+use maypole_transports::lock::{Condvar, Mutex, MutexGuard};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::communicator::Inner;
 
@@ -73,7 +73,7 @@ impl End {
     pub fn wait(&self, mut stop: impl FnMut() -> bool) -> bool {
         let mut over = self.over.lock();
         while !*over {
-            let late = self.ended.wait_for(&mut over, LOOK_EVERY).timed_out();
+            let late = self.ended.wait_for(&mut over, LOOK_EVERY);
             if late && MutexGuard::unlocked(&mut over, &mut stop) {
                 break;
             }

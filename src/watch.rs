@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Missing, Verdict, cut};

@@ -10,6 +10,7 @@ use maypole::config::{DeviceStaging, TransportChoice};
 use maypole::cuda::{Context, DeviceSlice, DeviceSliceMut};
 use maypole::{Call, Collective, Communicator, Config, DataType, Error, ReduceOp, Result};
 use maypole_cuda_emulator::testing::{self, Segments};
+use maypole_transports::lock::MutexGuard;
 use ranks::{Job, role, say};
 use streams::{Rank, alone};
 
@@ -21,7 +22,7 @@ fn config(staging: DeviceStaging) -> Config {
 }
 
 /// The only test that runs, with two devices, which is settled by whoever asks the driver first.
-fn with_two_devices() -> impl Drop {
+fn with_two_devices() -> MutexGuard<'static, ()> {
     let alone = alone();
     testing::load().set("DEVICES", "2");
     alone

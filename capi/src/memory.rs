@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 
 use maypole::Registered;
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 
 use crate::communicator::{comm_of, maypole_comm};
 use crate::entry::{check_out, enter, give};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use maypole::RawRequest;
 use maypole::cuda;
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 
 use crate::communicator::{comm_of, maypole_comm};
 use crate::entry::{check_out, enter, give};

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use maypole_transports::lock::RwLock;
 
 use crate::status::{Fault, MAYPOLE_ERROR_HANDLE, Outcome};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use maypole::{Collective, Order};
-use parking_lot::RwLock;
+use maypole_transports::lock::RwLock;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use maypole::Collective;
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use maypole::{CallbackFailed, DataType, Pair, ReduceOp, UserOp};
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use maypole::Communicator;
 use maypole::fork::PerProcess;
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 

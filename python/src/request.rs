@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use maypole::fork::PerProcess;
 use maypole::{Communicator, RawPersistent, RawRequest};
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 

@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use maypole_collectives::algorithms::Algorithm;
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::verify::{self, Failure, Verified};
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 
 /// Verify the schedules of collectives: every rank's program is run on symbols instead of numbers.
 ///

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 
 use super::Communicator;
 use super::build::{Making, World};

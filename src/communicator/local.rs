@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use maypole_transports::lock::Mutex;
 use maypole_transports::shm::{Allocation, Segment, Shape};
-use parking_lot::Mutex;
 
 use crate::error::{Error, Result, Verdict};
 use crate::fingerprint::Fingerprint;

@@ -45,8 +45,8 @@ use std::sync::{Arc, OnceLock};
 
 use maypole_collectives::Order;
 use maypole_transports::fork::{Own, Process};
+use maypole_transports::lock::Mutex;
 use maypole_transports::shm::Arena;
-use parking_lot::Mutex;
 
 pub use call::Call;
 pub(crate) use call::{Buffers, Lengths};

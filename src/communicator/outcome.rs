@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use maypole_transports::fork::Own;
-use parking_lot::{Condvar, Mutex};
+use maypole_transports::lock::{Condvar, Mutex};
 
 use super::{Inner, Owner};
 use crate::deadline::deadline;

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, Element, ReduceOp};
 use maypole_transports::fork::Process;
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 
 use super::call::{Buffers, Lengths};
 use super::outcome::{self, Completion, Outcome, Posted};

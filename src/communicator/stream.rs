@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use maypole_transports::fork::Own;
-use parking_lot::{Condvar, Mutex};
+use maypole_transports::lock::{Condvar, Mutex};
 
 use super::Inner;
 use crate::error::{Error, Result};

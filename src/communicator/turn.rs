@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use maypole_transports::lock::{Condvar, Mutex, MutexGuard};
 
 use super::{Inner, Work};
 use crate::error::{Error, Result, Verdict};
@@ -108,7 +108,7 @@ impl Turns {
                 given_up.insert(number);
                 return false;
             }
-            if self.changed.wait_for(&mut given_up, NAP).timed_out() {
+            if self.changed.wait_for(&mut given_up, NAP) {
                 MutexGuard::unlocked(&mut given_up, crate::interrupt::look);
                 patient = !watch.is_over();
             }

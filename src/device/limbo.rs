@@ -35,7 +35,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_cuda::{CudaError, DeviceMemory};
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use maypole_transports::lock::{Mutex, RwLock, RwLockReadGuard};
 
 /// Ranks rest when more than one part in so many of a device's memory waits here.
 const SHARE: u64 = 16;
@@ -113,8 +113,9 @@ pub(super) fn watch(communicator: Weak<dyn Busy>) {
 
 /// An operation is about to be queued: nothing is given back before the result is dropped.
 pub(crate) fn queueing() -> RwLockReadGuard<'static, ()> {
-    // Recursive: a new reader must not wait behind a writer that waits for an older reader of the same thread.
-    QUEUEING.read_recursive()
+    // A thread may have several at once: whoever sweeps only tries to write, so no reader waits behind a writer that
+    // waits for this thread.
+    QUEUEING.read()
 }
 
 /// Rank `me` is about to begin collective `sequence`. Waits, for no longer than [`REST`], where ranks are to rest and no

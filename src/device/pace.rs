@@ -35,7 +35,7 @@ use std::sync::{Arc, LazyLock, Weak};
 
 use maypole_cuda::peer::Words;
 use maypole_cuda::{Commands, CudaError, Stream, Word};
-use parking_lot::{Mutex, MutexGuard};
+use maypole_transports::lock::{Mutex, MutexGuard};
 
 use super::courier::{Courier, End, Passage};
 use super::sentry::{Flag, Sentry, has_come};

@@ -27,7 +27,7 @@ use maypole_collectives::schedule::Schedule;
 use maypole_cuda::kernels::Trouble;
 use maypole_cuda::peer::{HEADER, Incoming, Mapped, Outgoing, Shape, Slots, Staging, Window, Words};
 use maypole_cuda::{Commands, Context, CudaError, DeviceMemory, Event, Pinned, Stream, Word};
-use parking_lot::{Mutex, RwLockReadGuard};
+use maypole_transports::lock::{Mutex, RwLockReadGuard};
 
 use super::courier::{Courier, End, Ring};
 use super::executor::{CHANNELS, Executor, link};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use maypole_transports::lock::{Condvar, Mutex};
 
 /// Rung by whoever may have ended one of the operations. It stays rung until the next wait.
 #[derive(Default)]

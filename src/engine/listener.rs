@@ -21,10 +21,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use maypole_transports::lock::{Condvar, Mutex};
 use maypole_transports::shm::Shared;
 use maypole_transports::tcp::Waker;
 use maypole_transports::wait::Bell;
-use parking_lot::{Condvar, Mutex};
 
 /// How long the listener stays with a bell that nobody rings before it looks whether it is still armed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ impl Watched {
                 return;
             }
             if self.bell.is_armed() {
-                parking_lot::MutexGuard::unlocked(&mut state, || self.bell.sleep(LOOK));
+                maypole_transports::lock::MutexGuard::unlocked(&mut state, || self.bell.sleep(LOOK));
             } else {
                 state.listening = false;
                 self.waker.wake();

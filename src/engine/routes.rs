@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
+use maypole_transports::lock::Mutex;
 use maypole_transports::shm::Group;
 use maypole_transports::tcp::{self, Path, Poller, Wire};
 use maypole_transports::{LinkError, Receiver, Sender};
-use parking_lot::Mutex;
 
 use super::lane::Trouble;
 use super::rest::Rest;

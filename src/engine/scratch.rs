@@ -16,8 +16,8 @@
 use std::collections::VecDeque;
 
 use maypole_transports::fork::PerProcess;
+use maypole_transports::lock::Mutex;
 use maypole_transports::pages::Pages;
-use parking_lot::Mutex;
 
 /// What an engine has for itself, bytes: such operations take no lock.
 const OWN: usize = 64 << 10;

@@ -33,10 +33,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use maypole_transports::fork;
+use maypole_transports::lock::Mutex;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
-use parking_lot::Mutex;
 
 use super::run_board::{hex, unhex};
 use super::{Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, number};

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use libloading::Library;
 use maypole_transports::fork;
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 
 use super::{
     Board, LONGEST_NOTICE, Launch, LaunchMeeting, Lookup, check_rank, environment, is_done_with, mpi, notice_number,

@@ -13,9 +13,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_transports::fork::{self, PerProcess};
+use maypole_transports::lock::Mutex;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::auth::{HUB, Purpose};

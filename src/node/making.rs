@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
+use maypole_transports::lock::MutexGuard;
 
 use super::Node;
 use super::frame::ToHub;

@@ -68,10 +68,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use maypole_transports::fork::{self, Own};
+use maypole_transports::lock::{Condvar, Mutex};
 use maypole_transports::tcp::Wire;
 use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::{Condvar, Mutex};
 
 pub(crate) use self::affinity::affinity;
 use self::auth::{Errand, Purpose};

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use maypole_transports::lock::{Condvar, Mutex};
 use maypole_transports::tcp::Wire;
 use nix::sys::eventfd::EventFd;
-use parking_lot::{Condvar, Mutex};
 
 use super::connecting::Underway;
 use super::court::inquest_lasts;

@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use maypole_transports::lock::{Condvar, Mutex};
 
 /// The system's allocator, and how many bytes it has handed out.
 struct Counting;

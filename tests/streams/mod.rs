@@ -11,7 +11,7 @@ use maypole::config::TransportChoice;
 use maypole::cuda::{Context, DeviceBuffer, Stream};
 use maypole::{Communicator, Config, Element, ReduceOp, Result};
 use maypole_cuda_emulator::testing;
-use parking_lot::{Mutex, MutexGuard};
+use maypole_transports::lock::{Mutex, MutexGuard};
 
 use crate::ranks;
 

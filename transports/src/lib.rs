@@ -36,6 +36,7 @@
 
 pub mod fault;
 pub mod fork;
+pub mod lock;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod outside;

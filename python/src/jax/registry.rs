@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 
 use maypole::{Communicator, Error};
-use parking_lot::{Mutex, RwLock};
+use maypole_transports::lock::{Mutex, RwLock};
 use pyo3::PyErr;
 
 use crate::process;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use maypole_transports::lock::{Condvar, Mutex};
 use pyo3::prelude::*;
 
 use super::job::{Handle, Job};

@@ -17,7 +17,7 @@ use std::time::Duration;
 use maypole::cuda::Stream;
 use maypole::fork::Process;
 use maypole::{Blocks, Call, Collective, Communicator, Config, DataType, ReduceOp, UniqueId, Verdict};
-use parking_lot::RwLock;
+use maypole_transports::lock::RwLock;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 

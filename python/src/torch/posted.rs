@@ -5,7 +5,7 @@
 
 use maypole::RawRequest;
 use maypole::fork::Process;
-use parking_lot::Mutex;
+use maypole_transports::lock::Mutex;
 use pyo3::prelude::*;
 
 use super::seconds;

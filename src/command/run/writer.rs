@@ -9,11 +9,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use maypole_transports::lock::{Condvar, Mutex};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::SigSet;
-use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
 

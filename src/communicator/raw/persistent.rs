@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_transports::fork::Own;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use maypole_transports::lock::{Condvar, Mutex, MutexGuard};
 
 use crate::communicator::blocks::Blocks;
 use crate::communicator::call::Buffers;
@@ -190,7 +190,7 @@ impl RawPersistent {
             if nap.is_zero() {
                 return None;
             }
-            let timed_out = self.run.changed.wait_for(&mut state, nap).timed_out();
+            let timed_out = self.run.changed.wait_for(&mut state, nap);
             if timed_out && MutexGuard::unlocked(&mut state, crate::interrupt::look) {
                 return None;
             }

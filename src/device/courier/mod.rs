@@ -47,14 +47,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use maypole_collectives::DataType;
+use maypole_transports::lock::{Condvar, Mutex};
 use maypole_transports::wait::{Idle, Next};
-use parking_lot::{Condvar, Mutex};
 
 pub(crate) use self::crossing::Passage;
 use self::crossing::{Incoming, Outgoing, Progress, Signs};
 pub(crate) use self::ring::Ring;
 use super::sentry::Flag;
-use crate::deadline::deadline;
 use crate::engine::lane::Trouble;
 use crate::engine::routes::{DEVICE, Pair, Routes};
 use crate::engine::wait::Court;
@@ -156,14 +155,9 @@ impl Courier {
     /// Wait until everything is carried, what was sent is with the kernel, or there is a verdict, but no longer than
     /// `at_most`. Returns whether so.
     pub fn finish(&self, at_most: Duration) -> bool {
-        let until = deadline(Instant::now(), at_most);
         let mut inbox = self.shared.inbox.lock();
-        while !inbox.idle {
-            if self.shared.idle.wait_until(&mut inbox, until).timed_out() {
-                return inbox.idle;
-            }
-        }
-        true
+        self.shared.idle.wait_while_for(&mut inbox, |inbox| !inbox.idle, at_most);
+        inbox.idle
     }
 
     fn tell(&self, what: impl FnOnce(&mut Inbox)) {
@@ -408,7 +402,7 @@ impl Rounds {
             if inbox.stop {
                 return;
             }
-            parking_lot::MutexGuard::unlocked(&mut inbox, || self.shared.routes.rest().sleep(REST));
+            maypole_transports::lock::MutexGuard::unlocked(&mut inbox, || self.shared.routes.rest().sleep(REST));
         }
     }
 }

@@ -37,8 +37,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use maypole_transports::lock::{Condvar, Mutex, MutexGuard};
 use maypole_transports::wait::{Idle, Next, Patience};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::engine::wait::{Court, for_verdict};
 use crate::error::{Error, Result, Verdict};

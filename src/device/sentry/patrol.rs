@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use parking_lot::MutexGuard;
+use maypole_transports::lock::MutexGuard;
 
 use super::health::Health;
 use super::{Awaited, Flag, Posts, Shared, State, has_come};

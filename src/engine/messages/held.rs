@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use maypole_collectives::DataType;
-use parking_lot::MutexGuard;
+use maypole_transports::lock::MutexGuard;
 
 use super::peer::Failure;
 use super::tally::Tally;

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use maypole_transports::lock::MutexGuard;
 use maypole_transports::wait::{Idle, Next, Patience};
-use parking_lot::MutexGuard;
 
 use super::held::Held;
 use super::{ATTENDANT, CALLER, Count, Messages, NOBODY};

@@ -67,8 +67,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use maypole_transports::lock::{Condvar, Mutex, MutexGuard};
 use maypole_transports::wait::Patience;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::attendant::Attendant;
 use self::held::Held;
