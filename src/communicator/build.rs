@@ -170,6 +170,7 @@ impl Communicator {
         Communicator::link_members(&node, (context, members), me, (watch, making), config).inspect_err(|error| {
             // The others may wait for this rank's part of what they build.
             node.report(context, Verdict::Aborted { rank: me, why: format!("it could not be made: {error}") });
+            node.see_verdict(context);
             node.unregister(context);
         })
     }

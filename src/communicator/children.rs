@@ -111,6 +111,10 @@ impl Communicator {
         let mut name = vec![SUBSET];
         name.extend(sorted.iter().map(|rank| *rank as u64));
         name.push(0);
+        if let World::Processes(node) = &self.inner.world {
+            // Before the caller could know of a failed attempt, the hub did.
+            node.catch_up();
+        }
         let mut subsets = self.inner.children.subsets.lock();
         let next = subsets.entry(sorted).or_default();
         // Others may have tried without this rank meanwhile, and failed. Each of their attempts ended in a verdict, of

@@ -8,6 +8,7 @@
 //! What the hub has told one member it tells all, so no two believe otherwise; but for a rank that the hub does not
 //! answer any more, which gives up alone, as everywhere (`service`).
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use maypole_transports::lock::MutexGuard;
@@ -17,7 +18,7 @@ use super::frame::ToHub;
 use crate::error::{Error, Result};
 use crate::running::{LOOK, Limit};
 
-/// How long the hub has to say who is missing.
+/// How long the hub has to answer.
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// How many missing ranks an error names one by one.
@@ -83,6 +84,24 @@ impl Node {
             }
             shared.spoken.wait_for(&mut contexts, LOOK);
         }
+    }
+
+    /// Wait until there is a verdict on `context`, which this rank has reported: a second at most. From then on the hub
+    /// knows it, and whoever learns from this rank that it failed finds it with [`Node::catch_up`].
+    pub fn see_verdict(&self, context: u64) {
+        let mut contexts = self.shared.contexts.lock();
+        if let Some(watch) = contexts.get(&context).map(|registered| registered.watch.clone()) {
+            self.shared.spoken.wait_while_for(&mut contexts, |_| !watch.raised(), ANSWER);
+        }
+    }
+
+    /// What the hub knew before this call is known here when it returns, unless the hub has not answered for a second.
+    /// Ranks tell each other things by ways that are faster than the hub's.
+    pub fn catch_up(&self) {
+        let shared = &self.shared;
+        let number = shared.ping();
+        let behind = || shared.here.load(Ordering::Acquire) < number && !shared.hub_lost.load(Ordering::Acquire);
+        shared.spoken.wait_while_for(&mut shared.contexts.lock(), |_| behind(), ANSWER);
     }
 
     /// These ranks have not made their parts of `context`.

@@ -63,7 +63,7 @@ mod wire;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -142,6 +142,8 @@ impl Node {
             offered: Mutex::default(),
             due: Mutex::default(),
             doubted: AtomicBool::new(false),
+            pings: Mutex::default(),
+            here: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             troubled: AtomicBool::new(false),
             hub_lost: AtomicBool::new(false),

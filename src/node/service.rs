@@ -211,7 +211,7 @@ impl Service {
             }
             match frame {
                 Ok(None) => return,
-                Ok(Some(ToNode::Here)) => {}
+                Ok(Some(ToNode::Here)) => self.shared.hub_answers(),
                 Ok(Some(ToNode::Declare { context, verdict })) => self.shared.declare(context, verdict),
                 Ok(Some(ToNode::Ask { context, sequence, question, message })) => {
                     let watch = self.shared.contexts.lock().get(&context).map(|r| r.watch.clone());

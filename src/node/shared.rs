@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use maypole_transports::lock::{Condvar, Mutex};
@@ -94,6 +94,9 @@ pub(super) struct Shared {
     pub due: Mutex<Vec<Due>>,
     /// Whether the hub was asked if it is there, and has said nothing since.
     pub doubted: AtomicBool,
+    /// How often it was asked, and has answered: in the order in which it was asked.
+    pub pings: Mutex<u64>,
+    pub here: AtomicU64,
     pub leaving: AtomicBool,
     /// Whether any communicator of this rank has failed: then leaving does not wait for long.
     pub troubled: AtomicBool,
@@ -158,8 +161,25 @@ impl Shared {
     pub fn doubt(&self, context: u64) {
         let members = self.contexts.lock().get(&context).map_or(0, |r| r.members.len());
         if members > 1 && !self.doubted.swap(true, Ordering::AcqRel) {
-            self.post(&ToHub::Ping);
+            self.ping();
         }
+    }
+
+    /// Ask whether the hub is there. It has answered when [`Shared::here`] has come to the number that is returned, and
+    /// what it said before has been heard.
+    pub fn ping(&self) -> u64 {
+        let mut pings = self.pings.lock();
+        *pings += 1;
+        self.post(&ToHub::Ping);
+        *pings
+    }
+
+    /// The hub is there.
+    pub fn hub_answers(&self) {
+        self.here.fetch_add(1, Ordering::AcqRel);
+        // As in `declare`.
+        drop(self.contexts.lock());
+        self.spoken.notify_all();
     }
 
     /// The hub says that the ranks of `context` that wait go on.
