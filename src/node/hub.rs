@@ -502,6 +502,8 @@ impl Hub {
         match &mut self.phase {
             Phase::Gathering(roster) => {
                 let size = roster.size().unwrap_or(size);
+                // Whoever excuses itself may share this process, and knows not how many descriptors are needed here.
+                let why = [Some(why), self.shortage(size)].into_iter().flatten().collect::<Vec<_>>().join("; ");
                 self.fail(why, size, HashSet::from([rank]), Instant::now() + HELD);
             }
             Phase::Failed { told, .. } => _ = told.insert(rank),

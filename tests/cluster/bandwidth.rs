@@ -64,22 +64,30 @@ fn iperf3(cluster: &Cluster) -> f64 {
     rate.expect("iperf3 reaches its server") / 8.0
 }
 
-/// While this lives, the session of this process, and with it iperf3 and the ranks, goes before what else the machine
-/// does, where its scheduler groups processes by session and this one may say so. A real host has its cores to itself.
+/// While this lives, iperf3 and the ranks, which this thread starts, go before what else the machine does: before other
+/// programs of this session by the thread's nice value, which its children inherit, and before other sessions where the
+/// scheduler groups processes by them. A real host has its cores to itself. Only root may, and only root has a cluster.
 struct Ahead;
 
 const GROUP: &str = "/proc/self/autogroup";
 
 impl Ahead {
     fn of_others() -> Ahead {
-        let _ = std::fs::write(GROUP, "-15");
+        Ahead::be(-15);
         Ahead
+    }
+
+    fn be(nice: i32) {
+        // Absent where the scheduler does not group.
+        let _ = std::fs::write(GROUP, nice.to_string());
+        // SAFETY: takes numbers only; 0 is this thread.
+        let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
     }
 }
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        let _ = std::fs::write(GROUP, "0");
+        Ahead::be(0);
     }
 }
 
