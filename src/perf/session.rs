@@ -32,6 +32,10 @@ pub fn run(plan: &Plan, comm: &Communicator, out: &mut dyn Write) -> Result<bool
         // end this rank for another's failure before it has said so itself.
         comm.abort(&error.to_string());
     }
+    if result.is_ok() {
+        // A launcher ends all ranks when one ends as a failure, which a slow row is too: not before the table stands.
+        world.barrier()?;
+    }
     result
 }
 
