@@ -124,7 +124,7 @@ fn a_job_starts_again_at_the_port_of_one_that_left_a_child() {
             std::thread::sleep(Duration::from_secs(100));
         }
     });
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = ranks::port::free_port().to_string();
     let at = [("MASTER_PORT", port.as_str())];
     let test = "a_job_starts_again_at_the_port_of_one_that_left_a_child";
     let first = Job::start(test, "first", 2, &at);

@@ -1,6 +1,9 @@
 //! Promises of the node: ranks meet or all are told why not, connect, pass descriptors, and learn of each other's fate
 //! with one verdict.
 
+#[path = "ranks/port.rs"]
+mod port;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -11,6 +14,7 @@ use maypole::fingerprint::Fingerprint;
 use maypole::node::{Meeting, Node, UniqueId};
 use maypole::watch::{Jury, Stall, Watch};
 use maypole::{Collective, Config, DataType, Error, ReduceOp, Verdict};
+use port::free_port;
 
 /// One context for all: each test has a job of its own.
 const WORLD: u64 = 7;
@@ -65,10 +69,6 @@ fn common_verdict(watches: &[Arc<Watch>]) -> Verdict {
     let all: Vec<Verdict> = watches.iter().map(|w| wait_verdict(w, AT_MOST).expect("a verdict")).collect();
     assert!(all.iter().all(|v| *v == all[0]), "{all:?}");
     all[0].clone()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn at(host: &str, port: u16) -> Meeting {

@@ -4,6 +4,9 @@
 //! Each test starts its own executable again, with its own name and a role in the environment: that process plays the
 //! role.
 
+#[path = "ranks/port.rs"]
+mod port;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -15,6 +18,7 @@ use maypole::watch::{Jury, Stall, Watch};
 use maypole::{Collective, Config, DataType, ReduceOp, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use port::free_port;
 
 const WORLD: u64 = 7;
 /// How long anything may take that takes milliseconds, on a machine with ten other things to do.
@@ -24,10 +28,6 @@ fn config() -> Config {
     let mut config = Config::default();
     config.connect_timeout = Duration::from_secs(30);
     config
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn join(port: u16, rank: usize, size: usize) -> Arc<Node> {

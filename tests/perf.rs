@@ -1,8 +1,11 @@
 //! The perf binaries, run as a user runs them: every collective, type, operation and root, on 1 to 4 ranks, with no
 //! wrong element; and flags that make no sense, refused before anything starts.
 
+#[path = "ranks/port.rs"]
+mod port;
 mod programs;
 
+use port::free_port;
 use programs::run;
 use serde_json::Value;
 
@@ -251,7 +254,7 @@ fn the_command_does_what_the_binaries_do() {
 fn a_reader_that_leaves_ends_the_run_quietly() {
     use std::io::{BufRead, BufReader, Read};
     use std::process::{Command, Stdio};
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    let port = free_port();
     let mut ranks: Vec<_> = (0..2)
         .map(|rank| {
             // Until interrupted, if nobody leaves.

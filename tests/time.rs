@@ -232,7 +232,7 @@ fn ranks_that_are_stopped_while_they_gather_meet_all_the_same() {
         Err(error) => say(error),
     });
     const TEST: &str = "ranks_that_are_stopped_while_they_gather_meet_all_the_same";
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = ranks::port::free_port().to_string();
     let place = |rank| (rank, 3, vec![("MASTER_PORT", port.clone())]);
     let settings = [("MAYPOLE_CONNECT_TIMEOUT", "4")];
     let mut first = Job::start_at(TEST, "", &[place(0), place(1)], &settings);

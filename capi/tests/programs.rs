@@ -1,13 +1,15 @@
 //! C and C++ programs on the installed library: the examples, every function, every misuse; with 1 to 8 ranks, and under
 //! valgrind.
 
+#[path = "../../tests/ranks/port.rs"]
+mod port;
 mod prefix;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
+use port::free_port;
 use prefix::{compile, folder, have, prefix, ranks, ranks_in, text, under_valgrind};
 
 /// A program's path, as an argument.
@@ -154,7 +156,7 @@ fn copies_of_the_library_work_in_one_process_at_the_same_time() {
 #[test]
 fn copies_of_the_library_in_one_process_meet_at_one_address() {
     let (program, [one, other]) = copies();
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+    let free = free_port();
     let ranks: Vec<Child> = (0..2)
         .map(|rank| {
             let mut command = Command::new(&program);

@@ -393,9 +393,11 @@ def rank(number, port, say):
 
 
 fork = multiprocessing.get_context("fork")
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
+# It stays bound, so that the system gives the port to nobody else; rank 0 may listen there all the same.
+free = socket.socket()
+free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+free.bind(("127.0.0.1", 0))
+port = free.getsockname()[1]
 say = fork.Queue()
 ranks = [fork.Process(target=rank, args=(number, port, say)) for number in range(3)]
 for each in ranks:

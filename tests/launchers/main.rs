@@ -8,12 +8,16 @@
 #[path = "../example/mod.rs"]
 mod example;
 mod mpi;
+#[path = "../ranks/port.rs"]
+mod port;
 mod slurm;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use port::free_port;
 
 /// A launcher, its script, and how to tell it from others of the same name.
 #[derive(Clone, Copy)]
@@ -163,7 +167,7 @@ impl Launcher {
         let all = said + &warned;
         assert_eq!(all.matches("RANK=0 and WORLD_SIZE=1 are an outer launcher's").count(), 1, "{all}");
         // Numbers that each rank sets for itself are innermost.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let script = format!(
             "for r in 0 1; do RANK=$((2 * {rank} + r)) WORLD_SIZE=4 MASTER_ADDR=127.0.0.1 MASTER_PORT={port} \
              {maypole} info --launch & done; wait",

@@ -25,12 +25,6 @@ fn program(name: &str) -> Option<PathBuf> {
     ["/usr/sbin", "/usr/bin"].iter().map(|directory| Path::new(directory).join(name)).find(|path| path.exists())
 }
 
-/// Two ports that were free a moment ago.
-fn free_ports() -> [u16; 2] {
-    let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.each_ref().map(|listener| listener.local_addr().unwrap().port())
-}
-
 impl Slurm {
     /// Start it; why not, if it cannot be.
     fn start() -> Result<Slurm, String> {
@@ -45,7 +39,7 @@ impl Slurm {
             std::fs::create_dir_all(directory.join(part)).map_err(|error| error.to_string())?;
         }
         let host = nix::unistd::gethostname().unwrap().to_string_lossy().split('.').next().unwrap().to_string();
-        let [controller, node] = free_ports();
+        let [controller, node] = [(); 2].map(|()| free_port());
         let at = directory.display();
         let settings = format!(
             "ClusterName=maypole\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser=root\nSlurmdUser=root\n\

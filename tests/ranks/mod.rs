@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod port;
+
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,6 +19,7 @@ use maypole::config::TransportChoice;
 use maypole::{Communicator, Config, Error, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use port::free_port;
 
 /// Longer than anything here takes on a machine that is busy with ten other things: tests that time something else
 /// print it and compare with this.
@@ -195,7 +198,7 @@ impl Job {
         extra: &[(&str, &str)],
         spawn: impl Fn(usize, &mut Command) -> Child,
     ) -> Job {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let (say, lines) = mpsc::channel();
         let mut ranks = Vec::new();
         for (process, (rank, size, own)) in places.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! Ranks meet through the launcher's board, whatever is wrapped around them, and as often as they like.
 
+use super::ranks::port::free_port;
 use super::*;
 
 const LAUNCH: &str = concat!(env!("CARGO_BIN_EXE_maypole"), " info --launch");
@@ -58,7 +59,7 @@ fn meeting_needs_no_port_and_no_descriptor() {
 /// Whoever is inside counts: a rank that starts others by hand, and an outer launcher's numbers.
 #[test]
 fn ranks_by_hand_within_a_rank_and_a_rank_within_others() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let inner = format!(
         "for r in 0 1; do RANK=$((2 * RANK + r)) WORLD_SIZE=4 LOCAL_WORLD_SIZE= LOCAL_RANK= MASTER_PORT={port} {LAUNCH} & done; wait"
     );

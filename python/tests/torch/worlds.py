@@ -16,9 +16,11 @@ def run(script, size, *arguments, timeout=240, environment=None, expect=0):
 
     Fails if one exits with another status than `expect` (None: any), or takes longer than `timeout` seconds.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # It stays bound, so that the system gives the port to nobody else; rank 0 may listen there all the same.
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
     ranks, outputs = [], []
     for rank in range(size):
         settings = {
@@ -45,6 +47,7 @@ def run(script, size, *arguments, timeout=240, environment=None, expect=0):
     for process in ranks:
         process.kill()
         process.wait()
+    probe.close()
     texts = []
     for output in outputs:
         output.seek(0)
