@@ -34,6 +34,7 @@
 //! * [`tcp`]: anything that can reach each other, several connections per pair.
 //! * [`fault`]: wraps a link and delays, truncates or severs it, for tests.
 
+mod crowd;
 pub mod fault;
 pub mod fork;
 pub mod lock;

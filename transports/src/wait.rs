@@ -2,7 +2,8 @@
 //!
 //! A rank that waits polls what it waits for. [`Patience`] says how long that may hold a core: long where every rank
 //! has a core of its own, hardly at all where ranks share cores, since then the core is what the other rank needs to
-//! make progress. After that the rank sleeps on its [`Bell`].
+//! make progress. After that the rank sleeps on its [`Bell`]. Where others want the cores of which the rank knows nothing,
+//! `crowd.rs` finds out, and it sleeps at once.
 //!
 //! # Why no wake-up is lost
 //!
@@ -16,6 +17,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::crowd::CORES;
 use crate::sync::{AtomicU32, Ordering, fence};
 
 /// A word in shared memory on which one rank sleeps. One cache line, read by everybody who sends to that rank, written
@@ -115,21 +117,23 @@ pub struct Patience {
     pub then: Duration,
     /// Whether other ranks may need this core.
     pub give_way: bool,
+    /// Whether nobody knows of others that may need it, so that a long wait looks for them.
+    pub alone: bool,
 }
 
 impl Patience {
     /// For a host where `ranks` ranks share `cores` cores.
     pub fn for_host(ranks: usize, cores: usize) -> Patience {
         if ranks <= cores {
-            Patience { spins: 4000, then: Duration::from_micros(100), give_way: false }
+            Patience { spins: 4000, then: Duration::from_micros(100), give_way: false, alone: true }
         } else {
-            Patience { spins: 20, then: Duration::from_micros(60), give_way: true }
+            Patience { spins: 20, then: Duration::from_micros(60), give_way: true, alone: false }
         }
     }
 
-    /// The same, with the time to poll given by the user; none at all if that is zero.
+    /// The same, with the time to poll given by the user, whoever else wants the core; none at all if that is zero.
     pub fn with_time(self, then: Duration) -> Patience {
-        Patience { then, spins: if then.is_zero() { 0 } else { self.spins }, ..self }
+        Patience { then, spins: if then.is_zero() { 0 } else { self.spins }, alone: false, ..self }
     }
 
     /// The same where each poll asks the system, as with sockets: the clock is looked at sooner.
@@ -155,8 +159,11 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Idle {
     patience: Patience,
+    /// Polls of this wait with nothing but a pause between them, and how long it goes on polling after those: what is
+    /// left of patience.
+    left: (u32, Duration),
     polls: u32,
-    /// First look at the clock during the polls of [`Patience::spins`].
+    /// First look at the clock during the first polls.
     spins_since: Option<Instant>,
     /// When these were over.
     since: Option<Instant>,
@@ -167,8 +174,19 @@ pub struct Idle {
 
 impl Idle {
     /// A wait that has not begun.
+    #[inline]
     pub fn new(patience: Patience) -> Idle {
-        Idle { patience, polls: 0, spins_since: None, since: None, weary: 0, slept: false }
+        let mut idle = Idle {
+            patience,
+            left: (0, Duration::ZERO),
+            polls: 0,
+            spins_since: None,
+            since: None,
+            weary: 0,
+            slept: false,
+        };
+        idle.look_at_patience();
+        idle
     }
 
     /// Something arrived: the next wait starts afresh.
@@ -185,6 +203,17 @@ impl Idle {
         self.polls = 0;
         self.spins_since = None;
         self.since = None;
+        self.look_at_patience();
+    }
+
+    /// How much of it the next wait has.
+    #[inline]
+    fn look_at_patience(&mut self) {
+        let Patience { spins, then, alone, .. } = self.patience;
+        self.left = match alone && CORES.is_here() {
+            true => (0, Duration::ZERO),
+            false => (spins >> self.weary, then),
+        };
     }
 
     /// How many polls in a row found nothing.
@@ -196,7 +225,7 @@ impl Idle {
     #[inline]
     pub fn found_nothing(&mut self) -> Next {
         self.polls = self.polls.wrapping_add(1);
-        if self.polls <= self.spins() && !self.polls.is_multiple_of(GLANCE) {
+        if self.polls <= self.left.0 && !self.polls.is_multiple_of(GLANCE) {
             if self.polls > EAGER {
                 std::hint::spin_loop();
             }
@@ -205,23 +234,23 @@ impl Idle {
         self.linger()
     }
 
-    /// Polls with nothing but a pause between them, as patience is now.
-    #[inline]
-    fn spins(&self) -> u32 {
-        self.patience.spins >> self.weary
-    }
-
     #[cold]
     fn linger(&mut self) -> Next {
+        let (spins, then) = self.left;
+        // Once in each wait, when it is longer than a neighbour's answer takes.
+        if self.patience.alone && self.polls == GLANCE && CORES.look() {
+            self.slept = true;
+            return Next::Sleep;
+        }
         let now = Instant::now();
-        if self.polls < self.spins() {
+        if self.polls < spins {
             if now - *self.spins_since.get_or_insert(now) < SPIN / (1 << self.weary) {
                 return Next::Poll;
             }
             // That was long enough: from here on every poll comes by.
-            self.polls = self.spins();
+            self.polls = spins;
         }
-        if now - *self.since.get_or_insert(now) >= self.patience.then / (1 << self.weary) {
+        if now - *self.since.get_or_insert(now) >= then / (1 << self.weary) {
             self.slept = true;
             return Next::Sleep;
         }
@@ -261,16 +290,16 @@ mod tests {
         assert_eq!(polls_until_sleep(patience.with_time(Duration::ZERO), Duration::ZERO), 1);
     }
 
+    /// So few polls that none looks at the clock.
+    const PATIENCE: Patience = Patience { spins: 60, then: Duration::ZERO, give_way: false, alone: false };
+
     #[test]
     fn a_reset_begins_anew() {
-        let mut idle = Idle::new(Patience::for_host(1, 2));
+        let mut idle = Idle::new(PATIENCE);
         while idle.found_nothing() == Next::Poll {}
         idle.reset();
         assert_eq!((idle.polls(), idle.found_nothing()), (0, Next::Poll));
     }
-
-    /// So few polls that none looks at the clock.
-    const PATIENCE: Patience = Patience { spins: 60, then: Duration::ZERO, give_way: false };
 
     /// Polls of a wait that ends in sleep, or that is over after `most`.
     fn wait(idle: &mut Idle, most: usize) -> usize {

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::running::LOOK;
 
 /// How the attendant waits: it must not take a core from those who compute meanwhile.
-const ATTENTIVE: Patience = Patience { spins: 20, then: Duration::from_micros(20), give_way: true };
+const ATTENTIVE: Patience = Patience { spins: 20, then: Duration::from_micros(20), give_way: true, alone: false };
 
 /// For whom a leader works.
 pub(super) enum Leader<'a> {
