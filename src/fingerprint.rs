@@ -2,6 +2,7 @@
 //! different things find out before any data is used.
 
 use bytemuck::{Pod, Zeroable};
+use maypole_collectives::catalogue::Counts;
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, Pair, ReduceOp};
 use serde::{Deserialize, Serialize};
@@ -217,7 +218,7 @@ fn stir(h: u64, word: u64) -> u64 {
 
 /// Whether each rank passes the counts of all, in the form with variable counts.
 pub(crate) fn knows_all_counts(collective: Collective) -> bool {
-    matches!(collective, Collective::AllGather | Collective::ReduceScatter)
+    collective.meaning().counts == Counts::KnownToAll
 }
 
 /// Code and user id of an operation; 0 is "none".

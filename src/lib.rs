@@ -41,6 +41,7 @@ mod engine;
 pub mod error;
 pub mod exit;
 pub mod fingerprint;
+mod forms;
 pub mod interrupt;
 pub mod launch;
 mod log;

@@ -2,6 +2,7 @@
 //! size and large ones, in place and out of place, ranks as threads.
 
 use maypole::{Algorithm, Call, Collective, Communicator, Config, DataType, ReduceOp};
+use maypole_collectives::schedule::Place;
 
 /// Element `i` of rank `rank`'s input: small integers, exact in f32 whatever the order of the sum.
 fn value(rank: usize, i: usize) -> f32 {
@@ -10,21 +11,12 @@ fn value(rank: usize, i: usize) -> f32 {
 
 /// What rank `rank` must get: block by block, element by element.
 fn expected(collective: Collective, rank: usize, size: usize, root: usize, count: usize) -> Vec<f32> {
-    let sum_of = |ranks: usize, i: usize| (0..ranks).map(|r| value(r, i)).sum::<f32>();
-    let sum = |i: usize| sum_of(size, i);
-    match collective {
-        Collective::AllReduce => (0..count).map(sum).collect(),
-        Collective::Reduce if rank == root => (0..count).map(sum).collect(),
-        Collective::Broadcast => (0..count).map(|i| value(root, i)).collect(),
-        Collective::AllGather => (0..size * count).map(|i| value(i / count, i % count)).collect(),
-        Collective::Gather if rank == root => (0..size * count).map(|i| value(i / count, i % count)).collect(),
-        Collective::ReduceScatter => (0..count).map(|i| sum(rank * count + i)).collect(),
-        Collective::AllToAll => (0..size * count).map(|i| value(i / count, rank * count + i % count)).collect(),
-        Collective::Scatter => (0..count).map(|i| value(root, rank * count + i)).collect(),
-        Collective::Scan => (0..count).map(|i| sum_of(rank + 1, i)).collect(),
-        Collective::ExclusiveScan if rank > 0 => (0..count).map(|i| sum_of(rank, i)).collect(),
-        _ => Vec::new(),
-    }
+    let block = |block: usize| {
+        let from = collective.contributions(Place { rank, size, root }, block);
+        let element = move |i| from.ranks.clone().map(|giver| value(giver, from.block * count + i)).sum::<f32>();
+        (0..count).map(element)
+    };
+    (0..collective.output_blocks(rank, size, root)).flat_map(block).collect()
 }
 
 fn check(comm: &Communicator, collective: Collective, root: usize, count: usize, what: &str) {

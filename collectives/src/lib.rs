@@ -5,6 +5,7 @@
 //! chunks of the input, the output and a scratch buffer. Nothing here knows a socket, a clock or a thread, so every schedule
 //! can be executed symbolically by the [`verify`] module before it ever moves a byte.
 //!
+//! * [`catalogue`]: the list of collectives, and what each means.
 //! * [`schedule`]: the vocabulary in which algorithms are written.
 //! * [`hosts`]: which rank is on which host, for algorithms that mind.
 //! * [`algorithms`]: one file each, its source cited on top.
@@ -14,6 +15,7 @@
 //!   the vectorised kernels.
 
 pub mod algorithms;
+pub mod catalogue;
 pub mod dtype;
 pub mod element;
 pub mod hosts;

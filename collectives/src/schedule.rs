@@ -5,8 +5,8 @@
 //!
 //! # Blocks, pieces, chunks
 //!
-//! Every collective sees its buffers as *blocks* of `count` elements: all-reduce has one block in and one out,
-//! all-gather one in and n out, all-to-all n and n. A schedule cuts each block into the same number of
+//! Every collective sees its buffers as *blocks* of `count` elements (see [`catalogue`](crate::catalogue)): all-reduce
+//! has one block in and one out, all-gather one in and n out, all-to-all n and n. A schedule cuts each block into the same number of
 //! [`pieces`](Schedule::pieces) (a ring all-reduce over n ranks uses n). One piece of one block is a *chunk*; chunk
 //! `b * pieces + p` is piece `p` of block `b`. Scratch is counted in the same way.
 //!
@@ -39,6 +39,8 @@
 //! room for two messages on each link.
 
 use std::ops::Range;
+
+pub use crate::catalogue::Collective;
 
 /// A rank: a process's (or thread's) number in its world, from 0.
 pub type Rank = usize;
@@ -147,132 +149,6 @@ impl Step {
             Step::Recv { from, .. } | Step::RecvReduce { from, .. } => (Some(from), None),
             Step::RecvReduceSend { from, to, .. } | Step::RecvCopySend { from, to, .. } => (Some(from), Some(to)),
             _ => (None, None),
-        }
-    }
-}
-
-/// How a collective's buffers look: how many blocks of `count` elements each has on a given rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Collective {
-    /// One block in, one out, on every rank: out = reduction of all.
-    AllReduce,
-    /// One block in on every rank, one out at the root: the reduction of all.
-    Reduce,
-    /// One block in at the root, one out on every rank.
-    Broadcast,
-    /// One block in, n out: block r is rank r's.
-    AllGather,
-    /// n blocks in, one out: rank r gets the reduction of everybody's block r.
-    ReduceScatter,
-    /// n blocks in, n out: out block s is block r of rank s.
-    AllToAll,
-    /// One block in, n out at the root.
-    Gather,
-    /// n blocks in at the root, one out.
-    Scatter,
-    /// One block in, one out: rank r gets the reduction of ranks 0 to r.
-    Scan,
-    /// One block in, one out on every rank but 0: rank r gets the reduction of ranks 0 to r - 1.
-    ExclusiveScan,
-    /// No data: nobody leaves before everybody has come.
-    Barrier,
-}
-
-impl Collective {
-    /// Every collective that has schedules.
-    pub const ALL: [Collective; 11] = [
-        Collective::AllReduce,
-        Collective::Reduce,
-        Collective::Broadcast,
-        Collective::AllGather,
-        Collective::ReduceScatter,
-        Collective::AllToAll,
-        Collective::Gather,
-        Collective::Scatter,
-        Collective::Scan,
-        Collective::ExclusiveScan,
-        Collective::Barrier,
-    ];
-
-    /// The name used everywhere: `all_reduce`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Collective::AllReduce => "all_reduce",
-            Collective::Reduce => "reduce",
-            Collective::Broadcast => "broadcast",
-            Collective::AllGather => "all_gather",
-            Collective::ReduceScatter => "reduce_scatter",
-            Collective::AllToAll => "all_to_all",
-            Collective::Gather => "gather",
-            Collective::Scatter => "scatter",
-            Collective::Scan => "scan",
-            Collective::ExclusiveScan => "exclusive_scan",
-            Collective::Barrier => "barrier",
-        }
-    }
-
-    /// Whether the call names a root.
-    pub const fn is_rooted(self) -> bool {
-        matches!(self, Collective::Reduce | Collective::Broadcast | Collective::Gather | Collective::Scatter)
-    }
-
-    /// Whether each rank gets the reduction of those before it rather than of all.
-    pub const fn is_scan(self) -> bool {
-        matches!(self, Collective::Scan | Collective::ExclusiveScan)
-    }
-
-    /// Whether it combines elements.
-    pub const fn reduces(self) -> bool {
-        use Collective::*;
-        matches!(self, AllReduce | Reduce | ReduceScatter | Scan | ExclusiveScan)
-    }
-
-    /// Blocks in the input of `rank` (0: the rank passes none).
-    pub const fn input_blocks(self, rank: Rank, size: usize, root: Rank) -> usize {
-        match self {
-            Collective::AllReduce | Collective::Reduce | Collective::AllGather | Collective::Gather => 1,
-            Collective::Scan | Collective::ExclusiveScan => 1,
-            Collective::Broadcast => (rank == root) as usize,
-            Collective::ReduceScatter | Collective::AllToAll => size,
-            Collective::Scatter => {
-                if rank == root {
-                    size
-                } else {
-                    0
-                }
-            }
-            Collective::Barrier => 0,
-        }
-    }
-
-    /// Blocks in the output of `rank` (0: the rank gets none).
-    pub const fn output_blocks(self, rank: Rank, size: usize, root: Rank) -> usize {
-        match self {
-            Collective::AllReduce | Collective::Broadcast | Collective::ReduceScatter | Collective::Scatter => 1,
-            Collective::Scan => 1,
-            Collective::ExclusiveScan => (rank > 0) as usize,
-            Collective::Reduce => (rank == root) as usize,
-            Collective::AllGather | Collective::AllToAll => size,
-            Collective::Gather => {
-                if rank == root {
-                    size
-                } else {
-                    0
-                }
-            }
-            Collective::Barrier => 0,
-        }
-    }
-
-    /// Where in-place calls put the smaller buffer inside the larger one, as NCCL does: the block index of the larger
-    /// buffer at which rank `rank`'s block of the smaller one lies. `None`: the collective has no in-place form without
-    /// a copy (all-to-all).
-    pub const fn in_place_block(self, rank: Rank) -> Option<usize> {
-        match self {
-            Collective::AllReduce | Collective::Reduce | Collective::Broadcast | Collective::Barrier => Some(0),
-            Collective::Scan | Collective::ExclusiveScan => Some(0),
-            Collective::AllGather | Collective::ReduceScatter | Collective::Gather | Collective::Scatter => Some(rank),
-            Collective::AllToAll => None,
         }
     }
 }

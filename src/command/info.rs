@@ -12,6 +12,7 @@ use crate::config::unknown::unknown_here;
 use crate::config::{Config, KNOBS};
 use crate::error::Result;
 use crate::launch;
+use crate::tuner::rules;
 
 /// Show what Maypole finds: version, processors, transports, CUDA devices, launcher, and every setting with its default and present
 /// value.
@@ -21,6 +22,8 @@ use crate::launch;
 ///
 /// With --footprint, take part in a job and say, on rank 0, what its ranks cost: time to make the world and memory, file
 /// descriptors and threads of a rank, then and after the first operations.
+///
+/// With --tuner, print the rules by which the algorithm of a call is chosen where MAYPOLE_ALGORITHM names none.
 ///
 /// Exit status: 0, or 1 if a setting makes no sense or the launcher cannot be used.
 #[derive(clap::Args)]
@@ -36,6 +39,9 @@ pub struct Args {
     /// Take part in a job of ranks: what a rank costs
     #[arg(long, conflicts_with = "launch")]
     footprint: bool,
+    /// Print the table by which algorithms are chosen, read from the top
+    #[arg(long, conflicts_with_all = ["launch", "footprint"])]
+    tuner: bool,
 }
 
 fn environment(name: &str) -> Option<String> {
@@ -47,6 +53,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     let outcome = match (args.launch, args.footprint) {
         (true, _) => meet(),
         (_, true) => footprint::measure(),
+        _ if args.tuner => Ok((table(), true)),
         _ => Ok(page()),
     };
     match outcome {
@@ -59,6 +66,12 @@ pub(super) fn run(args: &Args) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The rules of the tuner.
+fn table() -> String {
+    let lines = std::iter::once(rules::header()).chain(rules::RULES.iter().map(|rule| rule.to_string()));
+    lines.map(|line| line + "\n").collect()
 }
 
 /// The page, and whether all settings make sense.

@@ -5,6 +5,7 @@
 //! each rank passes what it sends to and receives from every other. Counts that two ranks expect of one message are
 //! compared when it arrives.
 
+use maypole_collectives::catalogue::{Counts, Meaning};
 use maypole_collectives::schedule::Collective;
 
 use super::call::Lengths;
@@ -179,8 +180,9 @@ impl Spread {
     fn agrees_with_itself(&self, inner: &Inner, call: &Call, root: usize) -> Result<(), String> {
         let rank = inner.rank;
         let own = |blocks: &[Extent]| blocks.get(if blocks.len() == 1 { 0 } else { rank }).map(|block| block.count);
-        let keeps = match call.collective {
-            Collective::Gather | Collective::Scatter => rank == root,
+        let keeps = match call.collective.meaning().counts {
+            // Only the root's own block stays there.
+            Counts::KnownToRoot => rank == root,
             _ => true,
         };
         match (own(&self.input), own(&self.output)) {
@@ -194,11 +196,9 @@ impl Spread {
 
     /// The counts of all ranks, where this one knows them.
     pub fn all_counts(&self, collective: Collective) -> Option<&[Extent]> {
-        match collective {
-            Collective::AllGather => Some(&self.output),
-            Collective::ReduceScatter => Some(&self.input),
-            _ => None,
-        }
+        let Meaning { input, counts, .. } = collective.meaning();
+        let side = if input.are_for_each() { &self.input } else { &self.output };
+        (*counts == Counts::KnownToAll).then_some(side)
     }
 }
 

@@ -12,10 +12,6 @@ use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::tuner::Plan;
 
-/// The collectives whose blocks may have counts of their own.
-pub(crate) const VARIABLE: [Collective; 5] =
-    [Collective::AllGather, Collective::ReduceScatter, Collective::AllToAll, Collective::Gather, Collective::Scatter];
-
 impl Communicator {
     /// [`Communicator::call`] with blocks that have counts of their own: all_gather, reduce_scatter, all_to_all, gather
     /// and scatter. `call.count` is ignored. `input` and `output` say where each side's blocks lie within its buffer,
@@ -83,7 +79,7 @@ impl Inner {
         lengths: Lengths,
         spread: &mut Spread,
     ) -> std::result::Result<(), String> {
-        if !VARIABLE.contains(&call.collective) {
+        if !call.collective.has_counts() {
             return Err(format!("{} has no form with variable counts", call.collective.name()));
         }
         self.check_root_and_op(call)?;

@@ -5,14 +5,13 @@
 //! ordered; and small all-reduces that follow each other become one, since each would spend its time waiting for the
 //! same ranks.
 //!
-//! This file collects the calls, `group_v` those with variable counts; `group_run` checks and runs them.
+//! This file collects the calls; `group_run` checks and runs them.
 
 use std::marker::PhantomData;
 
-use maypole_collectives::schedule::Collective;
-use maypole_collectives::{DataType, Element, ReduceOp};
+use maypole_collectives::Element;
 
-use super::blocks::OwnedSides;
+use super::blocks::{Blocks, OwnedBlocks, OwnedSides};
 use super::call::{Buffers, Lengths};
 use super::{Call, Communicator};
 use crate::engine::messages::Message;
@@ -92,7 +91,8 @@ impl Communicator {
     }
 }
 
-/// One method per call, each as the communicator's of the same name, whose arguments are checked when the group runs.
+/// Messages, each as the communicator's of the same name, whose arguments are checked when the group runs; the
+/// collectives are in `src/forms`.
 impl<'env> Group<'env> {
     /// See [`Communicator::send`].
     pub fn send<T: Element>(&mut self, buffer: &'env [T], to: usize) {
@@ -119,128 +119,50 @@ impl<'env> Group<'env> {
         self
     }
 
-    /// See [`Communicator::all_reduce`].
-    pub fn all_reduce<T: Element>(&mut self, input: &'env [T], output: &'env mut [T], op: ReduceOp) {
-        self.apart(Call::of::<T>(Collective::AllReduce, input.len(), Some(op), 0), input, output);
-    }
-
-    /// See [`Communicator::all_reduce_in_place`].
-    pub fn all_reduce_in_place<T: Element>(&mut self, buffer: &'env mut [T], op: ReduceOp) {
-        self.in_place(Call::of::<T>(Collective::AllReduce, buffer.len(), Some(op), 0), buffer);
-    }
-
-    /// See [`Communicator::reduce`].
-    pub fn reduce<T: Element>(&mut self, input: &'env [T], output: &'env mut [T], op: ReduceOp, root: usize) {
-        self.apart(Call::of::<T>(Collective::Reduce, input.len(), Some(op), root), input, output);
-    }
-
-    /// See [`Communicator::reduce_in_place`].
-    pub fn reduce_in_place<T: Element>(&mut self, buffer: &'env mut [T], op: ReduceOp, root: usize) {
-        self.in_place(Call::of::<T>(Collective::Reduce, buffer.len(), Some(op), root), buffer);
-    }
-
-    /// See [`Communicator::broadcast`].
-    pub fn broadcast<T: Element>(&mut self, buffer: &'env mut [T], root: usize) {
-        self.in_place(Call::of::<T>(Collective::Broadcast, buffer.len(), None, root), buffer);
-    }
-
-    /// See [`Communicator::all_gather`].
-    pub fn all_gather<T: Element>(&mut self, input: &'env [T], output: &'env mut [T]) {
-        self.apart(Call::of::<T>(Collective::AllGather, input.len(), None, 0), input, output);
-    }
-
-    /// See [`Communicator::all_gather_in_place`].
-    pub fn all_gather_in_place<T: Element>(&mut self, buffer: &'env mut [T]) {
-        self.in_place(Call::of::<T>(Collective::AllGather, buffer.len() / self.size, None, 0), buffer);
-    }
-
-    /// See [`Communicator::reduce_scatter`].
-    pub fn reduce_scatter<T: Element>(&mut self, input: &'env [T], output: &'env mut [T], op: ReduceOp) {
-        self.apart(Call::of::<T>(Collective::ReduceScatter, output.len(), Some(op), 0), input, output);
-    }
-
-    /// See [`Communicator::reduce_scatter_in_place`].
-    pub fn reduce_scatter_in_place<T: Element>(&mut self, buffer: &'env mut [T], op: ReduceOp) {
-        self.in_place(Call::of::<T>(Collective::ReduceScatter, buffer.len() / self.size, Some(op), 0), buffer);
-    }
-
-    /// See [`Communicator::all_to_all`].
-    pub fn all_to_all<T: Element>(&mut self, input: &'env [T], output: &'env mut [T]) {
-        self.apart(Call::of::<T>(Collective::AllToAll, input.len() / self.size, None, 0), input, output);
-    }
-
-    /// See [`Communicator::all_to_all_in_place`].
-    pub fn all_to_all_in_place<T: Element>(&mut self, buffer: &'env mut [T]) {
-        self.in_place(Call::of::<T>(Collective::AllToAll, buffer.len() / self.size, None, 0), buffer);
-    }
-
-    /// See [`Communicator::gather`].
-    pub fn gather<T: Element>(&mut self, input: &'env [T], output: &'env mut [T], root: usize) {
-        self.apart(Call::of::<T>(Collective::Gather, input.len(), None, root), input, output);
-    }
-
-    /// See [`Communicator::gather_in_place`].
-    pub fn gather_in_place<T: Element>(&mut self, buffer: &'env mut [T], root: usize) {
-        let blocks = if self.rank == root { self.size } else { 1 };
-        self.in_place(Call::of::<T>(Collective::Gather, buffer.len() / blocks, None, root), buffer);
-    }
-
-    /// See [`Communicator::scatter`].
-    pub fn scatter<T: Element>(&mut self, input: &'env [T], output: &'env mut [T], root: usize) {
-        self.apart(Call::of::<T>(Collective::Scatter, output.len(), None, root), input, output);
-    }
-
-    /// See [`Communicator::scatter_in_place`].
-    pub fn scatter_in_place<T: Element>(&mut self, buffer: &'env mut [T], root: usize) {
-        let blocks = if self.rank == root { self.size } else { 1 };
-        self.in_place(Call::of::<T>(Collective::Scatter, buffer.len() / blocks, None, root), buffer);
-    }
-
-    /// See [`Communicator::scan`].
-    pub fn scan<T: Element>(&mut self, input: &'env [T], output: &'env mut [T], op: ReduceOp) {
-        self.apart(Call::of::<T>(Collective::Scan, input.len(), Some(op), 0), input, output);
-    }
-
-    /// See [`Communicator::scan_in_place`].
-    pub fn scan_in_place<T: Element>(&mut self, buffer: &'env mut [T], op: ReduceOp) {
-        self.in_place(Call::of::<T>(Collective::Scan, buffer.len(), Some(op), 0), buffer);
-    }
-
-    /// See [`Communicator::exclusive_scan`].
-    pub fn exclusive_scan<T: Element>(&mut self, input: &'env [T], output: &'env mut [T], op: ReduceOp) {
-        let output = if self.rank == 0 { &mut [] } else { output };
-        self.apart(Call::of::<T>(Collective::ExclusiveScan, input.len(), Some(op), 0), input, output);
-    }
-
-    /// See [`Communicator::exclusive_scan_in_place`].
-    pub fn exclusive_scan_in_place<T: Element>(&mut self, buffer: &'env mut [T], op: ReduceOp) {
-        self.in_place(Call::of::<T>(Collective::ExclusiveScan, buffer.len(), Some(op), 0), buffer);
-    }
-
-    /// See [`Communicator::barrier`].
-    pub fn barrier(&mut self) {
-        let call = Call { collective: Collective::Barrier, dtype: DataType::U8, count: 0, op: ReduceOp::Sum, root: 0 };
-        self.apart::<u8>(call, &[], &mut []);
-    }
-
-    fn apart<T: Element>(&mut self, call: Call, input: &'env [T], output: &'env mut [T]) {
+    pub(crate) fn apart<T: Element>(&mut self, call: Call, input: &'env [T], output: &'env mut [T]) {
         let lengths = Lengths::Apart { input: size_of_val(input), output: size_of_val(output) };
         let buffers = Buffers { input: input.as_ptr().cast(), output: output.as_mut_ptr().cast() };
         self.collect(Collected { call, buffers, lengths, sides: None });
     }
 
-    fn in_place<T: Element>(&mut self, call: Call, buffer: &'env mut [T]) {
+    pub(crate) fn in_place<T: Element>(&mut self, call: Call, buffer: &'env mut [T]) {
         let lengths = Lengths::InPlace { buffer: size_of_val(buffer) };
         let at = buffer.as_mut_ptr().cast::<u8>();
         let buffers = Buffers { input: at, output: at };
         self.collect(Collected { call, buffers, lengths, sides: None });
     }
 
-    pub(super) fn rank(&self) -> usize {
+    /// [`Group::apart`] on blocks with counts of their own.
+    pub(crate) fn apart_v<T: Element>(
+        &mut self,
+        call: Call,
+        (input, sent): (&'env [T], Blocks<'_>),
+        (output, received): (&'env mut [T], Blocks<'_>),
+    ) {
+        let buffers = Buffers { input: input.as_ptr().cast(), output: output.as_mut_ptr().cast() };
+        let lengths = Lengths::Apart { input: size_of_val(input), output: size_of_val(output) };
+        let sides = OwnedSides::Apart { input: OwnedBlocks::new(sent), output: OwnedBlocks::new(received) };
+        self.collect(Collected { call, buffers, lengths, sides: Some(sides) });
+    }
+
+    /// [`Group::in_place`] on blocks with counts of their own.
+    pub(crate) fn in_place_v<T: Element>(&mut self, call: Call, buffer: &'env mut [T], blocks: Blocks<'_>) {
+        let at = buffer.as_mut_ptr().cast::<u8>();
+        let lengths = Lengths::InPlace { buffer: size_of_val(buffer) };
+        let sides = OwnedSides::InPlace(OwnedBlocks::new(blocks));
+        let buffers = Buffers { input: at, output: at };
+        self.collect(Collected { call, buffers, lengths, sides: Some(sides) });
+    }
+
+    pub(crate) fn rank(&self) -> usize {
         self.rank
     }
 
-    pub(super) fn collect(&mut self, collected: Collected) {
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    fn collect(&mut self, collected: Collected) {
         self.add(collected.call.collective.name(), [Task::Collective(collected)]);
     }
 

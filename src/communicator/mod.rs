@@ -19,7 +19,6 @@ mod call_v;
 mod children;
 mod group;
 mod group_run;
-mod group_v;
 pub(crate) mod join;
 mod local;
 mod on_stream;
@@ -27,18 +26,14 @@ mod outcome;
 mod panics;
 pub mod persistent;
 pub mod planner;
-mod planner_v;
 mod point_to_point;
 mod prepared;
 pub mod raw;
 pub mod registered;
 pub mod request;
-mod request_v;
 pub(crate) mod sharing;
 pub mod stream;
 mod turn;
-mod typed;
-mod typed_v;
 
 use std::cell::UnsafeCell;
 use std::sync::{Arc, OnceLock};
@@ -50,7 +45,6 @@ use maypole_transports::shm::Arena;
 
 pub use call::Call;
 pub(crate) use call::{Buffers, Lengths};
-pub(crate) use call_v::VARIABLE;
 pub use group::Group;
 pub use point_to_point::Tagged;
 

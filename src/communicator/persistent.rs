@@ -65,7 +65,7 @@ impl<T> From<Registered<T>> for Memory<T> {
 }
 
 impl<T> Memory<T> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.at.len()
     }
 

@@ -1,9 +1,8 @@
-//! Making [`persistent`](super::persistent) operations: a form for each collective.
+//! Making [`persistent`](super::persistent) operations; its methods are in `src/forms`.
 
-use maypole_collectives::schedule::Collective;
-use maypole_collectives::{DataType, Element, ReduceOp};
+use maypole_collectives::Element;
 
-use super::blocks::Sides;
+use super::blocks::{Blocks, Sides};
 use super::call::{Buffers, Lengths};
 use super::persistent::{Memory, Persistent};
 use super::{Call, Communicator};
@@ -11,7 +10,7 @@ use crate::error::Result;
 
 /// Makes persistent operations; see [`Communicator::persistent`].
 pub struct Planner<'c> {
-    pub(super) comm: &'c Communicator,
+    pub(crate) comm: &'c Communicator,
 }
 
 impl Communicator {
@@ -22,220 +21,49 @@ impl Communicator {
     }
 }
 
-/// One form per collective, each as the blocking method of the same name, with buffers (`Vec`s, boxed slices,
-/// [`Registered`](crate::Registered) buffers) in place of slices.
-///
-/// # Errors
-/// [`Error::Argument`](crate::Error::Argument) as in the blocking call: no operation was made, and the communicator has
-/// noticed nothing.
 impl Planner<'_> {
-    /// See [`Communicator::all_reduce`].
-    pub fn all_reduce<T: Element>(
+    /// The operation on two buffers, the second as if it had so many elements.
+    pub(crate) fn apart<T: Element>(
         &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        op: ReduceOp,
+        call: Call,
+        input: Memory<T>,
+        (output, outputs): (Memory<T>, usize),
     ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::AllReduce, input.len(), Some(op), 0), input, output)
-    }
-
-    /// See [`Communicator::all_reduce_in_place`].
-    pub fn all_reduce_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, op: ReduceOp) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::AllReduce, buffer.len(), Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::reduce`].
-    pub fn reduce<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        op: ReduceOp,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::Reduce, input.len(), Some(op), root), input, output)
-    }
-
-    /// See [`Communicator::reduce_in_place`].
-    pub fn reduce_in_place<T: Element>(
-        &self,
-        buffer: impl Into<Memory<T>>,
-        op: ReduceOp,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::Reduce, buffer.len(), Some(op), root), buffer)
-    }
-
-    /// See [`Communicator::broadcast`].
-    pub fn broadcast<T: Element>(&self, buffer: impl Into<Memory<T>>, root: usize) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::Broadcast, buffer.len(), None, root), buffer)
-    }
-
-    /// See [`Communicator::broadcast_from`].
-    pub fn broadcast_from<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::Broadcast, output.len(), None, root), input, output)
-    }
-
-    /// See [`Communicator::all_gather`].
-    pub fn all_gather<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::AllGather, input.len(), None, 0), input, output)
-    }
-
-    /// See [`Communicator::all_gather_in_place`].
-    pub fn all_gather_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::AllGather, buffer.len() / self.comm.size(), None, 0), buffer)
-    }
-
-    /// See [`Communicator::reduce_scatter`].
-    pub fn reduce_scatter<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        op: ReduceOp,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::ReduceScatter, output.len(), Some(op), 0), input, output)
-    }
-
-    /// See [`Communicator::reduce_scatter_in_place`].
-    pub fn reduce_scatter_in_place<T: Element>(
-        &self,
-        buffer: impl Into<Memory<T>>,
-        op: ReduceOp,
-    ) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        let count = buffer.len() / self.comm.size();
-        self.in_place(Call::of::<T>(Collective::ReduceScatter, count, Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::all_to_all`].
-    pub fn all_to_all<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::AllToAll, input.len() / self.comm.size(), None, 0), input, output)
-    }
-
-    /// See [`Communicator::all_to_all_in_place`].
-    pub fn all_to_all_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::AllToAll, buffer.len() / self.comm.size(), None, 0), buffer)
-    }
-
-    /// See [`Communicator::gather`].
-    pub fn gather<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::Gather, input.len(), None, root), input, output)
-    }
-
-    /// See [`Communicator::gather_in_place`].
-    pub fn gather_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, root: usize) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
-        self.in_place(Call::of::<T>(Collective::Gather, buffer.len() / blocks, None, root), buffer)
-    }
-
-    /// See [`Communicator::scatter`].
-    pub fn scatter<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        root: usize,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::Scatter, output.len(), None, root), input, output)
-    }
-
-    /// See [`Communicator::scatter_in_place`].
-    pub fn scatter_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, root: usize) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
-        self.in_place(Call::of::<T>(Collective::Scatter, buffer.len() / blocks, None, root), buffer)
-    }
-
-    /// See [`Communicator::scan`].
-    pub fn scan<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        op: ReduceOp,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        self.apart(Call::of::<T>(Collective::Scan, input.len(), Some(op), 0), input, output)
-    }
-
-    /// See [`Communicator::scan_in_place`].
-    pub fn scan_in_place<T: Element>(&self, buffer: impl Into<Memory<T>>, op: ReduceOp) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::Scan, buffer.len(), Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::exclusive_scan`].
-    pub fn exclusive_scan<T: Element>(
-        &self,
-        input: impl Into<Memory<T>>,
-        output: impl Into<Memory<T>>,
-        op: ReduceOp,
-    ) -> Result<Persistent<T>> {
-        let (input, output) = (input.into(), output.into());
-        let call = Call::of::<T>(Collective::ExclusiveScan, input.len(), Some(op), 0);
-        // Rank 0 has none, whatever was passed.
-        let outputs = if self.comm.rank() == 0 { 0 } else { output.len() };
-        let lengths = Lengths::Apart { input: size_of::<T>() * input.len(), output: size_of::<T>() * outputs };
-        self.make((call, lengths, None), Some(input), output)
-    }
-
-    /// See [`Communicator::exclusive_scan_in_place`].
-    pub fn exclusive_scan_in_place<T: Element>(
-        &self,
-        buffer: impl Into<Memory<T>>,
-        op: ReduceOp,
-    ) -> Result<Persistent<T>> {
-        let buffer = buffer.into();
-        self.in_place(Call::of::<T>(Collective::ExclusiveScan, buffer.len(), Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::barrier`].
-    pub fn barrier(&self) -> Result<Persistent<u8>> {
-        let call = Call { collective: Collective::Barrier, dtype: DataType::U8, count: 0, op: ReduceOp::Sum, root: 0 };
-        self.apart(call, Vec::new().into(), Vec::new().into())
-    }
-
-    fn apart<T: Element>(&self, call: Call, input: Memory<T>, output: Memory<T>) -> Result<Persistent<T>> {
         let size = size_of::<T>();
-        let lengths = Lengths::Apart { input: input.len() * size, output: output.len() * size };
+        let lengths = Lengths::Apart { input: input.len() * size, output: outputs * size };
         self.make((call, lengths, None), Some(input), output)
     }
 
-    fn in_place<T: Element>(&self, call: Call, buffer: Memory<T>) -> Result<Persistent<T>> {
+    pub(crate) fn in_place<T: Element>(&self, call: Call, buffer: Memory<T>) -> Result<Persistent<T>> {
         let lengths = Lengths::InPlace { buffer: buffer.len() * size_of::<T>() };
         self.make((call, lengths, None), None, buffer)
     }
 
-    pub(super) fn make<T: Element>(
+    /// [`Planner::apart`] on blocks with counts of their own.
+    pub(crate) fn apart_v<T: Element>(
+        &self,
+        call: Call,
+        (input, sent): (Memory<T>, Blocks<'_>),
+        (output, received): (Memory<T>, Blocks<'_>),
+    ) -> Result<Persistent<T>> {
+        let bytes = |memory: &Memory<T>| memory.len() * size_of::<T>();
+        let lengths = Lengths::Apart { input: bytes(&input), output: bytes(&output) };
+        let sides = Sides::Apart { input: sent, output: received };
+        self.make((call, lengths, Some(sides)), Some(input), output)
+    }
+
+    /// [`Planner::in_place`] on blocks with counts of their own.
+    pub(crate) fn in_place_v<T: Element>(
+        &self,
+        call: Call,
+        buffer: Memory<T>,
+        blocks: Blocks<'_>,
+    ) -> Result<Persistent<T>> {
+        let lengths = Lengths::InPlace { buffer: buffer.len() * size_of::<T>() };
+        self.make((call, lengths, Some(Sides::InPlace(blocks))), None, buffer)
+    }
+
+    fn make<T: Element>(
         &self,
         (call, lengths, sides): (Call, Lengths, Option<Sides<'_>>),
         input: Option<Memory<T>>,

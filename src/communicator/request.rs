@@ -22,11 +22,11 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use maypole_collectives::schedule::Collective;
-use maypole_collectives::{DataType, Element, ReduceOp};
+use maypole_collectives::Element;
 use maypole_transports::fork::Process;
 use maypole_transports::lock::Mutex;
 
+use super::blocks::{Blocks, OwnedBlocks, OwnedSides};
 use super::call::{Buffers, Lengths};
 use super::outcome::{self, Completion, Outcome, Posted};
 use super::stream::Stream;
@@ -211,144 +211,8 @@ impl Communicator {
     }
 }
 
-/// One form per collective, each as the blocking method of the same name.
+/// Messages; the collectives are in `src/forms`.
 impl<'env> Start<'_, 'env> {
-    /// See [`Communicator::all_reduce`].
-    pub fn all_reduce<T: Element>(
-        &self,
-        input: &'env [T],
-        output: &'env mut [T],
-        op: ReduceOp,
-    ) -> Result<Request<'env, T>> {
-        self.apart(Call::of::<T>(Collective::AllReduce, input.len(), Some(op), 0), input, output)
-    }
-
-    /// See [`Communicator::all_reduce_in_place`].
-    pub fn all_reduce_in_place<T: Element>(&self, buffer: &'env mut [T], op: ReduceOp) -> Result<Request<'env, T>> {
-        self.in_place(Call::of::<T>(Collective::AllReduce, buffer.len(), Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::reduce`].
-    pub fn reduce<T: Element>(
-        &self,
-        input: &'env [T],
-        output: &'env mut [T],
-        op: ReduceOp,
-        root: usize,
-    ) -> Result<Request<'env, T>> {
-        self.apart(Call::of::<T>(Collective::Reduce, input.len(), Some(op), root), input, output)
-    }
-
-    /// See [`Communicator::reduce_in_place`].
-    pub fn reduce_in_place<T: Element>(
-        &self,
-        buffer: &'env mut [T],
-        op: ReduceOp,
-        root: usize,
-    ) -> Result<Request<'env, T>> {
-        self.in_place(Call::of::<T>(Collective::Reduce, buffer.len(), Some(op), root), buffer)
-    }
-
-    /// See [`Communicator::broadcast`].
-    pub fn broadcast<T: Element>(&self, buffer: &'env mut [T], root: usize) -> Result<Request<'env, T>> {
-        self.in_place(Call::of::<T>(Collective::Broadcast, buffer.len(), None, root), buffer)
-    }
-
-    /// See [`Communicator::all_gather`].
-    pub fn all_gather<T: Element>(&self, input: &'env [T], output: &'env mut [T]) -> Result<Request<'env, T>> {
-        self.apart(Call::of::<T>(Collective::AllGather, input.len(), None, 0), input, output)
-    }
-
-    /// See [`Communicator::all_gather_in_place`].
-    pub fn all_gather_in_place<T: Element>(&self, buffer: &'env mut [T]) -> Result<Request<'env, T>> {
-        self.in_place(Call::of::<T>(Collective::AllGather, buffer.len() / self.comm.size(), None, 0), buffer)
-    }
-
-    /// See [`Communicator::reduce_scatter`].
-    pub fn reduce_scatter<T: Element>(
-        &self,
-        input: &'env [T],
-        output: &'env mut [T],
-        op: ReduceOp,
-    ) -> Result<Request<'env, T>> {
-        self.apart(Call::of::<T>(Collective::ReduceScatter, output.len(), Some(op), 0), input, output)
-    }
-
-    /// See [`Communicator::reduce_scatter_in_place`].
-    pub fn reduce_scatter_in_place<T: Element>(&self, buffer: &'env mut [T], op: ReduceOp) -> Result<Request<'env, T>> {
-        self.in_place(Call::of::<T>(Collective::ReduceScatter, buffer.len() / self.comm.size(), Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::all_to_all`].
-    pub fn all_to_all<T: Element>(&self, input: &'env [T], output: &'env mut [T]) -> Result<Request<'env, T>> {
-        let count = input.len() / self.comm.size();
-        self.apart(Call::of::<T>(Collective::AllToAll, count, None, 0), input, output)
-    }
-
-    /// See [`Communicator::all_to_all_in_place`].
-    pub fn all_to_all_in_place<T: Element>(&self, buffer: &'env mut [T]) -> Result<Request<'env, T>> {
-        self.in_place(Call::of::<T>(Collective::AllToAll, buffer.len() / self.comm.size(), None, 0), buffer)
-    }
-
-    /// See [`Communicator::gather`].
-    pub fn gather<T: Element>(&self, input: &'env [T], output: &'env mut [T], root: usize) -> Result<Request<'env, T>> {
-        self.apart(Call::of::<T>(Collective::Gather, input.len(), None, root), input, output)
-    }
-
-    /// See [`Communicator::gather_in_place`].
-    pub fn gather_in_place<T: Element>(&self, buffer: &'env mut [T], root: usize) -> Result<Request<'env, T>> {
-        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
-        self.in_place(Call::of::<T>(Collective::Gather, buffer.len() / blocks, None, root), buffer)
-    }
-
-    /// See [`Communicator::scatter`].
-    pub fn scatter<T: Element>(
-        &self,
-        input: &'env [T],
-        output: &'env mut [T],
-        root: usize,
-    ) -> Result<Request<'env, T>> {
-        self.apart(Call::of::<T>(Collective::Scatter, output.len(), None, root), input, output)
-    }
-
-    /// See [`Communicator::scatter_in_place`].
-    pub fn scatter_in_place<T: Element>(&self, buffer: &'env mut [T], root: usize) -> Result<Request<'env, T>> {
-        let blocks = if self.comm.rank() == root { self.comm.size() } else { 1 };
-        self.in_place(Call::of::<T>(Collective::Scatter, buffer.len() / blocks, None, root), buffer)
-    }
-
-    /// See [`Communicator::scan`].
-    pub fn scan<T: Element>(&self, input: &'env [T], output: &'env mut [T], op: ReduceOp) -> Result<Request<'env, T>> {
-        self.apart(Call::of::<T>(Collective::Scan, input.len(), Some(op), 0), input, output)
-    }
-
-    /// See [`Communicator::scan_in_place`].
-    pub fn scan_in_place<T: Element>(&self, buffer: &'env mut [T], op: ReduceOp) -> Result<Request<'env, T>> {
-        self.in_place(Call::of::<T>(Collective::Scan, buffer.len(), Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::exclusive_scan`].
-    pub fn exclusive_scan<T: Element>(
-        &self,
-        input: &'env [T],
-        output: &'env mut [T],
-        op: ReduceOp,
-    ) -> Result<Request<'env, T>> {
-        let output = if self.rank() == 0 { &mut [] } else { output };
-        self.apart(Call::of::<T>(Collective::ExclusiveScan, input.len(), Some(op), 0), input, output)
-    }
-
-    /// See [`Communicator::exclusive_scan_in_place`].
-    pub fn exclusive_scan_in_place<T: Element>(&self, buffer: &'env mut [T], op: ReduceOp) -> Result<Request<'env, T>> {
-        self.in_place(Call::of::<T>(Collective::ExclusiveScan, buffer.len(), Some(op), 0), buffer)
-    }
-
-    /// See [`Communicator::barrier`].
-    pub fn barrier(&self) -> Result<Request<'env, u8>> {
-        let call = Call { collective: Collective::Barrier, dtype: DataType::U8, count: 0, op: ReduceOp::Sum, root: 0 };
-        self.apart(call, &[], &mut [])
-    }
-
     /// See [`Communicator::send`]. Without a stream the message is posted at once, and goes on its way while this rank
     /// does something else; so `recv`, `send` and then [`Request::wait`] for both is fine on both sides.
     pub fn send<T: Element>(&self, buffer: &'env [T], to: usize) -> Result<Request<'env, T>> {
@@ -387,17 +251,26 @@ impl<'env> Start<'_, 'env> {
         Ok(Request { outcome, output: NonNull::from(output), _env: PhantomData })
     }
 
-    pub(super) fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.comm.rank()
     }
 
-    fn apart<T: Element>(&self, call: Call, input: &'env [T], output: &'env mut [T]) -> Result<Request<'env, T>> {
+    pub(crate) fn size(&self) -> usize {
+        self.comm.size()
+    }
+
+    pub(crate) fn apart<T: Element>(
+        &self,
+        call: Call,
+        input: &'env [T],
+        output: &'env mut [T],
+    ) -> Result<Request<'env, T>> {
         let buffers = Buffers { input: input.as_ptr().cast(), output: output.as_mut_ptr().cast() };
         let lengths = Lengths::Apart { input: size_of_val(input), output: size_of_val(output) };
         self.collective(call, buffers, lengths, output)
     }
 
-    fn in_place<T: Element>(&self, call: Call, buffer: &'env mut [T]) -> Result<Request<'env, T>> {
+    pub(crate) fn in_place<T: Element>(&self, call: Call, buffer: &'env mut [T]) -> Result<Request<'env, T>> {
         let at = buffer.as_mut_ptr().cast::<u8>();
         let lengths = Lengths::InPlace { buffer: size_of_val(buffer) };
         self.collective(call, Buffers { input: at, output: at }, lengths, buffer)
@@ -417,7 +290,48 @@ impl<'env> Start<'_, 'env> {
         })
     }
 
-    pub(super) fn queue<T: Element>(
+    /// [`Start::apart`] on blocks with counts of their own.
+    pub(crate) fn apart_v<T: Element>(
+        &self,
+        call: Call,
+        (input, sent): (&'env [T], Blocks<'_>),
+        (output, received): (&'env mut [T], Blocks<'_>),
+    ) -> Result<Request<'env, T>> {
+        let buffers = Buffers { input: input.as_ptr().cast(), output: output.as_mut_ptr().cast() };
+        let lengths = Lengths::Apart { input: size_of_val(input), output: size_of_val(output) };
+        let sides = OwnedSides::Apart { input: OwnedBlocks::new(sent), output: OwnedBlocks::new(received) };
+        self.collective_v(call, buffers, lengths, sides, output)
+    }
+
+    /// [`Start::in_place`] on blocks with counts of their own.
+    pub(crate) fn in_place_v<T: Element>(
+        &self,
+        call: Call,
+        buffer: &'env mut [T],
+        blocks: Blocks<'_>,
+    ) -> Result<Request<'env, T>> {
+        let at = buffer.as_mut_ptr().cast::<u8>();
+        let lengths = Lengths::InPlace { buffer: size_of_val(buffer) };
+        let sides = OwnedSides::InPlace(OwnedBlocks::new(blocks));
+        self.collective_v(call, Buffers { input: at, output: at }, lengths, sides, buffer)
+    }
+
+    fn collective_v<T: Element>(
+        &self,
+        call: Call,
+        buffers: Buffers,
+        lengths: Lengths,
+        sides: OwnedSides,
+        output: &'env mut [T],
+    ) -> Result<Request<'env, T>> {
+        self.queue(output, move |inner, number| {
+            // SAFETY: the buffers are borrowed for 'env, which lasts until the scope has waited for this; the blocks
+            // are checked against their lengths before use.
+            unsafe { inner.run_v(number, call, buffers, lengths, sides.sides()) }
+        })
+    }
+
+    fn queue<T: Element>(
         &self,
         output: &'env mut [T],
         run: impl FnOnce(&Inner, u64) -> Result<()> + Send + 'static,

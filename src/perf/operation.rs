@@ -7,7 +7,8 @@
 
 use std::str::FromStr;
 
-use crate::communicator::VARIABLE;
+use maypole_collectives::catalogue::Meaning;
+
 use crate::{Collective, DataType, ReduceOp};
 
 /// What a perf run repeats.
@@ -26,11 +27,7 @@ impl Operation {
     pub const fn name(self) -> &'static str {
         match self {
             Operation::Collective(collective) => collective.name(),
-            Operation::Variable(Collective::AllGather) => "all_gather_v",
-            Operation::Variable(Collective::Gather) => "gather_v",
-            Operation::Variable(Collective::Scatter) => "scatter_v",
-            Operation::Variable(Collective::ReduceScatter) => "reduce_scatter_v",
-            Operation::Variable(_) => "all_to_all_v",
+            Operation::Variable(collective) => collective.meaning().name_v,
             Operation::SendRecv => "send_recv",
         }
     }
@@ -46,7 +43,8 @@ impl Operation {
     /// Every operation.
     pub fn all() -> impl Iterator<Item = Operation> {
         let even = Collective::ALL.into_iter().map(Operation::Collective);
-        even.chain(VARIABLE.into_iter().map(Operation::Variable)).chain([Operation::SendRecv])
+        let uneven = Collective::ALL.into_iter().filter(|c| c.has_counts()).map(Operation::Variable);
+        even.chain(uneven).chain([Operation::SendRecv])
     }
 
     /// Whether a row names a root.
@@ -94,17 +92,13 @@ impl Operation {
 
     /// Whether the larger buffer has one block per rank.
     const fn is_split(self) -> bool {
-        matches!(
-            self,
-            Operation::Variable(_)
-                | Operation::Collective(
-                    Collective::AllGather
-                        | Collective::ReduceScatter
-                        | Collective::AllToAll
-                        | Collective::Gather
-                        | Collective::Scatter,
-                )
-        )
+        match self.collective() {
+            Some(collective) => {
+                let Meaning { input, output, .. } = collective.meaning();
+                input.are_for_each() || output.are_for_each()
+            }
+            None => false,
+        }
     }
 
     /// Elements per block (on average) of a row that was asked to move `size` bytes. Where the larger buffer has one block per rank,
@@ -131,7 +125,7 @@ impl Operation {
     pub fn bus_factor(self, ranks: usize) -> f64 {
         let n = ranks as f64;
         match self {
-            Operation::Collective(Collective::AllReduce) => 2.0 * (n - 1.0) / n,
+            Operation::Collective(c) if c.reduces() && c.gives_all_the_same() => 2.0 * (n - 1.0) / n,
             _ if self.is_split() => (n - 1.0) / n,
             _ => 1.0,
         }

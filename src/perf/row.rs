@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use maypole_collectives::schedule::Place;
+
 use super::buffer::Buffer;
 use super::cuda::Gpu;
 use super::operation::{NamedOp, Operation};
@@ -170,18 +172,13 @@ impl Row {
         let Some(collective) = self.operation.collective() else {
             return Origin::Input { of: (rank + self.ranks - 1) % self.ranks, first: 0 };
         };
-        // Where this rank's block starts in the input of another that has one for everybody.
-        let mine = |owner| self.operation.block(owner, rank, self.count, self.ranks).0;
-        match collective {
-            Collective::AllReduce | Collective::Reduce => Origin::Reduced { of: self.ranks, first: 0 },
-            Collective::Scan => Origin::Reduced { of: rank + 1, first: 0 },
-            Collective::ExclusiveScan => Origin::Reduced { of: rank, first: 0 },
-            Collective::ReduceScatter => Origin::Reduced { of: self.ranks, first: mine(rank) },
-            Collective::Broadcast => Origin::Input { of: self.root, first: 0 },
-            Collective::Scatter => Origin::Input { of: self.root, first: mine(self.root) },
-            Collective::AllGather | Collective::Gather => Origin::Input { of: block, first: 0 },
-            Collective::AllToAll => Origin::Input { of: block, first: mine(block) },
-            Collective::Barrier => Origin::Input { of: rank, first: 0 },
+        let place = Place { rank, size: self.ranks, root: self.root };
+        let from = collective.contributions(place, block);
+        // Where that block starts in the input of a rank that gives it.
+        let first = |owner| self.operation.block(owner, from.block, self.count, self.ranks).0;
+        match collective.reduces() {
+            true => Origin::Reduced { of: from.ranks.end, first: first(rank) },
+            false => Origin::Input { of: from.ranks.start, first: first(from.ranks.start) },
         }
     }
 

@@ -20,7 +20,7 @@ impl Schedule for Alone {
         1
     }
     fn steps(&self, _lane: usize) -> usize {
-        !matches!(self.collective, Collective::Barrier | Collective::ExclusiveScan) as usize
+        self.collective.output_blocks(0, 1, 0)
     }
     fn step(&self, _lane: usize, _i: usize) -> Step {
         Step::Copy { src: Region::input(0, 1), dst: Region::output(0, 1) }

@@ -18,8 +18,22 @@
 //! with root 3 it is ranks 5 and 0, the two ends of the buffer. One subtree at most is cut so, and it travels to or
 //! from the root as two messages.
 
+use super::entry::{Entry, Sides, serves};
 use super::{after, before};
 use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "binomial",
+    sides: Sides::Two,
+    minds_hosts: false,
+    serves: &[
+        serves(Collective::Broadcast),
+        serves(Collective::Reduce),
+        serves(Collective::Gather),
+        serves(Collective::Scatter),
+    ],
+    schedule: |collective, place, _| schedule(collective, place),
+};
 
 pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     let node = Node::new(place);

@@ -22,8 +22,17 @@
 //!
 //! Equal bits come in runs of 2^k, so packing copies runs, and the last phase, one run, needs no packing.
 
+use super::entry::{Entry, Sides, serves};
 use super::{after, before};
 use crate::schedule::{Collective, Place, Rank, Region, Schedule, Step};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "bruck",
+    sides: Sides::Two,
+    minds_hosts: false,
+    serves: &[serves(Collective::AllGather), serves(Collective::AllToAll)],
+    schedule: |collective, place, _| schedule(collective, place),
+};
 
 pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     let Place { rank, size, .. } = place;

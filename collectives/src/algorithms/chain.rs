@@ -13,8 +13,22 @@
 //!
 //! What comes is the first operand, so the scans are left folds in rank order.
 
+use super::entry::{Entry, Sides, serves};
 use super::{after, before};
 use crate::schedule::{Collective, Operands, Place, Region, Schedule, Step};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "chain",
+    sides: Sides::Two,
+    minds_hosts: false,
+    serves: &[
+        serves(Collective::Broadcast),
+        serves(Collective::Reduce),
+        serves(Collective::Scan).left_to_right(),
+        serves(Collective::ExclusiveScan).left_to_right(),
+    ],
+    schedule: |collective, place, _| schedule(collective, place),
+};
 
 pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     match collective {

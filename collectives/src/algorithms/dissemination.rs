@@ -8,8 +8,17 @@
 //!   n = 5, what rank 4 has heard of:   phase 0: {3}   phase 1: {3, 2, 1}   phase 2: {3, 2, 1, 0}
 //! ```
 
+use super::entry::{Entry, Sides, serves};
 use super::{after, before};
-use crate::schedule::{Place, Rank, Region, Schedule, Step};
+use crate::schedule::{Collective, Place, Rank, Region, Schedule, Step};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "dissemination",
+    sides: Sides::Two,
+    minds_hosts: false,
+    serves: &[serves(Collective::Barrier)],
+    schedule: |_, place, _| Some(Box::new(Dissemination::new(place))),
+};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dissemination {

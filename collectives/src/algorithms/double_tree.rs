@@ -26,10 +26,19 @@
 //! Broadcast and reduce have a lane for each tree, whose labels are the ranks other than the root, counted upwards from
 //! it; the root feeds, or drains, both trees' tops.
 
+use super::entry::{Entry, Sides, serves};
 use super::{after, before};
 use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
 
-pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
+pub(super) const ENTRY: Entry = Entry {
+    name: "double_tree",
+    sides: Sides::Two,
+    minds_hosts: false,
+    serves: &[serves(Collective::AllReduce), serves(Collective::Broadcast), serves(Collective::Reduce)],
+    schedule: |collective, place, _| schedule(collective, place),
+};
+
+fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     match collective {
         Collective::AllReduce => {
             Some(Box::new(AllReduce { nodes: [0, 1].map(|tree| Node::new(tree, place.rank, place.size)) }))

@@ -21,8 +21,17 @@
 //! In phase k a player stands for 2^k neighbouring players, so that operands stay in rank order. Each piece is finished
 //! by one player, so all ranks end with the same bits.
 
+use super::entry::{Entry, Sides, serves};
 use super::pairs::{Part, Player};
-use crate::schedule::{Buffer, Operands, Place, Region, Schedule, Step};
+use crate::schedule::{Buffer, Collective, Operands, Place, Region, Schedule, Step};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "halving_doubling",
+    sides: Sides::Two,
+    minds_hosts: false,
+    serves: &[serves(Collective::AllReduce).in_rank_order()],
+    schedule: |_, place, _| Some(Box::new(HalvingDoubling::new(place))),
+};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HalvingDoubling {

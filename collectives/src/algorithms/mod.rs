@@ -5,8 +5,7 @@
 //! share the placement and may hold a number for each host); nobody ever sees the other ranks' schedules, except the
 //! [verifier](crate::verify), which builds them all.
 //!
-//! A new algorithm is one new file and its lines in this one: the enum, its name, what it supports, and where to build
-//! it.
+//! A new algorithm is one new file, with its `Entry`, and its name in the list of this one.
 //!
 //! Ranks are counted *round the world*: where an algorithm has a root, rank `r` is often named by its *relative rank*,
 //! its distance `(r - root) mod size` upwards from the root.
@@ -18,6 +17,7 @@ mod chain;
 mod direct;
 mod dissemination;
 mod double_tree;
+mod entry;
 mod halving_doubling;
 mod hierarchy;
 mod leaders;
@@ -28,166 +28,117 @@ mod recursive_doubling;
 mod ring;
 mod two_shot;
 
+pub use entry::Folds;
+
 use crate::hosts::Hosts;
 use crate::schedule::{Collective, Operands, Place, Rank, Schedule};
+use entry::{Entry, Service, Sides};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Every algorithm there is. What each is good for stands on top of its file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Algorithm {
+macro_rules! algorithms {
+    ($($(#[doc = $text:literal])+ $variant:ident: $file:ident,)*) => {
+        /// Every algorithm there is, in the order in which they are listed to users. What each is good for stands on
+        /// top of its file.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Algorithm {
+            $($(#[doc = $text])+ $variant,)*
+        }
+
+        impl Algorithm {
+            /// Every algorithm, in that order.
+            pub const ALL: [Algorithm; [$(stringify!($variant)),*].len()] = [$(Algorithm::$variant),*];
+
+            const fn entry(self) -> &'static Entry {
+                match self {
+                    $(Algorithm::$variant => &$file::ENTRY,)*
+                }
+            }
+        }
+    };
+}
+
+algorithms! {
     /// Neighbours in a circle; each block is cut in n. Full bandwidth, time linear in n.
-    Ring,
+    Ring: ring,
     /// Neighbours in a line, pipelined by rounds. Full bandwidth for one root, time linear in n.
-    Chain,
+    Chain: chain,
     /// Two binary trees, each carrying half. Full bandwidth and logarithmic time.
-    DoubleTree,
+    DoubleTree: double_tree,
     /// One binomial tree. Logarithmic time, every hop carries everything.
-    Binomial,
+    Binomial: binomial,
     /// Rabenseifner: halve the vector while doubling the distance, then back. Logarithmic time, full bandwidth.
-    HalvingDoubling,
+    HalvingDoubling: halving_doubling,
     /// Exchange everything with partners at doubling distance. The fewest hops for small messages.
-    RecursiveDoubling,
+    RecursiveDoubling: recursive_doubling,
     /// Bruck: logarithmically many larger messages in place of n small ones.
-    Bruck,
+    Bruck: bruck,
     /// One partner after the other.
-    Pairwise,
+    Pairwise: pairwise,
     /// Every rank to every rank, all pairs at once; where elements are combined, strictly in rank order.
-    Direct,
+    Direct: direct,
     /// Shared memory: publish everything, everybody reads what it needs.
-    OneShot,
+    OneShot: one_shot,
     /// Shared memory: each rank reduces one piece, then everybody reads all of them.
-    TwoShot,
+    TwoShot: two_shot,
     /// The barrier: signals to ranks at doubling distance.
-    Dissemination,
+    Dissemination: dissemination,
     /// Hosts first, for large messages: all ranks of a host share the work, its network link carries the least possible.
-    Hierarchical,
+    Hierarchical: hierarchy,
     /// Hosts first, for small messages: one rank of each host speaks for it. Logarithmic time across hosts.
-    Leaders,
+    Leaders: leaders,
 }
 
 impl Algorithm {
-    /// Every algorithm, in the order in which they are listed to users.
-    pub const ALL: [Algorithm; 14] = [
-        Algorithm::Ring,
-        Algorithm::Chain,
-        Algorithm::DoubleTree,
-        Algorithm::Binomial,
-        Algorithm::HalvingDoubling,
-        Algorithm::RecursiveDoubling,
-        Algorithm::Bruck,
-        Algorithm::Pairwise,
-        Algorithm::Direct,
-        Algorithm::OneShot,
-        Algorithm::TwoShot,
-        Algorithm::Dissemination,
-        Algorithm::Hierarchical,
-        Algorithm::Leaders,
-    ];
-
     /// The name used everywhere, on the command line too: `double_tree`.
     pub const fn name(self) -> &'static str {
-        match self {
-            Algorithm::Ring => "ring",
-            Algorithm::Chain => "chain",
-            Algorithm::DoubleTree => "double_tree",
-            Algorithm::Binomial => "binomial",
-            Algorithm::HalvingDoubling => "halving_doubling",
-            Algorithm::RecursiveDoubling => "recursive_doubling",
-            Algorithm::Bruck => "bruck",
-            Algorithm::Pairwise => "pairwise",
-            Algorithm::Direct => "direct",
-            Algorithm::OneShot => "one_shot",
-            Algorithm::TwoShot => "two_shot",
-            Algorithm::Dissemination => "dissemination",
-            Algorithm::Hierarchical => "hierarchical",
-            Algorithm::Leaders => "leaders",
-        }
+        self.entry().name
     }
 
     /// Whether its schedules publish and fetch, which needs ranks that share memory.
     pub const fn one_sided(self) -> bool {
-        matches!(self, Algorithm::OneShot | Algorithm::TwoShot)
+        matches!(self.entry().sides, Sides::One)
     }
 
     /// Whether its schedules depend on which ranks share a host.
     pub const fn minds_hosts(self) -> bool {
-        matches!(self, Algorithm::Hierarchical | Algorithm::Leaders)
+        self.entry().minds_hosts
     }
 
     /// Whether a rank may lend what it publishes, in place too: have the others read it where it lies, in place of a
     /// copy, because no step overwrites what another rank may still fetch. Out of place that holds for every one-sided
     /// schedule. The verifier checks both.
-    ///
-    /// In place, one-shot begins to overwrite the input that others read only in all-reduce and the scans, whose folds
-    /// start at once; elsewhere the blocks that it writes are those that nobody fetches. Two-shot all-reduce overwrites
-    /// a piece of the input with what its owner published after it had fetched that piece from everybody.
     pub const fn lends_in_place(self, collective: Collective) -> bool {
-        use Collective::*;
-        match self {
-            Algorithm::OneShot => {
-                matches!(collective, Reduce | Broadcast | AllGather | ReduceScatter | Gather | Scatter)
-            }
-            Algorithm::TwoShot => matches!(collective, AllReduce | Broadcast),
-            _ => false,
-        }
+        matches!(self.entry().service(collective), Some(Service { lends_in_place: true, .. }))
     }
 
     /// Whether it has schedules for `collective`.
     pub const fn supports(self, collective: Collective) -> bool {
-        use Collective::*;
-        match self {
-            Algorithm::Ring => matches!(collective, AllReduce | ReduceScatter | AllGather),
-            Algorithm::Chain => matches!(collective, Broadcast | Reduce | Scan | ExclusiveScan),
-            Algorithm::DoubleTree => matches!(collective, AllReduce | Broadcast | Reduce),
-            Algorithm::Binomial => matches!(collective, Broadcast | Reduce | Gather | Scatter),
-            Algorithm::HalvingDoubling => matches!(collective, AllReduce),
-            Algorithm::RecursiveDoubling => matches!(collective, AllReduce | Scan | ExclusiveScan),
-            Algorithm::Bruck => matches!(collective, AllGather | AllToAll),
-            Algorithm::Pairwise => matches!(collective, AllToAll),
-            Algorithm::Direct => {
-                matches!(collective, AllReduce | Reduce | AllGather | ReduceScatter | AllToAll | Gather | Scatter)
-            }
-            Algorithm::OneShot => true,
-            Algorithm::TwoShot => matches!(collective, AllReduce | Broadcast),
-            Algorithm::Dissemination => matches!(collective, Barrier),
-            Algorithm::Hierarchical => {
-                matches!(collective, AllReduce | Broadcast | Reduce | AllGather | ReduceScatter | AllToAll)
-            }
-            Algorithm::Leaders => {
-                matches!(collective, AllReduce | Broadcast | Reduce | AllGather | ReduceScatter | Barrier)
-            }
+        self.entry().service(collective).is_some()
+    }
+
+    /// What it promises about the order in which it combines elements; `None` where it has no schedules. The
+    /// [verifier](crate::verify) holds each algorithm to it.
+    pub const fn folds(self, collective: Collective) -> Option<Folds> {
+        match self.entry().service(collective) {
+            Some(Service { folds, .. }) => Some(folds),
+            None => None,
         }
     }
 
     /// Whether the result is bit for bit the left fold in rank order, ((x0 ⊕ x1) ⊕ x2) ⊕ ..., in worlds of every size
     /// (see [`Order::Canonical`](crate::Order)). True of whatever has schedules for a collective that combines nothing.
-    /// The [verifier](crate::verify) holds each algorithm to it.
     pub const fn is_canonical(self, collective: Collective) -> bool {
-        use Collective::*;
-        let folds = match self {
-            Algorithm::Direct => matches!(collective, AllReduce | Reduce | ReduceScatter),
-            Algorithm::OneShot => matches!(collective, AllReduce | Scan | ExclusiveScan),
-            Algorithm::Chain => matches!(collective, Scan | ExclusiveScan),
-            _ => false,
-        };
-        folds || self.supports(collective) && !collective.reduces()
+        matches!(self.folds(collective), Some(Folds::FromTheLeft))
     }
 
     /// Whether the ranks' elements are combined in the order of the ranks, 0, 1, 2, ..., in worlds
     /// of every size, to every root and wherever the ranks are, however bracketed: then an
     /// operation that does not commute is as good as any. True of whatever is
-    /// [canonical](Algorithm::is_canonical), and held to by the [verifier](crate::verify).
+    /// [canonical](Algorithm::is_canonical).
     pub const fn keeps_rank_order(self, collective: Collective) -> bool {
-        use Collective::*;
-        let keeps = match self {
-            Algorithm::RecursiveDoubling => matches!(collective, AllReduce | Scan | ExclusiveScan),
-            Algorithm::HalvingDoubling | Algorithm::TwoShot => matches!(collective, AllReduce),
-            Algorithm::OneShot => matches!(collective, Reduce | ReduceScatter),
-            _ => false,
-        };
-        keeps || self.is_canonical(collective)
+        matches!(self.folds(collective), Some(Folds::InRankOrder | Folds::FromTheLeft))
     }
 
     /// The algorithms that have schedules for `collective`; at least one for each collective.
@@ -241,22 +192,7 @@ pub fn schedule(
     if size == 1 {
         return Some(Box::new(alone::Alone::new(collective)));
     }
-    match algorithm {
-        Algorithm::Ring => ring::schedule(collective, place),
-        Algorithm::Chain => chain::schedule(collective, place),
-        Algorithm::DoubleTree => double_tree::schedule(collective, place),
-        Algorithm::Binomial => binomial::schedule(collective, place),
-        Algorithm::HalvingDoubling => Some(Box::new(halving_doubling::HalvingDoubling::new(place))),
-        Algorithm::RecursiveDoubling => recursive_doubling::schedule(collective, place),
-        Algorithm::Bruck => bruck::schedule(collective, place),
-        Algorithm::Pairwise => Some(Box::new(pairwise::Pairwise::new(place))),
-        Algorithm::Direct => direct::schedule(collective, place),
-        Algorithm::OneShot => Some(Box::new(one_shot::OneShot::new(collective, place))),
-        Algorithm::TwoShot => two_shot::schedule(collective, place),
-        Algorithm::Dissemination => Some(Box::new(dissemination::Dissemination::new(place))),
-        Algorithm::Hierarchical => hierarchy::schedule(collective, place, hosts),
-        Algorithm::Leaders => leaders::schedule(collective, place, hosts),
-    }
+    (algorithm.entry().schedule)(collective, place, hosts)
 }
 
 /// `rank + distance`, round the world.

@@ -23,8 +23,63 @@
 //! Each publication must be fetched from once by every other rank, which is how the publisher learns that it may
 //! publish again. Where a rank needs nothing of it (gather and reduce, away from the root) it fetches no chunks.
 
-use super::{after, outward};
+use super::entry::{Entry, Service, Sides, serves};
+use super::{after, before, outward};
+use crate::catalogue::{Givers, Meaning};
 use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "one_shot",
+    sides: Sides::One,
+    minds_hosts: false,
+    serves: &SERVES,
+    schedule: |collective, place, _| Some(Box::new(OneShot::new(collective, place))),
+};
+
+/// Every collective that there is.
+const SERVES: [Service; Collective::ALL.len()] = {
+    let mut all = [serves(Collective::ALL[0]); Collective::ALL.len()];
+    let mut i = 0;
+    while i < all.len() {
+        all[i] = promise(Collective::ALL[i]);
+        i += 1;
+    }
+    all
+};
+
+/// In place a fold in rank order overwrites at once the input that others read; elsewhere the blocks that are written
+/// are those that nobody fetches. All-to-all has no form in place.
+const fn promise(collective: Collective) -> Service {
+    let Meaning { input, output, givers, .. } = *collective.meaning();
+    let folds_at_once = collective.is_scan() || collective.reduces() && collective.gives_all_the_same();
+    match givers {
+        _ if folds_at_once => serves(collective).left_to_right(),
+        _ if collective.is_barrier() || input.are_for_each() && output.are_for_each() => serves(collective),
+        Givers::All => serves(collective).in_rank_order().lends_in_place(),
+        _ => serves(collective).lends_in_place(),
+    }
+}
+
+/// What a rank does with what the others publish.
+#[derive(Clone, Copy, Debug)]
+enum Use {
+    /// It only lets all publications go: there are no blocks, or none for it.
+    Nothing,
+    /// A block of each rank's, one after the other, its own among them.
+    Collect,
+    /// The one block of the root's that is for it.
+    Take,
+    /// The root's part in that: its own.
+    Keep,
+    /// It alone computes the reduction of all.
+    FoldOutward,
+    /// All ranks compute the reduction of all, and must do so alike.
+    FoldInRankOrder,
+    /// The reduction of what comes before it, with its own operand.
+    Scan,
+    /// The same without.
+    ScanBefore,
+}
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OneShot {
@@ -40,108 +95,114 @@ impl OneShot {
         OneShot { collective, place }
     }
 
-    /// Whether `rank` publishes. In rooted collectives data flows one way.
+    /// Whether `rank` publishes: whether others need its input, or its coming.
     fn publishes(&self, rank: Rank) -> bool {
-        match self.collective {
-            Collective::Broadcast | Collective::Scatter => rank == self.place.root,
-            Collective::Reduce | Collective::Gather => rank != self.place.root,
-            Collective::Scan | Collective::ExclusiveScan => rank + 1 < self.place.size,
-            _ => true,
+        let Place { size, root, .. } = self.place;
+        let Meaning { output, givers, .. } = *self.collective.meaning();
+        match givers {
+            Givers::Root => rank == root,
+            Givers::UpTo | Givers::Before => rank + 1 < size,
+            Givers::All | Givers::Owner => !(output.are_at_root() && rank == root),
         }
+    }
+
+    /// Of how many ranks, beside this one, there are publications.
+    fn other_publications(&self) -> usize {
+        let Place { rank, size, .. } = self.place;
+        let all = match self.collective.meaning().givers {
+            Givers::Root => 1,
+            Givers::UpTo | Givers::Before => size - 1,
+            Givers::All | Givers::Owner => size - self.collective.meaning().output.are_at_root() as usize,
+        };
+        all - self.publishes(rank) as usize
+    }
+
+    fn what_for(&self) -> Use {
+        let Place { rank, root, .. } = self.place;
+        let Meaning { input, output, givers, .. } = *self.collective.meaning();
+        match givers {
+            _ if self.collective.is_barrier() => Use::Nothing,
+            Givers::Root if rank == root => Use::Keep,
+            Givers::Root => Use::Take,
+            _ if output.are_at_root() && rank != root => Use::Nothing,
+            Givers::Owner => Use::Collect,
+            Givers::UpTo => Use::Scan,
+            Givers::Before => Use::ScanBefore,
+            Givers::All if input.are_for_each() || output.are_at_root() => Use::FoldOutward,
+            Givers::All => Use::FoldInRankOrder,
+        }
+    }
+
+    /// Whether inputs have a block for each rank.
+    fn for_each(&self) -> bool {
+        self.collective.meaning().input.are_for_each()
+    }
+
+    /// This rank's own operand, or its block for itself.
+    fn own(&self) -> Region {
+        if self.for_each() { Region::input(self.place.rank, 1) } else { INPUT }
     }
 
     /// What this rank publishes: of n blocks all, though it needs its own itself; with 2 ranks only the peer's.
     fn publication(&self) -> Region {
         let Place { rank, size, .. } = self.place;
-        match self.collective {
-            Collective::Barrier => Region::EMPTY,
-            Collective::ReduceScatter | Collective::AllToAll | Collective::Scatter if size == 2 => {
-                Region::input(1 - rank, 1)
-            }
-            Collective::ReduceScatter | Collective::AllToAll | Collective::Scatter => Region::input(0, size),
+        match size {
+            _ if self.collective.is_barrier() => Region::EMPTY,
+            2 if self.for_each() => Region::input(1 - rank, 1),
+            _ if self.for_each() => Region::input(0, size),
             _ => INPUT,
         }
     }
 
-    /// Where in a publication of n blocks this rank's lies.
+    /// Where in a publication this rank's block lies.
     fn mine(&self) -> usize {
-        match self.collective {
-            Collective::ReduceScatter | Collective::AllToAll | Collective::Scatter if self.place.size > 2 => {
-                self.place.rank
-            }
-            _ => 0,
-        }
-    }
-
-    /// Whether this rank collects everybody's blocks, its own among them.
-    fn copies_own(&self) -> bool {
-        match self.collective {
-            Collective::AllGather | Collective::AllToAll => true,
-            Collective::Gather => self.place.rank == self.place.root,
-            _ => false,
-        }
+        if self.for_each() && self.place.size > 2 { self.place.rank } else { 0 }
     }
 
     /// The `i`-th step after publishing.
     fn use_step(&self, i: usize) -> Step {
         let Place { rank, size, root } = self.place;
         let at = self.mine();
-        // Where the own block is copied, that comes first: it needs nobody, and so covers the wait for the peers.
-        let copies_own = self.copies_own();
-        let copy_own = copies_own && i == 0;
-        // Where order does not matter each rank starts with the next one, so that they do not all read from the same.
-        let peer = after(rank, i + !copies_own as usize, size);
-        match self.collective {
-            Collective::AllReduce => fold_in_rank_order(rank, i),
-            Collective::Reduce if rank != root => credit(self.other_publisher(i)),
-            Collective::Reduce | Collective::ReduceScatter => {
-                let (from, order) = outward(rank, i, size);
-                let own = if self.collective == Collective::Reduce { INPUT } else { Region::input(rank, 1) };
-                let local = if i == 0 { own } else { OUTPUT };
-                Step::FetchReduce { from, nth: 0, at, local, order, dst: OUTPUT }
-            }
-            Collective::Broadcast if rank == root => Step::Copy { src: INPUT, dst: OUTPUT },
-            Collective::Scatter if rank == root => Step::Copy { src: Region::input(rank, 1), dst: OUTPUT },
-            Collective::Broadcast | Collective::Scatter => Step::Fetch { from: root, nth: 0, at, dst: OUTPUT },
-            Collective::Gather if rank != root => credit(self.other_publisher(i)),
-            Collective::AllGather | Collective::Gather if copy_own => {
-                Step::Copy { src: INPUT, dst: Region::output(rank, 1) }
-            }
-            Collective::AllToAll if copy_own => {
-                Step::Copy { src: Region::input(rank, 1), dst: Region::output(rank, 1) }
-            }
-            Collective::AllGather | Collective::Gather | Collective::AllToAll => {
+        match self.what_for() {
+            Use::Nothing => credit(self.other_publisher(i)),
+            // The own block comes first: it needs nobody, and so covers the wait for the peers.
+            Use::Collect if i == 0 => Step::Copy { src: self.own(), dst: Region::output(rank, 1) },
+            Use::Collect => {
+                // Each rank starts with the next one, so that they do not all read from the same.
+                let peer = after(rank, i, size);
                 Step::Fetch { from: peer, nth: 0, at, dst: Region::output(peer, 1) }
             }
-            Collective::Scan => scan(rank, i),
-            Collective::ExclusiveScan if i < rank => fold_others(i, OUTPUT),
-            Collective::ExclusiveScan => credit(i + 1),
-            Collective::Barrier => credit(peer),
+            Use::Take => Step::Fetch { from: root, nth: 0, at, dst: OUTPUT },
+            Use::Keep => Step::Copy { src: self.own(), dst: OUTPUT },
+            Use::FoldOutward => {
+                let (from, order) = outward(rank, i, size);
+                let local = if i == 0 { self.own() } else { OUTPUT };
+                Step::FetchReduce { from, nth: 0, at, local, order, dst: OUTPUT }
+            }
+            Use::FoldInRankOrder => fold_in_rank_order(rank, i),
+            Use::Scan => scan(rank, i),
+            Use::ScanBefore if i < rank => fold_others(i, OUTPUT),
+            Use::ScanBefore => credit(i + 1),
         }
     }
 
-    /// Reduce and gather, away from the root: the `i`-th rank that is neither this one nor the root.
+    /// Where a rank lets everything go: the `i`-th publisher, the next rank first.
     fn other_publisher(&self, i: usize) -> Rank {
         let Place { rank, size, root } = self.place;
-        let root_distance = (root + size - rank) % size;
-        after(rank, if i + 1 < root_distance { i + 1 } else { i + 2 }, size)
+        let absent = if self.publishes(root) { size } else { before(root, rank, size) };
+        after(rank, if i + 1 < absent { i + 1 } else { i + 2 }, size)
     }
 
     fn use_steps(&self) -> usize {
-        let Place { rank, size, root } = self.place;
-        match self.collective {
-            Collective::AllReduce if rank < 2 => size - 1,
-            Collective::AllReduce => size,
-            Collective::ReduceScatter | Collective::Barrier => size - 1,
-            Collective::AllGather | Collective::AllToAll => size,
-            Collective::Broadcast | Collective::Scatter => 1,
-            Collective::Reduce | Collective::Gather if rank != root => size - 2,
-            Collective::Reduce => size - 1,
-            Collective::Gather => size,
-            // The own operand, and the publications of all but the last rank.
-            Collective::Scan if rank == 0 => size - 1,
-            Collective::Scan => (size - 1 - (rank + 1 < size) as usize) + (rank > 1) as usize,
-            Collective::ExclusiveScan => size - 1 - (rank + 1 < size) as usize,
+        let rank = self.place.rank;
+        let others = self.other_publications();
+        match self.what_for() {
+            Use::Nothing | Use::Take | Use::FoldOutward | Use::ScanBefore => others,
+            Use::Keep => 1,
+            Use::Collect => others + 1,
+            // The own operand is a step of its own where two others have been joined before; rank 0 of a scan copies it.
+            Use::FoldInRankOrder => others + (rank > 1) as usize,
+            Use::Scan => others + (rank > 1) as usize + (rank == 0) as usize,
         }
     }
 }
@@ -189,7 +250,7 @@ impl Schedule for OneShot {
         1
     }
     fn scratch(&self) -> usize {
-        (self.collective == Collective::Scan && self.place.rank > 1) as usize
+        (matches!(self.what_for(), Use::Scan) && self.place.rank > 1) as usize
     }
     fn steps(&self, _lane: usize) -> usize {
         self.publishes(self.place.rank) as usize + self.use_steps()
@@ -202,11 +263,6 @@ impl Schedule for OneShot {
         }
     }
     fn message_chunks(&self) -> usize {
-        match self.collective {
-            Collective::ReduceScatter | Collective::AllToAll | Collective::Scatter if self.place.size > 2 => {
-                self.place.size
-            }
-            _ => 1,
-        }
+        if self.for_each() && self.place.size > 2 { self.place.size } else { 1 }
     }
 }

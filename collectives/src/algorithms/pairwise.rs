@@ -9,8 +9,17 @@
 //!   k=1:  0 -> 1 -> 2 -> 3 -> 0        k=2:  0 <-> 2, 1 <-> 3        k=3:  0 -> 3 -> 2 -> 1 -> 0
 //! ```
 
+use super::entry::{Entry, Sides, serves};
 use super::{after, before};
-use crate::schedule::{Place, Rank, Region, Schedule, Step};
+use crate::schedule::{Collective, Place, Rank, Region, Schedule, Step};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "pairwise",
+    sides: Sides::Two,
+    minds_hosts: false,
+    serves: &[serves(Collective::AllToAll)],
+    schedule: |_, place, _| Some(Box::new(Pairwise::new(place))),
+};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pairwise {

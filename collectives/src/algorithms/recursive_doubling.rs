@@ -23,8 +23,21 @@
 //!                                    x0  x01  x012  x0123  x01234
 //! ```
 
+use super::entry::{Entry, Sides, serves};
 use super::pairs::{Part, Player};
 use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "recursive_doubling",
+    sides: Sides::Two,
+    minds_hosts: false,
+    serves: &[
+        serves(Collective::AllReduce).in_rank_order(),
+        serves(Collective::Scan).in_rank_order(),
+        serves(Collective::ExclusiveScan).in_rank_order(),
+    ],
+    schedule: |collective, place, _| schedule(collective, place),
+};
 
 pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     let Place { rank, size, .. } = place;

@@ -18,8 +18,17 @@
 //! Each rank reads each chunk of its input once, before it writes the same chunk of the output: in place needs nothing
 //! more. Each piece is finished on one rank and copied to the others, so all ranks end with the same bits.
 
+use super::entry::{Entry, Sides, serves};
 use super::{after, before};
 use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "ring",
+    sides: Sides::Two,
+    minds_hosts: false,
+    serves: &[serves(Collective::AllReduce), serves(Collective::ReduceScatter), serves(Collective::AllGather)],
+    schedule: |collective, place, _| schedule(collective, place),
+};
 
 pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     let ring = Ring { rank: place.rank, size: place.size };

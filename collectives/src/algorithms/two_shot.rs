@@ -16,10 +16,22 @@
 //! In all-reduce each piece is finished by one rank and copied, so all ranks end with the same bits. In place: out[r]
 //! is the only chunk of input read after publishing, and it is read in the step that overwrites it.
 
+use super::entry::{Entry, Sides, serves};
 use super::{after, before, outward};
 use crate::schedule::{Collective, Place, Rank, Region, Schedule, Step};
 
-pub(super) fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
+pub(super) const ENTRY: Entry = Entry {
+    name: "two_shot",
+    sides: Sides::One,
+    minds_hosts: false,
+    serves: &[
+        serves(Collective::AllReduce).in_rank_order().lends_in_place(),
+        serves(Collective::Broadcast).lends_in_place(),
+    ],
+    schedule: |collective, place, _| schedule(collective, place),
+};
+
+fn schedule(collective: Collective, place: Place) -> Option<Box<dyn Schedule>> {
     let Place { rank, size, .. } = place;
     match collective {
         Collective::AllReduce => Some(Box::new(AllReduce { rank, size })),

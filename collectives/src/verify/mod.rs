@@ -49,6 +49,7 @@ mod world;
 pub use fault::{At, Blocked, Fault, Wait};
 pub use layouts::layouts;
 
+pub use crate::algorithms::Folds;
 use crate::algorithms::{Algorithm, schedule};
 use crate::hosts::Hosts;
 use crate::schedule::{Collective, Place, Rank, Schedule, Step};
@@ -96,29 +97,6 @@ impl fmt::Display for Report {
     }
 }
 
-/// What schedules promise about the order in which they combine the ranks' elements. Each promise
-/// holds those before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Folds {
-    /// Nothing, but that all ranks of an all-reduce do it alike.
-    InAnyOrder,
-    /// Rank 0, 1, 2, ..., however bracketed: what operations need that do not commute.
-    InRankOrder,
-    /// ((x0 ⊕ x1) ⊕ x2) ⊕ ...
-    FromTheLeft,
-}
-
-impl Folds {
-    /// What an algorithm promises.
-    pub const fn of(algorithm: Algorithm, collective: Collective) -> Folds {
-        match (algorithm.is_canonical(collective), algorithm.keeps_rank_order(collective)) {
-            (true, _) => Folds::FromTheLeft,
-            (false, true) => Folds::InRankOrder,
-            (false, false) => Folds::InAnyOrder,
-        }
-    }
-}
-
 /// Builds the schedules of a world on one host and verifies them, out of place or in place (see [`Collective::in_place_block`];
 /// all-to-all has no in-place form and is verified out of place). Who waits for whom is the same in place, so aborts
 /// are looked at out of place only.
@@ -154,7 +132,7 @@ pub fn verify_on(
         collective: collective.name(),
         known: Algorithm::for_collective(collective).map(Algorithm::name).collect(),
     })?;
-    let promise = Folds::of(algorithm, collective);
+    let promise = algorithm.folds(collective).unwrap_or(Folds::InAnyOrder);
     let lends = algorithm.one_sided() && (!in_place || algorithm.lends_in_place(collective));
     check(&schedules, collective, root, (in_place, lends), promise)
 }
@@ -315,7 +293,7 @@ fn every_root(collective: Collective, algorithm: Algorithm, size: usize) -> Resu
             Box::new(Failure { collective, algorithm, size, hosts, root, in_place, fault })
         })
     };
-    let has_in_place = collective.in_place_block(0).is_some() && collective != Collective::Barrier;
+    let has_in_place = collective.in_place_block(0).is_some() && !collective.is_barrier();
     let (mut worlds, mut report) = (0, None);
     for (i, hosts) in layouts.iter().enumerate() {
         for root in 0..if collective.is_rooted() { size } else { 1 } {

@@ -5,7 +5,8 @@ use super::fault::{Blocked, Fault, Wait};
 use super::machine::{Machine, ROUNDS};
 use super::value::{Ranks, Value, describe};
 use super::world::World;
-use crate::schedule::{Collective, Rank};
+use crate::catalogue::Contributions;
+use crate::schedule::{Place, Rank};
 
 impl Machine<'_> {
     /// Everybody has finished, every message was received and every publication fetched.
@@ -68,7 +69,7 @@ impl Machine<'_> {
                 }
             }
         }
-        if world.collective == Collective::AllReduce {
+        if world.collective.reduces() && world.collective.gives_all_the_same() {
             for chunk in 0..world.pieces {
                 let bits = |rank: Rank| self.memories[rank].output(chunk, 0).map(|value| value.expression);
                 if let Some(rank) = (1..world.size).find(|&rank| bits(rank) != bits(0)) {
@@ -105,7 +106,7 @@ impl Machine<'_> {
     /// Barriers: every rank's leaving comes after every rank's coming.
     pub(super) fn check_barrier(&self) -> Result<(), Fault> {
         let world = self.world;
-        if world.collective != Collective::Barrier {
+        if !world.collective.is_barrier() {
             return Ok(());
         }
         for (round, exits) in self.exits.iter().enumerate() {
@@ -129,16 +130,6 @@ impl Machine<'_> {
 /// Which block of whom block `block` of a rank's output ends as.
 fn promised(world: &World, rank: Rank, block: usize) -> (usize, Ranks) {
     let World { size, root, .. } = *world;
-    let only = |rank| Ranks::only(rank, size);
-    match world.collective {
-        Collective::AllReduce | Collective::Reduce => (0, Ranks::all(size)),
-        Collective::ReduceScatter => (rank, Ranks::all(size)),
-        Collective::Scan => (0, Ranks::below(rank + 1, size)),
-        Collective::ExclusiveScan => (0, Ranks::below(rank, size)),
-        Collective::Broadcast => (0, only(root)),
-        Collective::Scatter => (rank, only(root)),
-        Collective::AllGather | Collective::Gather => (0, only(block)),
-        Collective::AllToAll => (rank, only(block)),
-        Collective::Barrier => unreachable!("a barrier has no output"),
-    }
+    let Contributions { ranks, block } = world.collective.contributions(Place { rank, size, root }, block);
+    (block, Ranks::of(ranks, size))
 }

@@ -5,6 +5,7 @@
 
 use crate::schedule::Rank;
 use std::fmt;
+use std::ops::Range;
 
 /// A set of ranks of one world. Up to 64 ranks it is one word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,14 +25,9 @@ impl Ranks {
         ranks
     }
 
-    pub(super) fn all(size: usize) -> Ranks {
-        Ranks::below(size, size)
-    }
-
-    /// Ranks 0 to `end - 1`.
-    pub(super) fn below(end: Rank, size: usize) -> Ranks {
+    pub(super) fn of(members: Range<Rank>, size: usize) -> Ranks {
         let mut ranks = Ranks::none(size);
-        (0..end).for_each(|rank| ranks.insert(rank));
+        members.for_each(|rank| ranks.insert(rank));
         ranks
     }
 
@@ -166,7 +162,7 @@ mod tests {
                 assert_eq!(set.join(&Ranks::only(rank, size)), Err(rank));
                 assert!(set.contains(rank));
             }
-            assert_eq!(set, Ranks::all(size));
+            assert_eq!(set, Ranks::of(0..size, size));
             assert!(set.iter().eq(0..size));
         }
     }

@@ -70,7 +70,7 @@ impl World {
                 message_chunks: s.message_chunks(),
             }
         };
-        let promise = Folds::of(algorithm, collective);
+        let promise = algorithm.folds(collective).unwrap();
         World { collective, root, ranks: (0..size).map(write).collect(), promise }
     }
 

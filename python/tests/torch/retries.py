@@ -47,6 +47,10 @@ def main():
         dist.destroy_process_group()
         store.set(f"{scenario}/{rank}", "done")
         store.wait([f"{scenario}/{other}" for other in range(size)])
+    # The store is rank 0's: it stays until the others have had their answers.
+    store.set(f"left/{rank}", "yes")
+    if rank == 0:
+        store.wait([f"left/{other}" for other in range(size)])
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use maypole_collectives::schedule::Place;
+
 use super::{Form, Row};
-use crate::Collective;
 
 /// Bytes read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,32 +43,24 @@ impl Row {
         if form == Form::InPlace && self.ranks == 1 {
             return Traffic::default();
         }
-        // In place the block that a rank has from itself is where it belongs.
-        let own = |there: bool| match form {
-            Form::InPlace if there => {
-                self.operation.block(self.rank, self.rank, self.count, self.ranks).1 * self.dtype.size()
-            }
-            _ => 0,
-        };
-        let at_root = self.rank == self.root;
         let Some(collective) = self.operation.collective() else {
             return moved(output);
         };
-        match collective {
-            Collective::Barrier => Traffic::default(),
-            Collective::AllReduce | Collective::Scan => Traffic { read: input, written: output },
-            // The last rank's input is in nobody's result, and the first has no result.
-            Collective::ExclusiveScan => {
-                Traffic { read: if self.rank + 1 < self.ranks { input } else { 0 }, written: output }
-            }
-            Collective::Reduce => Traffic { read: input, written: output },
-            Collective::ReduceScatter => Traffic { read: input, written: output },
-            Collective::Broadcast if form == Form::InPlace && at_root => Traffic::default(),
-            Collective::Broadcast => moved(output),
-            Collective::Scatter => moved(output - own(at_root)),
-            Collective::Gather if !at_root => Traffic::default(),
-            Collective::AllGather | Collective::Gather | Collective::AllToAll => moved(output - own(true)),
+        let place = |rank| Place { rank, size: self.ranks, root: self.root };
+        if collective.reduces() {
+            // The last rank's input of an exclusive scan is in nobody's result.
+            let given = (0..self.ranks).any(|rank| {
+                let blocks = collective.output_blocks(rank, self.ranks, self.root);
+                (0..blocks).any(|block| collective.contributions(place(rank), block).ranks.contains(&self.rank))
+            });
+            return Traffic { read: if given { input } else { 0 }, written: output };
         }
+        // In place the block that a rank has from itself is where it belongs.
+        let is_there = |block: &usize| {
+            form == Form::InPlace && collective.contributions(place(self.rank), *block).ranks.start == self.rank
+        };
+        let counts = self.counts(self.blocks_out());
+        moved((0..counts.len()).filter(|block| !is_there(block)).map(|block| counts[block] * self.dtype.size()).sum())
     }
 }
 

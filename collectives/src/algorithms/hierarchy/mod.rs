@@ -35,11 +35,27 @@ mod legs;
 mod reduce;
 mod reduce_scatter;
 
+use super::entry::{Entry, Sides, serves};
 use crate::hosts::Hosts;
 use crate::schedule::{Collective, Operands, Place, Rank, Region, Schedule, Step};
 use std::sync::Arc;
 
-pub(super) fn schedule(collective: Collective, place: Place, hosts: &Arc<Hosts>) -> Option<Box<dyn Schedule>> {
+pub(super) const ENTRY: Entry = Entry {
+    name: "hierarchical",
+    sides: Sides::Two,
+    minds_hosts: true,
+    serves: &[
+        serves(Collective::AllReduce),
+        serves(Collective::Broadcast),
+        serves(Collective::Reduce),
+        serves(Collective::AllGather),
+        serves(Collective::ReduceScatter),
+        serves(Collective::AllToAll),
+    ],
+    schedule,
+};
+
+fn schedule(collective: Collective, place: Place, hosts: &Arc<Hosts>) -> Option<Box<dyn Schedule>> {
     let view = View::new(place.rank, hosts);
     match collective {
         Collective::AllReduce => Some(Box::new(all_reduce::AllReduce(view))),

@@ -21,12 +21,28 @@
 mod all_gather;
 mod signals;
 
+use super::entry::{Entry, Sides, serves};
 use super::{binomial, dissemination, recursive_doubling};
 use crate::hosts::Hosts;
 use crate::schedule::{Buffer, Collective, Place, Rank, Region, Schedule, Step};
 use std::sync::Arc;
 
-pub(super) fn schedule(collective: Collective, place: Place, hosts: &Arc<Hosts>) -> Option<Box<dyn Schedule>> {
+pub(super) const ENTRY: Entry = Entry {
+    name: "leaders",
+    sides: Sides::Two,
+    minds_hosts: true,
+    serves: &[
+        serves(Collective::AllReduce),
+        serves(Collective::Broadcast),
+        serves(Collective::Reduce),
+        serves(Collective::AllGather),
+        serves(Collective::ReduceScatter),
+        serves(Collective::Barrier),
+    ],
+    schedule,
+};
+
+fn schedule(collective: Collective, place: Place, hosts: &Arc<Hosts>) -> Option<Box<dyn Schedule>> {
     let team = Team::new(place, collective.is_rooted(), hosts);
     match collective {
         Collective::AllReduce => Some(Box::new(team.all_reduce())),

@@ -1,13 +1,15 @@
 //! Which algorithm and slice an operation gets.
 //!
 //! The choice depends on nothing but what all ranks know alike: the collective, its size, the world, how its ranks are
-//! linked, and the settings. So all ranks choose the same without a word. The sizes at which it switches were measured
-//! on two cores; `benches/` has the runs.
+//! linked, and the settings. So all ranks choose the same without a word. The choice itself is a table, in [`rules`].
+
+pub(crate) mod rules;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use maypole_collectives::algorithms::{self, Algorithm};
+use maypole_collectives::catalogue::Counts;
 use maypole_collectives::schedule::{Collective, Place, Schedule};
 use maypole_collectives::{DataType, Hosts, Order, ReduceOp};
 use maypole_transports::shm::Exchange;
@@ -16,6 +18,7 @@ use crate::capacity::{self, Capacity};
 use crate::config::Config;
 use crate::engine::small;
 use crate::error::{Error, Result};
+use rules::{Question, Reach};
 
 /// Read `MAYPOLE_ALGORITHM`: comma-separated `algorithm` or `collective=algorithm`.
 pub fn parse_overrides(text: &str) -> std::result::Result<Vec<(Option<Collective>, Algorithm)>, String> {
@@ -203,17 +206,8 @@ impl Tuner {
     /// [`Error::Argument`] when the user asked for an algorithm that cannot run here, or for
     /// operands that no link takes whole.
     pub fn plan(&mut self, collective: Collective, root: usize, bytes: usize, needs: Needs) -> Result<Plan> {
-        let canonical = self.order == Order::Canonical && collective.reduces();
-        let serves = |algorithm: Algorithm| needs.are_met_by(algorithm, collective);
-        let (algorithm, why) = match self.asked_for(collective).filter(|asked| serves(*asked)) {
-            Some(asked) => (self.allowed(asked, collective)?, "asked for"),
-            None if canonical => self.choose_canonical(collective, bytes),
-            None => match self.choose(collective, bytes) {
-                (algorithm, why) if serves(algorithm) => (algorithm, why),
-                _ => self.choose_canonical(collective, bytes),
-            },
-        };
-        self.build_for(needs, algorithm, collective, root, (bytes, why))
+        let asked = self.asked_for(collective);
+        self.plan_for(self.question(collective, bytes, false), root, needs, asked)
     }
 
     /// The plan for an operation on blocks with counts of their own. `total`: bytes of all blocks where every rank
@@ -223,28 +217,42 @@ impl Tuner {
     /// As [`Tuner::plan`].
     pub fn plan_v(&mut self, collective: Collective, root: usize, total: usize, needs: Needs) -> Result<Plan> {
         use Algorithm::*;
-        let canonical = self.order == Order::Canonical && collective.reduces();
-        // Ranks that know only their own counts cannot make a message of several blocks, nor agree on publications.
-        let fits = |a: &Algorithm| match collective {
-            Collective::AllGather | Collective::ReduceScatter => matches!(a, Ring | OneShot | Direct),
+        // See the end of the table of rules.
+        let fits = |a: &Algorithm| match collective.meaning().counts {
+            Counts::KnownToAll => matches!(a, Ring | OneShot | Direct),
             _ => *a == Direct,
         };
-        let serves = |a: &Algorithm| fits(a) && needs.are_met_by(*a, collective);
-        let (algorithm, why) = match self.asked_for(collective).filter(serves) {
+        let asked = self.asked_for(collective).filter(fits);
+        self.plan_for(self.question(collective, total, true), root, needs, asked)
+    }
+
+    /// The plan by the algorithm that was asked for, or else by that of the first rule that fits.
+    fn plan_for(&mut self, question: Question, root: usize, needs: Needs, asked: Option<Algorithm>) -> Result<Plan> {
+        let Question { collective, bytes, .. } = question;
+        let serves = |algorithm: Algorithm| needs.are_met_by(algorithm, collective);
+        let (algorithm, why) = match asked.filter(|asked| serves(*asked)) {
             Some(asked) => (self.allowed(asked, collective)?, "asked for"),
-            None => match collective {
-                Collective::ReduceScatter if canonical || needs.in_rank_order && self.links != Links::Shared => {
-                    (Direct, "each rank folds its block in rank order")
+            None => {
+                let mut rule = rules::choose(&question);
+                if !serves(rule.algorithm) {
+                    rule = rules::choose(&Question { ordered: true, ..question });
                 }
-                Collective::AllGather | Collective::ReduceScatter if self.links == Links::Shared => {
-                    (OneShot, "everybody reads what it needs")
-                }
-                Collective::AllGather if total <= 64 << 10 => (Direct, "small: one hop"),
-                Collective::AllGather | Collective::ReduceScatter => (Ring, "large: neighbours only"),
-                _ => (Direct, "each pair on its own: a long block delays no other"),
-            },
+                (rule.algorithm, rule.why)
+            }
         };
-        self.build_for(needs, algorithm, collective, root, (total, why))
+        self.build_for(needs, algorithm, collective, root, (bytes, why))
+    }
+
+    /// What the rules are asked.
+    fn question(&self, collective: Collective, bytes: usize, counts: bool) -> Question {
+        let reach = match self.links {
+            Links::Shared if self.device => Reach::Device,
+            Links::Shared => Reach::Memory,
+            Links::Mixed | Links::Tcp if [1, self.size].contains(&self.hosts.count()) => Reach::Network,
+            Links::Mixed | Links::Tcp => Reach::Hosts,
+        };
+        let ordered = self.order == Order::Canonical && collective.reduces();
+        Question { reach, collective, counts, ordered, bytes, ranks: self.size }
     }
 
     /// The plan by `algorithm`, or, where its slices are too short for what stays together, by one
@@ -344,129 +352,6 @@ impl Tuner {
 
     fn asked_slice(&self, most: usize) -> usize {
         if self.slice > 0 { most.min(self.slice) } else { most }
-    }
-
-    fn choose(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
-        match self.links {
-            Links::Shared if self.device => self.choose_device(collective, bytes),
-            Links::Shared => self.choose_shared(collective, bytes),
-            Links::Mixed | Links::Tcp => {
-                let hierarchical = self.choose_hierarchical(collective, bytes);
-                hierarchical.unwrap_or_else(|| self.choose_network(collective, bytes))
-            }
-        }
-    }
-
-    /// Where there are several hosts, and several ranks on some: an algorithm that sends less across the network.
-    fn choose_hierarchical(&self, collective: Collective, bytes: usize) -> Option<(Algorithm, &'static str)> {
-        use Algorithm::*;
-        if self.hosts.count() == 1 || self.hosts.count() == self.size {
-            return None;
-        }
-        // What a leader sends in one message.
-        let together = match collective {
-            Collective::AllGather | Collective::ReduceScatter => bytes.saturating_mul(self.size),
-            _ => bytes,
-        };
-        match collective {
-            Collective::AllReduce
-            | Collective::Broadcast
-            | Collective::Reduce
-            | Collective::AllGather
-            | Collective::ReduceScatter
-            | Collective::Barrier
-                if together <= 64 << 10 =>
-            {
-                Some((Leaders, "small, several hosts: fewest hops between hosts"))
-            }
-            Collective::AllReduce
-            | Collective::Broadcast
-            | Collective::Reduce
-            | Collective::AllGather
-            | Collective::ReduceScatter => {
-                Some((Hierarchical, "large, several hosts: least data on every host's link"))
-            }
-            Collective::AllToAll if bytes > 1 << 10 => {
-                Some((Hierarchical, "large, several hosts: one pair of hosts after the other"))
-            }
-            _ => None,
-        }
-    }
-
-    fn choose_canonical(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
-        use Algorithm::*;
-        let shared = self.links == Links::Shared;
-        match collective {
-            Collective::AllReduce if shared && bytes <= 32 << 10 => (OneShot, "small: everybody folds in rank order"),
-            Collective::Scan | Collective::ExclusiveScan if shared && bytes <= 4 << 10 => {
-                (OneShot, "small: everybody folds in rank order")
-            }
-            Collective::Scan | Collective::ExclusiveScan => (Chain, "a pipeline in rank order"),
-            _ => (Direct, "each piece is folded in rank order on one rank"),
-        }
-    }
-
-    fn choose_shared(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
-        use Algorithm::*;
-        match collective {
-            Collective::AllReduce if bytes <= 4 << 10 => (OneShot, "small: one wait, everybody reads everything"),
-            Collective::AllReduce => (TwoShot, "each element is reduced once"),
-            Collective::Broadcast if bytes <= 64 << 10 || self.size == 2 => (OneShot, "everybody reads from the root"),
-            Collective::Broadcast => (TwoShot, "large: the root's bytes are read once, then spread"),
-            Collective::AllGather | Collective::ReduceScatter | Collective::AllToAll => {
-                (OneShot, "everybody reads what it needs")
-            }
-            Collective::Reduce if bytes <= 32 << 10 => (Binomial, "small: fewest hops"),
-            Collective::Reduce => (Chain, "large: a pipeline"),
-            Collective::Gather | Collective::Scatter => (Binomial, "few messages"),
-            Collective::Scan | Collective::ExclusiveScan if bytes <= 64 << 10 => {
-                (OneShot, "small: one wait, each reads those before")
-            }
-            Collective::Scan | Collective::ExclusiveScan => (Chain, "large: a pipeline"),
-            Collective::Barrier => (Dissemination, "the only choice"),
-        }
-    }
-
-    /// Where all ranks' devices reach the same staging memory. Each step costs a few commands on the stream, a few
-    /// microseconds whatever it moves, so what counts is how few steps there are one after the other.
-    fn choose_device(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
-        use Algorithm::*;
-        match collective {
-            Collective::AllReduce if bytes <= 256 << 10 || self.size == 1 => {
-                (OneShot, "small: one wait, everybody reads everything")
-            }
-            Collective::AllReduce => (TwoShot, "each element is reduced once"),
-            Collective::Broadcast if bytes > 1 << 20 && self.size > 2 => {
-                (TwoShot, "large: the root's bytes are read once, then spread")
-            }
-            _ => (OneShot, "one wait, everybody reads what it needs"),
-        }
-    }
-
-    fn choose_network(&self, collective: Collective, bytes: usize) -> (Algorithm, &'static str) {
-        use Algorithm::*;
-        match collective {
-            Collective::AllReduce if bytes <= 16 << 10 => (RecursiveDoubling, "small: fewest hops"),
-            Collective::AllReduce if bytes <= 4 << 20 && self.size == 2 => {
-                (RecursiveDoubling, "two ranks: one exchange moves no more than two halves")
-            }
-            Collective::AllReduce if bytes <= 256 << 10 => (HalvingDoubling, "few hops, little data"),
-            Collective::AllReduce => (Ring, "large: least data on every link"),
-            Collective::Broadcast | Collective::Reduce if bytes <= 64 << 10 => (Binomial, "small: fewest hops"),
-            Collective::Broadcast | Collective::Reduce if self.size <= 4 => (Chain, "large, few ranks: a pipeline"),
-            Collective::Broadcast | Collective::Reduce => (DoubleTree, "large: every link carries half"),
-            Collective::AllGather if bytes <= 8 << 10 => (Bruck, "small: fewest messages"),
-            Collective::AllGather => (Ring, "large: neighbours only"),
-            Collective::ReduceScatter => (Ring, "the only choice over a network"),
-            Collective::AllToAll if bytes <= 1 << 10 => (Bruck, "small: fewest messages"),
-            Collective::AllToAll => (Pairwise, "large: every byte moves once"),
-            Collective::Gather | Collective::Scatter => (Binomial, "few messages"),
-            Collective::Scan | Collective::ExclusiveScan if bytes <= 64 << 10 => {
-                (RecursiveDoubling, "small: fewest hops")
-            }
-            Collective::Scan | Collective::ExclusiveScan => (Chain, "large: a pipeline"),
-            Collective::Barrier => (Dissemination, "the only choice"),
-        }
     }
 }
 
