@@ -6,6 +6,7 @@ mod ranks;
 
 use maypole::config::TransportChoice;
 use maypole::{Call, Collective, Communicator, DataType, Operator, ReduceOp, UserOp};
+use maypole_collectives::dtype::Kind;
 use ranks::config;
 
 /// Bytes from a small generator: all bit patterns of all types.
@@ -23,15 +24,8 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
 /// Elements on which implementations disagree, as bytes: patterns around every boundary of the format, by the sizes of
 /// its parts.
 fn adversaries(dtype: DataType) -> Vec<Vec<u8>> {
-    let (bits, mantissa) = match dtype {
-        DataType::F64 => (64, 52),
-        DataType::F32 => (32, 23),
-        DataType::F16 => (16, 10),
-        DataType::Bf16 => (16, 7),
-        DataType::F8E4M3 => (8, 3),
-        DataType::F8E5M2 => (8, 2),
-        other => (8 * other.size() as u32, 0),
-    };
+    let bits = 8 * dtype.size() as u32;
+    let mantissa = if let Kind::Float(_, mantissa) = dtype.row().kind { mantissa } else { 0 };
     let all = u64::MAX >> (64 - bits);
     let sign = 1u64 << (bits - 1);
     let infinity = all & !sign & !((1u64 << mantissa) - 1);

@@ -59,9 +59,9 @@ impl Kind {
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Kind::Number(dtype) => f.write_str(name(*dtype)),
+            Kind::Number(dtype) => f.write_str(dtype.row().array_name),
             Kind::Bool => f.write_str("bool"),
-            Kind::Complex(dtype) => write!(f, "complex {}", name(*dtype)),
+            Kind::Complex(dtype) => write!(f, "complex {}", dtype.row().array_name),
             Kind::Pair(pair) => write!(f, "pairs {pair}"),
             Kind::Other(_, what) => f.write_str(what),
         }
@@ -257,38 +257,18 @@ fn pair_of(object: &Bound<'_, PyAny>) -> Option<Pair> {
     })
 }
 
-/// What NumPy, ml_dtypes, torch and JAX call an element type. (Maypole's own names are not for Python: `i8` is NumPy's
-/// for eight bytes.)
-pub const fn name(dtype: DataType) -> &'static str {
-    match dtype {
-        DataType::I8 => "int8",
-        DataType::U8 => "uint8",
-        DataType::I32 => "int32",
-        DataType::U32 => "uint32",
-        DataType::I64 => "int64",
-        DataType::U64 => "uint64",
-        DataType::F16 => "float16",
-        DataType::Bf16 => "bfloat16",
-        DataType::F32 => "float32",
-        DataType::F64 => "float64",
-        DataType::F8E4M3 => "float8_e4m3fn",
-        DataType::F8E5M2 => "float8_e5m2",
-    }
-}
-
-/// The element type of a name, as [`name`] gives it.
+/// The element type of a name of arrays in Python.
 fn of_name(text: &str) -> Option<DataType> {
-    DataType::ALL.into_iter().find(|dtype| name(*dtype) == text.trim_start_matches("torch."))
+    DataType::ALL.into_iter().find(|dtype| dtype.row().array_name == text.trim_start_matches("torch."))
 }
 
 /// `count` elements as the array interface of NumPy, which CUDA's is like, describes them.
 pub fn interface(py: Python<'_>, address: usize, count: usize, dtype: DataType) -> PyResult<Bound<'_, PyDict>> {
-    use DataType::*;
-    let letter = match dtype {
-        I8 | I32 | I64 => 'i',
-        F16 | F32 | F64 => 'f',
+    let letter = match dtype.row().dlpack {
+        SIGNED => 'i',
+        IEEE => 'f',
         // There are no letters for the small floats.
-        U8 | U32 | U64 | Bf16 | F8E4M3 | F8E5M2 => 'u',
+        _ => 'u',
     };
     let dict = PyDict::new(py);
     dict.set_item("version", 3)?;
@@ -296,6 +276,15 @@ pub fn interface(py: Python<'_>, address: usize, count: usize, dtype: DataType) 
     dict.set_item("typestr", format!("<{letter}{}", dtype.size()))?;
     dict.set_item("data", (address, false))?;
     Ok(dict)
+}
+
+/// DLPack's codes for signed integers and for the floats of IEEE 754.
+const SIGNED: u8 = 0;
+const IEEE: u8 = 2;
+
+/// Whether NumPy has the type; ml_dtypes has the others.
+pub fn numpy_has(dtype: DataType) -> bool {
+    dtype.is_integer() || dtype.row().dlpack == IEEE
 }
 
 /// The argument `dtype`: a name, or anything that has one.
@@ -309,5 +298,7 @@ pub fn dtype_argument(dtype: Option<&Bound<'_, PyAny>>) -> Result<DataType, Stri
         .or_else(|| of(dtype.getattr("name").and_then(|name| name.extract())))
         .or_else(|| of(dtype.getattr("__name__").and_then(|name| name.extract())))
         .or_else(|| of(dtype.str().map(|text| text.to_string())))
-        .ok_or_else(|| format!("dtype: {dtype} is none of {}", DataType::ALL.map(name).join(", ")))
+        .ok_or_else(|| {
+            format!("dtype: {dtype} is none of {}", DataType::ALL.map(|dtype| dtype.row().array_name).join(", "))
+        })
 }

@@ -50,7 +50,7 @@ impl DeviceMemory {
     /// What its elements are called: float32, bfloat16, ...
     #[getter]
     fn dtype(&self) -> &'static str {
-        array::name(self.dtype)
+        self.dtype.row().array_name
     }
 
     /// Whether other ranks read it where it lies. Otherwise calls copy it once more: its world has one rank, or ranks
@@ -82,7 +82,12 @@ impl DeviceMemory {
     }
 
     fn __repr__(&self) -> String {
-        format!("<maypole.DeviceMemory: {} x {} on CUDA device {}>", self.count, array::name(self.dtype), self.device())
+        format!(
+            "<maypole.DeviceMemory: {} x {} on CUDA device {}>",
+            self.count,
+            self.dtype.row().array_name,
+            self.device()
+        )
     }
 }
 

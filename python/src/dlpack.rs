@@ -220,25 +220,16 @@ fn is_contiguous(shape: &[i64], strides: &[i64]) -> bool {
 /// # Errors
 /// What is wrong with them.
 fn kind(element: Element, padded: bool) -> Result<(Kind, usize), String> {
-    use DataType::*;
     let Element { code, bits, lanes } = element;
+    let own = |dtype: &DataType| (dtype.row().dlpack, 8 * dtype.size()) == (code, bits.into());
     let known = match (code, bits) {
-        (0, 8) => Kind::Number(I8),
-        (0, 32) => Kind::Number(I32),
-        (0, 64) => Kind::Number(I64),
-        (1, 8) => Kind::Number(U8),
-        (1, 32) => Kind::Number(U32),
-        (1, 64) => Kind::Number(U64),
-        (2, 16) => Kind::Number(F16),
-        (2, 32) => Kind::Number(F32),
-        (2, 64) => Kind::Number(F64),
-        (4, 16) => Kind::Number(Bf16),
-        (5, 64) => Kind::Complex(F32),
-        (5, 128) => Kind::Complex(F64),
+        (5, 64) => Kind::Complex(DataType::F32),
+        (5, 128) => Kind::Complex(DataType::F64),
         (6, 8) => Kind::Bool,
-        (10, 8) => Kind::Number(F8E4M3),
-        (12, 8) => Kind::Number(F8E5M2),
-        _ => return only_moved(element, padded).map(|kind| (kind, 1)),
+        _ => match DataType::ALL.into_iter().find(own) {
+            Some(dtype) => Kind::Number(dtype),
+            None => return only_moved(element, padded).map(|kind| (kind, 1)),
+        },
     };
     match lanes {
         0 => Err("has elements without lanes".into()),
@@ -300,15 +291,7 @@ pub fn lend(
     count: usize,
     dtype: DataType,
 ) -> PyResult<Py<PyAny>> {
-    use DataType::*;
-    let code = match dtype {
-        I8 | I32 | I64 => 0,
-        U8 | U32 | U64 => 1,
-        F16 | F32 | F64 => 2,
-        Bf16 => 4,
-        F8E4M3 => 10,
-        F8E5M2 => 12,
-    };
+    let code = dtype.row().dlpack;
     let bits = 8 * dtype.size() as u8;
     let shape = Box::into_raw(Box::new([count as i64, 1]));
     let (on, number) = place(device);

@@ -339,11 +339,8 @@ impl Combine {
 
 /// NumPy's type for elements of `dtype`; of ml_dtypes, where NumPy has none.
 pub fn numpy_dtype<'py>(py: Python<'py>, dtype: DataType) -> PyResult<Bound<'py, PyAny>> {
-    let module = match dtype {
-        DataType::Bf16 | DataType::F8E4M3 | DataType::F8E5M2 => "ml_dtypes",
-        _ => "numpy",
-    };
-    let scalar = py.import(module)?.getattr(array::name(dtype))?;
+    let module = if array::numpy_has(dtype) { "numpy" } else { "ml_dtypes" };
+    let scalar = py.import(module)?.getattr(dtype.row().array_name)?;
     py.import("numpy")?.call_method1("dtype", (scalar,))
 }
 

@@ -42,7 +42,7 @@ impl Registered {
     /// What its elements are called: float32, bfloat16, ...
     #[getter]
     fn dtype(&self) -> &'static str {
-        array::name(self.dtype)
+        self.dtype.row().array_name
     }
 
     /// Whether other ranks read it where it lies. Otherwise it is ordinary memory: its world has one rank, or ranks
@@ -81,6 +81,6 @@ impl Registered {
     }
 
     fn __repr__(&self) -> String {
-        format!("<maypole.Registered: {} x {}>", self.count, array::name(self.dtype))
+        format!("<maypole.Registered: {} x {}>", self.count, self.dtype.row().array_name)
     }
 }

@@ -1,6 +1,8 @@
 //! Rounding a number to an element type, written apart from the reduction kernels that it checks: slow, general, and
 //! short enough to be right by reading.
 
+use maypole_collectives::dtype::Kind;
+
 use crate::DataType;
 
 /// The bits of `value` as `dtype`, rounded to nearest, ties to even. For floating-point types only, and for finite
@@ -28,13 +30,8 @@ pub(super) fn encode(dtype: DataType, value: f64) -> u64 {
 
 /// Exponent and mantissa bits of a floating-point type.
 pub(super) fn format(dtype: DataType) -> (u32, u32) {
-    match dtype {
-        DataType::F16 => (5, 10),
-        DataType::Bf16 => (8, 7),
-        DataType::F32 => (8, 23),
-        DataType::F64 => (11, 52),
-        DataType::F8E4M3 => (4, 3),
-        DataType::F8E5M2 => (5, 2),
+    match dtype.row().kind {
+        Kind::Float(exponent, mantissa) => (exponent, mantissa),
         _ => unreachable!("{dtype} is not a floating-point type"),
     }
 }

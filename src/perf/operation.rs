@@ -245,29 +245,12 @@ pub fn premul_factor(rank: usize, dtype: DataType) -> f64 {
 
 /// Read a type by Maypole's name (`f32`) or nccl-tests' (`float`).
 pub fn parse_dtype(name: &str) -> Result<DataType, String> {
-    Ok(match name {
-        "int8" | "char" => DataType::I8,
-        "uint8" => DataType::U8,
-        "int32" | "int" => DataType::I32,
-        "uint32" => DataType::U32,
-        "int64" => DataType::I64,
-        "uint64" => DataType::U64,
-        "half" | "float16" => DataType::F16,
-        "bfloat16" => DataType::Bf16,
-        "float" | "float32" => DataType::F32,
-        "double" | "float64" => DataType::F64,
-        "fp8_e4m3" | "f8e4m3" => DataType::F8E4M3,
-        "fp8_e5m2" | "f8e5m2" => DataType::F8E5M2,
-        _ => {
-            return DataType::ALL.into_iter().find(|d| d.name() == name).ok_or_else(|| {
-                let names: Vec<_> = DataType::ALL.iter().map(|d| d.name()).collect();
-                format!(
-                    "no such type; expected one of {}, all, or nccl-tests' int8 uint8 int32 uint32 int64 uint64 half \
-                     bfloat16 float double fp8_e4m3 fp8_e5m2",
-                    names.join(" ")
-                )
-            });
-        }
+    let has = |dtype: &DataType| dtype.name() == name || dtype.row().nccl_names.contains(&name);
+    DataType::ALL.into_iter().find(has).ok_or_else(|| {
+        let names: Vec<_> = DataType::ALL.iter().map(|dtype| dtype.name()).collect();
+        let others: Vec<_> = DataType::ALL.iter().flat_map(|dtype| dtype.row().nccl_names).copied().collect();
+        let (names, others) = (names.join(" "), others.join(" "));
+        format!("no such type; expected one of {names}, all, or nccl-tests' {others}")
     })
 }
 

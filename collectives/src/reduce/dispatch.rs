@@ -9,7 +9,7 @@ use super::integer::Quotient;
 use super::isa::Isa;
 use super::lanes::{Map, Mapped, Op, Pair};
 use super::narrow::{PairBf16, PairF16};
-use crate::{DataType, F8E4M3, F8E5M2, ReduceOp};
+use crate::{DataType, F8E4M3, F8E5M2, ReduceOp, with_type};
 
 /// `a + b`.
 #[derive(Clone, Copy)]
@@ -105,22 +105,7 @@ where
     O: Op<f16> + Op<bf16> + Op<F8E4M3> + Op<F8E5M2>,
 {
     // SAFETY: the caller's contract.
-    unsafe {
-        match dtype {
-            DataType::I8 => pair::<I, O, i8>(dst, a, b, count),
-            DataType::U8 => pair::<I, O, u8>(dst, a, b, count),
-            DataType::I32 => pair::<I, O, i32>(dst, a, b, count),
-            DataType::U32 => pair::<I, O, u32>(dst, a, b, count),
-            DataType::I64 => pair::<I, O, i64>(dst, a, b, count),
-            DataType::U64 => pair::<I, O, u64>(dst, a, b, count),
-            DataType::F16 => pair::<I, O, f16>(dst, a, b, count),
-            DataType::Bf16 => pair::<I, O, bf16>(dst, a, b, count),
-            DataType::F32 => pair::<I, O, f32>(dst, a, b, count),
-            DataType::F64 => pair::<I, O, f64>(dst, a, b, count),
-            DataType::F8E4M3 => pair::<I, O, F8E4M3>(dst, a, b, count),
-            DataType::F8E5M2 => pair::<I, O, F8E5M2>(dst, a, b, count),
-        }
-    }
+    unsafe { with_type!(dtype, T => pair::<I, O, T>(dst, a, b, count)) }
 }
 
 /// One kernel of two operands.
@@ -144,22 +129,7 @@ unsafe fn pair<I: Isa, O: Op<T>, T: Copy>(dst: *mut u8, a: *const u8, b: *const 
 pub(super) unsafe fn quotients<I: Isa>(dtype: DataType, dst: *mut u8, divisor: u64, count: usize) {
     let quotient = Quotient::by(divisor);
     // SAFETY: the caller's contract, for the type that belongs to `dtype`.
-    unsafe {
-        match dtype {
-            DataType::I8 => mapped::<I, Quotient, i8>(quotient, dst, count),
-            DataType::U8 => mapped::<I, Quotient, u8>(quotient, dst, count),
-            DataType::I32 => mapped::<I, Quotient, i32>(quotient, dst, count),
-            DataType::U32 => mapped::<I, Quotient, u32>(quotient, dst, count),
-            DataType::I64 => mapped::<I, Quotient, i64>(quotient, dst, count),
-            DataType::U64 => mapped::<I, Quotient, u64>(quotient, dst, count),
-            DataType::F16 => mapped::<I, Quotient, f16>(quotient, dst, count),
-            DataType::Bf16 => mapped::<I, Quotient, bf16>(quotient, dst, count),
-            DataType::F32 => mapped::<I, Quotient, f32>(quotient, dst, count),
-            DataType::F64 => mapped::<I, Quotient, f64>(quotient, dst, count),
-            DataType::F8E4M3 => mapped::<I, Quotient, F8E4M3>(quotient, dst, count),
-            DataType::F8E5M2 => mapped::<I, Quotient, F8E5M2>(quotient, dst, count),
-        }
-    }
+    unsafe { with_type!(dtype, T => mapped::<I, Quotient, T>(quotient, dst, count)) }
 }
 
 /// One kernel of one operand, in place.

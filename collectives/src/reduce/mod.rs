@@ -25,10 +25,8 @@ mod level;
 mod narrow;
 pub mod slices;
 
-use half::{bf16, f16};
-
-use crate::element::{Element, F8E4M3, F8E5M2};
-use crate::{DataType, ReduceOp};
+use crate::element::Element;
+use crate::{DataType, ReduceOp, with_type};
 use dispatch::{pairs, quotients};
 use isa::Portable;
 
@@ -168,22 +166,7 @@ pub unsafe fn reduce_non_temporal(
 /// it.
 pub unsafe fn scale(dtype: DataType, dst: *mut u8, src: *const u8, factor: f64, count: usize) {
     // SAFETY: the caller's contract, with the type that belongs to `dtype`.
-    unsafe {
-        match dtype {
-            DataType::I8 => scale_by(dst, src, i8::from_f64(factor), count),
-            DataType::U8 => scale_by(dst, src, u8::from_f64(factor), count),
-            DataType::I32 => scale_by(dst, src, i32::from_f64(factor), count),
-            DataType::U32 => scale_by(dst, src, u32::from_f64(factor), count),
-            DataType::I64 => scale_by(dst, src, i64::from_f64(factor), count),
-            DataType::U64 => scale_by(dst, src, u64::from_f64(factor), count),
-            DataType::F16 => scale_by(dst, src, f16::from_f64(factor), count),
-            DataType::Bf16 => scale_by(dst, src, bf16::from_f64(factor), count),
-            DataType::F32 => scale_by(dst, src, factor as f32, count),
-            DataType::F64 => scale_by(dst, src, factor, count),
-            DataType::F8E4M3 => scale_by(dst, src, <F8E4M3 as Element>::from_f64(factor), count),
-            DataType::F8E5M2 => scale_by(dst, src, <F8E5M2 as Element>::from_f64(factor), count),
-        }
-    }
+    unsafe { with_type!(dtype, T => scale_by(dst, src, <T as Element>::from_f64(factor), count)) }
 }
 
 /// [`scale`] for one type: a product whose second operand is a short run of copies of the factor, which stays in the

@@ -3,7 +3,7 @@
 //! Addresses are the device's, in the context in which the job runs; 0 is none. Host memory that is registered with the
 //! driver has such addresses, too.
 
-use maypole_collectives::{DataType, Element, F8E4M3, F8E5M2, ReduceOp};
+use maypole_collectives::{DataType, Element, ReduceOp, with_type};
 
 /// The most sources of one job.
 pub const MOST_SOURCES: usize = 8;
@@ -168,20 +168,7 @@ pub fn factor_bits(dtype: DataType, factor: f64) -> u64 {
         bytes[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&T::from_f64(factor)));
         u64::from_le_bytes(bytes)
     }
-    match dtype {
-        DataType::I8 => bits::<i8>(factor),
-        DataType::U8 => bits::<u8>(factor),
-        DataType::I32 => bits::<i32>(factor),
-        DataType::U32 => bits::<u32>(factor),
-        DataType::I64 => bits::<i64>(factor),
-        DataType::U64 => bits::<u64>(factor),
-        DataType::F16 => bits::<half::f16>(factor),
-        DataType::Bf16 => bits::<half::bf16>(factor),
-        DataType::F32 => bits::<f32>(factor),
-        DataType::F64 => bits::<f64>(factor),
-        DataType::F8E4M3 => bits::<F8E4M3>(factor),
-        DataType::F8E5M2 => bits::<F8E5M2>(factor),
-    }
+    with_type!(dtype, T => bits::<T>(factor))
 }
 
 /// What `static_assert` says in `kernels/job.h`, and the offsets that a slip would change first.

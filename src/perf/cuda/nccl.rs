@@ -12,7 +12,7 @@ use libloading::Library;
 
 use crate::perf::operation::{NamedOp, Operation};
 use crate::perf::row::{Form, Row};
-use crate::{Collective, Communicator, DataType, Error, Result};
+use crate::{Collective, Communicator, Error, Result};
 
 /// `ncclComm_t`.
 type Comm = *mut c_void;
@@ -106,7 +106,7 @@ impl Nccl {
     /// # Errors
     /// [`Error::System`] with NCCL's own words; [`Error::Argument`] for what it has no operation for.
     pub unsafe fn call(&self, row: &Row, form: Form, input: u64, output: u64, stream: StreamHandle) -> Result<()> {
-        let (f, count, dtype, size) = (&self.functions, row.count, datatype(row.dtype), row.dtype.size());
+        let (f, count, dtype, size) = (&self.functions, row.count, row.dtype.row().nccl, row.dtype.size());
         let root = row.root as c_int;
         let op = row.op.map_or(Some(0), code_of);
         let (Some(op), Some(collective)) = (op, row.operation.collective()) else {
@@ -256,24 +256,6 @@ fn open(path: &Path) -> Result<(Library, Functions)> {
         group_end: function!("GroupEnd"),
     };
     Ok((library, functions))
-}
-
-/// `ncclDataType_t`.
-fn datatype(dtype: DataType) -> c_int {
-    match dtype {
-        DataType::I8 => 0,
-        DataType::U8 => 1,
-        DataType::I32 => 2,
-        DataType::U32 => 3,
-        DataType::I64 => 4,
-        DataType::U64 => 5,
-        DataType::F16 => 6,
-        DataType::F32 => 7,
-        DataType::F64 => 8,
-        DataType::Bf16 => 9,
-        DataType::F8E4M3 => 10,
-        DataType::F8E5M2 => 11,
-    }
 }
 
 /// `ncclRedOp_t`; `None` for what it lacks or wants made beforehand.
