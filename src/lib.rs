@@ -29,6 +29,7 @@
 
 // A reader that leaves makes these panic: `command::say` and `command::print` do not.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+#![warn(missing_debug_implementations)]
 
 mod capacity;
 pub mod command;

@@ -50,6 +50,12 @@ pub struct Watch {
     moved_elsewhere: [AtomicU64; 2],
 }
 
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("verdict", &self.verdict()).finish_non_exhaustive()
+    }
+}
+
 /// The [`stamp`] of the first call: what another rank tells of may have been long before.
 const FIRST_STAMP: u64 = 1 << 62;
 

@@ -346,7 +346,7 @@ fn a_wrong_call_among_asynchronous_ones_fails_alone() {
 
 #[test]
 fn worlds_that_make_no_sense_are_refused() {
-    let none = Communicator::threads(0).err().expect("a world needs a rank");
+    let none = Communicator::threads(0).expect_err("a world needs a rank");
     assert!(none.to_string().contains("at least one rank"), "{none}");
     let mut config = Config::default();
     for (name, value) in

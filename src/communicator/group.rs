@@ -26,6 +26,16 @@ pub struct Group<'env> {
     _env: PhantomData<&'env mut &'env ()>,
 }
 
+impl std::fmt::Debug for Group<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group")
+            .field("rank", &self.rank)
+            .field("size", &self.size)
+            .field("calls", &self.items.last().map_or(0, |item| item.call.0))
+            .finish_non_exhaustive()
+    }
+}
+
 /// One call of a group. A send_recv is two.
 pub(super) struct Item {
     /// The number of the call, from 1, and its name, for errors.

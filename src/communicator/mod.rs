@@ -85,6 +85,12 @@ pub struct Communicator {
     pub(crate) inner: Own<Arc<Inner>>,
 }
 
+impl std::fmt::Debug for Communicator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Communicator").field("rank", &self.rank()).field("size", &self.size()).finish_non_exhaustive()
+    }
+}
+
 /// Whose something is.
 #[derive(Clone, Copy)]
 pub(crate) struct Owner {

@@ -28,6 +28,12 @@ pub enum Outcome {
     Both(Arc<Completion>, Arc<Posted>),
 }
 
+impl std::fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outcome").field("has_ended", &self.has_ended()).finish_non_exhaustive()
+    }
+}
+
 /// What is done with an outcome when it is there.
 type Then = Box<dyn FnOnce(Result<()>) + Send>;
 
@@ -37,6 +43,12 @@ pub struct Completion {
     done: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
+}
+
+impl std::fmt::Debug for Completion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Completion").finish_non_exhaustive()
+    }
 }
 
 #[derive(Default)]
@@ -51,6 +63,12 @@ pub struct Posted {
     pub(super) inner: Own<Arc<Inner>>,
     /// Shared with what is to be done when it is there, which may outlive this.
     pub(super) count: Arc<Count>,
+}
+
+impl std::fmt::Debug for Posted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Posted").finish_non_exhaustive()
+    }
 }
 
 impl Posted {

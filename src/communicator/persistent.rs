@@ -40,6 +40,15 @@ pub struct Memory<T> {
     registered: Option<Registered<T>>,
 }
 
+impl<T> std::fmt::Debug for Memory<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memory")
+            .field("elements", &self.at.len())
+            .field("registered", &self.registered.is_some())
+            .finish()
+    }
+}
+
 // SAFETY: a Memory owns its elements as a boxed slice or a Registered does.
 unsafe impl<T: Send> Send for Memory<T> {}
 // SAFETY: as above.
@@ -95,6 +104,12 @@ pub struct Persistent<T> {
     /// `None` where input and output are the same buffer.
     input: Option<Memory<T>>,
     output: Memory<T>,
+}
+
+impl<T> std::fmt::Debug for Persistent<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Persistent").field("input", &self.input).field("output", &self.output).finish_non_exhaustive()
+    }
 }
 
 impl<T: Element> Persistent<T> {

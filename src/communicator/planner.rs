@@ -9,6 +9,7 @@ use super::{Call, Communicator};
 use crate::error::Result;
 
 /// Makes persistent operations; see [`Communicator::persistent`].
+#[derive(Debug)]
 pub struct Planner<'c> {
     pub(crate) comm: &'c Communicator,
 }

@@ -11,7 +11,7 @@ use crate::engine::messages::Message;
 use crate::error::{Error, Result};
 
 /// A communicator's messages with one tag; made by [`Communicator::tag`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Tagged<'c> {
     comm: &'c Communicator,
     tag: u32,

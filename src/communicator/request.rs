@@ -41,6 +41,12 @@ pub struct Scope<'env> {
     _env: PhantomData<&'env mut &'env ()>,
 }
 
+impl std::fmt::Debug for Scope<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scope").finish_non_exhaustive()
+    }
+}
+
 impl Scope<'_> {
     /// An operation was started: it is waited for when the scope ends.
     fn started(&self, outcome: Outcome) -> Outcome {
@@ -79,6 +85,15 @@ pub struct Request<'env, T> {
     outcome: Outcome,
     output: NonNull<[T]>,
     _env: PhantomData<&'env mut [T]>,
+}
+
+impl<T> std::fmt::Debug for Request<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request")
+            .field("has_ended", &self.outcome.has_ended())
+            .field("elements", &self.output.len())
+            .finish()
+    }
 }
 
 // SAFETY: a request stands for a `&mut [T]` that becomes usable when the operation is done.
@@ -188,7 +203,7 @@ pub fn wait_any<'r, P: Pending + ?Sized + 'r>(requests: impl IntoIterator<Item =
 }
 
 /// The asynchronous forms of a communicator's collectives; see [`Communicator::start`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Start<'c, 'env> {
     comm: &'c Communicator,
     stream: Option<&'c Stream>,

@@ -50,6 +50,12 @@ pub struct Stream {
     thread: Own<Option<JoinHandle<()>>>,
 }
 
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").finish_non_exhaustive()
+    }
+}
+
 impl Stream {
     /// A new, empty stream.
     ///

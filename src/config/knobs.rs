@@ -20,6 +20,7 @@ const SHORT_KEY: &str = "expected at least 16 bytes that nobody can guess; `open
 const PORTS: &str = "expected a range of TCP ports such as 20000-20100";
 
 /// One setting as `maypole info` shows it.
+#[derive(Debug)]
 pub struct Knob {
     /// The environment variable.
     pub name: &'static str,

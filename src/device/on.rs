@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::{Call, Communicator};
 
 /// A communicator's calls on one stream; made by [`Communicator::on`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct OnStream<'a> {
     pub(super) comm: &'a Communicator,
     pub(super) stream: &'a Stream,

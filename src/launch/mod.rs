@@ -65,6 +65,17 @@ pub struct Launch {
     pub meeting: LaunchMeeting,
 }
 
+impl std::fmt::Debug for Launch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Launch")
+            .field("rank", &self.rank)
+            .field("size", &self.size)
+            .field("launcher", &self.launcher)
+            .field("meeting", &self.meeting)
+            .finish_non_exhaustive()
+    }
+}
+
 /// How the ranks find each other.
 pub enum LaunchMeeting {
     /// Rank 0 listens there and the others connect; nobody else uses that port.
@@ -78,6 +89,16 @@ pub enum LaunchMeeting {
     Board(Box<dyn Board>),
     /// A world of one needs none.
     Alone,
+}
+
+impl std::fmt::Debug for LaunchMeeting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LaunchMeeting::Address { host, port } => write!(f, "Address({host}:{port})"),
+            LaunchMeeting::Board(_) => f.write_str("Board"),
+            LaunchMeeting::Alone => f.write_str("Alone"),
+        }
+    }
 }
 
 /// A launcher's notice board. Rank 0 posts once, then every rank, rank 0 too, reads once, then finishes. Not for bulk:

@@ -215,6 +215,16 @@ pub enum Meeting {
     },
 }
 
+/// Without the key.
+impl std::fmt::Debug for Meeting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Meeting::Id(id) => f.debug_tuple("Id").field(id).finish(),
+            Meeting::Address { host, port, earlier, .. } => write!(f, "Address({host}:{port}, earlier {earlier})"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -40,6 +40,7 @@ pub struct Row {
 }
 
 /// A rank's two buffers; in-place calls use the second.
+#[derive(Debug)]
 pub struct Buffers {
     /// Input of out-of-place calls.
     pub input: Buffer,

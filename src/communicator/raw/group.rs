@@ -21,6 +21,15 @@ pub struct RawGroup<'c> {
     items: Vec<Item>,
 }
 
+impl std::fmt::Debug for RawGroup<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawGroup")
+            .field("comm", &self.comm)
+            .field("calls", &self.items.last().map_or(0, |item| item.call.0))
+            .finish()
+    }
+}
+
 impl Communicator {
     /// [`Communicator::group`] for memory by address.
     pub fn raw_group(&self) -> RawGroup<'_> {

@@ -76,6 +76,12 @@ pub struct RawPersistent {
     inner: Own<Arc<Inner>>,
 }
 
+impl std::fmt::Debug for RawPersistent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawPersistent").field("rank", &self.inner.rank).finish_non_exhaustive()
+    }
+}
+
 impl Communicator {
     /// A persistent operation ([`crate::communicator::persistent`]) on memory by address: checked and planned now,
     /// started any number of times. Local to this rank, but it waits for the operations called before.

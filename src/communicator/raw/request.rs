@@ -7,6 +7,7 @@ use crate::error::Result;
 
 /// An asynchronous call on memory by address. Its buffers must stay until it is done; dropping it waits for that, and
 /// drops its error, which the communicator's next call returns again.
+#[derive(Debug)]
 #[must_use = "dropping a request waits for it"]
 pub struct RawRequest {
     outcome: Outcome,

@@ -176,6 +176,12 @@ pub struct StreamGroup<'env> {
     _env: PhantomData<&'env mut &'env ()>,
 }
 
+impl std::fmt::Debug for StreamGroup<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamGroup").field("messages", &self.messages.len()).finish()
+    }
+}
+
 impl<'env> StreamGroup<'env> {
     /// See [`OnStream::send`].
     pub fn send<T: Element>(&mut self, buffer: impl Into<DeviceSlice<'env, T>>, to: usize) {

@@ -32,6 +32,12 @@ pub struct Gpu {
     ended: Event,
 }
 
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("context", &self.context).finish_non_exhaustive()
+    }
+}
+
 /// What a report says about a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceInfo {

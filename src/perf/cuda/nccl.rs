@@ -55,6 +55,12 @@ pub struct Nccl {
     _library: Library,
 }
 
+impl std::fmt::Debug for Nccl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nccl").field("rank", &self.rank).field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
 impl Nccl {
     /// Make a communicator of the ranks of `comm`, which carries NCCL's id from rank 0 to the others. Every rank calls it,
     /// with the context of its device current on the calling thread; blocks until all have.
