@@ -9,8 +9,10 @@ use ranks::{Job, role, say};
 /// Less than a segment takes with rings of 64 MiB, and more than all else.
 const ADDRESSES: u64 = 600 << 20;
 
-/// From now on no file of this process may be longer than a few pages.
+/// From now on no file of this process may be longer than a few pages. Its errors may go to one that is.
 fn limit_files() {
+    let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
+    nix::unistd::dup2_stderr(nowhere).unwrap();
     setrlimit(Resource::RLIMIT_FSIZE, 64 << 10, 64 << 10).unwrap();
 }
 
