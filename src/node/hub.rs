@@ -431,14 +431,13 @@ impl Hub {
                 Ok(Some(frame)) if line.known.is_some() => self.serve(id, frame),
                 Ok(None) => break,
                 Ok(Some(_)) => return self.hang_up(id, "it did not introduce itself"),
-                Err(e) if wire::is_changed(&e) => return self.distrust(id),
-                Err(e) => return self.hang_up(id, &format!("its control connection carried {e}")),
+                Err(e) => return self.distrust(id, &e),
             }
         }
         match open {
             Ok(true) => {}
             Ok(false) => self.hang_up(id, ENDED),
-            Err(e) if wire::is_changed(&e) => self.distrust(id),
+            Err(e) if wire::is_changed(&e) => self.distrust(id, &e),
             Err(e) => {
                 let how = self.fate(id, &e);
                 self.hang_up(id, &how);
@@ -641,13 +640,17 @@ impl Hub {
         )
     }
 
-    /// What came on a connection was changed on the way. Its rank is told why it is hung up on, while that way still
-    /// holds, so that it fails as the others do.
-    fn distrust(&mut self, id: u64) {
-        let how = wire::changed_on_the_way(&peer::host_name());
+    /// What came on a connection is not to be trusted, by this error. Its rank is told why it is
+    /// hung up on, while that way still holds, so that it fails as the others do.
+    fn distrust(&mut self, id: u64, error: &io::Error) {
+        let changed = wire::is_changed(error);
+        let how = match changed {
+            true => wire::changed_on_the_way(&peer::host_name()),
+            false => format!("its control connection carried {error}"),
+        };
         let Some(line) = self.lines.get_mut(id) else { return };
         // Nobody is known by a first frame that was changed, but by the key that it showed.
-        if matches!(self.phase, Phase::Gathering(_)) {
+        if changed && matches!(self.phase, Phase::Gathering(_)) {
             line.known = line.known.or(Some((line.caller, false)));
         }
         line.last_words(&ToNode::Failed { what: how.clone() });

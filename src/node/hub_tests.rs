@@ -306,6 +306,28 @@ fn a_changed_frame_is_a_verdict_on_its_rank() {
     hub.join().unwrap();
 }
 
+/// The same of a frame that makes no sense, which only a defect writes.
+#[test]
+fn a_frame_that_makes_no_sense_is_a_verdict_on_its_rank() {
+    let (at, hub) = hub(2);
+    let mut members: Vec<Member> = (0..2).map(|rank| Member::come(rank, 2, at).unwrap()).collect();
+    members.iter_mut().for_each(|member| assert!(matches!(member.hear(), ToNode::Table { .. })));
+    let world = Runs::new(&[0, 1]);
+    let register = ToHub::Register { context: WORLD, members: world };
+    members.iter_mut().for_each(|member| member.say(&register));
+    let strange = &mut members[1];
+    strange.outbox.push(&[0xee_u8; 2]);
+    strange.outbox.flush(&strange.stream).unwrap();
+    let ToNode::Failed { what } = strange.hear() else { panic!("it is not told") };
+    assert!(what.contains("a frame that does not parse"), "{what}");
+    let ToNode::Declare { verdict, .. } = members[0].hear() else { panic!("a verdict") };
+    let host = "node00000.cluster.example.org".to_string();
+    assert_eq!(verdict, crate::Verdict::Died { rank: 1, host, how: what });
+    members[0].say(&ToHub::Bye);
+    drop(members);
+    hub.join().unwrap();
+}
+
 /// The same of the first frame, when the others are still awaited: nobody can start.
 #[test]
 fn a_changed_introduction_is_told_to_all() {

@@ -100,7 +100,7 @@ impl Node {
     pub fn catch_up(&self) {
         let shared = &self.shared;
         let number = shared.ping();
-        let behind = || shared.here.load(Ordering::Acquire) < number && !shared.hub_lost.load(Ordering::Acquire);
+        let behind = || shared.here.load(Ordering::Acquire) < number && !shared.is_cut_off();
         shared.spoken.wait_while_for(&mut shared.contexts.lock(), |_| behind(), ANSWER);
     }
 

@@ -16,7 +16,8 @@
 //! * `id`: what names a job and says where it meets. `meeting`: a rank's way in.
 //! * `hub`: the hub's I/O with its connections, `lines`, around `roster` (who has come) and `court` (verdicts), both
 //!   without I/O.
-//! * `service`: a node's thread. `shared`: what it shares with its callers. `handover`: passing file descriptors.
+//! * `service`: a node's thread. `shared`: what it shares with its callers. `cut_off`: how a node's
+//!   connection to the hub ends before it leaves. `handover`: passing file descriptors.
 //! * `frame`: the control connection's messages, `wire`: as bytes, each with its `tag`. `auth`: showing the `key`, which
 //!   makes a `session`. `door`: accepting strangers safely, `turned_away`: those that are not let in. `dial`: calling
 //!   somebody with several addresses. `connecting`: making data connections. `making`: whether all members have made a
@@ -33,6 +34,9 @@ mod auth;
 mod claims_tests;
 mod connecting;
 mod court;
+mod cut_off;
+#[cfg(test)]
+mod cut_off_tests;
 #[cfg(test)]
 mod defect_tests;
 mod dial;
@@ -62,8 +66,8 @@ mod turned_away;
 mod wire;
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -146,7 +150,7 @@ impl Node {
             here: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             troubled: AtomicBool::new(false),
-            hub_lost: AtomicBool::new(false),
+            cut_off: OnceLock::new(),
             end: End::default(),
             starved: AtomicBool::new(false),
         });
@@ -193,9 +197,7 @@ impl Node {
         if let Some(verdict) = shared.early.lock().remove(context) {
             watch.declare(verdict);
         }
-        if shared.hub_lost.load(Ordering::Acquire) {
-            shared.declare_hub_lost(None);
-        }
+        shared.declare_cut_off(context);
         shared.ring();
     }
 
@@ -319,7 +321,7 @@ impl Jury for Node {
     }
 
     fn hears(&self) -> bool {
-        !self.shared.hub_lost.load(Ordering::Acquire)
+        !self.shared.is_cut_off()
     }
 
     fn inquire(&self, context: u64, _asker: usize, operation: Fingerprint, peer: usize) {

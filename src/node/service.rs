@@ -18,6 +18,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, recv};
 
 use super::auth::{Errand, Purpose};
+use super::cut_off::CutOff;
 use super::door::{Door, split, token};
 use super::frame::{Answer, TABLE_LIMIT, ToHub, ToNode};
 use super::making::Word;
@@ -25,7 +26,6 @@ use super::neighbour::{Ending, Neighbours, Next};
 use super::shared::{Shared, latest};
 use super::wire::{self, Inbox};
 use super::{BREATH, CONNECTIONS, defect, handover};
-use crate::error::Verdict;
 use crate::running::{Clock, LOOK, Moment};
 use crate::watch::{Record, Watch};
 
@@ -113,7 +113,8 @@ impl Service {
         let ended = std::panic::catch_unwind(AssertUnwindSafe(move || self.serve()));
         let failed = ended.unwrap_or_else(|panic| Err(defect(&*panic)));
         if let Err(why) = failed {
-            shared.fall(&format!("the thread that holds it in the job failed: {why}"));
+            let how = format!("the thread that holds it in the job failed: {why}");
+            shared.be_cut_off(CutOff::Own(how));
         }
         shared.end.come();
     }
@@ -172,7 +173,7 @@ impl Service {
         let timeout = self.shared.config.timeout;
         let patience = if troubled { TROUBLED } else { timeout.saturating_add(FAREWELL_GRACE) };
         let by = *self.leave_by.get_or_insert(now + patience);
-        self.farewell || self.shared.hub_lost.load(Ordering::Acquire) || by <= now
+        self.farewell || self.shared.is_cut_off() || by <= now
     }
 
     /// How long to sleep, and whether something has a deadline on the clock.
@@ -189,15 +190,18 @@ impl Service {
 
     /// The control connection has something.
     fn hear(&mut self) {
+        if self.shared.is_cut_off() {
+            return;
+        }
         let open = self.inbox.fill(&self.shared.control, TABLE_LIMIT);
         self.obey();
         match open {
             Ok(true) => {}
-            Ok(false) => self.lose_hub(),
-            Err(e) if wire::is_changed(&e) => self.distrust_hub(),
+            Ok(false) => self.be_cut_off(CutOff::HubGone(None)),
+            Err(e) if wire::is_changed(&e) => self.distrust_hub(&e),
             Err(e) => {
                 tracing::debug!("rank {}: its control connection failed: {e}", self.shared.rank);
-                self.lose_hub();
+                self.be_cut_off(CutOff::HubGone(None));
             }
         }
     }
@@ -234,44 +238,28 @@ impl Service {
                 Ok(Some(ToNode::Made { context, apart })) => self.shared.tell(context, Word::Made { apart }),
                 Ok(Some(ToNode::Unmade { context, ranks })) => self.shared.tell(context, Word::Unmade { ranks }),
                 Ok(Some(ToNode::Fallen { why })) => {
-                    if !self.shared.leaving.load(Ordering::Acquire) {
-                        self.shared.declare_hub_lost(Some(&why));
-                    }
+                    return self.be_cut_off(CutOff::HubGone(Some(why)));
                 }
                 Ok(Some(ToNode::Table { .. } | ToNode::Again)) => {}
-                Ok(Some(ToNode::Failed { what })) => return self.be_cut_off(&what),
-                Err(e) if wire::is_changed(&e) => return self.distrust_hub(),
-                Err(e) => {
-                    tracing::error!("rank {}: its control connection carried {e}", self.shared.rank);
-                    return self.lose_hub();
-                }
+                Ok(Some(ToNode::Failed { what })) => return self.be_cut_off(CutOff::Own(what)),
+                Err(e) => return self.distrust_hub(&e),
             }
         }
     }
 
-    /// The hub does not speak, and this rank declares what it must alone. From then on it may believe something that the
-    /// others do not. So it is no longer of this job: it tells the hub why and closes its connection. A hub that was
-    /// only stopped reads that when it goes on, and declares the same to whoever is still there. Nobody that keeps its
-    /// connection to the hub believes otherwise than the hub does, and no later communicator has this rank in it. What
-    /// remains possible, since no protocol could exclude it: the hub had declared another verdict, and it was on its way.
-    fn expel(&mut self, due: Vec<(u64, Verdict)>) {
-        for (context, verdict) in due {
-            self.shared.post(&ToHub::Report { context, verdict: verdict.clone() });
-            self.shared.declare(context, verdict);
-        }
-        let how = "the process that holds the job together did not answer it, and it gave the job up".to_string();
-        self.shared.post(&ToHub::Fallen { how });
-        self.lose_hub();
-        let _ = self.shared.control.shutdown(std::net::Shutdown::Write);
+    /// What came from the hub is not to be trusted, by this error. The hub is told while the other
+    /// way still holds, and tells the others.
+    fn distrust_hub(&mut self, error: &io::Error) {
+        self.be_cut_off(CutOff::Own(match wire::is_changed(error) {
+            true => wire::changed_on_the_way(&self.shared.hub.host),
+            false => format!("the process that holds the job together sent it {error}"),
+        }));
     }
 
-    /// The hub is gone.
-    fn lose_hub(&mut self) {
-        if !self.shared.hub_lost.swap(true, Ordering::AcqRel) {
+    /// This rank is cut off from the hub.
+    fn be_cut_off(&mut self, why: CutOff) {
+        if self.shared.be_cut_off(why) {
             let _ = self.epoll.delete(&self.shared.control);
-            if !self.shared.leaving.load(Ordering::Acquire) {
-                self.shared.declare_hub_lost(None);
-            }
         }
     }
 
@@ -294,7 +282,7 @@ impl Service {
             let _ = self.epoll.delete(&ending);
         }
         self.hear();
-        self.lose_hub();
+        self.be_cut_off(CutOff::HubGone(None));
     }
 
     /// Watch the process of the next rank of this host.
@@ -317,19 +305,6 @@ impl Service {
             let _ = self.epoll.delete(&ending);
             self.shared.post(&ToHub::Ended { rank });
             self.watch_next();
-        }
-    }
-
-    /// What came from the hub was changed on the way. It is told while the other way still holds, and tells the others.
-    fn distrust_hub(&mut self) {
-        self.be_cut_off(&wire::changed_on_the_way(&self.shared.hub.host));
-    }
-
-    /// This rank takes part in the job no longer; all are told `how` that came.
-    fn be_cut_off(&mut self, how: &str) {
-        if !self.shared.hub_lost.load(Ordering::Acquire) {
-            let _ = self.epoll.delete(&self.shared.control);
-            self.shared.fall(how);
         }
     }
 
@@ -422,7 +397,7 @@ impl Service {
         });
         due.retain(|(context, _)| self.shared.wants_verdict(*context));
         if !due.is_empty() {
-            self.expel(due);
+            self.be_cut_off(CutOff::HubSilent(due));
         }
         if self.audit_at <= now {
             self.close_strays();
@@ -453,7 +428,7 @@ impl Service {
 
     /// Write what is queued for the hub, and have epoll say when there is room for the rest.
     fn flush(&mut self) {
-        if self.shared.hub_lost.load(Ordering::Acquire) {
+        if self.shared.is_cut_off() {
             return;
         }
         let result = self.shared.outbox.lock().flush(&self.shared.control);

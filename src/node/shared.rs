@@ -1,10 +1,11 @@
-//! What a node's thread and its callers share: the table, the control connection, and what they leave for each other.
+//! What a node's thread and its callers share: the table, the control connection, and what they
+//! leave for each other.
 
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use maypole_transports::lock::{Condvar, Mutex};
@@ -13,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::connecting::Underway;
 use super::court::inquest_lasts;
+use super::cut_off::CutOff;
 use super::frame::{HubPlace, Late, ToHub};
 use super::key::Key;
 use super::making::Word;
@@ -20,13 +22,13 @@ use super::peer::Peer;
 use super::recent::Recent;
 use super::wire::Outbox;
 use crate::config::Config;
-use crate::error::{Verdict, cut};
+use crate::error::Verdict;
 use crate::exit::{End, Membership};
 use crate::running::Moment;
 use crate::watch::{self, Record, Watch};
 
-/// How long the hub has to answer a report before the rank acts alone: a stopped hub must not hold anybody for long. An
-/// eighth of the deadline, at least three seconds and at most ten.
+/// How long the hub has to answer a report before the rank acts alone: a stopped hub must not hold
+/// anybody for long. An eighth of the deadline, at least three seconds and at most ten.
 fn hub_patience(deadline: Duration) -> Duration {
     (deadline / 8).clamp(Duration::from_secs(3), Duration::from_secs(10))
 }
@@ -55,7 +57,8 @@ pub(super) struct Due {
     pub stall: bool,
     /// How long the hub may take.
     pub within: Duration,
-    /// When that is over, by the clock of the node's thread; `None` before that thread has seen this.
+    /// When that is over, by the clock of the node's thread; `None` before that thread has seen
+    /// this.
     pub by: Option<Moment>,
     pub alone: Verdict,
 }
@@ -100,7 +103,8 @@ pub(super) struct Shared {
     pub leaving: AtomicBool,
     /// Whether any communicator of this rank has failed: then leaving does not wait for long.
     pub troubled: AtomicBool,
-    pub hub_lost: AtomicBool,
+    /// Why this rank is cut off from the hub, once it is.
+    pub cut_off: OnceLock<CutOff>,
     /// Of the node's thread, which ends when the hub has taken leave.
     pub end: End,
     /// See [`super::Node::starved`].
@@ -114,7 +118,8 @@ impl Shared {
         let _ = self.bell.write(1);
     }
 
-    /// Wake the waiting ranks of `context`, or of all communicators: connections have come or been made.
+    /// Wake the waiting ranks of `context`, or of all communicators: connections have come or been
+    /// made.
     pub fn wake(&self, context: Option<u64>) {
         let wakes = self.on_accept.lock().clone();
         wakes.iter().filter(|(c, _)| context.is_none_or(|context| *c == context)).for_each(|(_, wake)| wake());
@@ -122,7 +127,7 @@ impl Shared {
 
     /// Send a frame to the hub; what the socket does not take now, the node's thread writes.
     pub fn post(&self, message: &ToHub) {
-        if self.hub_lost.load(Ordering::Acquire) {
+        if self.is_cut_off() {
             return;
         }
         let mut outbox = self.outbox.lock();
@@ -133,16 +138,17 @@ impl Shared {
         }
     }
 
-    /// Send a frame that must lead to a verdict on `context`, or to a word that its ranks go on; without the hub, `alone`
-    /// is declared here.
+    /// Send a frame that must lead to a verdict on `context`, or to a word that its ranks go on;
+    /// without the hub, `alone` is declared here.
     pub fn post_or_else(&self, context: u64, message: &ToHub, alone: Verdict) {
         let members = self.contexts.lock().get(&context).map_or(0, |r| r.members.len());
-        if self.hub_lost.load(Ordering::Acquire) || members == 1 {
+        if self.is_cut_off() || members == 1 {
             return self.declare(context, alone);
         }
         self.post(message);
         let (stall, within) = match message {
-            // A hub that has been silent since half of the deadline gets no more time than another rank would.
+            // A hub that has been silent since half of the deadline gets no more time than another
+            // rank would.
             ToHub::Stalled { stall, .. } if self.doubted.load(Ordering::Acquire) => {
                 (true, inquest_lasts(stall.deadline))
             }
@@ -165,8 +171,8 @@ impl Shared {
         }
     }
 
-    /// Ask whether the hub is there. It has answered when [`Shared::here`] has come to the number that is returned, and
-    /// what it said before has been heard.
+    /// Ask whether the hub is there. It has answered when [`Shared::here`] has come to the number
+    /// that is returned, and what it said before has been heard.
     pub fn ping(&self) -> u64 {
         let mut pings = self.pings.lock();
         *pings += 1;
@@ -177,9 +183,7 @@ impl Shared {
     /// The hub is there.
     pub fn hub_answers(&self) {
         self.here.fetch_add(1, Ordering::AcqRel);
-        // As in `declare`.
-        drop(self.contexts.lock());
-        self.spoken.notify_all();
+        self.wake_listeners();
     }
 
     /// The hub says that the ranks of `context` that wait go on.
@@ -240,9 +244,7 @@ impl Shared {
                 }
             }
         }
-        // Whoever looks whether there is a verdict holds the lock until it waits.
-        drop(self.contexts.lock());
-        self.spoken.notify_all();
+        self.wake_listeners();
     }
 
     /// The hub has a word for whoever makes `context` here.
@@ -250,10 +252,18 @@ impl Shared {
         if let Some(registered) = self.contexts.lock().get_mut(&context) {
             registered.word = Some(word);
         }
+        self.wake_listeners();
+    }
+
+    /// Wake whoever waits for what the hub says, or for a verdict: there is news.
+    pub fn wake_listeners(&self) {
+        // Whoever looks whether there is news holds the lock until it waits.
+        drop(self.contexts.lock());
         self.spoken.notify_all();
     }
 
-    /// Whether this rank still needs a verdict on `context`. Once it has one, or has left, the hub may well say no more.
+    /// Whether this rank still needs a verdict on `context`. Once it has one, or has left, the hub
+    /// may well say no more.
     pub fn wants_verdict(&self, context: u64) -> bool {
         self.contexts.lock().get(&context).is_some_and(|registered| !registered.watch.raised())
     }
@@ -272,47 +282,6 @@ impl Shared {
     /// The hub's rank in `context`, if it is a member.
     pub fn hub_as_member(&self, context: u64) -> Option<usize> {
         self.member(context, self.hub.rank?)
-    }
-
-    /// The node's thread has failed and ends, or what comes on the control connection is not to be trusted: nobody hears
-    /// of this rank any more, nor it of the others. All its communicators fail, and the hub is told why, if it can be.
-    pub fn fall(&self, how: &str) {
-        tracing::error!("rank {}: {how}", self.rank);
-        self.post(&ToHub::Fallen { how: cut(how.to_string()) });
-        self.hub_lost.store(true, Ordering::Release);
-        // Otherwise the hub would go on believing that somebody listens.
-        let _ = self.control.shutdown(std::net::Shutdown::Write);
-        let mine = self.contexts.lock().iter().filter(|(_, r)| r.members.len() > 1).map(|(c, r)| (*c, r.me)).collect();
-        let mine: Vec<(u64, usize)> = mine;
-        for (context, rank) in mine {
-            let (host, how) = (self.host_of_member(context, rank), how.to_string());
-            self.declare(context, Verdict::Died { rank, host, how });
-        }
-    }
-
-    /// The hub is gone, and with it all news of the others: every communicator of this rank fails. `why`: what the hub
-    /// itself has said.
-    pub fn declare_hub_lost(&self, why: Option<&str>) {
-        let contexts: Vec<u64> =
-            self.contexts.lock().iter().filter(|(_, r)| r.members.len() > 1).map(|(c, _)| *c).collect();
-        for context in contexts {
-            let (host, pid, why) =
-                (self.hub.host.clone(), self.hub.pid, why.map_or(String::new(), |w| format!(": {w}")));
-            let member = self.hub_as_member(context);
-            let who = match (member, self.hub.rank) {
-                (Some(_), _) => "its process".to_string(),
-                (None, Some(world)) => format!("process {pid}, rank {world} of the world"),
-                (None, None) => format!("process {pid}, which made the unique id"),
-            };
-            let how = format!("{who}, which held the job together, ended or cannot be reached{why}");
-            self.declare(
-                context,
-                match member {
-                    Some(rank) => Verdict::Died { rank, host, how },
-                    None => Verdict::Outside { host, how },
-                },
-            );
-        }
     }
 }
 
