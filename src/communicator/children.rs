@@ -1,12 +1,13 @@
 //! Communicators made from a communicator: parts of it, and more of the same.
 //!
-//! A child has everything of its own: order of operations, links, verdict. What it shares with its parent is the node,
-//! one process's membership in the job, and the file in which segments lie, so making one brings nobody together anew. Its context, the number under which
-//! the job knows it, is a digest that its members compute alike from what they have in common: the parent's context and
+//! A child has everything of its own: order of operations, links, verdict. What it shares with its
+//! parent is the node, one process's membership in the job, and the file in which segments lie, so
+//! making one brings nobody together anew. Its context, the number under which the job knows it, is
+//! a digest that its members compute alike from what they have in common: the parent's context and
 //! which child it is. Parents and children may be dropped in any order.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_transports::lock::Mutex;
 
@@ -17,8 +18,9 @@ use crate::capacity::Capacity;
 use crate::config::{Config, TransportChoice};
 use crate::error::{Error, Result};
 
-/// Counts a communicator's children, so that each gets a number that all its members know. Two locks: ranks that make a
-/// child together hold one until all have come, and a subset must not wait for that.
+/// Counts a communicator's children, so that each gets a number that all its members know. Two
+/// locks: ranks that make a child together hold one until all have come, and a subset must not wait
+/// for that.
 #[derive(Default)]
 pub(super) struct Children {
     /// Those that all ranks made together.
@@ -32,20 +34,19 @@ const SPLIT: i64 = 0;
 const DUPLICATE: i64 = 1;
 /// What a rank says that reserves no place for a segment, or could not: no place begins there.
 const NO_ROOM: u64 = 0;
-/// How long the words of a rank that could not make its part may take to the others.
-const WORDS_WITHIN: Duration = Duration::from_secs(1);
 /// Kinds of children, in their contexts.
 const TOGETHER: u64 = 0;
 const SUBSET: u64 = 1;
 
 impl Communicator {
-    /// Divide the communicator: ranks that give the same `color` form a new one, ranked by `key` and, where keys are
-    /// equal, by their rank here. `None` takes part and gets none. Every rank must call it; it blocks until all have.
+    /// Divide the communicator: ranks that give the same `color` form a new one, ranked by `key`
+    /// and, where keys are equal, by their rank here. `None` takes part and gets none. Every rank
+    /// must call it; it blocks until all have.
     ///
     /// # Errors
-    /// [`Error::Argument`], on every rank, if others call [`Communicator::duplicate`]. [`Error::Failed`] as everywhere;
-    /// [`Error::Bootstrap`] and [`Error::System`] when the new one cannot be made, on one of its ranks and so on all of
-    /// them, which leaves this one whole.
+    /// [`Error::Argument`], on every rank, if others call [`Communicator::duplicate`].
+    /// [`Error::Failed`] as everywhere; [`Error::Bootstrap`] and [`Error::System`] when the new one
+    /// cannot be made, on one of its ranks and so on all of them, which leaves this one whole.
     pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Communicator>> {
         let (number, all) = self.agree(SPLIT, color.map_or(-1, i64::from), key)?;
         let same = |r: &usize| color.is_some_and(|color| all[*r].0 == i64::from(color));
@@ -56,9 +57,9 @@ impl Communicator {
         self.together(made, &ranks)
     }
 
-    /// Another communicator of the same ranks, with an order of operations of its own: for a part of a program, such as
-    /// a library, whose calls must not mix with the rest, or for operations that run at the same time. Every rank must
-    /// call it; it blocks until all have.
+    /// Another communicator of the same ranks, with an order of operations of its own: for a part
+    /// of a program, such as a library, whose calls must not mix with the rest, or for operations
+    /// that run at the same time. Every rank must call it; it blocks until all have.
     ///
     /// # Errors
     /// As [`Communicator::split`].
@@ -70,20 +71,24 @@ impl Communicator {
         self.together(Some(made), &ranks).map(|made| made.expect("this rank is a member"))
     }
 
-    /// A communicator of some ranks of this one, which alone call it, all with the same list; ranked in the order of the
-    /// list. It blocks until all of them have called it: all get it, or none. The other ranks know nothing of it, and this
-    /// communicator carries no messages for it: it may even have failed, and the ranks that are left go on without the
-    /// one that is lost. (MPI has it as `MPI_Comm_create_group`.)
+    /// A communicator of some ranks of this one, which alone call it, all with the same list;
+    /// ranked in the order of the list. It blocks until all of them have called it: all get it, or
+    /// none. The other ranks know nothing of it, and this communicator carries no messages for it:
+    /// it may even have failed, and the ranks that are left go on without the one that is lost.
+    /// (MPI has it as `MPI_Comm_create_group`.)
     ///
     /// # Errors
-    /// [`Error::Argument`] if the list has a rank twice, one that does not exist, or not this one: nothing was started.
-    /// [`Error::Failed`] if the same ranks pass them in different orders or another cannot make its part,
-    /// [`Error::Bootstrap`] if some do not call it in `MAYPOLE_CONNECT_TIMEOUT`, [`Error::System`] if this one cannot. After that it may be called again, also by those who had not called it at all.
+    /// [`Error::Argument`] if the list has a rank twice, one that does not exist, or not this one:
+    /// nothing was started. [`Error::Failed`] if the same ranks pass them in different orders or
+    /// another cannot make its part, [`Error::Bootstrap`] if some do not call it in
+    /// `MAYPOLE_CONNECT_TIMEOUT`, [`Error::System`] if this one cannot. After that it may be called
+    /// again, also by those who had not called it at all.
     pub fn subset(&self, ranks: &[usize]) -> Result<Communicator> {
         self.subset_with(ranks, self.config().clone())
     }
 
-    /// [`Communicator::subset`] with a time of its own: until the others have come, and from then on for each operation.
+    /// [`Communicator::subset`] with a time of its own: until the others have come, and from then
+    /// on for each operation.
     ///
     /// # Errors
     /// Those of [`Communicator::subset`].
@@ -117,8 +122,9 @@ impl Communicator {
         }
         let mut subsets = self.inner.children.subsets.lock();
         let next = subsets.entry(sorted).or_default();
-        // Others may have tried without this rank meanwhile, and failed. Each of their attempts ended in a verdict, of
-        // which all members are told, those who had not come too: so this rank comes to the one that is open.
+        // Others may have tried without this rank meanwhile, and failed. Each of their attempts
+        // ended in a verdict, of which all members are told, those who had not come too: so this
+        // rank comes to the one that is open.
         loop {
             *name.last_mut().expect("pushed above") = *next;
             *next += 1;
@@ -139,11 +145,12 @@ impl Communicator {
         }
     }
 
-    /// Compare with all ranks what each calls; the number of the child, or of the children, and what each rank gave.
+    /// Compare with all ranks what each calls; the number of the child, or of the children, and
+    /// what each rank gave.
     fn agree(&self, call: i64, color: i64, key: i64) -> Result<(u64, Vec<(i64, i64)>)> {
         self.inner.owner.check()?;
-        // Locked until all have answered, so that children made by several threads have the same numbers on every rank,
-        // if the ranks make them in the same order.
+        // Locked until all have answered, so that children made by several threads have the same
+        // numbers on every rank, if the ranks make them in the same order.
         let mut together = self.inner.children.together.lock();
         let mut all = vec![0i64; 3 * self.size()];
         self.all_gather(&[call, color, key], &mut all)?;
@@ -160,36 +167,30 @@ impl Communicator {
         Ok((*together, all.chunks_exact(3).map(|each| (each[1], each[2])).collect()))
     }
 
-    /// Tell all ranks whether this rank has `made` the child that it gets, if it gets one, of `ranks`: it is no use to
-    /// anybody unless all of those have.
+    /// Tell all ranks whether this rank has `made` the child that it gets, if it gets one, of
+    /// `ranks`: it is no use to anybody unless all of those have.
     fn together(&self, made: Option<Result<Communicator>>, ranks: &[usize]) -> Result<Option<Communicator>> {
         let fine = made.as_ref().is_none_or(Result::is_ok);
         let mut all = vec![0u8; self.size()];
         self.all_gather(&[u8::from(fine)], &mut all)?;
-        let made = made.transpose()?;
-        match ranks.iter().find(|rank| made.is_some() && all[**rank] == 0) {
-            None => Ok(made),
-            Some(rank) => {
-                let host = &self.topology().hosts()[*rank];
-                // Its own words are the verdict on the child. They were on their way before it came here.
-                let until = Instant::now() + WORDS_WITHIN;
-                let why = loop {
-                    match made.as_ref().and_then(Communicator::verdict) {
-                        Some(why) => break format!(": {why}"),
-                        None if Instant::now() >= until => break String::new(),
-                        None => std::thread::sleep(Duration::from_millis(1)),
-                    }
-                };
-                let what = format!("rank {rank} on host {host} could not make its part of the communicator{why}");
-                Err(Error::bootstrap(what))
-            }
+        let Some(child) = made.transpose()? else { return Ok(None) };
+        let Some(rank) = ranks.iter().find(|rank| all[**rank] == 0) else { return Ok(Some(child)) };
+        if let World::Processes(node) = &child.inner.world {
+            // That rank's own words are the verdict on the child. They were on their way before it
+            // came here. A thread that makes no part reports nothing.
+            node.see_verdict(child.inner.context);
         }
+        let (host, verdict) = (&self.topology().hosts()[*rank], child.verdict());
+        let why = verdict.map_or(String::new(), |verdict| format!(": {verdict}"));
+        let what = "could not make its part of the communicator";
+        Err(Error::bootstrap(format!("rank {rank} on host {host} {what}{why}")))
     }
 
-    /// Agree on where a child's ranks of this host have their segment: in the file in which this communicator's lies, so
-    /// that none need be handed round. Every rank calls it, with the ranks of the child that it gets; with none if it
-    /// gets none. `None` where they share no memory, or there is no room and TCP will do. An error inside concerns the
-    /// child only, and is that of the rank that was to make room.
+    /// Agree on where a child's ranks of this host have their segment: in the file in which this
+    /// communicator's lies, so that none need be handed round. Every rank calls it, with the ranks
+    /// of the child that it gets; with none if it gets none. `None` where they share no memory, or
+    /// there is no room and TCP will do. An error inside concerns the child only, and is that of
+    /// the rank that was to make room.
     fn room(&self, ranks: &[usize]) -> Result<Result<Option<Room>>> {
         let inner = &*self.inner;
         let hosts = inner.topology.placement();

@@ -1,12 +1,13 @@
 //! Whether all members of a communicator have made it.
 //!
-//! A communicator is there on all of its ranks or on none. Each member says to the hub that it has made its part, which
-//! may be that it waits for nothing more than this; when all have, the hub tells each, and only then does the call
-//! return that makes it. A member that cannot make its part declares why, and that verdict is what the others get in
-//! place of the hub's word. Where a rank's time is up, the hub says who is missing.
+//! A communicator is there on all of its ranks or on none. Each member says to the hub that it has
+//! made its part, which may be that it waits for nothing more than this; when all have, the hub
+//! tells each, and only then does the call return that makes it. A member that cannot make its part
+//! declares why, and that verdict is what the others get in place of the hub's word. Where a rank's
+//! time is up, the hub says who is missing.
 //!
-//! What the hub has told one member it tells all, so no two believe otherwise; but for a rank that the hub does not
-//! answer any more, which gives up alone, as everywhere (`service`).
+//! What the hub has told one member it tells all, so no two believe otherwise; but for a rank that
+//! the hub does not answer any more, which gives up alone, as everywhere (`service`).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -33,13 +34,14 @@ pub(super) enum Word {
 }
 
 impl Node {
-    /// Say that this rank has made its part of `context`, and wait until all members have said so: at most so long, in
-    /// which the process ran. `apart`: this rank was to share memory with members of its host, and cannot. Returns the
-    /// members that said that. All members call it equally often.
+    /// Say that this rank has made its part of `context`, and wait until all members have said so:
+    /// at most so long, in which the process ran. `apart`: this rank was to share memory with
+    /// members of its host, and cannot. Returns the members that said that. All members call it
+    /// equally often.
     ///
     /// # Errors
-    /// [`Error::Failed`] if there is a verdict; [`Error::Bootstrap`] naming those that have not said it in that time,
-    /// or if this process has no descriptors to let them in with.
+    /// [`Error::Failed`] if there is a verdict; [`Error::Bootstrap`] naming those that have not
+    /// said it in that time, or if this process has no descriptors to let them in with.
     ///
     /// # Panics
     /// If `context` is not registered here.
@@ -75,8 +77,9 @@ impl Node {
                 }
                 Some(answer) if answer.has_passed() => {
                     return Err(Error::bootstrap(format!(
-                        "rank {rank} waited for {within:?} until all had made the communicator, and process {} on host \
-                         {}, which holds the job together, does not say who has not",
+                        "rank {rank} waited for {within:?} until all had made the communicator, \
+                         and process {} on host {}, which holds the job together, does not say \
+                         who has not",
                         shared.hub.pid, shared.hub.host
                     )));
                 }
@@ -86,8 +89,9 @@ impl Node {
         }
     }
 
-    /// Wait until there is a verdict on `context`, which this rank has reported: a second at most. From then on the hub
-    /// knows it, and whoever learns from this rank that it failed finds it with [`Node::catch_up`].
+    /// Wait until there is a verdict on `context`, a second at most: one is on its way, since this
+    /// rank has reported it, or another that has said so by other ways. From then on the hub knows
+    /// it, and whoever learns from this rank that it failed finds it with [`Node::catch_up`].
     pub fn see_verdict(&self, context: u64) {
         let mut contexts = self.shared.contexts.lock();
         if let Some(watch) = contexts.get(&context).map(|registered| registered.watch.clone()) {
@@ -95,8 +99,8 @@ impl Node {
         }
     }
 
-    /// What the hub knew before this call is known here when it returns, unless the hub has not answered for a second.
-    /// Ranks tell each other things by ways that are faster than the hub's.
+    /// What the hub knew before this call is known here when it returns, unless the hub has not
+    /// answered for a second. Ranks tell each other things by ways that are faster than the hub's.
     pub fn catch_up(&self) {
         let shared = &self.shared;
         let number = shared.ping();
@@ -113,8 +117,8 @@ impl Node {
             list += &format!(" and {} more", ranks.len() - NAMED);
         }
         Error::bootstrap(format!(
-            "rank {rank} waited in vain for others to make the communicator: rank{} {list} did not within {within:?}; \
-             see whether {} it too, and their own output",
+            "rank {rank} waited in vain for others to make the communicator: rank{} {list} did not \
+             within {within:?}; see whether {} it too, and their own output",
             if ranks.len() == 1 { "" } else { "s" },
             if ranks.len() == 1 { "that one makes" } else { "those make" },
         ))
