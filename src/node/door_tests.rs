@@ -7,7 +7,7 @@ use nix::sys::epoll::{EpollCreateFlags, EpollTimeout};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::super::auth::{HUB, knock};
-use super::super::hub::listen;
+use super::super::ports::listen_at;
 use super::*;
 use crate::config::Family;
 
@@ -25,7 +25,7 @@ struct Entrance {
 impl Entrance {
     fn open() -> Entrance {
         descriptors::raise();
-        let listener = listen(Some(Ipv4Addr::UNSPECIFIED.into()), 0, Family::V4).unwrap();
+        let listener = listen_at(Some(Ipv4Addr::UNSPECIFIED.into()), 0, Family::V4).unwrap();
         listener.set_nonblocking(true).unwrap();
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port()));
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();

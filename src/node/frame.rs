@@ -135,7 +135,7 @@ pub(super) struct Late {
 }
 
 /// A list of ranks as runs `(first, step, length)`: a world, a row or a column of a grid is one run whatever its size.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Runs(Vec<(usize, isize, usize)>);
 
 impl Runs {

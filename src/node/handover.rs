@@ -1,12 +1,14 @@
-//! Passing a file descriptor (a memfd, shared memory without a file) to another process of this host, over an abstract
-//! unix socket.
+//! Passing a file descriptor (a memfd, shared memory without a file) to another process of this
+//! host, over an abstract unix socket.
 //!
-//! The fetcher connects, both sides show the key ([`super::auth`]) and check that the other runs as the same user, and
-//! the owner answers with one byte and the descriptor as soon as it has one to give.
+//! The fetcher connects, both sides show the key ([`super::auth`]) and check that the other runs as
+//! the same user, and the owner answers with one byte and the descriptor as soon as it has one to
+//! give.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use maypole_transports::fork;
@@ -15,12 +17,77 @@ use nix::poll::PollFlags;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::auth::{Errand, Refusal, knock, wait};
+use super::Node;
+use super::auth::{Errand, Purpose, Refusal, knock, wait};
 use super::key::Key;
 use crate::descriptors;
+use crate::error::{self, Error};
+use crate::running::Limit;
 
 /// Between attempts to connect.
 const RETRY: Duration = Duration::from_millis(2);
+
+impl Node {
+    /// Offer `fd` (a memfd) to the ranks of this host that fetch number `number` for `context`,
+    /// until [`Node::unshare_fd`] or [`Node::unregister`].
+    pub fn share_fd(&self, context: u64, number: u32, fd: OwnedFd) {
+        fork::close_in_children(&fd);
+        self.shared.offered.lock().insert((context, number), Arc::new(fd));
+        self.shared.ring();
+    }
+
+    /// Fetch what world rank `peer`, on the same host, shares as number `number` for `context`.
+    /// Blocks until it does, at most for the time `within`, or until the communicator has a
+    /// verdict.
+    ///
+    /// # Errors
+    /// [`Error::Bootstrap`] naming the peer and what is wrong; [`Error::Failed`] if there is a
+    /// verdict.
+    pub fn fetch_fd(&self, peer: usize, context: u64, number: u32, within: Duration) -> error::Result<OwnedFd> {
+        let shared = &self.shared;
+        let watch = shared.contexts.lock().get(&context).map(|r| (r.watch.clone(), r.me));
+        let limit = Limit::after(within);
+        let give_up = || {
+            limit.left();
+            watch.as_ref().is_some_and(|(w, _)| w.raised())
+        };
+        let (start, other) = (Instant::now(), &shared.peers[peer]);
+        let errand = Errand {
+            purpose: Purpose::Local,
+            sealed: false,
+            from: shared.rank as u32,
+            to: peer as u32,
+            context,
+            channel: number,
+            index: 0,
+            total: 1,
+        };
+        let fetched = loop {
+            match fetch(&other.local, &shared.key, &errand, limit.if_not_stopped(), &give_up) {
+                Err(Refusal::Silent) if !limit.has_passed() => {}
+                fetched => break fetched,
+            }
+        };
+        fetched.map_err(|refusal| match watch.as_ref().and_then(|(w, me)| Some((w.verdict()?, *me))) {
+            Some((verdict, rank)) => Error::Failed { rank, verdict },
+            None => Error::bootstrap(format!(
+                "world rank {} could not get shared memory from world rank {peer} (process {} on \
+                 host {}) within {:.1?}: {}; if the ranks are in different containers, set \
+                 MAYPOLE_TRANSPORT=tcp",
+                shared.rank,
+                other.pid,
+                other.host,
+                start.elapsed(),
+                descriptors::explain(refusal)
+            )),
+        })
+    }
+
+    /// Offer the descriptor no longer. Ranks that have fetched it keep theirs.
+    pub fn unshare_fd(&self, context: u64, number: u32) {
+        self.shared.offered.lock().remove(&(context, number));
+    }
+}
 
 /// A unix socket whose writes never raise `SIGPIPE`: this runs on the application's threads.
 struct Quiet(Socket);
@@ -60,8 +127,8 @@ pub(super) fn give(to: &UnixStream, fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Fetch the descriptor of `errand` from the owner of the abstract socket `name`. Blocks until it is given, `deadline`,
-/// or `give_up`.
+/// Fetch the descriptor of `errand` from the owner of the abstract socket `name`. Blocks until it
+/// is given, `deadline`, or `give_up`.
 pub(super) fn fetch(
     name: &str,
     key: &Key,

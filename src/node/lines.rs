@@ -120,6 +120,11 @@ impl Lines {
         self.lines.iter().map(|(id, line)| (*id, line))
     }
 
+    /// Those whose processes have introduced themselves, in no order.
+    pub fn known(&self) -> Vec<u64> {
+        self.iter().filter(|(_, line)| line.known.is_some()).map(|(id, _)| id).collect()
+    }
+
     /// Take a connection out, to be closed.
     pub fn remove(&mut self, id: u64, epoll: &Epoll) -> Option<Line> {
         self.blocked.remove(&id);

@@ -1,14 +1,20 @@
 //! Openings of connections as strangers and members may make them, see [`crate::outside`].
 
-use std::os::fd::BorrowedFd;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use maypole_transports::tcp::seal;
 
 use super::*;
+use crate::node::session::Session;
 use crate::outside::input::{Input, flipped};
 
 const KEY: [u8; 32] = [1; 32];
 const ME: u32 = 7;
 
-/// The other end: what it says, made when this end has nothing more to read, of all that this end has written so far.
+/// The other end: what it says, made when this end has nothing more to read, of all that this end
+/// has written so far.
 struct Other<F> {
     heard: Vec<u8>,
     says: Vec<u8>,
@@ -62,8 +68,8 @@ fn other<F: FnMut(&[u8]) -> Vec<u8>>(pace: u8, answer: F) -> Other<F> {
     Other { heard: Vec::new(), says: Vec::new(), said: 0, step, slow: pace & 1 == 1, makes_wait: true, answer }
 }
 
-/// Both ends, each against anything. The other end may hold the key: then what it proves is right but for at most one
-/// bit.
+/// Both ends, each against anything. The other end may hold the key: then what it proves is right
+/// but for at most one bit.
 pub(crate) fn openings(data: &[u8]) -> bool {
     let mut input = Input(data);
     match input.byte() % 4 {

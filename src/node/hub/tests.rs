@@ -3,7 +3,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::AtomicBool;
 
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, ReduceOp};
@@ -12,11 +13,13 @@ use nix::time::{ClockId, clock_gettime};
 use socket2::SockRef;
 
 use super::super::auth::{Errand, Purpose, Refusal, knock, wait};
-use super::super::frame::{Answer, Runs, TABLE_LIMIT};
+use super::super::frame::{Answer, Hello, Runs, TABLE_LIMIT, ToHub};
 use super::super::peer::{Peer, Settings};
+use super::super::ports::listen_at;
 use super::super::tag::Writer;
 use super::super::wire::{Inbox, Outbox};
 use super::*;
+use crate::config::Family;
 use crate::fingerprint::Fingerprint;
 use crate::watch::{Record, Stall};
 
@@ -75,7 +78,7 @@ struct Used {
 /// A hub for `size` ranks, and where.
 fn hub(size: usize) -> (SocketAddr, std::thread::JoinHandle<Used>) {
     crate::descriptors::raise();
-    let listener = listen(Some(Ipv4Addr::LOCALHOST.into()), 0, Family::V4).unwrap();
+    let listener = listen_at(Some(Ipv4Addr::LOCALHOST.into()), 0, Family::V4).unwrap();
     let at = listener.local_addr().unwrap();
     let hub = std::thread::spawn(move || {
         let config = Config { connect_timeout: Duration::from_secs(60), ..Config::default() };
@@ -174,8 +177,8 @@ impl Member {
     }
 }
 
-/// What 2,000 ranks cost the process that holds their job together: they come, register the world, one of them waits in
-/// vain and all are asked, told the verdict, and let go.
+/// What 2,000 ranks cost the process that holds their job together: they come, register the world,
+/// one of them waits in vain and all are asked, told the verdict, and let go.
 #[test]
 fn two_thousand_ranks_cost_the_hub_little() {
     const RANKS: usize = 2000;
@@ -185,7 +188,8 @@ fn two_thousand_ranks_cost_the_hub_little() {
     }
     let (at, hub) = hub(RANKS);
     let begun = Instant::now();
-    // The last comes first, so that none of those who come finds the others at the beginning of a list.
+    // The last comes first, so that none of those who come finds the others at the beginning of a
+    // list.
     let mut members: Vec<Member> = (0..RANKS).rev().map(|rank| Member::come(rank, RANKS, at).unwrap()).collect();
     members.reverse();
     let ToNode::Table { peers, .. } = members[0].hear() else { panic!("a table") };
@@ -211,8 +215,8 @@ fn two_thousand_ranks_cost_the_hub_little() {
     }
     let ToNode::Declare { verdict, .. } = members[0].hear() else { panic!("a verdict") };
     assert!(matches!(verdict, crate::Verdict::Stalled { culprits, .. } if culprits.len() == RANKS - 1));
-    // Without making anything of them: they fill their sockets, and a line of which nobody reads for half a minute is
-    // closed.
+    // Without making anything of them: they fill their sockets, and a line of which nobody reads
+    // for half a minute is closed.
     let verdicts: Vec<_> = members[1..].iter_mut().map(Member::skip).collect();
     assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]));
     members.iter_mut().for_each(|member| member.say(&ToHub::Bye));
@@ -222,18 +226,21 @@ fn two_thousand_ranks_cost_the_hub_little() {
     let used = hub.join().unwrap();
     println!("the hub had at most {:.1} MB and worked {:?}", used.memory as f64 / 1e6, used.time);
     assert!(used.memory < 50_000_000, "{} bytes", used.memory);
-    // It is 0.7 s on a quiet machine, and was 16 when each rank cost the hub something for every other.
+    // It is 0.7 s on a quiet machine, and was 16 when each rank cost the hub something for every
+    // other.
     assert!(used.time < Duration::from_secs(6), "{:?}", used.time);
 }
 
-/// Strangers connect as fast as they can, two thousand at a time, and say nothing; the ranks come among them.
+/// Strangers connect as fast as they can, two thousand at a time, and say nothing; the ranks come
+/// among them.
 #[test]
 fn ranks_come_in_among_a_crowd_of_strangers() {
     const RANKS: usize = 64;
     const STRANGERS: usize = 2000;
     let (at, hub) = hub(RANKS);
     let over = AtomicBool::new(false);
-    /// The strangers' thread is waited for whatever happens here, so it is told to end whatever happens.
+    /// The strangers' thread is waited for whatever happens here, so it is told to end whatever
+    /// happens.
     struct Ending<'a>(&'a AtomicBool);
     impl Drop for Ending<'_> {
         fn drop(&mut self) {
@@ -278,7 +285,8 @@ fn ranks_come_in_among_a_crowd_of_strangers() {
     println!("{RANKS} ranks came in among {called} strangers");
 }
 
-/// A frame that was changed on the way: its rank is told why its line ends, and all others get the same verdict.
+/// A frame that was changed on the way: its rank is told why its line ends, and all others get the
+/// same verdict.
 #[test]
 fn a_changed_frame_is_a_verdict_on_its_rank() {
     const RANKS: usize = 3;
@@ -361,12 +369,14 @@ fn a_rank_that_cannot_take_part_is_not_waited_for() {
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
-/// A child of this process by a call that no handler sees: it has copies of all descriptors. Killed on drop.
+/// A child of this process by a call that no handler sees: it has copies of all descriptors. Killed
+/// on drop.
 struct Unseen(nix::unistd::Pid);
 
 impl Unseen {
     fn start() -> Unseen {
-        // SAFETY: a fork in all but name, of which the C library learns nothing; the child calls nothing but the system.
+        // SAFETY: a fork in all but name, of which the C library learns nothing; the child calls
+        // nothing but the system.
         match unsafe { nix::libc::syscall(nix::libc::SYS_clone, nix::libc::SIGCHLD, 0, 0, 0, 0) } {
             0 => loop {
                 // SAFETY: it touches no memory.
@@ -384,7 +394,8 @@ impl Drop for Unseen {
     }
 }
 
-/// Connections that the hub closes live on where a child has copies. Nothing that happens to them concerns it.
+/// Connections that the hub closes live on where a child has copies. Nothing that happens to them
+/// concerns it.
 #[test]
 fn what_is_closed_does_not_keep_the_hub_awake() {
     let (at, hub) = hub(2);
@@ -393,7 +404,8 @@ fn what_is_closed_does_not_keep_the_hub_awake() {
     let stranger = TcpStream::connect(at).unwrap();
     let mut refused = Member::arrive(1, at).unwrap();
     let child = Unseen::start();
-    // One is turned away at the door and one after it; a rank is hung up on. All say more than is heard.
+    // One is turned away at the door and one after it; a rank is hung up on. All say more than is
+    // heard.
     for stream in [&stranger, &refused.stream] {
         let _ = std::io::Write::write_all(&mut &*stream, &[7; 4096]);
     }

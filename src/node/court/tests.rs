@@ -3,8 +3,10 @@
 use maypole_collectives::schedule::Collective;
 use maypole_collectives::{DataType, ReduceOp};
 
+use super::comparison::{AUDITED, INQUIRY};
 use super::*;
 use crate::engine::wait::{until_first_question, until_next_question};
+use crate::watch::Stall;
 
 const WORLD: u64 = 1;
 const SECOND: Duration = Duration::from_secs(1);
@@ -210,7 +212,8 @@ fn who_waits_goes_on_while_anything_moves_or_all_answer() {
     answer(&mut court, 2, come(), Some(SECOND * 4));
     answer(&mut court, 0, Record::NotYet(None), Some(SECOND * 3));
     assert_eq!(go_on(&mut court), [4, 2, 0].map(|to| (to, Some(SECOND * 3), false)));
-    // Nothing has moved for the whole of the deadline, and all answer: people are told, after it, twice, four times.
+    // Nothing has moved for the whole of the deadline, and all answer: people are told, after it,
+    // twice, four times.
     for (deadlines, warned) in [(1, true), (2, true), (3, false), (4, true), (5, false), (6, false)] {
         let now = now + SECOND * 8 * deadlines;
         court.stalled(4, PART, waits(op(7, 4), SECOND * 8 * deadlines), None, now);
@@ -252,8 +255,8 @@ fn one_that_does_not_answer_is_convicted_though_others_move_or_are_late() {
     assert!(text.contains("within 8s") && text.contains("rank 2 on host host0 (it does not answer"), "{text}");
 }
 
-/// Frames at the hub while all ranks of a world of `size` wait for 50 ms in one operation: for rank 0, which comes so
-/// late, or each for the one before it.
+/// Frames at the hub while all ranks of a world of `size` wait for 50 ms in one operation: for rank
+/// 0, which comes so late, or each for the one before it.
 fn frames_for_a_straggler(size: usize, in_a_ring: bool) -> usize {
     let mut court = Court::new(vec!["host".to_string(); size]);
     (0..size).for_each(|rank| court.register(rank, WORLD, &Runs::new(&(0..size).collect::<Vec<_>>())));
@@ -283,7 +286,8 @@ fn questions_to_a_straggler_do_not_grow_with_the_world() {
         let frames = [false, true].map(|in_a_ring| frames_for_a_straggler(size, in_a_ring));
         println!("{size} ranks: {frames:?} frames, of {} if all asked at 2, 4, 8, 16 and 32 ms", size * 5 * 3);
         assert!(frames.iter().all(|frames| *frames < 500), "{frames:?}");
-        // And ranks that disagree know within a second: the one that is asked may have gone wrong just after a question.
+        // And ranks that disagree know within a second: the one that is asked may have gone wrong
+        // just after a question.
         let most = (0..size).map(|rank| until_first_question(rank, size)).max().unwrap();
         let pause = until_next_question(size, Duration::from_secs(3600));
         assert!(most < SECOND && pause <= SECOND, "{most:?} {pause:?}");
@@ -440,7 +444,8 @@ fn a_lost_link_is_explained_by_a_death_if_there_is_one() {
     assert_eq!(told(&mut three, PART).1, lost);
 }
 
-/// After a death, who waits for whom hears when that rank gives up, leaves or dies, too, and nobody else does.
+/// After a death, who waits for whom hears when that rank gives up, leaves or dies, too, and nobody
+/// else does.
 #[test]
 fn after_a_death_those_who_wait_hear_of_those_who_do_nothing_more() {
     let ends: [fn(&mut Court, usize); 3] = [
@@ -485,7 +490,8 @@ fn members_must_agree_on_who_they_are() {
     assert!(matches!(told(&mut court, 9).1, Verdict::Aborted { rank: 1, .. }));
     court.register(3, 10, &Runs::new(&[0, 1]));
     assert!(!court.cases.contains_key(&10), "a rank that is no member");
-    // One that only its own list has is no member of what the others have registered, so no member is to blame.
+    // One that only its own list has is no member of what the others have registered, so no member
+    // is to blame.
     court.register(0, 11, &Runs::new(&[0, 1]));
     court.register(3, 11, &Runs::new(&[3, 0]));
     let said = told(&mut court, 11).1;
@@ -561,7 +567,8 @@ fn who_has_been_waited_for_is_forgotten() {
             court.inquire(asker, WORLD, op(sequence, 8), peer, Moment::default());
         }
         assert!(waiting(&court) <= 25);
-        // Who is in the operation still waits in it; who has come to the next waits for nobody there.
+        // Who is in the operation still waits in it; who has come to the next waits for nobody
+        // there.
         court.audit(1, WORLD, vec![(sequence, Record::Called(op(sequence, 8)))]);
         assert_eq!(waiting(&court), 25);
         (0..5).for_each(|rank| court.audit(rank, WORLD, vec![(sequence + 1, Record::Called(op(sequence + 1, 8)))]));
