@@ -81,17 +81,20 @@ template <u32 Most> INLINE bool begin(const Job &job, Inputs &inputs) {
     bool sound = foreign == Most && poison == 0;
     if (foreign < Most && first) report(job, job.source[foreign]);
     const u8 *at[Most];
+    bool lent[Most];
 #pragma unroll
     for (u32 s = 0; s < Most; s++) {
         u64 allocation = head[s].word[2] | (u64)head[s].word[3] << 32;
+        lent[s] = sound && allocation != 0;
         at[s] = 0;
-        if (sound && allocation) at[s] = job.source[s].bases[allocation];
+        // 0 is where the allocation begins that is all memory: its offsets are addresses.
+        if (lent[s]) at[s] = job.source[s].bases[allocation];
     }
     inputs.skew = job.also ? (u32)((u64)job.also ^ (u64)job.dst) : 0;
 #pragma unroll
     for (u32 s = 0; s < Most; s++) {
         if (s < job.sources) {
-            at[s] = at[s] ? at[s] + offset[s] + job.source[s].loan : job.source[s].at;
+            at[s] = lent[s] ? at[s] + offset[s] + job.source[s].loan : job.source[s].at;
             inputs.at[s] = at[s];
             inputs.skew |= (u32)((u64)at[s] ^ (u64)job.dst);
         }
@@ -243,6 +246,9 @@ template <class Fold> INLINE void drive(const Job &job, const Inputs &inputs) {
     if (job.sources == 0 || job.count == 0) return;
     u64 bytes = job.count * Fold::SIZE;
     u64 thread = thread_index(), threads = thread_count();
+#ifdef MAYPOLE_HOST_TWIN
+    if (thread == 0) count_traffic(bytes * (Fold::SINGLE ? 1 : job.sources), bytes * (job.also ? 2 : 1));
+#endif
     typename Fold::Setup setup = Fold::setup(job);
 
     u64 dst = (u64)job.dst;

@@ -46,6 +46,9 @@ static thread_local HostIndex gridDim, blockDim, blockIdx, threadIdx;
     }                                                                                                                  \
     static void name##_thread(const Parameter &parameter)
 
+// For the emulator's counters: bytes of data that a job reads and writes.
+extern "C" void count_traffic(unsigned long long read, unsigned long long written);
+
 static inline void __threadfence_system() {
     __sync_synchronize();
 }

@@ -121,18 +121,15 @@ impl Communicator {
             .on_device()
             .after(work.past);
         let plan = &ordered.plan;
-        let mut bound =
-            Bound::new(dtype, op, count, plan.schedule.pieces(), plan.slice, (buffers.input, buffers.output));
+        let bound = Bound::new(dtype, op, count, plan.schedule.pieces(), plan.slice, (buffers.input, buffers.output));
         let blocks = [
             collective.input_blocks(inner.rank, inner.size, root),
             collective.output_blocks(inner.rank, inner.size, root),
         ];
         let copied = inner.copied(&call, root, alias);
-        if copied == 0 {
-            device.loans.lock().lend(&mut bound, plan.algorithm, collective, blocks);
-        }
+        let given = buffers.input.addr() as u64;
         let divided = (buffers.output.addr() as u64, blocks[1] * count);
-        let queued = Queued { call, ordered: &ordered, bound, copied, divided };
+        let queued = Queued { call, ordered: &ordered, bound, copied, given, blocks: Some(blocks), divided };
         inner.put_on(work, (&device, state), stream, operation, queued)
     }
 
@@ -190,12 +187,12 @@ impl Communicator {
             .after(work.past);
         let in_place = matches!(lengths, Lengths::InPlace { .. });
         let bound = spread.bind(&call, &ordered.plan, buffers);
-        let copied = spread.copied(&call, in_place);
+        let (copied, given) = (spread.copied(&call, in_place), buffers.input.addr() as u64);
         let divided = match (reduces, spread.output.first()) {
             (true, Some(block)) => ((buffers.output.addr() + block.start * dtype.size()) as u64, block.count),
             _ => (0, 0),
         };
-        let queued = Queued { call, ordered: &ordered, bound, copied, divided };
+        let queued = Queued { call, ordered: &ordered, bound, copied, given, blocks: None, divided };
         inner.put_on(work, (device, state), stream, operation, queued)
     }
 
@@ -320,8 +317,11 @@ struct Queued<'a> {
     call: Call,
     ordered: &'a Ordered,
     bound: Bound<'a>,
-    /// Bytes of input that are first copied (scaled, for a pre-multiplied sum) into scratch.
+    /// Bytes of input that are first copied (scaled, for a pre-multiplied sum) into scratch, and where they lie before.
     copied: usize,
+    given: u64,
+    /// How many blocks the input and the output have, where all are of one length.
+    blocks: Option<[usize; 2]>,
     /// Where the sums lie that an average divides, and how many elements they are.
     divided: (u64, usize),
 }
@@ -370,6 +370,13 @@ impl Inner {
         let steps = queued.ordered.plan.schedule.scratch() * queued.bound.stride;
         let scratch = state.scratch(device, stream, steps + queued.copied).map_err(refused)?;
         queued.bound.scratch = std::ptr::without_provenance_mut(scratch as usize);
+        if queued.copied > 0 {
+            queued.bound.input = std::ptr::without_provenance(scratch as usize + steps);
+        }
+        if let Some(blocks) = queued.blocks {
+            let (algorithm, collective) = (queued.ordered.plan.algorithm, queued.call.collective);
+            device.loans.lock().lend(&mut queued.bound, algorithm, collective, blocks);
+        }
         if queued.ordered.fresh {
             state.open(device, &*queued.ordered.plan.schedule).map_err(refused)?;
         }
@@ -399,22 +406,20 @@ fn commands_of(
     queued: Queued<'_>,
     size: usize,
 ) -> std::result::Result<(), Halt> {
-    let Queued { call, ordered, mut bound, copied, divided } = queued;
+    let Queued { call, ordered, bound, copied, given, divided, .. } = queued;
     let Call { collective, dtype, op, .. } = call;
     let mut commands = Commands::new(stream)?;
     device.begin(state, &mut commands, number)?;
     let reduces = collective.reduces();
     if copied > 0 {
-        let copy = (bound.scratch.addr() + ordered.plan.schedule.scratch() * bound.stride) as u64;
-        let input = bound.input.addr() as u64;
+        let copy = bound.input.addr() as u64;
         match op {
             ReduceOp::PreMulSum(factor) if reduces => {
                 let count = copied / dtype.size();
-                state.executor.scale(&mut commands, dtype, (copy, input), factor, count)?;
+                state.executor.scale(&mut commands, dtype, (copy, given), factor, count)?;
             }
-            _ => state.executor.copy(&mut commands, (copy, input), copied)?,
+            _ => state.executor.copy(&mut commands, (copy, given), copied)?,
         }
-        bound.input = std::ptr::without_provenance(copy as usize);
     }
     let averages = reduces && matches!(op, ReduceOp::Avg) && size > 1;
     let folds = ordered.folds(collective);

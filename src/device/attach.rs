@@ -314,6 +314,7 @@ impl Communicator {
         // The rest is this rank's own.
         let mut places = vec![None; size];
         near.iter().enumerate().for_each(|(place, r)| places[*r] = Some(place));
+        let window_is_shared = all_near && staging.is_on_device();
         let window = all_near.then(|| Window::new(&words, &staging, me));
         let reports = Reports { trouble: words.trouble(me).address(), poison: poison.address() };
         let executor = Executor::new((rank, size), kernels, places, window, bases, reports);
@@ -329,7 +330,9 @@ impl Communicator {
         let planner = Planner::new(tuner, (rank, size));
         let routes = self.inner.device_routes();
         let routes = self.unanimous(DOING, routes)?;
-        let fabric = Fabric { words: Arc::new(words), staging, poison, me, crowded };
+        // All ranks are here, and each reads the others' buffers by the caller's own addresses.
+        let one_space = window_is_shared && members.iter().all(|member| member.shares_context_with(&own));
+        let fabric = Fabric { words: Arc::new(words), staging, poison, me, crowded, one_space };
         let device = Device::new(context.clone(), self.inner.court()?, size, fabric, (executor, planner), routes);
         let device = self.unanimous(DOING, device)?;
         tracing::info!(

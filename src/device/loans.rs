@@ -1,5 +1,12 @@
-//! Registered device buffers as operations see them: publications that lend in place of copying. As
+//! Device buffers that others read where they lie: publications that lend in place of copying. As
 //! [`crate::engine::loans`], which says when; here the reader's kernel finds the lender's memory in a table.
+//!
+//! # What can be lent
+//!
+//! Registered memory always, as all ranks have mapped it. Where all ranks are threads with one context, every buffer is
+//! lent, registered or not: an address means the same to all of them, so the loan's offset is the address itself
+//! ([`ANYWHERE`]). This rank's scratch is no exception, since operations of a communicator share it one after the other, and
+//! a lender's operation ends when all have read. So memory of threads moves as few bytes as registered memory.
 //!
 //! # What a reader may call a result
 //!
@@ -16,11 +23,16 @@
 //! ([`allocation`](maypole_transports::shm::allocation)), with one gate for all.
 //!
 //! Dropped memory is no way around it: it goes back to the driver only when every rank has dropped its part and closed
-//! its mapping of the others' ([`super::registered`], [`super::limbo`]), so no reader ever finds another's data there.
+//! its mapping of the others' ([`super::registered`], [`super::limbo`]), so no reader ever finds another's data there. A
+//! buffer that is not registered and belongs to this library goes back when no operation of the process is outstanding,
+//! where ranks are threads. Memory of others may be lent only there, and `cuMemFree` waits for all that is on the device. What
+//! is given back in a stream's order (`cuMemFreeAsync`) is not: after a failure the caller waits for the device first, as
+//! [`super::on`] says.
 //! A caller that waits for the stream by means of its own, and never asks the communicator, is not told of any failure.
 
 use maypole_collectives::algorithms::Algorithm;
 use maypole_collectives::schedule::Collective;
+use maypole_cuda::peer::ANYWHERE;
 
 use crate::engine::bound::Bound;
 use crate::engine::loans::{LEND_FROM, Loan};
@@ -33,13 +45,20 @@ struct Part {
     bytes: usize,
 }
 
-/// This rank's registered memory.
-#[derive(Default)]
+/// This rank's memory that others can read.
 pub(crate) struct Loans {
+    /// Registered memory.
     parts: Vec<Part>,
+    /// Whether all of it can be lent.
+    one_space: bool,
 }
 
 impl Loans {
+    /// `one_space`: an address means the same to all ranks.
+    pub fn new(one_space: bool) -> Loans {
+        Loans { parts: Vec::new(), one_space }
+    }
+
     /// From now on the `bytes` bytes at `address` can be lent, as allocation `number`.
     pub fn add(&mut self, number: usize, address: u64, bytes: usize) {
         self.parts.push(Part { number, address, bytes });
@@ -51,6 +70,9 @@ impl Loans {
     }
 
     fn locate(&self, at: u64, bytes: usize) -> Option<Loan> {
+        if self.one_space {
+            return Some(Loan { allocation: ANYWHERE as u64, offset: at, first: 0 });
+        }
         self.parts.iter().find_map(|part| {
             let offset = at.checked_sub(part.address)?;
             let inside = offset as usize + bytes <= part.bytes;
@@ -58,10 +80,11 @@ impl Loans {
         })
     }
 
-    /// As [`Links::lend`](crate::engine::links::Links::lend).
+    /// As [`Links::lend`](crate::engine::links::Links::lend): have the operation lend what it publishes of these buffers,
+    /// where that is worth its while and nothing overwrites them.
     pub fn lend(&self, bound: &mut Bound<'_>, algorithm: Algorithm, collective: Collective, blocks: [usize; 2]) {
         let block = bound.block();
-        if self.parts.is_empty() || block < LEND_FROM || !algorithm.one_sided() {
+        if !self.one_space && self.parts.is_empty() || block < LEND_FROM || !algorithm.one_sided() {
             return;
         }
         let buffers = [bound.input, bound.output.cast_const()].map(<*const u8>::addr);

@@ -8,6 +8,9 @@
 //! communicator must make the same call, on a stream too. See the methods of the same names of [`Communicator`] for what
 //! each does.
 //!
+//! After a failure other ranks may still read the buffers, where ranks are threads, until the device is idle. Memory that is
+//! given back without waiting for the device (by `cuMemFreeAsync`) therefore waits for it then (`cuCtxSynchronize`).
+//!
 //! A stream has room for so many commands, and half of them are Maypole's: some eighty small calls, or a call of some
 //! gigabytes. Where more would be outstanding a call waits for the stream, so a rank must not count on coming back from such
 //! calls before the others have made theirs; and ranks that make them on several communicators from one thread do so in the

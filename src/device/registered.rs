@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 
 use maypole_collectives::Element;
 use maypole_cuda::DeviceMemory;
-use maypole_cuda::peer::{ALLOCATIONS, Mapped, Member, Offer, Words};
+use maypole_cuda::peer::{ANYWHERE, Mapped, Member, Offer, Words};
 
 use super::buffer::DeviceBuffer;
 use super::limbo::{self, Parting};
@@ -34,7 +34,7 @@ impl Communicator {
         let number = self.told(&(chosen as u64))?[near[0]] as usize;
         let shares = device.state.lock().lends() && near.len() > 1;
         if shares && number == 0 {
-            let most = ALLOCATIONS - 1;
+            let most = ANYWHERE - 1;
             tracing::warn!(rank, "{most} registered device buffers are in use: this one is not read where it lies");
         }
         let usable = shares && number > 0;
@@ -75,7 +75,7 @@ fn free_number(words: &Words) -> usize {
         // The mark of one that was chosen and has not been closed by all.
         closed == 0 && words.dropped(*number).load(Ordering::Acquire) == 0 || closed == CHOSEN + members
     };
-    (1..ALLOCATIONS).find(free).unwrap_or(0)
+    (1..ANYWHERE).find(free).unwrap_or(0)
 }
 
 /// From now on `number` is in use. Its words begin at 0 again.

@@ -59,6 +59,8 @@ pub(crate) struct Fabric {
     pub me: usize,
     /// Whether another rank is a thread of this process.
     pub crowded: bool,
+    /// Whether all ranks are threads with one context, and may read each other's memory.
+    pub one_space: bool,
 }
 
 /// One rank's device in one communicator. See the [module](self).
@@ -138,7 +140,7 @@ impl Device {
         (mut executor, planner): (Executor, Planner),
         routes: Option<Routes>,
     ) -> Result<Arc<Device>> {
-        let Fabric { words, staging, poison, me, crowded } = fabric;
+        let Fabric { words, staging, poison, me, crowded, one_space } = fabric;
         let post = |word: Word| flag(&word, words.clone());
         let probe = Event::new(&context, false).map_err(|source| Error::Device { rank: court.me, source })?;
         let posts = Posts {
@@ -183,7 +185,7 @@ impl Device {
             watch,
             patience,
             registering: Mutex::new(()),
-            loans: Mutex::default(),
+            loans: Mutex::new(Loans::new(one_space)),
             latest: AtomicU32::new(0),
             begun: AtomicU64::new(0),
             communicator,

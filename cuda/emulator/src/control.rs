@@ -45,6 +45,10 @@ pub struct Counters {
     pub dropped: u64,
     /// Words that streams have written.
     pub words: u64,
+    /// Bytes of data that Maypole's kernels were told to read, headers apart.
+    pub read: u64,
+    /// And to write.
+    pub written: u64,
 }
 
 impl Counters {
@@ -52,6 +56,7 @@ impl Counters {
         let all = memory::all();
         let of = |kinds: &[Kind]| all.iter().filter(|one| kinds.contains(&one.kind)).count() as u64;
         let device = all.iter().filter(|one| FREED_BY_CALL.contains(&one.kind));
+        let [read, written] = crate::twins::traffic();
         Counters {
             allocations: of(&FREED_BY_CALL),
             bytes: device.map(|one| one.bytes as u64).sum(),
@@ -68,6 +73,8 @@ impl Counters {
             freed_while_open: FREED_WHILE_OPEN.load(Relaxed),
             dropped: SWITCHES.dropped.load(Relaxed),
             words: WORDS.load(Relaxed),
+            read,
+            written,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/twins.so"));
 
@@ -27,6 +28,8 @@ struct Grid {
 struct Twins {
     library: Library,
     run: Run,
+    /// What jobs have read and written.
+    traffic: &'static [AtomicU64; 2],
 }
 
 /// A kernel's host code.
@@ -59,10 +62,17 @@ fn twins() -> Outcome<&'static Twins> {
             let library = Library::open(Some(path), RTLD_NOW | RTLD_LOCAL).ok()?;
             let run = *library.get::<Run>(b"emulator_run\0").ok()?;
             library.get::<unsafe extern "C" fn()>(b"emulator_catch_faults\0").ok()?();
-            Some(Twins { library, run })
+            // In the library's memory, which only atomic instructions touch.
+            let traffic = &**library.get::<*const [AtomicU64; 2]>(b"emulator_traffic\0").ok()?;
+            Some(Twins { library, run, traffic })
         }
     };
     TWINS.get_or_init(load).as_ref().ok_or(CUDA_ERROR_INVALID_IMAGE)
+}
+
+/// Bytes that kernels have read and written, as far as they tell.
+pub fn traffic() -> [u64; 2] {
+    twins().map_or([0; 2], |twins| [0, 1].map(|which: usize| twins.traffic[which].load(Relaxed)))
 }
 
 impl Twin {

@@ -4,15 +4,22 @@
 //! so the reader's kernel looks up where *this* member sees *that* one's part: in a table in device memory, one row per
 //! member. The host could not put the address into the job, since it learns what a publication says only when the
 //! stream comes to it.
+//!
+//! One number stands for all memory there is ([`ANYWHERE`]): its offsets are addresses. Members that are threads with one
+//! context lend any buffer so, registered or not, as an address means the same to all of them.
 
 use std::sync::Arc;
 
 use crate::driver::{Context, DeviceMemory, Result};
 
-/// Registered allocations of one communicator at a time; their numbers are below this.
+/// Allocations that a publication can name; their numbers are below this.
 pub const ALLOCATIONS: usize = 256;
 
-/// For each member, the addresses of its registered allocations by number. Number 0 means "not lent", and is never set.
+/// The allocation that begins at address 0 for every member. The numbers of registered ones are below this.
+pub const ANYWHERE: usize = ALLOCATIONS - 1;
+
+/// For each member, the addresses of its registered allocations by number. Number 0 means "not lent" and is never set, nor
+/// is [`ANYWHERE`].
 #[derive(Debug)]
 pub struct Bases {
     table: DeviceMemory,
@@ -37,9 +44,9 @@ impl Bases {
     /// The driver's.
     ///
     /// # Panics
-    /// Where the number is 0 or not below [`ALLOCATIONS`], or there are not as many addresses as members.
+    /// Where the number is 0 or not below [`ANYWHERE`], or there are not as many addresses as members.
     pub fn set(&self, number: usize, addresses: &[u64]) -> Result<()> {
-        assert!((1..ALLOCATIONS).contains(&number) && addresses.len() == self.members);
+        assert!((1..ANYWHERE).contains(&number) && addresses.len() == self.members);
         for (member, address) in addresses.iter().enumerate() {
             self.table.copy_from_host((member * ALLOCATIONS + number) * 8, &address.to_ne_bytes())?;
         }

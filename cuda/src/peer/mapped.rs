@@ -49,6 +49,11 @@ impl Member {
         self.process == other.process
     }
 
+    /// Whether an address means the same to both: they are threads of one process with one context.
+    pub fn shares_context_with(&self, other: &Member) -> bool {
+        self.shares_process_with(other) && self.context == other.context
+    }
+
     /// What identifies its device.
     pub fn uuid(&self) -> [u8; 16] {
         self.uuid

@@ -46,7 +46,7 @@ mod staging;
 mod window;
 mod words;
 
-pub use bases::{ALLOCATIONS, Bases};
+pub use bases::{ALLOCATIONS, ANYWHERE, Bases};
 pub use fifo::{Incoming, Outgoing, Slots};
 pub use mapped::{Mapped, Member, Offer};
 pub use staging::{Shape, Staging};

@@ -51,8 +51,8 @@ pub struct Line {
     pub library: String,
     /// `processes` or `threads`, `registered`, and how long a publication's place is where that is not the default.
     pub ranks_are: String,
-    /// Whether its buffers were registered: read by the others where they lie.
-    pub registered: bool,
+    /// Whether its buffers were read by the others where they lie: registered memory, or any where ranks are threads.
+    pub lent: bool,
     /// Whether its settings were the defaults, for which targets are laid down.
     pub by_default: bool,
     /// Number of ranks.
@@ -106,13 +106,13 @@ pub struct Summary {
 
 /// Bytes that kernels of two ranks read and write beyond the floor, both together, for each byte of the larger buffer.
 ///
-/// Plain memory is copied to be published, and read from there: read and written once more than the floor has it, by the
-/// rank that gives. An all-reduce (two-shot: each rank adds up half a buffer and fetches the other half) publishes twice,
+/// What is not lent is copied to be published, and read from there: read and written once more than the floor has it, by
+/// the rank that gives. An all-reduce (two-shot: each rank adds up half a buffer and fetches the other half) publishes twice,
 /// what it gives and half of the result: a half read and written, and a half written, by each rank. Its other half of the
-/// result is read again and written by the fetch, where the floor has it written alone: half a byte by each rank, in
-/// registered memory too, and the only thing there.
-fn beyond_floor(collective: &str, registered: bool) -> Option<f64> {
-    Some(match (collective, registered) {
+/// result is read again and written by the fetch, where the floor has it written alone: half a byte by each rank, of lent
+/// memory too, and the only thing there.
+fn beyond_floor(collective: &str, lent: bool) -> Option<f64> {
+    Some(match (collective, lent) {
         ("all_reduce", false) => 4.0,
         ("all_reduce", true) => 1.0,
         ("all_gather" | "broadcast" | "all_to_all" | "reduce_scatter", false) => 2.0,
@@ -125,7 +125,7 @@ impl Line {
     /// The share of the floor's speed that is left if the bytes that this collective moves in this kind of memory move at
     /// the copy rate: what is possible, without waits. For two ranks on one device, where it has been counted.
     pub fn possible(&self) -> Option<f64> {
-        let beyond = beyond_floor(&self.collective, self.registered)? * self.size as f64;
+        let beyond = beyond_floor(&self.collective, self.lent)? * self.size as f64;
         let floor = self.floor_bytes as f64;
         (self.is_target() && floor > 0.0).then(|| floor / (floor + beyond))
     }
@@ -136,14 +136,14 @@ impl Line {
     }
 
     /// The share of the floor's speed that must be reached, where that is laid down: a share of what is
-    /// [possible](Line::possible), in registered memory.
+    /// [possible](Line::possible), of memory that is lent.
     fn wanted(&self) -> Option<f64> {
         let share = match self.collective.as_str() {
             "all_reduce" => 0.75,
             "all_gather" | "broadcast" | "all_to_all" => 0.90,
             _ => return None,
         };
-        self.possible().filter(|_| self.registered).map(|possible| share * possible)
+        self.possible().filter(|_| self.lent).map(|possible| share * possible)
     }
 }
 
@@ -305,7 +305,7 @@ fn lines(perf: Perf) -> Vec<Line> {
             lines.push(Line {
                 library: perf.library.clone(),
                 ranks_are: ranks_are.clone(),
-                registered: perf.config.registered,
+                lent: perf.config.registered || threads,
                 by_default: perf.config.device_window.is_none(),
                 ranks: perf.ranks.len(),
                 ranks_per_device,

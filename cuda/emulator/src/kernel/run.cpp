@@ -38,6 +38,14 @@ extern "C" __attribute__((visibility("default"))) void emulator_catch_faults() {
     sigaction(SIGBUS, &action, &before_bus);
 }
 
+// Bytes that jobs have read and written, headers apart, since the beginning.
+extern "C" __attribute__((visibility("default"))) unsigned long long emulator_traffic[2] = {0, 0};
+
+extern "C" void count_traffic(unsigned long long read, unsigned long long written) {
+    __atomic_fetch_add(&emulator_traffic[0], read, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&emulator_traffic[1], written, __ATOMIC_RELAXED);
+}
+
 // Returns 0, or 1 if the kernel touched memory that is not mapped.
 extern "C" __attribute__((visibility("default"))) int emulator_run(void (*kernel)(const HostGrid *, const void *),
                                                                    const HostGrid *grid, const void *parameter) {

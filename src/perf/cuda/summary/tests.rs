@@ -146,6 +146,12 @@ fn targets_are_for_two_ranks_on_one_device() {
     };
     assert_eq!(with(&plain("all_reduce")), (Some(50.0), None));
     assert_eq!(with(&plain("all_to_all")), (Some(67.0), None));
+    // Threads read each other's where it lies, too.
+    let among_threads = |report: &mut Value| {
+        plain("all_to_all")(report);
+        report["ranks"][1]["pid"] = report["ranks"][0]["pid"].clone();
+    };
+    assert_eq!(with(&among_threads), (Some(100.0), Some(900.0)));
     assert_eq!(with(&|report| report["ranks"][1]["device"] = json!("bb")), (None, None));
     assert_eq!(with(&|report| report["results"][1]["size"] = json!(32 << 20)), (None, None));
 }
