@@ -15,6 +15,8 @@ const ANYONE: u32 = u32::MAX;
 const VARIABLE: u8 = 128;
 /// Added to the type's code where the buffers are device memory and the call is queued on a stream.
 const ON_DEVICE: u8 = 128;
+/// Added there, too, where all publications are lent and the call has one round, whatever its length.
+const UNCUT: u8 = 64;
 /// The count of a collective with variable counts of which every rank knows its own only.
 const EACH_ITS_OWN: u64 = u64::MAX;
 
@@ -158,6 +160,11 @@ impl Fingerprint {
         self.dtype & ON_DEVICE != 0
     }
 
+    /// The same, in one round if `uncut`.
+    pub fn in_one_round(self, uncut: bool) -> Fingerprint {
+        Fingerprint { dtype: self.dtype | if uncut { UNCUT } else { 0 }, ..self }
+    }
+
     /// Whether both are the same call, run in the same way, whatever was called before.
     pub fn same_call(&self, other: &Fingerprint) -> bool {
         self.after(0) == other.after(0)
@@ -197,7 +204,7 @@ impl Fingerprint {
 
     /// Type of the elements; `None` if it came from a rank that has other types.
     pub fn dtype(&self) -> Option<DataType> {
-        DataType::ALL.get((self.dtype & !ON_DEVICE) as usize).copied()
+        DataType::ALL.get((self.dtype & !ON_DEVICE & !UNCUT) as usize).copied()
     }
 
     /// A 32-bit digest, never 0, for flags that have no room for the whole.
@@ -263,7 +270,8 @@ impl std::fmt::Display for Fingerprint {
         };
         let (variable, device) =
             (["", "_v"][self.is_variable() as usize], ["", " on device"][self.is_on_device() as usize]);
-        write!(f, "{name}{variable}{device} #{}", self.sequence)?;
+        let rounds = ["", " in one round"][(self.dtype & UNCUT != 0) as usize];
+        write!(f, "{name}{variable}{device}{rounds} #{}", self.sequence)?;
         if collective == Some(&Collective::Barrier) {
             return Ok(());
         }
@@ -313,6 +321,9 @@ mod tests {
         let queued = call.on_device();
         assert!(!call.same_call(&queued) && queued.dtype() == Some(DataType::F32));
         assert_eq!(queued.to_string(), "all_reduce on device #3 (9 x f32, sum)");
+        let uncut = queued.in_one_round(true);
+        assert!(!uncut.same_call(&queued) && uncut.dtype() == Some(DataType::F32) && uncut.is_on_device());
+        assert_eq!(uncut.to_string(), "all_reduce on device in one round #3 (9 x f32, sum)");
         let message = Fingerprint::point_to_point(1, DataType::F32, 9, (4, 6), 0);
         assert_eq!([4, 6, 5].map(|rank| message.other_side(rank)), [Some(6), Some(4), None]);
         assert_eq!(message.to_string(), "send/recv #1 (9 x f32, from rank 4 to rank 6)");

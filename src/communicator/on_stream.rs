@@ -18,7 +18,7 @@ use crate::device::state::{Device, State, name};
 use crate::engine::bound::Bound;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
-use crate::tuner::Needs;
+use crate::tuner::{Needs, UNCUT};
 
 impl Communicator {
     /// Have this communicator work on buffers in the memory of `context`'s device. Every rank must call it, each with the
@@ -91,8 +91,15 @@ impl Communicator {
         Ok(inner.device.get_or_init(|| device).clone())
     }
 
-    /// Queue operation `call` on `stream`. The buffers are addresses of device memory.
-    pub(crate) fn run_on(&self, stream: &Stream, mut call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
+    /// Queue operation `call` on `stream`. The buffers are addresses of device memory. `registered`: all ranks promise that
+    /// theirs are registered, see [`OnStream::registered`](crate::cuda::OnStream::registered).
+    pub(crate) fn run_on(
+        &self,
+        (stream, registered): (&Stream, bool),
+        mut call: Call,
+        buffers: Buffers,
+        lengths: Lengths,
+    ) -> Result<()> {
         let device = self.attached(Ok(stream.context()))?;
         call.clear_ignored();
         let inner = &*self.inner;
@@ -108,10 +115,15 @@ impl Communicator {
         let Call { collective, dtype, count, op, .. } = call;
         let root = if collective.is_rooted() { call.root } else { 0 };
         state.planner.tuner.order = work.tuner.order;
-        let ordered = state
+        let block = count * dtype.size();
+        let mut ordered = state
             .planner
-            .plan(collective, root, count * dtype.size())
+            .plan(collective, root, block)
             .inspect_err(|error| inner.watch.refuse(work.sequence, error.to_string()))?;
+        let uncut = device.loans.lock().all_lend(ordered.plan.algorithm, &call, block, registered);
+        if uncut {
+            ordered.plan = state.planner.tuner.uncut(ordered.plan);
+        }
         let in_place = matches!(lengths, Lengths::InPlace { .. });
         let buffers = if in_place { inner.in_place(&call, buffers) } else { buffers };
         let alias = in_place || buffers.input == buffers.output.cast_const();
@@ -119,6 +131,7 @@ impl Communicator {
         let operation = Fingerprint::collective(work.sequence, collective, dtype, reduces.then_some(op), root, count)
             .run_as(ordered.plan.digest())
             .on_device()
+            .in_one_round(uncut)
             .after(work.past);
         let plan = &ordered.plan;
         let bound = Bound::new(dtype, op, count, plan.schedule.pieces(), plan.slice, (buffers.input, buffers.output));
@@ -129,7 +142,7 @@ impl Communicator {
         let copied = inner.copied(&call, root, alias);
         let given = buffers.input.addr() as u64;
         let divided = (buffers.output.addr() as u64, blocks[1] * count);
-        let queued = Queued { call, ordered: &ordered, bound, copied, given, blocks: Some(blocks), divided };
+        let queued = Queued { call, ordered: &ordered, bound, copied, given, blocks: Some(blocks), uncut, divided };
         inner.put_on(work, (&device, state), stream, operation, queued)
     }
 
@@ -192,7 +205,7 @@ impl Communicator {
             (true, Some(block)) => ((buffers.output.addr() + block.start * dtype.size()) as u64, block.count),
             _ => (0, 0),
         };
-        let queued = Queued { call, ordered: &ordered, bound, copied, given, blocks: None, divided };
+        let queued = Queued { call, ordered: &ordered, bound, copied, given, blocks: None, uncut: false, divided };
         inner.put_on(work, (device, state), stream, operation, queued)
     }
 
@@ -210,15 +223,23 @@ impl Communicator {
         let root = if call.collective.is_rooted() { call.root } else { 0 };
         let bytes = call.bytes(variable.unwrap_or(call.count), 1);
         let bytes = bytes.map_err(|what| Error::Argument { rank: inner.rank, what })?;
-        let plan = match variable {
+        let mut plan = match variable {
             Some(_) => state.planner.tuner.plan_v(call.collective, root, bytes, Needs::NOTHING)?,
             None => state.planner.tuner.plan(call.collective, root, bytes, Needs::NOTHING)?,
+        };
+        let block = if variable.is_some() { 0 } else { bytes };
+        if device.loans.lock().all_lend(plan.algorithm, &call, block, false) {
+            plan = state.planner.tuner.uncut(plan);
+        }
+        let cut = match plan.slice {
+            UNCUT => "in one round".to_string(),
+            slice => format!("slices of up to {slice} bytes"),
         };
         let links = state.planner.tuner.links();
         let staging = if state.is_staged_on_device() { "device" } else { "pinned host" };
         let between = if state.courier.is_some() { ", between hosts in pinned host memory" } else { "" };
-        let (algorithm, slice) = (plan.algorithm.name(), plan.slice);
-        Ok(format!("{algorithm} over {links}, staging in {staging} memory{between}, slices of up to {slice} bytes"))
+        let algorithm = plan.algorithm.name();
+        Ok(format!("{algorithm} over {links}, staging in {staging} memory{between}, {cut}"))
     }
 
     /// Wait for what was queued on `stream`.
@@ -322,6 +343,8 @@ struct Queued<'a> {
     given: u64,
     /// How many blocks the input and the output have, where all are of one length.
     blocks: Option<[usize; 2]>,
+    /// No window has room for what it publishes: all of it must be lent.
+    uncut: bool,
     /// Where the sums lie that an average divides, and how many elements they are.
     divided: (u64, usize),
 }
@@ -376,6 +399,14 @@ impl Inner {
         if let Some(blocks) = queued.blocks {
             let (algorithm, collective) = (queued.ordered.plan.algorithm, queued.call.collective);
             device.loans.lock().lend(&mut queued.bound, algorithm, collective, blocks);
+        }
+        if queued.uncut && !queued.ordered.is_lent(&queued.bound) {
+            let what = format!(
+                "{} of registered buffers: what this rank gives is not all in memory of alloc_device, or lies where the \
+                 result does",
+                queued.call.collective.name()
+            );
+            return self.refused(operation.sequence, what);
         }
         if queued.ordered.fresh {
             state.open(device, &*queued.ordered.plan.schedule).map_err(refused)?;

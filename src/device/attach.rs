@@ -17,6 +17,7 @@ use maypole_transports::shm::Allocation;
 
 use super::executor::{CHANNELS, Executor, Reports};
 use super::limbo;
+use super::loans::Lendable;
 use super::plan::Planner;
 use super::state::{Device, Fabric};
 use crate::Communicator;
@@ -314,7 +315,6 @@ impl Communicator {
         // The rest is this rank's own.
         let mut places = vec![None; size];
         near.iter().enumerate().for_each(|(place, r)| places[*r] = Some(place));
-        let window_is_shared = all_near && staging.is_on_device();
         let window = all_near.then(|| Window::new(&words, &staging, me));
         let reports = Reports { trouble: words.trouble(me).address(), poison: poison.address() };
         let executor = Executor::new((rank, size), kernels, places, window, bases, reports);
@@ -330,9 +330,12 @@ impl Communicator {
         let planner = Planner::new(tuner, (rank, size));
         let routes = self.inner.device_routes();
         let routes = self.unanimous(DOING, routes)?;
-        // All ranks are here, and each reads the others' buffers by the caller's own addresses.
-        let one_space = window_is_shared && members.iter().all(|member| member.shares_context_with(&own));
-        let fabric = Fabric { words: Arc::new(words), staging, poison, me, crowded, one_space };
+        let lendable = match all_near && staging.is_on_device() {
+            false => Lendable::Nothing,
+            true if members.iter().all(|member| member.shares_context_with(&own)) => Lendable::Everything,
+            true => Lendable::Registered,
+        };
+        let fabric = Fabric { words: Arc::new(words), staging, poison, me, crowded, lendable };
         let device = Device::new(context.clone(), self.inner.court()?, size, fabric, (executor, planner), routes);
         let device = self.unanimous(DOING, device)?;
         tracing::info!(

@@ -17,6 +17,7 @@ use maypole_cuda::peer::{Bases, Incoming, Outgoing, Place, Window};
 
 use super::courier::{End, Passage};
 use super::fold::Fold;
+use super::loans::loan_of;
 use super::pace::{Halt, Pace};
 use super::pieces::{Runs, Track, length};
 use super::plan::Turns;
@@ -412,9 +413,7 @@ impl Executor {
     pub(super) fn begin_publish(&mut self, commands: &mut Commands<'_>, now: &Now<'_>, src: Region) -> Result<Onward> {
         let window = self.window.as_mut().expect("one-sided schedules run only where all ranks share memory");
         let place = window.begin_publish(commands)?;
-        // A loan says where the first chunk lies; readers know how far from it the others do if the chunks begin with a
-        // block, as they all do that are more than one.
-        let loan = now.bound.loan(src).filter(|_| src.first == 0 || src.len == 1);
+        let loan = loan_of(now.bound, src);
         let mut head = header(now.operation);
         if let Some(loan) = loan {
             let from = match src.buffer {

@@ -186,7 +186,9 @@ impl Executor {
     fn source(&self, now: &Now<'_>, fetch: &Fetch, i: usize) -> Source {
         let (bound, chunk) = (now.bound, fetch.at + i);
         let place = fetch.place.expect("the stream waits for it");
-        let at = place.data() + (chunk * bound.stride) as u64;
+        // What has no room in a place is lent: nothing of it is there.
+        let within = chunk * bound.stride;
+        let at = place.data() + if within < place.bytes { within as u64 } else { 0 };
         if fetch.from == self.me {
             let lent = self.own[(fetch.number & 1) as usize].lent;
             return Source::plain(lent.map_or(at, |region| bound.of(region, chunk, now.round).0.addr() as u64));

@@ -8,6 +8,16 @@
 //! ([`ANYWHERE`]). This rank's scratch is no exception, since operations of a communicator share it one after the other, and
 //! a lender's operation ends when all have read. So memory of threads moves as few bytes as registered memory.
 //!
+//! # Rounds
+//!
+//! What passes the window is cut into rounds by its length. Nothing of what is lent passes it, so an operation all of whose
+//! publications are lent, by all ranks, has one round, however long it is: an exchange costs microseconds, and the kernels
+//! of a round some more. But each rank sees only its own buffers, and all must cut alike, so it must follow from what
+//! all know ([`Loans::all_lend`]). Among threads with one context it does: they lend everything. Otherwise the caller
+//! promises it for all ranks ([`OnStream::registered`](crate::cuda::OnStream::registered)). Ranks could agree by asking each
+//! other, but a call would then wait until all others have come to it, and calls on streams return. That an operation
+//! is not cut is part of its fingerprint: ranks of which some promise find out before a byte is read.
+//!
 //! # What a reader may call a result
 //!
 //! A lender's stream waits until all others are done with what it lent, and only then comes to whatever the caller has
@@ -30,10 +40,12 @@
 //! [`super::on`] says.
 //! A caller that waits for the stream by means of its own, and never asks the communicator, is not told of any failure.
 
+use maypole_collectives::ReduceOp;
 use maypole_collectives::algorithms::Algorithm;
-use maypole_collectives::schedule::Collective;
+use maypole_collectives::schedule::{Collective, Region};
 use maypole_cuda::peer::ANYWHERE;
 
+use crate::Call;
 use crate::engine::bound::Bound;
 use crate::engine::loans::{LEND_FROM, Loan};
 
@@ -45,18 +57,27 @@ struct Part {
     bytes: usize,
 }
 
+/// What ranks can read of each other's memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lendable {
+    /// Nothing: they are on several hosts, or exchange through host memory.
+    Nothing,
+    /// What is registered.
+    Registered,
+    /// Everything: they are threads with one context, and an address means the same to all of them.
+    Everything,
+}
+
 /// This rank's memory that others can read.
 pub(crate) struct Loans {
+    lendable: Lendable,
     /// Registered memory.
     parts: Vec<Part>,
-    /// Whether all of it can be lent.
-    one_space: bool,
 }
 
 impl Loans {
-    /// `one_space`: an address means the same to all ranks.
-    pub fn new(one_space: bool) -> Loans {
-        Loans { parts: Vec::new(), one_space }
+    pub fn new(lendable: Lendable) -> Loans {
+        Loans { lendable, parts: Vec::new() }
     }
 
     /// From now on the `bytes` bytes at `address` can be lent, as allocation `number`.
@@ -69,8 +90,27 @@ impl Loans {
         self.parts.retain(|part| part.number != number);
     }
 
+    /// Whether every rank lends all that it publishes of an operation on blocks of `block` bytes. All ranks say the same:
+    /// they know it of the operation, and of its memory because there is no other or because the caller promises it
+    /// (`registered`). A rank on which it does not hold then refuses the call ([`Loans::lend`] has lent less).
+    ///
+    /// Not of a call that is in place on some ranks and cannot lend there, but for all-to-all, whose input is copied first
+    /// then: where everything can be lent, the copy is.
+    pub fn all_lend(&self, algorithm: Algorithm, call: &Call, block: usize, registered: bool) -> bool {
+        let Call { collective, op, .. } = *call;
+        // The scaled copy is no registered memory.
+        let scaled = collective.reduces() && matches!(op, ReduceOp::PreMulSum(_));
+        let lends = algorithm.lends_in_place(collective) || algorithm.one_sided() && collective == Collective::AllToAll;
+        let known = match self.lendable {
+            Lendable::Nothing => false,
+            Lendable::Registered => registered && !scaled,
+            Lendable::Everything => true,
+        };
+        known && block >= LEND_FROM && lends
+    }
+
     fn locate(&self, at: u64, bytes: usize) -> Option<Loan> {
-        if self.one_space {
+        if self.lendable == Lendable::Everything {
             return Some(Loan { allocation: ANYWHERE as u64, offset: at, first: 0 });
         }
         self.parts.iter().find_map(|part| {
@@ -84,7 +124,8 @@ impl Loans {
     /// where that is worth its while and nothing overwrites them.
     pub fn lend(&self, bound: &mut Bound<'_>, algorithm: Algorithm, collective: Collective, blocks: [usize; 2]) {
         let block = bound.block();
-        if !self.one_space && self.parts.is_empty() || block < LEND_FROM || !algorithm.one_sided() {
+        if self.lendable != Lendable::Everything && self.parts.is_empty() || block < LEND_FROM || !algorithm.one_sided()
+        {
             return;
         }
         let buffers = [bound.input, bound.output.cast_const()].map(<*const u8>::addr);
@@ -99,4 +140,11 @@ impl Loans {
         };
         bound.loans = [locate(0), locate(1)];
     }
+}
+
+/// The loan that stands for a publication of `src`, if it is lent.
+pub(super) fn loan_of(bound: &Bound<'_>, src: Region) -> Option<Loan> {
+    // A loan says where the first chunk lies; readers know how far from it the others do if the chunks begin with a block,
+    // as they all do that are more than one.
+    bound.loan(src).filter(|_| src.first == 0 || src.len == 1)
 }

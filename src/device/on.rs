@@ -29,6 +29,7 @@ use crate::{Call, Communicator};
 pub struct OnStream<'a> {
     pub(super) comm: &'a Communicator,
     pub(super) stream: &'a Stream,
+    pub(super) registered: bool,
 }
 
 impl Communicator {
@@ -39,7 +40,7 @@ impl Communicator {
     /// than the call before waits, on the device, for that. Use a communicator for each stream
     /// ([`Communicator::duplicate`]) where they are to run side by side.
     pub fn on<'a>(&'a self, stream: &'a Stream) -> OnStream<'a> {
-        OnStream { comm: self, stream }
+        OnStream { comm: self, stream, registered: false }
     }
 }
 
@@ -65,6 +66,20 @@ impl<'a> OnStream<'a> {
         self.comm
     }
 
+    /// The same calls, with a promise: on all ranks, what they read of their callers lies in memory of
+    /// [`alloc_device`](Communicator::alloc_device), the input and for all-reduce and broadcast the output too, as does
+    /// memory of ranks that are threads with one context.
+    /// Then nothing passes the staging memory of the devices, whose length cuts other calls into rounds, and a call has one
+    /// round, however long it is: of 1 GiB on two ranks an all-reduce by default has one in place of 32. It changes
+    /// collectives on blocks of one count and 32 KiB or more, by algorithms that lend. Results are the same.
+    ///
+    /// A rank whose buffer is other memory, or that calls all-to-all in place, gets
+    /// [`Error::Argument`](crate::Error::Argument); all others are told that it has refused. All ranks make the promise for
+    /// a call or none does, or they are told that their calls do not match.
+    pub fn registered(self) -> OnStream<'a> {
+        OnStream { registered: true, ..self }
+    }
+
     /// The stream.
     pub fn stream(&self) -> &'a Stream {
         self.stream
@@ -74,13 +89,13 @@ impl<'a> OnStream<'a> {
     /// blocks that the collective takes and gives on this rank.
     pub fn call(&self, call: Call, input: DeviceSlice<'_, u8>, output: DeviceSliceMut<'_, u8>) -> Result<()> {
         let (buffers, lengths) = sides(input, output);
-        self.comm.run_on(self.stream, call, buffers, lengths)
+        self.comm.run_on((self.stream, self.registered), call, buffers, lengths)
     }
 
     /// [`OnStream::call`] in place, as [`Communicator::call_in_place`].
     pub fn call_in_place(&self, call: Call, buffer: DeviceSliceMut<'_, u8>) -> Result<()> {
         let (buffers, lengths) = both(buffer);
-        self.comm.run_on(self.stream, call, buffers, lengths)
+        self.comm.run_on((self.stream, self.registered), call, buffers, lengths)
     }
 
     /// [`OnStream::call`] with blocks that have counts of their own, as [`Communicator::call_v`].

@@ -7,6 +7,8 @@ use maypole_collectives::algorithms::{self, Algorithm};
 use maypole_collectives::linear::Linear;
 use maypole_collectives::schedule::{Collective, Place, Schedule, Step};
 
+use super::loans::loan_of;
+use crate::engine::bound::Bound;
 use crate::error::{Error, Result};
 use crate::tuner::{Needs, Plan, Tuner};
 
@@ -66,6 +68,15 @@ impl Turns {
 }
 
 impl Ordered {
+    /// Whether this rank lends all that it publishes of the buffers in `bound`.
+    pub fn is_lent(&self, bound: &Bound<'_>) -> bool {
+        let schedule = &self.plan.schedule;
+        (0..schedule.steps(0)).all(|i| match schedule.step(0, i) {
+            Step::Publish { src } => loan_of(bound, src).is_some(),
+            _ => true,
+        })
+    }
+
     /// Whether sums become complete in one place, by adding up all ranks' contributions there at once.
     pub fn folds(&self, collective: Collective) -> bool {
         use Collective::*;

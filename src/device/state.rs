@@ -32,7 +32,7 @@ use maypole_transports::lock::{Mutex, RwLockReadGuard};
 use super::courier::{Courier, End, Ring};
 use super::executor::{CHANNELS, Executor, link};
 use super::limbo::{self, Busy, Parting};
-use super::loans::Loans;
+use super::loans::{Lendable, Loans};
 use super::messages::Numbers;
 use super::pace::{Halt, Pace};
 use super::plan::Planner;
@@ -59,8 +59,7 @@ pub(crate) struct Fabric {
     pub me: usize,
     /// Whether another rank is a thread of this process.
     pub crowded: bool,
-    /// Whether all ranks are threads with one context, and may read each other's memory.
-    pub one_space: bool,
+    pub lendable: Lendable,
 }
 
 /// One rank's device in one communicator. See the [module](self).
@@ -140,7 +139,7 @@ impl Device {
         (mut executor, planner): (Executor, Planner),
         routes: Option<Routes>,
     ) -> Result<Arc<Device>> {
-        let Fabric { words, staging, poison, me, crowded, one_space } = fabric;
+        let Fabric { words, staging, poison, me, crowded, lendable } = fabric;
         let post = |word: Word| flag(&word, words.clone());
         let probe = Event::new(&context, false).map_err(|source| Error::Device { rank: court.me, source })?;
         let posts = Posts {
@@ -185,7 +184,7 @@ impl Device {
             watch,
             patience,
             registering: Mutex::new(()),
-            loans: Mutex::new(Loans::new(one_space)),
+            loans: Mutex::new(Loans::new(lendable)),
             latest: AtomicU32::new(0),
             begun: AtomicU64::new(0),
             communicator,

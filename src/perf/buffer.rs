@@ -77,6 +77,11 @@ impl Buffer {
         Buffer { storage, start, len: 0, device: None }
     }
 
+    /// Whether other ranks can read it where it lies, in the device's memory.
+    pub fn is_shared(&self) -> bool {
+        self.device.as_ref().is_some_and(DeviceBuffer::is_shared)
+    }
+
     /// Carry data and guards to the device; of host memory, nothing. Waits for the stream.
     pub fn upload(&mut self, gpu: &Gpu) -> Result<()> {
         let (from, to) = (self.start - GUARD, self.start + self.len + GUARD);

@@ -44,8 +44,9 @@ pub struct Effort {
 pub enum Carrier<'a> {
     /// Maypole, in host memory.
     Host,
-    /// Maypole, in the device's memory and on its stream.
-    Device(&'a Gpu),
+    /// Maypole, in the device's memory and on its stream. The second says whether all ranks lend their buffers, see
+    /// [`OnStream::registered`](crate::cuda::OnStream::registered).
+    Device(&'a Gpu, bool),
     /// NCCL, likewise.
     Nccl(&'a Gpu, &'a Nccl),
 }
@@ -55,7 +56,7 @@ impl<'a> Carrier<'a> {
     pub fn gpu(self) -> Option<&'a Gpu> {
         match self {
             Carrier::Host => None,
-            Carrier::Device(gpu) | Carrier::Nccl(gpu, _) => Some(gpu),
+            Carrier::Device(gpu, _) | Carrier::Nccl(gpu, _) => Some(gpu),
         }
     }
 }
@@ -257,17 +258,18 @@ impl<'a> Caller<'a> {
         output: &mut DeviceSliceMut<'_, u8>,
     ) -> Result<()> {
         let output = output.reborrow();
-        let gpu = match carrier {
+        let (gpu, registered) = match carrier {
             Carrier::Nccl(gpu, nccl) => {
                 // In place the larger buffer is both; where the smaller one lies in it, `call` says.
                 let from = if form == Form::InPlace { output.address() } else { input.address() };
                 // SAFETY: the row has given the buffers their lengths, and they stay until the stream was waited for.
                 return unsafe { nccl.call(row, form, from, output.address(), gpu.stream.raw()) };
             }
-            Carrier::Device(gpu) => gpu,
+            Carrier::Device(gpu, registered) => (gpu, registered),
             Carrier::Host => unreachable!("buffers are on a device"),
         };
         let comm = comm.on(&gpu.stream);
+        let comm = if registered { comm.registered() } else { comm };
         match kind {
             Kind::OutOfPlace(call) => comm.call(*call, input, output),
             Kind::InPlace(call) => comm.call_in_place(*call, output),
@@ -284,7 +286,7 @@ impl<'a> Caller<'a> {
         self.call()?;
         match self.carrier {
             Carrier::Host => Ok(()),
-            Carrier::Device(gpu) => self.comm.on(&gpu.stream).synchronize(),
+            Carrier::Device(gpu, _) => self.comm.on(&gpu.stream).synchronize(),
             Carrier::Nccl(gpu, _) => gpu.wait(),
         }
     }

@@ -54,6 +54,11 @@ impl Buffers {
         gpu.map_or(Ok(()), |gpu| self.input.upload(gpu).and_then(|()| self.output.upload(gpu)))
     }
 
+    /// Whether other ranks can read both where they lie, in the device's memory.
+    pub fn are_shared(&self) -> bool {
+        self.input.is_shared() && self.output.is_shared()
+    }
+
     /// Carry both back.
     pub fn download(&mut self, gpu: Option<&Gpu>) -> Result<()> {
         gpu.map_or(Ok(()), |gpu| self.input.download(gpu).and_then(|()| self.output.download(gpu)))

@@ -188,9 +188,11 @@ impl<'a> Session<'a> {
     }
 
     fn form(&mut self, row: &Row, size: usize, form: Form) -> Result<Figures> {
+        // In place an all-to-all copies its input first, into memory of its own.
+        let lends = form == Form::OutOfPlace || row.operation.collective() != Some(Collective::AllToAll);
         let carrier = match (&self.gpu, &self.nccl) {
             (Some(gpu), Some(nccl)) => Carrier::Nccl(gpu, nccl),
-            (Some(gpu), None) => Carrier::Device(gpu),
+            (Some(gpu), None) => Carrier::Device(gpu, self.buffers.are_shared() && lends),
             (None, _) => Carrier::Host,
         };
         let measured = measure(self.comm, carrier, row, form, self.effort, self.seed, &mut self.buffers)?;

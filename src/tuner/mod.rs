@@ -129,6 +129,9 @@ pub(crate) struct Tuner {
     pub fresh: Vec<Arc<dyn Schedule>>,
 }
 
+/// As long as any block: whole lines that no address space has room for.
+pub(crate) const UNCUT: usize = isize::MAX as usize / capacity::SLICE * capacity::SLICE;
+
 const NOT_SHARED: &str = "needs all ranks to share memory";
 
 impl Tuner {
@@ -187,6 +190,11 @@ impl Tuner {
         let specific = self.overrides.iter().rev().find(|(c, _)| *c == Some(collective));
         let general = self.overrides.iter().rev().find(|(c, a)| c.is_none() && a.supports(collective));
         specific.or(general).map(|(_, algorithm)| *algorithm)
+    }
+
+    /// `plan`, of an operation all of whose publications are lent: no window cuts its slices.
+    pub fn uncut(&self, plan: Plan) -> Plan {
+        Plan { slice: self.asked_slice(UNCUT), ..plan }
     }
 
     /// Whether all ranks share memory and the user leaves the choice open, so that small vectors may take the fused

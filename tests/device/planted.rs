@@ -17,7 +17,7 @@ use crate::arena::Arena;
 use crate::ranks::threads;
 use crate::runner::{On, Test, checked};
 use crate::streams::Gate;
-use crate::world::{Rank, config, emulator};
+use crate::world::{Rank, a_context_for_each, config, emulator};
 
 pub const TESTS: &[Test] = &[
     Test { name: "planted: a publication is read before it is there", on: On::Emulator, run: publication },
@@ -208,6 +208,7 @@ fn place() {
 /// In the rounds of one operation all headers are alike: only the waits stand between readers and wrong data.
 fn place_in_rounds() {
     const LONG: usize = 40_000;
+    a_context_for_each();
     let call = |actor: &Actor<'_>, step: usize| broadcasts(actor, step, 0, LONG);
     let want = |_| given(0)[..LONG].to_vec();
     let knobs = [("MAYPOLE_ALGORITHM", "one_shot"), ("MAYPOLE_DEVICE_WINDOW", "4096")];

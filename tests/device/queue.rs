@@ -2,17 +2,18 @@
 //! queue has room for before the others begin, with the emulator's switch `QUEUE`: without the bound on what is
 //! outstanding each of these ends at the deadline.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use maypole::cuda::Stream;
+use maypole::cuda::{DeviceBuffer, Stream};
 use maypole::{Communicator, ReduceOp};
 
 use crate::arena::Arena;
 use crate::hosts::spread;
 use crate::ranks::threads;
 use crate::runner::{On, Test, checked};
-use crate::world::{Rank, SMALL, config, emulator, world};
+use crate::world::{Rank, SMALL, a_context_for_each, config, emulator, world};
 
 pub const TESTS: &[Test] = &[
     Test { name: "queue: a long collective", on: On::Emulator, run: long },
@@ -23,6 +24,9 @@ pub const TESTS: &[Test] = &[
     Test { name: "queue: long messages between two ranks", on: On::Emulator, run: messages },
     Test { name: "queue: long collectives between hosts", on: On::Emulator, run: between_hosts },
     Test { name: "queue: a fold and its publication are one launch", on: On::Emulator, run: launches },
+    Test { name: "queue: what is lent has one round among threads", on: On::Emulator, run: one_round },
+    Test { name: "queue: what is lent has one round where all promise it", on: On::Emulator, run: promised },
+    Test { name: "queue: a promise of registered memory is kept", on: On::Emulator, run: promise_broken },
     Test { name: "queue: words do not grow with the ranks", on: On::Emulator, run: words },
     Test { name: "queue: a verdict ends a call that waits for room", on: On::Emulator, run: verdict },
 ];
@@ -42,6 +46,7 @@ fn staggered(rank: &Rank, ahead: usize) {
 
 fn long() {
     const N: usize = 2 << 20;
+    a_context_for_each();
     emulator().set("QUEUE", ROOM);
     for (size, ahead) in [(2, 0), (3, 2)] {
         world(size, &config(&SMALL), |rank| {
@@ -86,6 +91,7 @@ fn words() {
 /// What a fold makes is published by the kernel that makes it: three launches a round on each of two ranks.
 fn launches() {
     const N: usize = 2 << 20;
+    a_context_for_each();
     let knobs = [("MAYPOLE_ALGORITHM", "two_shot"), ("MAYPOLE_DEVICE_WINDOW", "128K")];
     let launches = || emulator().calls("cuLaunchKernel");
     let before = std::sync::Mutex::new(0);
@@ -108,6 +114,85 @@ fn launches() {
         assert!(arena.read(&rank.stream, 0, N).iter().all(|byte| *byte == 3));
         checked(1);
     });
+}
+
+/// A buffer of which a window of 64 KiB makes as many rounds as one of 16 MiB makes of 1 GiB: two ranks, each of which
+/// adds up half of it.
+const ROUNDS: u64 = 32;
+const ROUND: (&str, &str) = ("MAYPOLE_DEVICE_WINDOW", "64K");
+const CUT: usize = 2 * ROUNDS as usize * (64 << 10);
+
+/// The launches of all ranks for an all-reduce of `buffer`, which holds ones.
+fn launches_of(rank: &Rank, buffer: &mut DeviceBuffer<u8>, registered: bool) -> u64 {
+    buffer.copy_from(&vec![1; CUT], &rank.stream).unwrap();
+    rank.settle();
+    let before = emulator().calls("cuLaunchKernel");
+    rank.comm.barrier().unwrap();
+    let on = rank.comm.on(&rank.stream);
+    let on = if registered { on.registered() } else { on };
+    on.all_reduce_in_place(&mut *buffer, ReduceOp::Sum).unwrap();
+    rank.settle();
+    let launches = emulator().calls("cuLaunchKernel") - before;
+    rank.comm.barrier().unwrap();
+    assert_eq!(buffer.to_vec(&rank.stream).unwrap(), vec![2; CUT]);
+    checked(1);
+    launches
+}
+
+/// Three launches on each rank: publishing, adding up and publishing, fetching.
+fn one_round() {
+    world(2, &config(&[ROUND]), |rank| {
+        let mut registered = rank.comm.alloc_device::<u8>(CUT).unwrap();
+        let mut plain = DeviceBuffer::new(&rank.context, CUT).unwrap();
+        assert_eq!(launches_of(rank, &mut registered, false), 2 * 3);
+        assert_eq!(launches_of(rank, &mut registered, true), 2 * 3);
+        assert_eq!(launches_of(rank, &mut plain, false), 2 * 3);
+    });
+}
+
+/// With a context each, ranks do not know of each other's memory.
+fn promised() {
+    a_context_for_each();
+    world(2, &config(&[ROUND]), |rank| {
+        let mut registered = rank.comm.alloc_device::<u8>(CUT).unwrap();
+        let mut plain = DeviceBuffer::new(&rank.context, CUT).unwrap();
+        assert_eq!(launches_of(rank, &mut plain, false), 2 * 3 * ROUNDS);
+        assert_eq!(launches_of(rank, &mut registered, false), 2 * 3 * ROUNDS);
+        assert_eq!(launches_of(rank, &mut registered, true), 2 * 3);
+    });
+}
+
+/// A rank whose buffer is not registered is refused, and the others are told; one that does not promise what another does
+/// makes another call.
+fn promise_broken() {
+    a_context_for_each();
+    for breach in ["another buffer", "no promise"] {
+        let told = Barrier::new(2);
+        threads(2, &config(&[ROUND]), |comm| {
+            let rank = Rank::new(comm);
+            rank.comm.attach(&rank.context).unwrap();
+            let me = rank.comm.rank();
+            let mut registered = rank.comm.alloc_device::<u8>(CUT).unwrap();
+            let mut plain = DeviceBuffer::new(&rank.context, CUT).unwrap();
+            rank.settle();
+            let on = rank.comm.on(&rank.stream);
+            let called = match (me, breach) {
+                (0, _) => on.registered().all_reduce_in_place(&mut registered, ReduceOp::Sum),
+                (_, "no promise") => on.all_reduce_in_place(&mut registered, ReduceOp::Sum),
+                _ => on.registered().all_reduce_in_place(&mut plain, ReduceOp::Sum),
+            };
+            let error = called.and_then(|()| on.synchronize()).unwrap_err().to_string();
+            println!("{breach}, rank {me}: {error}");
+            match breach {
+                "no promise" => assert!(error.contains("in one round"), "{error}"),
+                _ => assert!(error.contains("alloc_device"), "{error}"),
+            }
+            rank.stream.synchronize().unwrap();
+            // Nobody leaves before both have been told.
+            told.wait();
+            checked(1);
+        });
+    }
 }
 
 /// Rings and chains: every rank waits for its neighbours at each slot.
@@ -153,6 +238,7 @@ fn short() {
 fn communicators() {
     const N: usize = 100_000;
     const TURNS: usize = 3;
+    a_context_for_each();
     emulator().set("QUEUE", ROOM);
     world(2, &config(&SMALL), |rank| {
         let comms: Vec<Communicator> = (0..6).map(|_| rank.comm.duplicate().unwrap()).collect();
@@ -174,6 +260,7 @@ fn communicators() {
 fn streams() {
     const TURNS: usize = 60;
     const N: usize = 100_000;
+    a_context_for_each();
     emulator().set("QUEUE", "600");
     world(2, &config(&SMALL), |rank| {
         let other = Stream::new(&rank.context).unwrap();
@@ -226,6 +313,7 @@ fn between_hosts() {
 /// A rank waits for room within a call, and the others never come.
 fn verdict() {
     const N: usize = 3 << 20;
+    a_context_for_each();
     emulator().set("QUEUE", ROOM);
     for why in [Some("enough of it"), None] {
         let begun = AtomicBool::new(false);

@@ -9,7 +9,7 @@ use maypole::{Call, Collective, DataType, ReduceOp};
 use crate::arena::Arena;
 use crate::runner::{On, Test, checked};
 use crate::streams::Gate;
-use crate::world::{Rank, config, emulator, world};
+use crate::world::{Rank, a_context_for_each, config, emulator, world};
 
 pub const TESTS: &[Test] = &[
     Test { name: "registered: read where they lie", on: On::Emulator, run: in_place },
@@ -34,7 +34,7 @@ fn overwrite(alone: &maypole::Communicator, buffer: &DeviceBuffer<u8>, aside: &S
 
 /// Ranks with a context each lend what is registered, and copy what is not.
 fn in_place() {
-    emulator().set("DEVICES", "2");
+    a_context_for_each();
     read_late(|registered| registered);
 }
 

@@ -52,6 +52,12 @@ pub fn emulator() -> &'static Emulator {
     testing::load()
 }
 
+/// A device and so a context for each rank of the test: what is not registered is copied and passes the window. Before
+/// anything asks for a driver.
+pub fn a_context_for_each() {
+    emulator().set("DEVICES", "8");
+}
+
 /// Settings of a test: a deadline that only a hang reaches, less staging memory than by default, since it costs time to
 /// make, and `knobs`.
 pub fn config(knobs: &[(&str, &str)]) -> Config {

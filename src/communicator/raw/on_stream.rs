@@ -38,7 +38,7 @@ impl Communicator {
             Err(what) => return inner.refuse_next(what),
         };
         match inner.memory(call.collective.name(), filled(buffers, lengths))? {
-            None | Some(Memory::Device) => self.run_on(stream, call, buffers, lengths),
+            None | Some(Memory::Device) => self.run_on((stream, false), call, buffers, lengths),
             Some(Memory::Host) => {
                 stream.synchronize().map_err(|source| inner.refused_by_driver(source))?;
                 // SAFETY: the lengths are those that the caller promised.
