@@ -63,6 +63,13 @@ impl Capacity {
     }
 }
 
+/// How many times as long a publication in the staging memory of a device is with `members` ranks as with two, where it
+/// is what they exchange large buffers through. The algorithms for those publish a part for each rank at once, and each
+/// part is read by a kernel of its own, or a share of one, which should be as long as ever. But no more than with eight.
+pub(crate) fn growth(members: usize) -> usize {
+    members.div_ceil(2).clamp(1, 4)
+}
+
 /// The longest slice such that `chunks` of them make a message that a link with `credit` takes twice.
 pub(crate) fn slice_of_message(credit: usize, chunks: usize) -> usize {
     whole_lines(credit / 2 - OPENING, chunks)
@@ -194,6 +201,17 @@ mod tests {
             }
         }
         println!("{checked} cases");
+    }
+
+    /// What the default leaves to each rank's part of an all-reduce.
+    #[test]
+    fn parts_of_publications_do_not_shrink_as_ranks_are_more() {
+        let part = |members: usize| {
+            let chunks = if members == 2 { 1 } else { members };
+            slice_of_publication(Config::default().device_window * growth(members), chunks)
+        };
+        assert!((2..=8).all(|members| part(members) >= 8 << 20), "{:?}", [2, 3, 4, 5, 6, 7, 8].map(part));
+        assert_eq!([part(4), part(8), part(16)], [8 << 20, 8 << 20, 4 << 20]);
     }
 
     /// The figures of DESIGN.md's table of bytes per peer, which `transports/tests/footprint.rs`

@@ -1,4 +1,4 @@
-// The copy kernel: bytes, from one source.
+// The copy kernel, bytes from one source, and the gather kernel, bytes from several, each to a place of its own.
 
 #include "fold.h"
 
@@ -9,7 +9,7 @@ struct CopyFold {
     static constexpr bool SINGLE = true;
     typedef Vector State;
     typedef Nothing Setup;
-    INLINE Setup setup(const Job &) {
+    template <class Work> INLINE Setup setup(const Work &) {
         return {};
     }
     INLINE void first(State &state, const Vector &v, const Setup &) {
@@ -21,10 +21,31 @@ struct CopyFold {
     }
 };
 
+// One of a gather's copies.
+struct Part {
+    u8 *dst, *also;
+    u64 count;
+    u32 sources;
+};
+
 } // namespace
 
 KERNEL(maypole_copy, Job, job) {
     __shared__ const u8 *at[MOST_SOURCES];
     Inputs inputs = {at, 0};
     if (begin<1>(job, inputs)) drive<CopyFold>(job, inputs);
+}
+
+// A row of blocks for each source: all are read at the same time, each from a memory of its own. As in any job nothing is
+// written if any of them is of another operation.
+KERNEL(maypole_gather, Gather, gather) {
+    __shared__ const u8 *at[MOST_SOURCES];
+    Inputs inputs = {at, 0};
+    if (!begin<MOST_SOURCES>(gather.job, inputs)) return;
+#pragma unroll 1
+    for (u32 s = blockIdx.y; s < gather.job.sources; s += gridDim.y) {
+        Part part = {gather.to[s].dst, 0, gather.to[s].bytes, 1};
+        Inputs input = {at + s, (u32)((u64)at[s] ^ (u64)part.dst)};
+        drive<CopyFold>(part, input);
+    }
 }

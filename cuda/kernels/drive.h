@@ -59,7 +59,7 @@ static __device__ __noinline__ void report(const Job &job, const Source &source)
 //
 // `Most` is how many sources such a job may have.
 template <u32 Most> INLINE bool begin(const Job &job, Inputs &inputs) {
-    bool first = thread_index() == 0;
+    bool first = thread_index() == 0 && blockIdx.y == 0;
     u32 poison = job.poison ? *(volatile u32 *)job.poison : 0;
     Vector head[Most];
     u64 offset[Most];
@@ -163,8 +163,8 @@ static __device__ __noinline__ void store_any(u8 *at, Vector v, u32 bytes) {
 
 // The result for `UNROLL` vectors, `stride` bytes apart, the first of them at `position` in every buffer; all addresses
 // are multiples of 16. Nothing is stored before everything is loaded: the destination may be a source.
-template <class Fold>
-INLINE void fold_aligned(const Job &job, const Inputs &inputs, u64 position, u64 stride,
+template <class Fold, class Work>
+INLINE void fold_aligned(const Work &job, const Inputs &inputs, u64 position, u64 stride,
                          const typename Fold::Setup &setup) {
     constexpr u32 chunk = Fold::SINGLE ? 1 : Fold::CHUNK;
     u32 sources = Fold::SINGLE ? 1 : job.sources;
@@ -207,8 +207,8 @@ INLINE void fold_aligned(const Job &job, const Inputs &inputs, u64 position, u64
 // The result for the first `bytes` bytes (1 to 16) at `position`, wherever that is. Several sources are loaded before the
 // first is looked at, as in small jobs all that counts is how often memory is waited for; then they are taken one by one
 // by the same instructions, which would otherwise be most of a kernel's.
-template <class Fold>
-INLINE void fold_anywhere(const Job &job, const Inputs &inputs, u64 position, u32 bytes,
+template <class Fold, class Work>
+INLINE void fold_anywhere(const Work &job, const Inputs &inputs, u64 position, u32 bytes,
                           const typename Fold::Setup &setup) {
     constexpr u32 chunk = Fold::SINGLE ? 1 : 4;
     u32 sources = Fold::SINGLE ? 1 : job.sources;
@@ -237,12 +237,12 @@ INLINE void fold_anywhere(const Job &job, const Inputs &inputs, u64 position, u3
     if (job.also) store_any(job.also + position, result, bytes);
 }
 
-// The whole job, spread over all threads of the grid.
+// The whole job, spread over all threads of the grid; or a part of a gather, whose `Work` has the same fields.
 //
 // Vectors are counted from the destination's first multiple of 16. If every other address is a multiple of 16 there, too
 // (chunks of equally placed buffers are), these go the fast way, and there are two ragged ends. If not, everything goes
 // the way of the ends: aligned loads, two per vector, whose bytes are shifted into place.
-template <class Fold> INLINE void drive(const Job &job, const Inputs &inputs) {
+template <class Fold, class Work> INLINE void drive(const Work &job, const Inputs &inputs) {
     if (job.sources == 0 || job.count == 0) return;
     u64 bytes = job.count * Fold::SIZE;
     u64 thread = thread_index(), threads = thread_count();

@@ -1,4 +1,4 @@
-// What a kernel is told: one struct by value, the same for every kernel but those of bench.cu. Its twins in Rust are in
+// What a kernel is told: one struct by value, the same for every kernel but gather and those of bench.cu. Its twins in Rust are in
 // ../src/kernels/job.rs, where a test compares sizes and offsets; change both together.
 //
 // A job reads up to eight sources and writes one result to one or two places. A source is plain memory or lies behind a
@@ -86,10 +86,22 @@ struct Job {
     u32 *poison;
 };
 
+// The parameter of the gather kernel: a job each of whose sources goes to a place of its own.
+struct Gather {
+    // Of which `dst`, `also` and `count` are not used.
+    Job job;
+    // Where each source goes, and how many bytes it has: 0 where only its header is looked at.
+    struct {
+        u8 *dst;
+        u64 bytes;
+    } to[MOST_SOURCES];
+};
+
 static_assert(sizeof(Header) == 64, "the header is 64 bytes");
 static_assert(sizeof(Source) == 40, "no padding");
 static_assert(sizeof(Trouble) == 128, "as in Rust");
 static_assert(sizeof(Job) == 464, "as in Rust");
+static_assert(sizeof(Gather) == 592, "as in Rust");
 
 // The order of ReduceOp in collectives/src/op.rs. The last, an operation of the user's own, has no kernel.
 enum Op : u32 { SUM, PROD, MIN, MAX, AVG, PREMULSUM, AND, OR, XOR };

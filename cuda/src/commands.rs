@@ -64,7 +64,7 @@ use cudarc::driver::sys::{
 };
 
 use crate::driver::{Entered, Result, Stream};
-use crate::kernels::{Job, Kernel, Kernels};
+use crate::kernels::{Gather, Job, Kernel, Kernels};
 
 /// `CU_STREAM_WAIT_VALUE_GEQ`, in cyclic comparison.
 const AT_LEAST: u32 = 0;
@@ -254,6 +254,21 @@ impl<'a> Commands<'a> {
         self.calls += 1;
         // SAFETY: the caller's promise.
         unsafe { kernels.launch(self.stream, kernel, job) }
+    }
+
+    /// Launches several copies as one kernel.
+    ///
+    /// # Errors
+    /// The driver's.
+    ///
+    /// # Safety
+    /// As for [`Kernels::gather`].
+    #[inline]
+    pub unsafe fn launch_gather(&mut self, kernels: &Kernels, gather: &Gather) -> Result<()> {
+        self.flush()?;
+        self.calls += 1;
+        // SAFETY: the caller's promise.
+        unsafe { kernels.gather(self.stream, gather) }
     }
 
     /// Copies `bytes` bytes with the driver's own copy, which on some devices leaves the multiprocessors alone.

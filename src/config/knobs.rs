@@ -140,7 +140,7 @@ pub const KNOBS: &[Knob] = &[
     Knob {
         name: "MAYPOLE_DEVICE_WINDOW",
         default: "16M",
-        meaning: "device memory of one publication, bytes; each rank with device buffers has two",
+        meaning: "device memory of one publication, bytes; a rank with device buffers has two, of up to 4 times as much",
         read: |c, v| size(v).map(|n| c.device_window = n),
         check: |c| within(c.device_window as u64, 4096..=1 << 30),
     },

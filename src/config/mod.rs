@@ -73,7 +73,8 @@ pub struct Config {
     pub stream: usize,
     /// `MAYPOLE_STASH`, bytes: what messages that came before anybody wanted them may take on a rank, by communicator.
     pub stash: usize,
-    /// `MAYPOLE_DEVICE_WINDOW`, bytes: one publication of a rank in the staging memory of its device.
+    /// `MAYPOLE_DEVICE_WINDOW`, bytes: one publication of a rank in the staging memory of its device, where
+    /// two ranks, or threads with one context, exchange; up to four times as much where more do.
     pub device_window: usize,
     /// `MAYPOLE_DEVICE_FIFO`, bytes: staging memory of one link between two devices.
     pub device_fifo: usize,

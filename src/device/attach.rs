@@ -21,7 +21,7 @@ use super::loans::Lendable;
 use super::plan::Planner;
 use super::state::{Device, Fabric};
 use crate::Communicator;
-use crate::capacity::Capacity;
+use crate::capacity::{Capacity, growth};
 use crate::config::{DeviceStaging, TransportChoice};
 use crate::error::{Error, Result};
 use crate::tuner::{Links, Tuner};
@@ -290,7 +290,10 @@ impl Communicator {
         let region = self.shared_region(&near, Words::bytes(near.len(), CHANNELS))?;
         let tuned = all_near && config.algorithm.is_empty();
         let capacity = Capacity::of(size, config);
-        let shape = Shape::new(near.len(), capacity.device_window, &fifos(capacity.device_fifo, tuned));
+        // Threads with one context lend what is long.
+        let one_space = members.iter().all(|member| member.shares_context_with(&own));
+        let times = if all_near && !one_space { growth(size) } else { 1 };
+        let shape = Shape::new(near.len(), times * capacity.device_window, &fifos(capacity.device_fifo, tuned));
         let staging = match on_device {
             true => self.device_staging(context, (&near, me), shape, (others_beyond, &unseen))?,
             false => None,
@@ -332,7 +335,7 @@ impl Communicator {
         let routes = self.unanimous(DOING, routes)?;
         let lendable = match all_near && staging.is_on_device() {
             false => Lendable::Nothing,
-            true if members.iter().all(|member| member.shares_context_with(&own)) => Lendable::Everything,
+            true if one_space => Lendable::Everything,
             true => Lendable::Registered,
         };
         let fabric = Fabric { words: Arc::new(words), staging, poison, me, crowded, lendable };
@@ -357,7 +360,7 @@ mod tests {
     use maypole_collectives::{Hosts, Order};
     use maypole_cuda::peer::Shape;
 
-    use super::{fifos, queues_are_few, queues_to_ask_for};
+    use super::{fifos, growth, queues_are_few, queues_to_ask_for};
     use crate::config::Config;
     use crate::tuner::{Links, Needs, Tuner};
 
@@ -384,11 +387,12 @@ mod tests {
 
     #[test]
     fn attaching_takes_megabytes() {
-        let bytes = |members| {
+        let bytes = |members, times| {
             let config = Config::default();
-            Shape::new(members, config.device_window, &fifos(config.device_fifo, true)).bytes() >> 20
+            Shape::new(members, times * config.device_window, &fifos(config.device_fifo, true)).bytes() >> 20
         };
-        assert_eq!([2, 4, 8].map(bytes), [36, 44, 60]);
+        assert_eq!([2, 4, 8].map(|members| bytes(members, 1)), [36, 44, 60]);
+        assert_eq!([2, 4, 8].map(|members| bytes(members, growth(members))), [36, 76, 156]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use maypole_collectives::schedule::Buffer;
 use maypole_collectives::schedule::{Region, Schedule, Step};
 use maypole_collectives::{DataType, ReduceOp};
 use maypole_cuda::Commands;
-use maypole_cuda::kernels::{Header, Job, Kernel, Kernels, MOST_SOURCES, Source, op_code};
+use maypole_cuda::kernels::{Gather, Header, Job, Kernel, Kernels, MOST_SOURCES, Source, Target, op_code};
 use maypole_cuda::peer::{Bases, Incoming, Outgoing, Place, Window};
 
 use super::courier::{End, Passage};
@@ -252,14 +252,26 @@ impl Executor {
 
     /// Launch a kernel, when there is room for it on the stream.
     pub(super) fn submit(&mut self, commands: &mut Commands<'_>, kernel: Kernel, job: &Job) -> Result<()> {
-        if let Some(pace) = &mut self.pace {
-            pace.keep(commands, &mut self.passages)?;
-        }
+        self.keep_pace(commands)?;
         // SAFETY: sources and results lie in the call's buffers, which were checked to be device memory of their length,
         // in scratch, and in places of staging memory within their length; the operation was checked to have the type.
         // That the caller keeps its buffers until the stream has passed is what calls on streams ask of it; staging and
         // scratch stay until this rank's streams have drained.
         Ok(unsafe { commands.launch(&self.kernels, kernel, job) }?)
+    }
+
+    /// Launch several copies as one kernel, likewise.
+    pub(super) fn submit_gather(&mut self, commands: &mut Commands<'_>, gather: &Gather) -> Result<()> {
+        self.keep_pace(commands)?;
+        // SAFETY: as above.
+        Ok(unsafe { commands.launch_gather(&self.kernels, gather) }?)
+    }
+
+    fn keep_pace(&mut self, commands: &mut Commands<'_>) -> Result<()> {
+        match &mut self.pace {
+            Some(pace) => pace.keep(commands, &mut self.passages),
+            None => Ok(()),
+        }
     }
 
     /// A message in, out, or through this rank, or a copy: slot by slot, in jobs as long as the regions and slots allow.
@@ -398,13 +410,26 @@ impl Executor {
             self.launch(commands, now, &mut job, 0)?;
         }
         while let Some(([from, to], bytes)) = runs.next() {
-            let mut job = Job { dst: to, ..self.job(now) };
-            add(&mut job, Source::plain(from));
-            // With the last job, as in a slot.
-            if runs.peek().is_none() {
-                (job.publish, job.head) = (place.header, head);
+            let mut job = self.job(now);
+            let mut more = runs.peek().is_some();
+            if !more {
+                (job.publish, job.head, job.dst) = (place.header, head, to);
+                add(&mut job, Source::plain(from));
+                self.launch(commands, now, &mut job, bytes)?;
+                break;
             }
-            self.launch(commands, now, &mut job, bytes)?;
+            // Blocks that do not lie as close here as there.
+            let mut gather = Gather::new(job);
+            gather.add(Source::plain(from), Target { dst: to, bytes: bytes as u64 });
+            while let Some(([from, to], bytes)) = runs.next_if(|_| !gather.is_full()) {
+                gather.add(Source::plain(from), Target { dst: to, bytes: bytes as u64 });
+                more = runs.peek().is_some();
+            }
+            // With the last job, as in a slot.
+            if !more {
+                (gather.job.publish, gather.job.head) = (place.header, head);
+            }
+            self.submit_gather(commands, &gather)?;
         }
         self.end_publish(commands, now, lent)
     }

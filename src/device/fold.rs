@@ -7,6 +7,9 @@
 //! makes no difference; sums of 8- and 16-bit floats are rounded once instead of after each operand, except under
 //! [`Order::Canonical`](maypole_collectives::Order), where a job takes two operands.
 //!
+//! Consecutive fetches that each go to a region of their own, and are combined with nothing, become one job too, a
+//! *gather*: it reads from up to eight ranks at the same time, over a link to each where they have links of their own.
+//!
 //! # Folds that are published
 //!
 //! Where the next step publishes what the fold has made, its last job writes the publication too: its data, unless it is
@@ -18,14 +21,16 @@
 
 use maypole_collectives::schedule::{Region, Step};
 use maypole_cuda::Commands;
-use maypole_cuda::kernels::{Job, MOST_SOURCES, Source};
+use maypole_cuda::kernels::{Gather, Job, MOST_SOURCES, Source, Target};
 use maypole_cuda::peer::Place;
 
 use super::executor::{Executor, Now, Onward, Result, add};
 
-/// Fetches into one region that are waiting to become jobs.
+/// Fetches that are waiting to become jobs.
 pub(super) struct Fold {
+    /// Where all of them go, or the first does of those that go to regions of their own.
     dst: Region,
+    gathers: bool,
     /// The operand of this rank's own.
     local: Option<Region>,
     fetches: Vec<Fetch>,
@@ -38,6 +43,7 @@ pub(super) struct Fold {
 #[derive(Clone, Copy)]
 struct Fetch {
     from: usize,
+    dst: Region,
     /// Number of the publication.
     number: u32,
     /// Which of its chunks is the first.
@@ -48,17 +54,35 @@ struct Fetch {
 
 impl Default for Fold {
     fn default() -> Fold {
-        Fold { dst: Region::EMPTY, local: None, fetches: Vec::new(), step: 0, open: false }
+        Fold { dst: Region::EMPTY, gathers: false, local: None, fetches: Vec::new(), step: 0, open: false }
     }
 }
 
+/// Whether two regions have a chunk in common.
+fn overlap(a: Region, b: Region) -> bool {
+    a.buffer == b.buffer && a.first < b.first + b.len && b.first < a.first + a.len
+}
+
 impl Fold {
+    /// Whether a fetch into `dst`, combined with `local`, can be one more of it; and whether it gathers then.
+    fn goes_on_with(&self, from: usize, local: Option<Region>, dst: Region) -> Option<bool> {
+        if self.fetches.iter().any(|other| other.from == from) {
+            return None;
+        }
+        if !self.gathers && self.dst == dst && local == (dst.len > 0).then_some(dst) {
+            return Some(false);
+        }
+        let plain = self.local.is_none() && (self.gathers || self.fetches.len() == 1) && self.dst.len > 0;
+        let apart = self.fetches.iter().all(|other| !overlap(other.dst, dst));
+        (plain && local.is_none() && dst.len > 0 && apart).then_some(true)
+    }
+
     /// Whether the fold is one piece of memory, all of which `step` publishes, and reads no publication of rank `me`,
     /// whose place it might overwrite.
     fn is_published_by(&self, now: &Now<'_>, step: Step, me: usize) -> bool {
         let Step::Publish { src } = step else { return false };
         let reads_own = self.fetches.iter().any(|fetch| fetch.from == me);
-        src == self.dst && src.len == 1 && !reads_own && now.bound.of(src, 0, now.round).1 > 0
+        !self.gathers && src == self.dst && src.len == 1 && !reads_own && now.bound.of(src, 0, now.round).1 > 0
     }
 }
 
@@ -77,15 +101,13 @@ impl Executor {
         };
         let fold = &mut self.fold;
         if fold.open {
-            let goes_on = if dst.len == 0 { local.is_none() } else { local == Some(dst) };
-            if !goes_on || fold.dst != dst || fold.fetches.iter().any(|other| other.from == from) {
-                return false;
-            }
+            let Some(gathers) = fold.goes_on_with(from, local, dst) else { return false };
+            fold.gathers = gathers;
         } else {
-            (fold.dst, fold.local, fold.open) = (dst, local, true);
+            (fold.dst, fold.gathers, fold.local, fold.open) = (dst, false, local, true);
             fold.fetches.clear();
         }
-        fold.fetches.push(Fetch { from, number, at, place: None });
+        fold.fetches.push(Fetch { from, dst, number, at, place: None });
         fold.step = now.step;
         true
     }
@@ -118,8 +140,12 @@ impl Executor {
         }
         let onward = publishes.then(|| self.begin_publish(commands, now, fold.dst)).transpose()?;
         let moves = |i: &usize| now.bound.of(fold.dst, *i, now.round).1 > 0;
-        (0..fold.dst.len).filter(moves).try_for_each(|i| self.fold_chunk(commands, now, (fold, i), onward.as_ref()))?;
-        if !(0..fold.dst.len).any(|i| moves(&i)) {
+        if fold.gathers {
+            self.gather(commands, now, fold)?;
+        } else if (0..fold.dst.len).any(|i| moves(&i)) {
+            let mut chunks = (0..fold.dst.len).filter(moves);
+            chunks.try_for_each(|i| self.fold_chunk(commands, now, (fold, i), onward.as_ref()))?;
+        } else {
             self.look_at_headers(commands, now, fold)?;
         }
         let Executor { window: Some(window), members, .. } = self else { unreachable!("as above") };
@@ -163,6 +189,27 @@ impl Executor {
             job.also = if onward.lent.is_some() { 0 } else { onward.place.data() };
         }
         self.launch(commands, now, &mut job, bytes)
+    }
+
+    /// The jobs of fetches that each go to a region of their own.
+    fn gather(&mut self, commands: &mut Commands<'_>, now: &Now<'_>, fold: &Fold) -> Result<()> {
+        let mut gather = Gather::new(self.job(now));
+        for fetch in &fold.fetches {
+            let chunk = |i: usize| now.bound.of(fetch.dst, i, now.round);
+            let moves = (0..fetch.dst.len).any(|i| chunk(i).1 > 0);
+            // One that moves nothing in this round has its header looked at.
+            for i in (0..fetch.dst.len).filter(|i| if moves { chunk(*i).1 > 0 } else { *i == 0 }) {
+                if gather.is_full() {
+                    self.submit_gather(commands, &gather)?;
+                    gather = Gather::new(self.job(now));
+                }
+                let (to, bytes) = chunk(i);
+                // Where nothing goes there may be no memory.
+                let dst = if bytes > 0 { to.addr() as u64 } else { 0 };
+                gather.add(self.source(now, fetch, i), Target { dst, bytes: bytes as u64 });
+            }
+        }
+        self.submit_gather(commands, &gather)
     }
 
     /// The job of a fold that moves nothing: it sees whether the publications are of this operation.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use maypole::cuda::{DeviceBuffer, Stream};
-use maypole::{Communicator, ReduceOp};
+use maypole::{Call, Collective, Communicator, DataType, ReduceOp};
 
 use crate::arena::Arena;
 use crate::hosts::spread;
@@ -24,6 +24,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "queue: long messages between two ranks", on: On::Emulator, run: messages },
     Test { name: "queue: long collectives between hosts", on: On::Emulator, run: between_hosts },
     Test { name: "queue: a fold and its publication are one launch", on: On::Emulator, run: launches },
+    Test { name: "queue: fetches from several ranks are one launch", on: On::Emulator, run: gathers },
     Test { name: "queue: what is lent has one round among threads", on: On::Emulator, run: one_round },
     Test { name: "queue: what is lent has one round where all promise it", on: On::Emulator, run: promised },
     Test { name: "queue: a promise of registered memory is kept", on: On::Emulator, run: promise_broken },
@@ -116,6 +117,46 @@ fn launches() {
     });
 }
 
+/// Whoever fetches from several ranks into places of their own launches one kernel for all of them: the launches of a call
+/// grow with the ranks, and not with their square.
+fn gathers() {
+    // No multiple of a line: blocks do not lie as close in memory as in a publication.
+    const N: usize = 3000;
+    let knobs = [("MAYPOLE_ALGORITHM", "all_reduce=two_shot,broadcast=two_shot")];
+    for size in [4, 8] {
+        // Publish, copy the own block or fold and publish, and fetch; of a broadcast the root publishes, copies, and looks
+        // at the others' headers, and those fetch their part and the rest.
+        let each = 3 * size as u64;
+        let want = [
+            (Collective::AllReduce, each),
+            (Collective::AllGather, each),
+            (Collective::AllToAll, each),
+            (Collective::Broadcast, 3 + 2 * (size as u64 - 1)),
+        ];
+        world(size, &config(&knobs), |rank| {
+            let arena = Arena::new(rank, 16 * N * size);
+            for (collective, want) in want {
+                let call = Call { collective, dtype: DataType::U8, count: N, op: ReduceOp::Sum, root: 0 };
+                let inputs = collective.input_blocks(rank.comm.rank(), size, 0) * N;
+                let outputs = collective.output_blocks(rank.comm.rank(), size, 0) * N;
+                rank.settle();
+                let before = emulator().calls("cuLaunchKernel");
+                rank.comm.barrier().unwrap();
+                let on = rank.comm.on(&rank.stream);
+                on.call(call, arena.input(0, inputs), arena.output(8 * N * size, outputs)).unwrap();
+                rank.settle();
+                let launches = emulator().calls("cuLaunchKernel") - before;
+                rank.comm.barrier().unwrap();
+                if rank.comm.rank() == 0 {
+                    println!("{}: {launches} launches of {size} ranks", collective.name());
+                    assert_eq!(launches, want, "{} of {size} ranks", collective.name());
+                    checked(1);
+                }
+            }
+        });
+    }
+}
+
 /// A buffer of which a window of 64 KiB makes as many rounds as one of 16 MiB makes of 1 GiB: two ranks, each of which
 /// adds up half of it.
 const ROUNDS: u64 = 32;
@@ -143,7 +184,7 @@ fn launches_of(rank: &Rank, buffer: &mut DeviceBuffer<u8>, registered: bool) -> 
 fn one_round() {
     world(2, &config(&[ROUND]), |rank| {
         let mut registered = rank.comm.alloc_device::<u8>(CUT).unwrap();
-        let mut plain = DeviceBuffer::new(&rank.context, CUT).unwrap();
+        let mut plain = DeviceBuffer::<u8>::new(&rank.context, CUT).unwrap();
         assert_eq!(launches_of(rank, &mut registered, false), 2 * 3);
         assert_eq!(launches_of(rank, &mut registered, true), 2 * 3);
         assert_eq!(launches_of(rank, &mut plain, false), 2 * 3);
@@ -155,7 +196,7 @@ fn promised() {
     a_context_for_each();
     world(2, &config(&[ROUND]), |rank| {
         let mut registered = rank.comm.alloc_device::<u8>(CUT).unwrap();
-        let mut plain = DeviceBuffer::new(&rank.context, CUT).unwrap();
+        let mut plain = DeviceBuffer::<u8>::new(&rank.context, CUT).unwrap();
         assert_eq!(launches_of(rank, &mut plain, false), 2 * 3 * ROUNDS);
         assert_eq!(launches_of(rank, &mut registered, false), 2 * 3 * ROUNDS);
         assert_eq!(launches_of(rank, &mut registered, true), 2 * 3);
@@ -173,7 +214,7 @@ fn promise_broken() {
             rank.comm.attach(&rank.context).unwrap();
             let me = rank.comm.rank();
             let mut registered = rank.comm.alloc_device::<u8>(CUT).unwrap();
-            let mut plain = DeviceBuffer::new(&rank.context, CUT).unwrap();
+            let mut plain = DeviceBuffer::<u8>::new(&rank.context, CUT).unwrap();
             rank.settle();
             let on = rank.comm.on(&rank.stream);
             let called = match (me, breach) {

@@ -76,7 +76,7 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    /// Queues a launch of `grid` blocks of `block` threads each, in one dimension. The driver copies the parameter.
+    /// Queues a launch of `grid` blocks, along x and y, of `block` threads each. The driver copies the parameter.
     ///
     /// # Errors
     /// The driver's. What goes wrong while the kernel runs is reported by later calls.
@@ -85,7 +85,7 @@ impl Function {
     /// The kernel takes one parameter, laid out like `P`; what it does with the addresses in it is right whenever the
     /// stream comes to run it.
     #[inline]
-    pub unsafe fn launch<P: Copy>(&self, stream: &Stream, grid: u32, block: u32, parameter: &P) -> Result<()> {
+    pub unsafe fn launch<P: Copy>(&self, stream: &Stream, grid: [u32; 2], block: u32, parameter: &P) -> Result<()> {
         let context = &self.module.context;
         let _entered = context.enter()?;
         let mut parameters: [*mut c_void; 1] = [(&raw const *parameter).cast_mut().cast()];
@@ -94,7 +94,7 @@ impl Function {
         unsafe {
             let (one, at) = (1, parameters.as_mut_ptr());
             let stream = stream.handle();
-            context.driver().cuLaunchKernel(self.raw, grid, one, one, block, one, one, 0, stream, at, null_mut())
+            context.driver().cuLaunchKernel(self.raw, grid[0], grid[1], one, block, one, one, 0, stream, at, null_mut())
         }?;
         Ok(())
     }

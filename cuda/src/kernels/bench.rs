@@ -49,7 +49,7 @@ impl BenchKernels {
     /// The driver's.
     pub fn empty(&self, stream: &Stream) -> Result<()> {
         // SAFETY: the kernel takes 8 bytes and looks at none.
-        unsafe { self.empty.launch(stream, 1, 32, &0u64) }
+        unsafe { self.empty.launch(stream, [1, 1], 32, &0u64) }
     }
 
     /// A matrix product, `2 * side^3` floating-point operations.
@@ -70,6 +70,6 @@ impl BenchKernels {
         );
         let tiles = (product.side / TILE) as u32;
         // SAFETY: the kernel takes a `Product`; the rest is the caller's promise.
-        unsafe { self.matmul.launch(stream, tiles * tiles, super::BLOCK, product) }
+        unsafe { self.matmul.launch(stream, [tiles * tiles, 1], super::BLOCK, product) }
     }
 }

@@ -71,7 +71,7 @@ impl Source {
     }
 }
 
-/// The one parameter of every kernel. [`Job::copy`] and the others fill it in; fields that they leave at 0 may be set
+/// The one parameter of every kernel but the gather kernel. [`Job::copy`] and the others fill it in; fields that they leave at 0 may be set
 /// afterwards.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -144,6 +144,48 @@ impl Job {
     }
 }
 
+/// Where one source of a [`Gather`] goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Target {
+    /// Any alignment. It overlaps no source and no other target.
+    pub dst: u64,
+    /// How many; 0: only the source's header is looked at.
+    pub bytes: u64,
+}
+
+/// The parameter of the gather kernel: up to [`MOST_SOURCES`] copies at the same time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Gather {
+    /// The sources, and what headers must say. Its `dst`, `also` and `count` are not used.
+    pub job: Job,
+    /// Where each of them goes.
+    pub to: [Target; MOST_SOURCES],
+}
+
+impl Gather {
+    /// Copies of nothing yet, for the operation of `job`.
+    pub fn new(job: Job) -> Gather {
+        Gather { job: Job { sources: 0, ..job }, ..Gather::default() }
+    }
+
+    /// Whether it has as many copies as it can have.
+    pub fn is_full(&self) -> bool {
+        self.job.sources as usize == MOST_SOURCES
+    }
+
+    /// One copy more.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub fn add(&mut self, source: Source, to: Target) {
+        let at = self.job.sources as usize;
+        (self.job.source[at], self.to[at]) = (source, to);
+        self.job.sources += 1;
+    }
+}
+
 /// The number by which kernels know an operation; `None` for those on pairs and the user's own,
 /// which have no kernel.
 pub const fn op_code(op: ReduceOp) -> Option<u32> {
@@ -179,5 +221,6 @@ const _: () = {
     assert!(offset_of!(Job, head) == 24 && offset_of!(Job, source) == 88 && offset_of!(Job, sources) == 408);
     assert!(offset_of!(Job, count) == 416 && offset_of!(Job, digest) == 440 && offset_of!(Job, trouble) == 448);
     assert!(offset_of!(Job, poison) == 456 && offset_of!(Header, operation) == 24);
+    assert!(size_of::<Gather>() == 592 && offset_of!(Gather, to) == 464);
     assert!(offset_of!(Source, peer) == 32 && offset_of!(Header, allocation) == 8);
 };

@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use maypole_collectives::DataType;
 use parking_lot::Mutex;
 
-pub use job::{HEADER, Header, Job, MOST_SOURCES, Source, Trouble, factor_bits, op_code};
+pub use job::{Gather, HEADER, Header, Job, MOST_SOURCES, Source, Target, Trouble, factor_bits, op_code};
 
 use crate::driver::{Context, Function, Module, Result, Stream};
 
@@ -72,6 +72,7 @@ impl Kernel {
 #[derive(Debug)]
 struct Compiled {
     copy: Function,
+    gather: Function,
     /// By type's code.
     reduce: Vec<Function>,
     scale: Vec<Function>,
@@ -134,7 +135,23 @@ impl Kernels {
         let bytes = if job.sources == 0 { 0 } else { job.count * kernel.element() };
         let (blocks, threads) = shape(bytes, kernel.unroll(), self.most_blocks[usize::from(stream.is_urgent())]);
         // SAFETY: every kernel takes a `Job`; the rest is the caller's promise.
-        unsafe { function.launch(stream, blocks, threads, job) }
+        unsafe { function.launch(stream, [blocks, 1], threads, job) }
+    }
+
+    /// Queues several copies as one launch. Each has the same share of the blocks that a job may have.
+    ///
+    /// # Errors
+    /// The driver's.
+    ///
+    /// # Safety
+    /// As for [`launch`](Kernels::launch), of each source and its target.
+    pub unsafe fn gather(&self, stream: &Stream, gather: &Gather) -> Result<()> {
+        let rows = gather.job.sources.max(1);
+        let longest = gather.to.iter().map(|to| to.bytes).max().unwrap_or(0);
+        let most = (self.most_blocks[usize::from(stream.is_urgent())] / rows).max(1);
+        let (blocks, threads) = shape(longest, Kernel::Copy.unroll(), most);
+        // SAFETY: the kernel takes a `Gather`; the rest is the caller's promise.
+        unsafe { self.compiled.gather.launch(stream, [blocks, rows], threads, gather) }
     }
 }
 
@@ -154,7 +171,8 @@ impl Compiled {
     }
 
     fn compile(context: &Arc<Context>) -> Result<Compiled> {
-        let copy = load(context, COPY)?.function("maypole_copy")?;
+        let copies = load(context, COPY)?;
+        let (copy, gather) = (copies.function("maypole_copy")?, copies.function("maypole_gather")?);
         let (integer, float, narrow) = (load(context, INTEGER)?, load(context, FLOAT)?, load(context, NARROW)?);
         let (mut reduce, mut scale) = (Vec::new(), Vec::new());
         for dtype in DataType::ALL {
@@ -166,7 +184,7 @@ impl Compiled {
             reduce.push(module.function(&format!("maypole_reduce_{dtype}"))?);
             scale.push(module.function(&format!("maypole_scale_{dtype}"))?);
         }
-        Ok(Compiled { copy, reduce, scale, multiprocessors: context.multiprocessors() })
+        Ok(Compiled { copy, gather, reduce, scale, multiprocessors: context.multiprocessors() })
     }
 }
 
@@ -229,6 +247,7 @@ mod tests {
             _ => NARROW,
         };
         let mut wanted = vec![(COPY, "maypole_copy".to_string())];
+        assert!(COPY.contains(&format!("maypole_gather_param_0[{}]", size_of::<Gather>())));
         for dtype in DataType::ALL {
             wanted.push((ptx_of(dtype), format!("maypole_reduce_{dtype}")));
             wanted.push((ptx_of(dtype), format!("maypole_scale_{dtype}")));

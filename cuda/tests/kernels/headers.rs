@@ -1,7 +1,7 @@
 //! Headers: published, checked, followed to a loan, and refused.
 
 use maypole_collectives::ReduceOp;
-use maypole_cuda::kernels::{HEADER, Header, Job, Kernel, Source, Trouble};
+use maypole_cuda::kernels::{Gather, HEADER, Header, Job, Kernel, MOST_SOURCES, Source, Target, Trouble};
 
 use crate::operands::{Numbers, bytes, operand};
 use crate::rig::{Case, Place, Rig};
@@ -149,4 +149,70 @@ fn the_first_trouble_stays() {
 fn a_poisoned_rank_writes_nothing_and_reports_nothing() {
     let foreign = Foreign { source: None, earlier: Trouble::default(), poison: 1 };
     assert_eq!(run_foreign(&foreign), (Trouble::default(), 1));
+}
+
+/// Eight copies at once, of every kind of source, of other lengths and to other alignments; one moves nothing. `foreign`:
+/// the source that has another operation's header. What is there afterwards is what should be.
+fn gather(foreign: Option<usize>) {
+    let rig = &Rig::new();
+    let numbers = &mut Numbers(12);
+    let mut case = rig.case();
+    let trouble = case.place(bytemuck::bytes_of(&Trouble::default()), 0);
+    let poison = case.place(&0u32.to_le_bytes(), 0);
+    let lengths = [COUNT, 1, 0, 100_000, 16, 70_001, 4096, 5];
+    let values = lengths.map(|bytes| operand::<u8>(numbers, bytes));
+    let job = Job { digest: DIGEST, trouble: case.address(trouble), poison: case.address(poison), ..Job::default() };
+    let mut gather = Gather::new(job);
+    let mut changes = Vec::new();
+    for (i, bytes) in values.iter().enumerate() {
+        let digest = if foreign == Some(i) { DIGEST + 1 } else { DIGEST };
+        let peer = i as u32;
+        let source = match i % 3 {
+            // A slot, a loan, and plain memory where nothing is foreign.
+            0 => {
+                let slot = slot(&mut case, header(digest), bytes);
+                behind(&case, slot, peer)
+            }
+            1 => {
+                let lent = case.place(&[&[0; 24], &bytes[..]].concat(), i);
+                let bases = [0, case.address(lent)];
+                let table = case.place(bytemuck::cast_slice(&bases), 0);
+                let lending =
+                    case.place(bytemuck::bytes_of(&Header { allocation: 1, offset: 20, ..header(digest) }), 0);
+                Source { bases: case.address(table), loan: 4, ..behind(&case, lending, peer) }
+            }
+            _ => {
+                let plain = case.place(bytes, i);
+                Source::plain(case.address(plain))
+            }
+        };
+        let to = case.place(&vec![0; bytes.len()], 3 * i % 16);
+        assert!(!gather.is_full());
+        gather.add(source, Target { dst: case.address(to), bytes: bytes.len() as u64 });
+        changes.push((to, bytes));
+    }
+    assert!(gather.is_full() && gather.job.sources as usize == MOST_SOURCES);
+    let found = case.run_gather(&gather);
+    let mut expected = case.image.clone();
+    if foreign.is_none() {
+        changes.iter().for_each(|(to, bytes)| expected[to.range()].copy_from_slice(bytes));
+    }
+    let reported: Trouble = bytemuck::pod_read_unaligned(&found[trouble.range()]);
+    assert_eq!(reported.peer, foreign.map_or(0, |source| source as u32 + 1));
+    assert_eq!(found[poison.range()], u32::from(foreign.is_some()).to_le_bytes());
+    for place in [trouble, poison] {
+        expected[place.range()].copy_from_slice(&found[place.range()]);
+    }
+    let wrong = (0..found.len()).find(|at| found[*at] != expected[*at]);
+    assert_eq!(wrong, None, "foreign: {foreign:?}");
+}
+
+#[test]
+fn copies_to_several_places_are_one_launch() {
+    gather(None);
+}
+
+#[test]
+fn of_several_copies_none_is_made_if_one_is_foreign() {
+    [0, 1, 3, 6, 7].map(Some).into_iter().for_each(gather);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use maypole_cuda::kernels::{Job, Kernel, Kernels};
+use maypole_cuda::kernels::{Gather, Job, Kernel, Kernels};
 use maypole_cuda::{Context, DeviceMemory, Stream};
 
 /// Bytes around everything that is placed have this value, before and after.
@@ -80,11 +80,21 @@ impl Case<'_> {
 
     /// Runs the job on what was placed, and returns what is there afterwards.
     pub fn run(&self, kernel: Kernel, job: &Job) -> Vec<u8> {
-        let Rig { kernels, stream, memory } = self.rig;
-        memory.copy_from_host(0, &self.image).unwrap();
         // SAFETY: all addresses in the tests' jobs are those of places, for counts that fit them; the memory outlives
         // the job, as the stream is waited for.
-        unsafe { kernels.launch(stream, kernel, job) }.unwrap();
+        self.after(|Rig { kernels, stream, .. }| unsafe { kernels.launch(stream, kernel, job) })
+    }
+
+    /// The same, of several copies at once.
+    pub fn run_gather(&self, gather: &Gather) -> Vec<u8> {
+        // SAFETY: as above.
+        self.after(|Rig { kernels, stream, .. }| unsafe { kernels.gather(stream, gather) })
+    }
+
+    fn after(&self, launch: impl FnOnce(&Rig) -> Result<(), maypole_cuda::CudaError>) -> Vec<u8> {
+        let Rig { stream, memory, .. } = self.rig;
+        memory.copy_from_host(0, &self.image).unwrap();
+        launch(self.rig).unwrap();
         stream.synchronize().unwrap();
         let mut found = vec![0; self.image.len()];
         memory.copy_to_host(0, &mut found).unwrap();
