@@ -162,6 +162,42 @@ fn contexts_and_streams_of_others_are_adopted() {
     framework.destroy_context(raw);
 }
 
+/// A framework passes the same handle with every call.
+#[test]
+fn a_stream_that_was_adopted_before_costs_two_calls() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    let context = Context::primary(0).unwrap();
+    let stream = Stream::urgent(&context).unwrap();
+    let _entered = context.enter().unwrap();
+    // SAFETY: the stream outlives what is adopted.
+    let adopt = || unsafe { Stream::adopt(stream.raw()) }.unwrap();
+    let first = adopt();
+    let before = emulator.calls("*");
+    let again = adopt();
+    assert_eq!(emulator.calls("*") - before, 2);
+    assert!(again.is(&first) && again.is_urgent() && again.number() == stream.number());
+}
+
+/// Drivers give handles again.
+#[test]
+fn a_new_stream_with_the_handle_of_one_that_was_adopted_is_itself() {
+    let (_turn, emulator) = (TURN.lock(), emulated());
+    emulator.set("REUSED_HANDLES", "1");
+    let contexts = [0, 1].map(|ordinal| Context::primary(ordinal).unwrap());
+    let first = Stream::urgent(&contexts[0]).unwrap();
+    let (raw, number) = (first.raw(), first.number());
+    // SAFETY: the stream is alive.
+    let adopted = unsafe { Stream::adopt(raw) }.unwrap();
+    drop((adopted, first));
+    let second = Stream::new(&contexts[1]).unwrap();
+    assert_eq!(second.raw(), raw, "the emulator gives the handle again");
+    // SAFETY: as above.
+    let adopted = unsafe { Stream::adopt(raw) }.unwrap();
+    assert!(Arc::ptr_eq(adopted.context(), &contexts[1]) && !adopted.is_urgent());
+    assert!(adopted.number() == second.number() && adopted.number() != number);
+    emulator.set("REUSED_HANDLES", "0");
+}
+
 #[test]
 fn a_primary_context_that_was_adopted_stays() {
     let (_turn, _emulator) = (TURN.lock(), emulated());

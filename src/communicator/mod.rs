@@ -21,7 +21,7 @@ mod group;
 mod group_run;
 pub(crate) mod join;
 mod local;
-mod on_stream;
+pub(crate) mod on_stream;
 mod outcome;
 mod panics;
 pub mod persistent;

@@ -11,6 +11,7 @@ use super::blocks::{Sides, Spread};
 use super::build::World;
 use super::{Buffers, Call, Communicator, Inner, Lengths, Work};
 use crate::cuda::DeviceBuffer;
+use crate::device::buffer::Home;
 use crate::device::executor::Task;
 use crate::device::pace::Halt;
 use crate::device::plan::Ordered;
@@ -19,6 +20,24 @@ use crate::engine::bound::Bound;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::tuner::{Needs, UNCUT};
+
+/// How a call is queued.
+#[derive(Clone, Copy)]
+pub(crate) struct Queue<'a> {
+    pub stream: &'a Stream,
+    /// All ranks promise that their buffers are registered, see
+    /// [`OnStream::registered`](crate::cuda::OnStream::registered).
+    pub registered: bool,
+    /// Where the input and the output, or only buffer, are known to lie.
+    pub homes: [Home; 2],
+}
+
+impl<'a> Queue<'a> {
+    /// On `stream`, for buffers of which only the addresses are known.
+    pub fn on(stream: &'a Stream) -> Queue<'a> {
+        Queue { stream, registered: false, homes: [Home::UNKNOWN; 2] }
+    }
+}
 
 impl Communicator {
     /// Have this communicator work on buffers in the memory of `context`'s device. Every rank must call it, each with the
@@ -91,15 +110,9 @@ impl Communicator {
         Ok(inner.device.get_or_init(|| device).clone())
     }
 
-    /// Queue operation `call` on `stream`. The buffers are addresses of device memory. `registered`: all ranks promise that
-    /// theirs are registered, see [`OnStream::registered`](crate::cuda::OnStream::registered).
-    pub(crate) fn run_on(
-        &self,
-        (stream, registered): (&Stream, bool),
-        mut call: Call,
-        buffers: Buffers,
-        lengths: Lengths,
-    ) -> Result<()> {
+    /// Queue operation `call`. The buffers are addresses of device memory.
+    pub(crate) fn run_on(&self, queue: Queue<'_>, mut call: Call, buffers: Buffers, lengths: Lengths) -> Result<()> {
+        let Queue { stream, registered, .. } = queue;
         let device = self.attached(Ok(stream.context()))?;
         call.clear_ignored();
         let inner = &*self.inner;
@@ -107,7 +120,7 @@ impl Communicator {
         // SAFETY: this thread holds the ticket to the end of the function.
         let work = unsafe { inner.work() };
         work.sequence += 1;
-        let checked = inner.check(&call, lengths).and_then(|()| on_device(&device, stream, &call, buffers, lengths));
+        let checked = inner.check(&call, lengths).and_then(|()| on_device(&device, queue, &call, buffers, lengths));
         if let Err(what) = checked {
             return inner.refused(work.sequence, what);
         }
@@ -149,13 +162,13 @@ impl Communicator {
     /// The same for blocks with counts of their own.
     pub(crate) fn run_v_on(
         &self,
-        stream: &Stream,
+        queue: Queue<'_>,
         mut call: Call,
         buffers: Buffers,
         lengths: Lengths,
         sides: Sides<'_>,
     ) -> Result<()> {
-        let device = self.attached(Ok(stream.context()))?;
+        let device = self.attached(Ok(queue.stream.context()))?;
         call.clear_ignored();
         let inner = &*self.inner;
         let _ticket = inner.turn(inner.number()?)?;
@@ -163,7 +176,7 @@ impl Communicator {
         let work = unsafe { inner.work() };
         work.sequence += 1;
         let mut spread = std::mem::take(&mut work.spread);
-        let outcome = self.spread_on(work, (&device, stream), call, buffers, (lengths, sides), &mut spread);
+        let outcome = self.spread_on(work, (&device, queue), call, buffers, (lengths, sides), &mut spread);
         if let Err(Error::Argument { what, .. }) = &outcome {
             inner.watch.refuse(work.sequence, what.clone());
         }
@@ -174,7 +187,7 @@ impl Communicator {
     fn spread_on(
         &self,
         work: &mut Work,
-        (device, stream): (&Device, &Stream),
+        (device, queue): (&Device, Queue<'_>),
         call: Call,
         buffers: Buffers,
         (lengths, sides): (Lengths, Sides<'_>),
@@ -183,7 +196,7 @@ impl Communicator {
         let inner = &*self.inner;
         inner
             .spread(&call, sides, lengths, spread)
-            .and_then(|()| on_device(device, stream, &call, buffers, lengths))
+            .and_then(|()| on_device(device, queue, &call, buffers, lengths))
             .map_err(|what| Error::Argument { rank: inner.rank, what })?;
         let state = &mut *device.state.lock();
         let Call { collective, dtype, op, .. } = call;
@@ -206,7 +219,7 @@ impl Communicator {
             _ => (0, 0),
         };
         let queued = Queued { call, ordered: &ordered, bound, copied, given, blocks: None, uncut: false, divided };
-        inner.put_on(work, (device, state), stream, operation, queued)
+        inner.put_on(work, (device, state), queue.stream, operation, queued)
     }
 
     /// How a call would be run, in words.
@@ -303,7 +316,7 @@ impl Communicator {
 /// What is wrong with the stream, the operation or the buffers of a call on device memory, if anything.
 fn on_device(
     device: &Device,
-    stream: &Stream,
+    queue: Queue<'_>,
     call: &Call,
     buffers: Buffers,
     lengths: Lengths,
@@ -317,15 +330,16 @@ fn on_device(
         }
         _ => {}
     }
-    if stream.is_capturing().map_err(wrong)? {
+    if queue.stream.is_capturing().map_err(wrong)? {
         return Err(wrong(CudaError::Capturing));
     }
     let (input, output) = match lengths {
         Lengths::Apart { input, output } => (input, output),
         Lengths::InPlace { buffer } => (0, buffer),
     };
-    for (side, at, bytes) in [("input", buffers.input.addr(), input), ("output", buffers.output.addr(), output)] {
-        if bytes > 0 {
+    let sides = [("input", buffers.input.addr(), input), ("output", buffers.output.addr(), output)];
+    for ((side, at, bytes), home) in sides.into_iter().zip(queue.homes) {
+        if bytes > 0 && !home.is(&device.context) {
             let found = expect_device(&device.context, at as u64, bytes as u64);
             found.map_err(|error| format!("{name} on a stream: the {side}: {error}"))?;
         }

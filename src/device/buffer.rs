@@ -223,10 +223,29 @@ fn bytes<T>(context: &Context, len: usize) -> Result<usize, CudaError> {
     })
 }
 
+/// The context in which memory was allocated, by the address of its [`Context`]; 0 where a caller has given an address, of
+/// which the driver must be asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Home(usize);
+
+impl Home {
+    pub const UNKNOWN: Home = Home(0);
+
+    fn of<T>(buffer: &DeviceBuffer<T>) -> Home {
+        Home(Arc::as_ptr(buffer.context()).addr())
+    }
+
+    /// Whether it is known to be memory of this context.
+    pub fn is(self, context: &Arc<Context>) -> bool {
+        self == Home(Arc::as_ptr(context).addr())
+    }
+}
+
 /// Elements of device memory that a call reads. Made from a [`DeviceBuffer`], or from an address.
 pub struct DeviceSlice<'a, T> {
     address: u64,
     len: usize,
+    home: Home,
     _elements: PhantomData<&'a [T]>,
 }
 
@@ -234,6 +253,7 @@ pub struct DeviceSlice<'a, T> {
 pub struct DeviceSliceMut<'a, T> {
     address: u64,
     len: usize,
+    home: Home,
     _elements: PhantomData<&'a mut [T]>,
 }
 
@@ -262,18 +282,23 @@ fn resolve(range: impl RangeBounds<usize>, len: usize) -> (usize, usize) {
 }
 
 impl<'a, T> DeviceSlice<'a, T> {
+    /// Where it was allocated.
+    pub(crate) const fn home(&self) -> Home {
+        self.home
+    }
+
     /// `len` elements at `address`, for memory of others: a framework's tensor, say. `T` need not be aligned.
     ///
     /// # Safety
     /// What a call queues with it reads it later: the memory must stay until the stream has done so, and nothing may
     /// write it meanwhile. (That it is device memory of that length is checked by the call.)
     pub const unsafe fn from_raw(address: u64, len: usize) -> DeviceSlice<'a, T> {
-        DeviceSlice { address, len, _elements: PhantomData }
+        DeviceSlice { address, len, home: Home::UNKNOWN, _elements: PhantomData }
     }
 
     /// No elements: what ranks pass that give nothing.
     pub const fn empty() -> DeviceSlice<'a, T> {
-        DeviceSlice { address: 0, len: 0, _elements: PhantomData }
+        DeviceSlice { address: 0, len: 0, home: Home::UNKNOWN, _elements: PhantomData }
     }
 
     /// The elements in `range`.
@@ -282,7 +307,8 @@ impl<'a, T> DeviceSlice<'a, T> {
     /// If the range reaches beyond the slice.
     pub fn slice(self, range: impl RangeBounds<usize>) -> DeviceSlice<'a, T> {
         let (start, len) = resolve(range, self.len);
-        DeviceSlice { address: self.address + (start * size_of::<T>()) as u64, len, _elements: PhantomData }
+        let address = self.address + (start * size_of::<T>()) as u64;
+        DeviceSlice { address, len, home: self.home, _elements: PhantomData }
     }
 
     /// Where it begins, in the device's addresses.
@@ -302,23 +328,28 @@ impl<'a, T> DeviceSlice<'a, T> {
 
     /// The same memory as bytes.
     pub const fn bytes(self) -> DeviceSlice<'a, u8> {
-        DeviceSlice { address: self.address, len: self.len * size_of::<T>(), _elements: PhantomData }
+        DeviceSlice { address: self.address, len: self.len * size_of::<T>(), home: self.home, _elements: PhantomData }
     }
 }
 
 impl<'a, T> DeviceSliceMut<'a, T> {
+    /// Where it was allocated.
+    pub(crate) const fn home(&self) -> Home {
+        self.home
+    }
+
     /// `len` elements at `address`, for memory of others: a framework's tensor, say. `T` need not be aligned.
     ///
     /// # Safety
     /// What a call queues with it writes it later: the memory must stay until the stream has done so, and nothing else
     /// may read or write it meanwhile. (That it is device memory of that length is checked by the call.)
     pub const unsafe fn from_raw(address: u64, len: usize) -> DeviceSliceMut<'a, T> {
-        DeviceSliceMut { address, len, _elements: PhantomData }
+        DeviceSliceMut { address, len, home: Home::UNKNOWN, _elements: PhantomData }
     }
 
     /// No elements: what ranks pass that get nothing.
     pub const fn empty() -> DeviceSliceMut<'a, T> {
-        DeviceSliceMut { address: 0, len: 0, _elements: PhantomData }
+        DeviceSliceMut { address: 0, len: 0, home: Home::UNKNOWN, _elements: PhantomData }
     }
 
     /// The elements in `range`.
@@ -327,7 +358,8 @@ impl<'a, T> DeviceSliceMut<'a, T> {
     /// If the range reaches beyond the slice.
     pub fn slice(self, range: impl RangeBounds<usize>) -> DeviceSliceMut<'a, T> {
         let (start, len) = resolve(range, self.len);
-        DeviceSliceMut { address: self.address + (start * size_of::<T>()) as u64, len, _elements: PhantomData }
+        let address = self.address + (start * size_of::<T>()) as u64;
+        DeviceSliceMut { address, len, home: self.home, _elements: PhantomData }
     }
 
     /// Where it begins, in the device's addresses.
@@ -347,24 +379,29 @@ impl<'a, T> DeviceSliceMut<'a, T> {
 
     /// The same memory as bytes.
     pub const fn bytes(self) -> DeviceSliceMut<'a, u8> {
-        DeviceSliceMut { address: self.address, len: self.len * size_of::<T>(), _elements: PhantomData }
+        DeviceSliceMut {
+            address: self.address,
+            len: self.len * size_of::<T>(),
+            home: self.home,
+            _elements: PhantomData,
+        }
     }
 
     /// The same elements for a shorter time.
     pub const fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
-        DeviceSliceMut { address: self.address, len: self.len, _elements: PhantomData }
+        DeviceSliceMut { address: self.address, len: self.len, home: self.home, _elements: PhantomData }
     }
 }
 
 impl<'a, T> From<&'a DeviceBuffer<T>> for DeviceSlice<'a, T> {
     fn from(buffer: &'a DeviceBuffer<T>) -> Self {
-        DeviceSlice { address: buffer.address(), len: buffer.len, _elements: PhantomData }
+        DeviceSlice { address: buffer.address(), len: buffer.len, home: Home::of(buffer), _elements: PhantomData }
     }
 }
 
 impl<'a, T> From<&'a mut DeviceBuffer<T>> for DeviceSliceMut<'a, T> {
     fn from(buffer: &'a mut DeviceBuffer<T>) -> Self {
-        DeviceSliceMut { address: buffer.address(), len: buffer.len, _elements: PhantomData }
+        DeviceSliceMut { address: buffer.address(), len: buffer.len, home: Home::of(buffer), _elements: PhantomData }
     }
 }
 

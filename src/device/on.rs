@@ -18,8 +18,9 @@
 
 use maypole_cuda::Stream;
 
-use super::buffer::{DeviceSlice, DeviceSliceMut};
+use super::buffer::{DeviceSlice, DeviceSliceMut, Home};
 use crate::communicator::blocks::{Blocks, Sides};
+use crate::communicator::on_stream::Queue;
 use crate::communicator::{Buffers, Lengths};
 use crate::error::Result;
 use crate::{Call, Communicator};
@@ -85,17 +86,23 @@ impl<'a> OnStream<'a> {
         self.stream
     }
 
+    fn queue(&self, homes: [Home; 2]) -> Queue<'a> {
+        Queue { stream: self.stream, registered: self.registered, homes }
+    }
+
     /// The collectives as one dynamically typed call, as [`Communicator::call`]: the buffers are as many bytes as the
     /// blocks that the collective takes and gives on this rank.
     pub fn call(&self, call: Call, input: DeviceSlice<'_, u8>, output: DeviceSliceMut<'_, u8>) -> Result<()> {
+        let queue = self.queue([input.home(), output.home()]);
         let (buffers, lengths) = sides(input, output);
-        self.comm.run_on((self.stream, self.registered), call, buffers, lengths)
+        self.comm.run_on(queue, call, buffers, lengths)
     }
 
     /// [`OnStream::call`] in place, as [`Communicator::call_in_place`].
     pub fn call_in_place(&self, call: Call, buffer: DeviceSliceMut<'_, u8>) -> Result<()> {
+        let queue = self.queue([buffer.home(); 2]);
         let (buffers, lengths) = both(buffer);
-        self.comm.run_on((self.stream, self.registered), call, buffers, lengths)
+        self.comm.run_on(queue, call, buffers, lengths)
     }
 
     /// [`OnStream::call`] with blocks that have counts of their own, as [`Communicator::call_v`].
@@ -105,15 +112,17 @@ impl<'a> OnStream<'a> {
         input: (DeviceSlice<'_, u8>, Blocks<'_>),
         output: (DeviceSliceMut<'_, u8>, Blocks<'_>),
     ) -> Result<()> {
+        let queue = self.queue([input.0.home(), output.0.home()]);
         let (buffers, lengths) = sides(input.0, output.0);
         let sides = Sides::Apart { input: input.1, output: output.1 };
-        self.comm.run_v_on(self.stream, call, buffers, lengths, sides)
+        self.comm.run_v_on(queue, call, buffers, lengths, sides)
     }
 
     /// [`OnStream::call_v`] in place, as [`Communicator::call_v_in_place`].
     pub fn call_v_in_place(&self, call: Call, buffer: DeviceSliceMut<'_, u8>, blocks: Blocks<'_>) -> Result<()> {
+        let queue = self.queue([buffer.home(); 2]);
         let (buffers, lengths) = both(buffer);
-        self.comm.run_v_on(self.stream, call, buffers, lengths, Sides::InPlace(blocks))
+        self.comm.run_v_on(queue, call, buffers, lengths, Sides::InPlace(blocks))
     }
 
     /// How `call` would be run here, in words, as [`Communicator::describe`]. Attaches the communicator.

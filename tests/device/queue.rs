@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "queue: long collectives between hosts", on: On::Emulator, run: between_hosts },
     Test { name: "queue: a fold and its publication are one launch", on: On::Emulator, run: launches },
     Test { name: "queue: fetches from several ranks are one launch", on: On::Emulator, run: gathers },
+    Test { name: "queue: the driver is asked about addresses only", on: On::Emulator, run: asked },
     Test { name: "queue: what is lent has one round among threads", on: On::Emulator, run: one_round },
     Test { name: "queue: what is lent has one round where all promise it", on: On::Emulator, run: promised },
     Test { name: "queue: a promise of registered memory is kept", on: On::Emulator, run: promise_broken },
@@ -155,6 +156,28 @@ fn gathers() {
             }
         });
     }
+}
+
+/// Of a buffer of this library's it is known what it is; of an address the driver is asked.
+fn asked() {
+    const N: usize = 1000;
+    world(1, &config(&[]), |rank| {
+        let (input, mut output) =
+            (DeviceBuffer::new(&rank.context, N).unwrap(), DeviceBuffer::new(&rank.context, N).unwrap());
+        let arena = Arena::new(rank, 2 * N);
+        let on = rank.comm.on(&rank.stream);
+        let asked = |call: &mut dyn FnMut() -> maypole::Result<()>| {
+            let before = emulator().calls("cuPointerGetAttributes");
+            call().unwrap();
+            emulator().calls("cuPointerGetAttributes") - before
+        };
+        assert_eq!(asked(&mut || on.all_gather(&input, &mut output)), 0);
+        assert_eq!(asked(&mut || on.all_reduce_in_place(output.slice_mut(1..9), ReduceOp::Sum)), 0);
+        assert_eq!(asked(&mut || on.all_gather(arena.input(0, N), arena.output(N, N))), 2);
+        assert_eq!(asked(&mut || on.all_gather(&input, arena.output(N, N))), 1);
+        input.to_vec(&rank.stream).unwrap().iter().for_each(|byte: &u8| assert_eq!(*byte, 0));
+        checked(4);
+    });
 }
 
 /// A buffer of which a window of 64 KiB makes as many rounds as one of 16 MiB makes of 1 GiB: two ranks, each of which

@@ -85,8 +85,8 @@ pub unsafe fn give<T>(to: *mut T, value: T) -> Outcome {
     Ok(())
 }
 
-/// Live objects of one kind, by handle. A handle looks like a pointer, points nowhere, and is never used twice, so a
-/// stale one is found out.
+/// Live objects of one kind, by handle. A handle looks like a pointer, points nowhere, and is not used twice unless that
+/// is asked for, so a stale one is found out.
 pub struct Handles<T> {
     live: RwLock<HashMap<usize, Arc<T>>>,
 }
@@ -109,6 +109,12 @@ impl<T> Handles<T> {
     /// A handle for an object that is there already.
     pub fn adopt(&self, object: Arc<T>) -> usize {
         let handle = NEXT.fetch_add(0x40, Relaxed);
+        self.live.write().insert(handle, object);
+        handle
+    }
+
+    /// The same under a handle that nothing has any more.
+    pub fn adopt_as(&self, handle: usize, object: Arc<T>) -> usize {
         self.live.write().insert(handle, object);
         handle
     }

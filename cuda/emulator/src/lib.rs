@@ -52,6 +52,7 @@
 //! | `LAZY` | 0 | 1: the first launch of a kernel that was not loaded waits for the context, and the first fill and copy |
 //! | `HOST_FUNCTIONS` | serial | `parallel`: those of different streams run at once |
 //! | `MEMORY_OPERATIONS` | 1 | 0: stream memory operations are not supported |
+//! | `REUSED_HANDLES` | 0 | 1: a stream gets the handle of the one that was destroyed last, as on drivers; otherwise no handle is used twice |
 //! | `IPC` | 1 | 0: handles are neither given nor opened |
 //! | `PEER_ACCESS` | 1 | 0: devices do not reach each other |
 //! | `HOST_REGISTER` | 1 | 0: host memory cannot be registered |

@@ -4,6 +4,7 @@ use crate::abi::*;
 use crate::call::{Handles, entries, give};
 use crate::context::current;
 use crate::stream::{Capture, Stream, StreamKind};
+use crate::switches::SWITCHES;
 use crate::work::Work;
 use parking_lot::Mutex;
 use std::cell::Cell;
@@ -13,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Weak};
 
 pub static STREAMS: LazyLock<Handles<Stream>> = LazyLock::new(|| Handles::new(HashMap::new()));
+/// The handle of the stream that was destroyed last, if no other has it.
+static FREE: Mutex<Option<usize>> = Mutex::new(None);
 static CAPTURES: AtomicU64 = AtomicU64::new(0);
 /// Streams whose capture other calls may end: not those in relaxed mode.
 static CAPTURED: Mutex<Vec<(Weak<Stream>, CaptureMode)>> = Mutex::new(Vec::new());
@@ -77,7 +80,11 @@ fn create(to: *mut usize, flags: u32, priority: c_int) -> Outcome {
         1 => StreamKind::NonBlocking,
         _ => return Err(CUDA_ERROR_INVALID_VALUE),
     };
-    let handle = STREAMS.adopt(Stream::make(&context, kind, priority.clamp(-5, 0)));
+    let stream = Stream::make(&context, kind, priority.clamp(-5, 0));
+    let handle = match FREE.lock().take() {
+        Some(handle) if SWITCHES.reused_handles.load(Relaxed) => STREAMS.adopt_as(handle, stream),
+        _ => STREAMS.adopt(stream),
+    };
     // SAFETY: the caller's promise.
     unsafe { give(to, handle) }
 }
@@ -99,6 +106,7 @@ entries! {
             return Err(CUDA_ERROR_INVALID_HANDLE);
         }
         STREAMS.remove(handle)?.destroy();
+        *FREE.lock() = Some(handle);
         Ok(())
     }
 

@@ -51,6 +51,8 @@ pub struct Switches {
     /// Seed; 0 is off.
     pub chaos: AtomicU64,
     pub memory_operations: AtomicBool,
+    /// Streams get handles of streams that were destroyed.
+    pub reused_handles: AtomicBool,
     pub ipc: AtomicBool,
     pub peer_access: AtomicBool,
     pub host_register: AtomicBool,
@@ -87,6 +89,7 @@ pub static SWITCHES: LazyLock<Switches> = LazyLock::new(|| {
         capability: AtomicU64::new(90),
         chaos: AtomicU64::new(0),
         memory_operations: AtomicBool::new(true),
+        reused_handles: AtomicBool::new(false),
         ipc: AtomicBool::new(true),
         peer_access: AtomicBool::new(true),
         host_register: AtomicBool::new(true),
@@ -126,6 +129,7 @@ impl Switches {
             "CAPABILITY" => self.capability.store(number(&value.replace('.', ""))?, Relaxed),
             "CHAOS" => self.chaos.store(number(value)?, Relaxed),
             "MEMORY_OPERATIONS" => self.memory_operations.store(on_off(value)?, Relaxed),
+            "REUSED_HANDLES" => self.reused_handles.store(on_off(value)?, Relaxed),
             "IPC" => self.ipc.store(on_off(value)?, Relaxed),
             "PEER_ACCESS" => self.peer_access.store(on_off(value)?, Relaxed),
             "HOST_REGISTER" => self.host_register.store(on_off(value)?, Relaxed),

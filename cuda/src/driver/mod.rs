@@ -9,6 +9,7 @@
 //! Device memory is not memory to Rust: nothing here hands out references to it, and what kernels do with it is ordered
 //! by streams and events, not by borrows.
 
+mod adopted;
 mod capture;
 mod context;
 mod error;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUstream;
 
+use super::adopted::{self, Facts};
 use super::{Context, CudaError, Event, Result, code, probe};
 
 /// Made with this flag a stream does not wait for the default stream, nor that one for it.
@@ -60,7 +61,9 @@ impl Stream {
     fn own(context: &Arc<Context>, priority: i32) -> Result<Stream> {
         let raw = Stream::create(context, priority)?;
         let mut stream = Stream { raw, number: 0, priority: ORDINARY, context: context.clone(), owned: true };
-        (stream.number, stream.priority) = stream.asked()?;
+        // SAFETY: it has just been made.
+        let facts = unsafe { Facts::of(raw, stream.context.clone()) }?;
+        (stream.number, stream.priority) = (facts.number, facts.priority);
         Ok(stream)
     }
 
@@ -76,6 +79,8 @@ impl Stream {
     /// 1 (the legacy default stream) and 2 (the thread's default stream) mean the stream of the context that is current
     /// on this thread; 2 means another stream on each thread that uses the result. The stream is not destroyed.
     ///
+    /// It costs two calls to the driver where this thread has adopted the stream before.
+    ///
     /// # Errors
     /// [`CudaError::NoContext`] for a default stream where no context is current; those of [`probe`]; the driver's
     /// where it does not know the stream.
@@ -88,6 +93,10 @@ impl Stream {
         if (raw as usize) <= 2 {
             return Ok(Stream { raw, number: DEFAULT, priority: ORDINARY, context: Context::current()?, owned: false });
         }
+        // SAFETY: the caller promises a living stream.
+        if let Some(Facts { number, priority, context }) = unsafe { adopted::recall(raw) } {
+            return Ok(Stream { raw, number, priority, context, owned: false });
+        }
         let mut context = null_mut();
         // SAFETY: the caller promises a living stream, and the pointer is valid.
         unsafe { driver.cuStreamGetCtx(raw, &mut context) }?;
@@ -96,20 +105,11 @@ impl Stream {
         }
         // SAFETY: a living stream's context is alive, and by the caller's promise stays so.
         let context = unsafe { Context::of(context.cast()) }?;
-        let mut stream = Stream { raw, number: 0, priority: ORDINARY, context, owned: false };
-        (stream.number, stream.priority) = stream.asked()?;
-        Ok(stream)
-    }
-
-    /// Its number and its priority. Asked once: neither ever changes.
-    fn asked(&self) -> Result<(u64, i32)> {
-        let _entered = self.context.enter()?;
-        let (mut number, mut priority) = (0, ORDINARY);
-        // SAFETY: the stream is alive, its context current, and the pointer valid.
-        unsafe { self.context.driver().cuStreamGetId(self.raw, &mut number) }?;
         // SAFETY: as above.
-        unsafe { self.context.driver().cuStreamGetPriority(self.raw, &mut priority) }?;
-        Ok((number, priority))
+        let facts = unsafe { Facts::of(raw, context) }?;
+        adopted::remember(raw, &facts);
+        let Facts { number, priority, context } = facts;
+        Ok(Stream { raw, number, priority, context, owned: false })
     }
 
     /// Whether it was made with a priority above the ordinary one. Default streams never are.

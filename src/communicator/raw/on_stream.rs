@@ -8,6 +8,7 @@ use maypole_collectives::DataType;
 use maypole_cuda::{CudaError, Stream, Where, locate};
 
 use crate::communicator::blocks::Blocks;
+use crate::communicator::on_stream::Queue;
 use crate::communicator::{Buffers, Call, Communicator, Inner, Lengths};
 use crate::error::{Error, Result};
 
@@ -38,7 +39,7 @@ impl Communicator {
             Err(what) => return inner.refuse_next(what),
         };
         match inner.memory(call.collective.name(), filled(buffers, lengths))? {
-            None | Some(Memory::Device) => self.run_on((stream, false), call, buffers, lengths),
+            None | Some(Memory::Device) => self.run_on(Queue::on(stream), call, buffers, lengths),
             Some(Memory::Host) => {
                 stream.synchronize().map_err(|source| inner.refused_by_driver(source))?;
                 // SAFETY: the lengths are those that the caller promised.
@@ -73,7 +74,7 @@ impl Communicator {
             known => known,
         };
         match memory {
-            None | Some(Memory::Device) => self.run_v_on(stream, call, buffers, lengths, sides),
+            None | Some(Memory::Device) => self.run_v_on(Queue::on(stream), call, buffers, lengths, sides),
             Some(Memory::Host) => {
                 stream.synchronize().map_err(|source| inner.refused_by_driver(source))?;
                 // SAFETY: the lengths are those that the caller promised.
