@@ -37,6 +37,16 @@ INLINE Vector load(const u8 *at) {
     return v;
 }
 
+// The same for what the kernel reads once: from the second-level cache, which all multiprocessors have in common, and past
+// the first, whose lines need not be what peers have written since.
+INLINE Vector load_once(const u8 *at) {
+    Vector v;
+    asm("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+        : "l"(__cvta_generic_to_global(at)));
+    return v;
+}
+
 // `at` is a multiple of 16.
 INLINE void store(u8 *at, const Vector &v) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(v.word[0]),
@@ -100,6 +110,10 @@ INLINE float greater(float a, float b) {
 
 INLINE Vector load(const u8 *at) {
     return *(const Vector *)at;
+}
+
+INLINE Vector load_once(const u8 *at) {
+    return load(at);
 }
 
 INLINE void store(u8 *at, const Vector &v) {

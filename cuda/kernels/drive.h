@@ -69,9 +69,10 @@ template <u32 Most> INLINE bool begin(const Job &job, Inputs &inputs) {
         head[s] = {{job.digest, 0, 0, 0}};
         offset[s] = 0;
         if (header) {
-            // Digest and allocation; a header is at a multiple of 16, as it is read at once.
-            head[s] = load((const u8 *)header);
-            offset[s] = header->offset;
+            // Digest and allocation, then the offset; a header is at a multiple of 16.
+            head[s] = load_once((const u8 *)header);
+            Vector rest = load_once((const u8 *)header + 16);
+            offset[s] = rest.word[0] | (u64)rest.word[1] << 32;
         }
     }
     u32 foreign = Most;
@@ -114,7 +115,8 @@ struct Pieces {
     u32 shift;
 };
 
-// Loads the pieces of `bytes` bytes (1 to 16) and nothing else, so it never leaves the allocation.
+// Loads the pieces of `bytes` bytes (1 to 16) and nothing else, so it never leaves the allocation. The next thread loads
+// the second of them too, so the first-level cache may keep it.
 INLINE Pieces load_pieces(const u8 *at, u32 bytes) {
     Pieces pieces = {};
     pieces.shift = (u32)(u64)at & 15;
@@ -178,7 +180,7 @@ INLINE void fold_aligned(const Work &job, const Inputs &inputs, u64 position, u6
             if (c == 0 || s + c < sources) {
                 const u8 *at = inputs.at[s + c] + position;
 #pragma unroll
-                for (u32 u = 0; u < Fold::UNROLL; u++) loaded[c][u] = load(at + u * stride);
+                for (u32 u = 0; u < Fold::UNROLL; u++) loaded[c][u] = load_once(at + u * stride);
             }
         }
 #pragma unroll

@@ -21,9 +21,10 @@
 //! * A wait that has ended is followed, as the driver's documentation puts it for stream memory operations, by work
 //!   that sees what was ordered before the write.
 //!
-//! * A kernel starts with nothing in its multiprocessor's first-level cache. Kernels read peers' and host memory with
-//!   ordinary loads, which that cache may answer; a line from before the wait is gone because the wait lies between two
-//!   kernels. (Loads that go by the read-only path, `ld.global.nc`, occur in no kernel.)
+//! * A kernel starts with nothing in its multiprocessor's first-level cache. Headers, and data that lies alike in its 16
+//!   bytes, kernels read past that cache all the same (`ld.global.cg`), as each byte is read once. The rest they read with
+//!   ordinary loads, which it may answer; a line from before the wait is gone because the wait lies between two kernels.
+//!   (Loads that go by the read-only path, `ld.global.nc`, occur in no kernel.)
 //!
 //! So: what a kernel stored before a write is seen by every kernel after the wait for it. All protocols of
 //! [`crate::peer`] rest on that sentence, and it on the barrier and on the boundary between kernels: a kernel that

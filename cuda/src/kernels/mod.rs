@@ -258,4 +258,25 @@ mod tests {
             assert!(ptx.contains(&parameter), "{name} takes something else than a job");
         }
     }
+
+    /// Headers, and each vector of an aligned main loop, go past the first-level cache: two loads for each header, and for
+    /// each vector that is under way.
+    #[test]
+    fn what_is_read_once_goes_past_the_first_cache() {
+        let ptx = [COPY, INTEGER, FLOAT, NARROW].concat();
+        let mut seen = 0;
+        for kernel in ptx.split(".entry ").skip(1) {
+            let name = kernel.split('(').next().unwrap_or_default();
+            let (headers, vectors) = match name {
+                "maypole_copy" => (1, 4),
+                "maypole_gather" => (MOST_SOURCES, 4),
+                scale if scale.starts_with("maypole_scale") => (1, 2),
+                _ => (MOST_SOURCES, 2),
+            };
+            let loads = kernel.matches("ld.global.cg.v4.u32").count();
+            assert!(loads >= 2 * headers + vectors, "{name} has {loads} such loads");
+            seen += 1;
+        }
+        assert_eq!(seen, 2 + 2 * DataType::ALL.len());
+    }
 }
