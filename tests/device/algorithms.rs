@@ -7,12 +7,14 @@ use maypole::{Algorithm, Call, Collective, DataType, Order};
 
 use crate::arena::Arena;
 use crate::case::{Case, calls};
+use crate::hosts::spread;
 use crate::runner::{On, Test, checked};
 use crate::world::{Rank, SMALL, config, emulator, world};
 
 pub const TESTS: &[Test] = &[
     Test { name: "algorithms: every one, wherever it applies", on: On::Either, run: every_algorithm },
     Test { name: "algorithms: staging in host memory", on: On::Either, run: staged_on_the_host },
+    Test { name: "algorithms: devices see host memory elsewhere", on: On::Emulator, run: second_address },
     Test { name: "algorithms: several devices", on: On::Emulator, run: several_devices },
     Test { name: "algorithms: devices that do not reach each other", on: On::Emulator, run: unreachable_devices },
     Test { name: "algorithms: canonical order gives the host's bits", on: On::Either, run: canonical },
@@ -80,6 +82,26 @@ fn staged_on_the_host() {
             some(rank, &arena, |_| true);
         });
     }
+}
+
+/// Words, staging in host memory and links to other hosts are named to devices by the addresses that those know: with the
+/// switch no stream takes another for a word, and no kernel for data.
+fn second_address() {
+    emulator().set("SECOND_ADDRESS", "1");
+    for staging in ["auto", "host"] {
+        let mut config = config(&SMALL);
+        config.set("MAYPOLE_DEVICE_STAGING", staging).unwrap();
+        world(3, &config, |rank| {
+            let arena = Arena::new(rank, 256 << 10);
+            rank.settle();
+            some(rank, &arena, |_| true);
+        });
+    }
+    spread(&["a", "a", "b"], &config(&SMALL), |rank| {
+        let arena = Arena::new(rank, 256 << 10);
+        rank.settle();
+        some(rank, &arena, |collective| collective == Collective::AllReduce);
+    });
 }
 
 fn several_devices() {

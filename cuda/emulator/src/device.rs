@@ -3,6 +3,7 @@
 use crate::abi::*;
 use crate::call::{INITIALISED, entries, give};
 use crate::context::Context;
+use crate::second_address;
 use crate::switches::SWITCHES;
 use parking_lot::Mutex;
 use std::ffi::{c_char, c_int};
@@ -227,21 +228,22 @@ fn fact(attribute: u32, place: usize) -> c_int {
     let capability = SWITCHES.capability.load(Relaxed) as c_int;
     let memory_operations = c_int::from(SWITCHES.memory_operations.load(Relaxed));
     match attribute {
-        1..=3 => 1024,                // threads of a block, and along x and y
-        4 => 64,                      // along z
-        5 => i32::MAX,                // blocks along x
-        6 | 7 => 65535,               // along y and z
-        8 => 48 << 10,                // shared memory of a block
-        10 => 32,                     // threads of a warp
-        12 => 65536,                  // registers of a block
-        16 => 4,                      // multiprocessors
-        19 | 31 | 41 | 83 => 1,       // maps host memory, runs kernels at once, one address space, managed memory
-        33 => place as c_int + 1,     // bus
-        39 => 2048,                   // threads of a multiprocessor
-        40 => 2,                      // copy engines
-        75 => capability / 10,        // compute capability
-        76 => capability % 10,        //
-        78 | 91 | 99 => 1,            // priorities; registered memory at the host's address; registration
+        1..=3 => 1024,                               // threads of a block, and along x and y
+        4 => 64,                                     // along z
+        5 => i32::MAX,                               // blocks along x
+        6 | 7 => 65535,                              // along y and z
+        8 => 48 << 10,                               // shared memory of a block
+        10 => 32,                                    // threads of a warp
+        12 => 65536,                                 // registers of a block
+        16 => 4,                                     // multiprocessors
+        19 | 31 | 41 | 83 => 1, // maps host memory, runs kernels at once, one address space, managed memory
+        33 => place as c_int + 1, // bus
+        39 => 2048,             // threads of a multiprocessor
+        40 => 2,                // copy engines
+        75 => capability / 10,  // compute capability
+        76 => capability % 10,  //
+        78 | 99 => 1,           // priorities; registration
+        91 => c_int::from(!second_address::is_on()), // registered memory at the host's address
         92..=94 => memory_operations, // stream memory operations, in the old and the new numbering
         122 | 123 => memory_operations,
         _ => 0,

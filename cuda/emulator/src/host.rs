@@ -1,17 +1,19 @@
 //! Host memory that devices can use: allocated by the driver, or registered.
 //!
 //! Its device address is its host address, as on systems that say so in
-//! `CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM`.
+//! `CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM`; or another, as on those that do not
+//! ([`second_address`]).
 
 use crate::abi::*;
 use crate::call::{entries, give};
 use crate::context::{Context, current};
-use crate::mapping::{Mapping, PAGE};
+use crate::mapping::{Mapping, PAGE, memory_file};
 use crate::memory::{Allocation, Kind, before_allocating, find, is_mapped, overlaps, remove};
+use crate::second_address;
 use crate::switches::SWITCHES;
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 fn allocate(bytes: usize, flags: u32) -> Outcome<u64> {
     let context = current()?;
@@ -20,9 +22,15 @@ fn allocate(bytes: usize, flags: u32) -> Outcome<u64> {
     }
     before_allocating(&context)?;
     let mut mapping = Mapping::reserve(bytes.next_multiple_of(PAGE), false)?;
-    mapping.fill(None)?;
+    // Pages that can be mapped twice are a file's.
+    let file = second_address::is_on().then(|| memory_file(bytes.next_multiple_of(PAGE))).transpose()?;
+    mapping.fill(file)?;
     let base = mapping.start();
-    Ok(Allocation::enter(base, bytes, Kind::Pinned, &context, context.device, flags, Some(mapping)))
+    Allocation::enter(base, bytes, Kind::Pinned, &context, context.device, flags, Some(mapping));
+    if second_address::is_on() {
+        second_address::give(base, &context)?;
+    }
+    Ok(base)
 }
 
 /// Waits until the streams of the context to which memory belongs have done what they were given.
@@ -49,7 +57,8 @@ entries! {
     fn cuMemFreeHost(address: *mut c_void) {
         current()?;
         settle(address as u64, Kind::Pinned, CUDA_ERROR_INVALID_VALUE)?;
-        remove(address as u64, &[Kind::Pinned]).map(|_| ())
+        let memory = remove(address as u64, &[Kind::Pinned])?;
+        second_address::take(&memory)
     }
 
     /// Lets devices use memory that the process already has. Without flag 1 (portable) only the current context may.
@@ -65,14 +74,15 @@ entries! {
             return Err(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
         }
         Allocation::enter(address as u64, bytes, Kind::Registered, &context, context.device, flags, None);
-        Ok(())
+        if second_address::is_on() { second_address::give(address as u64, &context) } else { Ok(()) }
     }
 
     /// Takes that back, once all streams of its context have done what they were given.
     fn cuMemHostUnregister(address: *mut c_void) {
         current()?;
         settle(address as u64, Kind::Registered, CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED)?;
-        remove(address as u64, &[Kind::Registered]).map(|_| ())
+        let memory = remove(address as u64, &[Kind::Registered])?;
+        second_address::take(&memory)
     }
 
     /// The address under which devices know pinned or registered memory.
@@ -80,11 +90,15 @@ entries! {
         let context = current()?;
         let host = |one: &Arc<Allocation>| matches!(one.kind, Kind::Pinned | Kind::Registered | Kind::Managed);
         let allocation = find(address as u64).filter(host).ok_or(CUDA_ERROR_INVALID_VALUE)?;
-        if flags != 0 || !allocation.is_reached_from(&context) {
+        let device = match allocation.beside.load(SeqCst) {
+            0 => address as u64,
+            view => view + (address as u64 - allocation.base),
+        };
+        if flags != 0 || !find(device).is_some_and(|seen| seen.is_reached_from(&context)) {
             return Err(CUDA_ERROR_INVALID_VALUE);
         }
         // SAFETY: the caller's promise.
-        unsafe { give(to, address as u64) }
+        unsafe { give(to, device) }
     }
 
     /// The flags that pinned memory was made with.

@@ -56,6 +56,7 @@
 //! | `IPC` | 1 | 0: handles are neither given nor opened |
 //! | `PEER_ACCESS` | 1 | 0: devices do not reach each other |
 //! | `HOST_REGISTER` | 1 | 0: host memory cannot be registered |
+//! | `SECOND_ADDRESS` | 0 | 1: pinned and registered memory has another address on devices than on the host, and they know no other |
 //! | `HIDDEN` | 0 | 1: devices that `CUDA_VISIBLE_DEVICES` leaves out have no node here, as in a cgroup: their memory cannot be opened |
 //! | `EXCLUSIVE` | 0 | 1: compute mode EXCLUSIVE_PROCESS: a device takes the first process that makes a context there, until that ends |
 //! | `FAIL` | empty | `cuMemAlloc:3:CUDA_ERROR_OUT_OF_MEMORY,...`: the third call from now on fails; `3+` it and all later ones; `*` any function |
@@ -110,6 +111,7 @@ mod memory_operations;
 mod module;
 mod pointers;
 mod ptx;
+mod second_address;
 mod stream;
 mod streams;
 mod switches;

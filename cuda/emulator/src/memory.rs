@@ -38,6 +38,8 @@ pub enum Kind {
     Pinned,
     /// Memory of the host's that was registered.
     Registered,
+    /// Pinned or registered memory as devices see it, where that is somewhere else.
+    DeviceView,
 }
 
 /// One allocation.
@@ -54,6 +56,8 @@ pub struct Allocation {
     pub flags: u32,
     /// Devices that may use a mapping, a bit each.
     allowed: AtomicU64,
+    /// Of host memory with a second address that address, and of that the host's; otherwise 0.
+    pub beside: AtomicU64,
     pub mapping: Option<Mapping>,
 }
 
@@ -100,8 +104,8 @@ impl Allocation {
         mapping: Option<Mapping>,
     ) -> u64 {
         let id = IDS.fetch_add(1, Relaxed);
-        let (context, allowed) = (context.clone(), AtomicU64::new(0));
-        let allocation = Allocation { base, bytes, kind, context, device, id, flags, allowed, mapping };
+        let (context, allowed, beside) = (context.clone(), AtomicU64::new(0), AtomicU64::new(0));
+        let allocation = Allocation { base, bytes, kind, context, device, id, flags, allowed, beside, mapping };
         LIVE.write().insert(base, Arc::new(allocation));
         base
     }
@@ -110,8 +114,9 @@ impl Allocation {
     pub fn is_reached_from(&self, context: &Context) -> bool {
         const PORTABLE: u32 = 1;
         match self.kind {
+            Kind::Pinned | Kind::Registered if self.beside.load(SeqCst) != 0 => false,
             Kind::Pinned | Kind::Managed => true,
-            Kind::Registered => self.flags & PORTABLE != 0 || self.context.handle == context.handle,
+            Kind::Registered | Kind::DeviceView => self.flags & PORTABLE != 0 || self.context.handle == context.handle,
             Kind::Device | Kind::Imported => context.reaches(&self.context),
             Kind::Pool => context.device == self.device,
             Kind::Mapped => self.allowed.load(SeqCst) & (1 << context.device) != 0,

@@ -5,6 +5,7 @@ use crate::call::{entries, give};
 use crate::memory::{Allocation, Kind, find};
 use crate::virtual_memory::reservation;
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::Ordering::SeqCst;
 
 const CONTEXT: u32 = 1;
 const MEMORY_TYPE: u32 = 2;
@@ -28,7 +29,12 @@ const POOLS: u64 = 0x0D00_0000_1000;
 /// # Safety
 /// `to` must have room for the attribute's type.
 unsafe fn attribute(to: *mut c_void, attribute: u32, address: u64, one: &Allocation) -> Outcome {
-    let on_host = matches!(one.kind, Kind::Pinned | Kind::Registered);
+    let on_host = matches!(one.kind, Kind::Pinned | Kind::Registered | Kind::DeviceView);
+    let there = match one.beside.load(SeqCst) {
+        0 => address,
+        beside => beside + (address - one.base),
+    };
+    let (on_device, of_host) = if one.kind == Kind::DeviceView { (address, there) } else { (there, address) };
     let has_context = !matches!(one.kind, Kind::Mapped | Kind::Pool);
     // Of mapped memory "not necessarily the size of the mapped region, but the size of the mappable address range", as
     // the manual says.
@@ -41,8 +47,8 @@ unsafe fn attribute(to: *mut c_void, attribute: u32, address: u64, one: &Allocat
         match attribute {
             CONTEXT => give(to.cast::<usize>(), if has_context { one.context.handle } else { 0 }),
             MEMORY_TYPE => give(to.cast::<u32>(), if on_host { 1 } else { 2 }),
-            DEVICE_POINTER => give(to.cast::<u64>(), address),
-            HOST_POINTER if on_host || one.kind == Kind::Managed => give(to.cast::<u64>(), address),
+            DEVICE_POINTER => give(to.cast::<u64>(), on_device),
+            HOST_POINTER if on_host || one.kind == Kind::Managed => give(to.cast::<u64>(), of_host),
             HOST_POINTER => Err(CUDA_ERROR_INVALID_VALUE),
             SYNC_MEMOPS => give(to.cast::<u8>(), 0),
             BUFFER_ID => give(to.cast::<u64>(), one.id),

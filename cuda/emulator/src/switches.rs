@@ -56,6 +56,8 @@ pub struct Switches {
     pub ipc: AtomicBool,
     pub peer_access: AtomicBool,
     pub host_register: AtomicBool,
+    /// Devices see host memory at other addresses than the host does.
+    pub second_address: AtomicBool,
     /// Devices that are not visible to this process have no node in its cgroup.
     pub hidden: AtomicBool,
     /// Devices take one process each.
@@ -93,6 +95,7 @@ pub static SWITCHES: LazyLock<Switches> = LazyLock::new(|| {
         ipc: AtomicBool::new(true),
         peer_access: AtomicBool::new(true),
         host_register: AtomicBool::new(true),
+        second_address: AtomicBool::new(false),
         hidden: AtomicBool::new(false),
         exclusive: AtomicBool::new(false),
         serial_host_functions: AtomicBool::new(true),
@@ -133,6 +136,7 @@ impl Switches {
             "IPC" => self.ipc.store(on_off(value)?, Relaxed),
             "PEER_ACCESS" => self.peer_access.store(on_off(value)?, Relaxed),
             "HOST_REGISTER" => self.host_register.store(on_off(value)?, Relaxed),
+            "SECOND_ADDRESS" => self.second_address.store(on_off(value)?, Relaxed),
             "HIDDEN" => self.hidden.store(on_off(value)?, Relaxed),
             "EXCLUSIVE" => self.exclusive.store(on_off(value)?, Relaxed),
             "HOST_FUNCTIONS" => self.serial_host_functions.store(

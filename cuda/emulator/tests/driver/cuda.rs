@@ -81,7 +81,7 @@ impl Drop for Alone {
         let plain = [("CHAOS", "0"), ("FAIL", ""), ("DROP", ""), ("CONNECTIONS", "0"), ("LAZY", "0"), ("MEMORY", "4G")];
         let more = [("MEMORY_OPERATIONS", "1"), ("IPC", "1"), ("PEER_ACCESS", "1"), ("HOST_REGISTER", "1")];
         let last = [("HOST_FUNCTIONS", "serial"), ("DRIVER_VERSION", "12040"), ("CAPABILITY", "9.0"), ("MACHINE", "")];
-        let waits = [("QUEUE", "0"), ("ALLOCATION_WAITS", "0"), ("EXCLUSIVE", "0")];
+        let waits = [("QUEUE", "0"), ("ALLOCATION_WAITS", "0"), ("EXCLUSIVE", "0"), ("SECOND_ADDRESS", "0")];
         plain.iter().chain(&more).chain(&last).chain(&waits).for_each(|(name, value)| emulator().set(name, value));
     }
 }

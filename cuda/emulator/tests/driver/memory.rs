@@ -164,3 +164,44 @@ fn pinned_memory_comes_and_goes() {
     cu!(cuMemFreeHost(at));
     assert_eq!(call!(cuMemFreeHost(at)), CUDA_ERROR_INVALID_VALUE);
 }
+
+/// Devices know host memory by its second address alone, and see there what the host sees.
+#[test]
+fn host_memory_can_have_a_second_address() {
+    let _alone = alone();
+    let _here = Here::beside(0);
+    emulator().set("SECOND_ADDRESS", "1");
+    let stream = Stream::new();
+    let mut pinned = std::ptr::null_mut();
+    cu!(cuMemHostAlloc(&mut pinned, 8192, 3));
+    // Registered where it lies, with what it holds already.
+    let page = std::alloc::Layout::from_size_align(8192, 4096).unwrap();
+    // SAFETY: the layout has bytes.
+    let plain = unsafe { std::alloc::alloc_zeroed(page) };
+    // SAFETY: inside it.
+    unsafe { plain.add(4100).cast::<u32>().write(3) };
+    cu!(cuMemHostRegister_v2(plain.cast(), 8192, 3));
+    for host in [pinned.cast::<u8>(), plain] {
+        let (word, mut device) = (host.wrapping_add(4100), 0);
+        cu!(cuMemHostGetDevicePointer_v2(&mut device, word.cast(), 0));
+        assert_ne!(device, word as u64);
+        assert_eq!(call!(cuStreamWriteValue32_v2(stream.0, word as u64, 5, 0)), CUDA_ERROR_INVALID_VALUE);
+        // SAFETY: aligned, inside memory that is there, and the stream does nothing yet.
+        assert!(host != plain || unsafe { word.cast::<u32>().read_volatile() } == 3);
+        cu!(cuStreamWriteValue32_v2(stream.0, device, 5, 0));
+        stream.synchronize();
+        // SAFETY: as above.
+        assert_eq!(unsafe { word.cast::<u32>().read_volatile() }, 5);
+        let mut seen = 0u64;
+        let to = (&raw mut seen).cast();
+        cu!(cuPointerGetAttribute(to, sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_POINTER, word as u64));
+        assert_eq!(seen, device, "CU_POINTER_ATTRIBUTE_DEVICE_POINTER");
+        cu!(cuPointerGetAttribute(to, sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_HOST_POINTER, device));
+        assert_eq!(seen, word as u64, "CU_POINTER_ATTRIBUTE_HOST_POINTER");
+    }
+    cu!(cuMemFreeHost(pinned));
+    cu!(cuMemHostUnregister(plain.cast()));
+    emulator().set("SECOND_ADDRESS", "0");
+    // SAFETY: allocated above with this layout.
+    unsafe { std::alloc::dealloc(plain, page) };
+}
