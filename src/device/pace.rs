@@ -208,6 +208,10 @@ impl Pace {
             if !self.sentry.wait_until(|| self.gauge().outstanding() < MOST) {
                 return Err(Halt::Failed);
             }
+            // Perhaps there is room only because the stream was let go: the verdict comes, if it is not there.
+            if self.sentry.is_released() && !self.sentry.wait_until(|| false) {
+                return Err(Halt::Failed);
+            }
             outstanding = self.gauge().outstanding();
         }
         let room = MOST.saturating_sub(outstanding).max(1);

@@ -284,6 +284,11 @@ impl Sentry {
         true
     }
 
+    /// Whether streams of this host are let go: there is a verdict, or it is on its way.
+    pub fn is_released(&self) -> bool {
+        self.shared.posts.released.load(Ordering::Acquire) != 0
+    }
+
     /// Wait until nothing is outstanding, at most as long as an operation may take, and under a verdict no longer than a
     /// second. Returns whether that is so: memory that streams use may then be given back.
     pub fn drain(&self) -> bool {
