@@ -34,6 +34,7 @@ KERNEL(maypole_copy, Job, job) {
     __shared__ const u8 *at[MOST_SOURCES];
     Inputs inputs = {at, 0};
     if (begin<1>(job, inputs)) drive<CopyFold>(job, inputs);
+    tell(job);
 }
 
 // A row of blocks for each source: all are read at the same time, each from a memory of its own. As in any job nothing is

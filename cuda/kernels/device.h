@@ -54,6 +54,11 @@ INLINE void store(u8 *at, const Vector &v) {
                  : "memory");
 }
 
+// A word that hosts and other devices wait for.
+INLINE void store_word(u32 *at, u32 value) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(at)), "r"(value) : "memory");
+}
+
 // Four of the eight bytes of b:a, chosen by the four nibbles of `selector`; a nibble above 7 spreads the top bit of
 // byte nibble - 8 over the whole byte.
 INLINE u32 permute(u32 a, u32 b, u32 selector) {
@@ -118,6 +123,10 @@ INLINE Vector load_once(const u8 *at) {
 
 INLINE void store(u8 *at, const Vector &v) {
     *(Vector *)at = v;
+}
+
+INLINE void store_word(u32 *at, u32 value) {
+    write_word(at, value);
 }
 
 INLINE u32 permute(u32 a, u32 b, u32 selector) {

@@ -108,6 +108,22 @@ template <u32 Most> INLINE bool begin(const Job &job, Inputs &inputs) {
     return sound;
 }
 
+// Writes the words that say that a job of one block is done. Whoever sees one of them sees what all threads of the block
+// have stored, as the barrier orders that before the fence, and the fence before the word; and so it is with what they have
+// read. Each word has a fence of its own, since whoever sees the second counts on the first.
+INLINE void tell(const Job &job) {
+    if (!job.word[0].at) return;
+    __syncthreads();
+    // Not the first, which on the host has run before the others.
+    if (threadIdx.x + 1 != blockDim.x) return;
+#pragma unroll
+    for (u32 w = 0; w < MOST_WORDS; w++) {
+        if (!job.word[w].at) return;
+        __threadfence_system();
+        store_word(job.word[w].at, job.word[w].value);
+    }
+}
+
 // Up to 16 bytes at any address: the one or two aligned vectors that they lie in.
 struct Pieces {
     Vector low, high;

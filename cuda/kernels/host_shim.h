@@ -3,7 +3,7 @@
 // the address of its parameter.
 //
 // A kernel's threads run one after the other, block by block. That is enough, as no kernel here waits for another
-// thread: none has a barrier, a shuffle or a spin. Shared memory is one block's at a time, in a thread-local variable.
+// thread: none has a shuffle or a spin, and after a barrier only the last thread of a block does anything. Shared memory is one block's at a time, in a thread-local variable.
 // Whoever runs kernels on several host threads (the emulator does, one per stream) may do so at the same time.
 //
 // Host code is slower than it could be, and shows nothing about the speed of a GPU.
@@ -48,6 +48,12 @@ static thread_local HostIndex gridDim, blockDim, blockIdx, threadIdx;
 
 // For the emulator's counters: bytes of data that a job reads and writes.
 extern "C" void count_traffic(unsigned long long read, unsigned long long written);
+
+// A word that others wait for: the emulator writes it, as it does for streams.
+extern "C" void write_word(unsigned *at, unsigned value);
+
+// All others have run when the last thread comes here, and no other does anything behind it.
+static inline void __syncthreads() {}
 
 static inline void __threadfence_system() {
     __sync_synchronize();

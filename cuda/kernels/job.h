@@ -17,6 +17,8 @@ typedef unsigned long long u64;
 
 // The most sources of one job.
 constexpr u32 MOST_SOURCES = 8;
+// The most words that a job writes.
+constexpr u32 MOST_WORDS = 2;
 
 // Precedes published data. 64 bytes, so that data behind an aligned header is aligned; itself at a multiple of 16.
 struct Header {
@@ -84,11 +86,17 @@ struct Job {
     Trouble *trouble;
     // A word of this rank's in device memory that is not 0 once a header was foreign; 0 if nobody keeps one.
     u32 *poison;
+    // Words that say that the job is done, sound or not, written in their order; 0: no more. Of jobs of one block only.
+    struct {
+        u32 *at;
+        u32 value;
+        u32 reserved;
+    } word[MOST_WORDS];
 };
 
 // The parameter of the gather kernel: a job each of whose sources goes to a place of its own.
 struct Gather {
-    // Of which `dst`, `also` and `count` are not used.
+    // Of which `dst`, `also`, `count` and `word` are not used.
     Job job;
     // Where each source goes, and how many bytes it has: 0 where only its header is looked at.
     struct {
@@ -100,8 +108,8 @@ struct Gather {
 static_assert(sizeof(Header) == 64, "the header is 64 bytes");
 static_assert(sizeof(Source) == 40, "no padding");
 static_assert(sizeof(Trouble) == 128, "as in Rust");
-static_assert(sizeof(Job) == 464, "as in Rust");
-static_assert(sizeof(Gather) == 592, "as in Rust");
+static_assert(sizeof(Job) == 496, "as in Rust");
+static_assert(sizeof(Gather) == 624, "as in Rust");
 
 // The order of ReduceOp in collectives/src/op.rs. The last, an operation of the user's own, has no kernel.
 enum Op : u32 { SUM, PROD, MIN, MAX, AVG, PREMULSUM, AND, OR, XOR };

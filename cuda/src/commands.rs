@@ -39,6 +39,13 @@
 //! Waits and writes gather in an array and go to the driver in one call (`cuStreamBatchMemOp`) before the next launch,
 //! or at [`finish`](Commands::finish). They run in the array's order, and each write has its barrier.
 //!
+//! A job that one block runs writes up to two words itself: those that are written right after its launch, which is put off
+//! until then. Its threads meet at a barrier, and one of them fences with system scope what all have done, and writes. That
+//! spares a call to the driver, and the stream a microsecond or two for each word, in which it would first wait until the
+//! kernel has left the device. (Of several blocks the last would have to be found, by an atomic counter: not worth it where a
+//! job takes longer anyway.) What kernels before it on the stream have stored is ordered before its fence, too, as the
+//! stream runs one after the other.
+//!
 //! # How many fit
 //!
 //! A stream has a queue in the driver of about 1,024 commands. A call that finds it full blocks until the device has
@@ -54,6 +61,7 @@
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::sys::{
@@ -65,7 +73,7 @@ use cudarc::driver::sys::{
 };
 
 use crate::driver::{Entered, Result, Stream};
-use crate::kernels::{Gather, Job, Kernel, Kernels};
+use crate::kernels::{Gather, Job, Kernel, Kernels, MOST_WORDS, Told};
 
 /// `CU_STREAM_WAIT_VALUE_GEQ`, in cyclic comparison.
 const AT_LEAST: u32 = 0;
@@ -129,6 +137,15 @@ impl Word {
     }
 }
 
+/// A job of one block that has not been launched yet.
+struct Pending {
+    kernels: Arc<Kernels>,
+    kernel: Kernel,
+    job: Job,
+    /// How many words it has.
+    words: usize,
+}
+
 /// Commands on their way to a stream. Call [`finish`](Commands::finish) at the end: what is only gathered is lost when
 /// this is dropped, as after an error; the operation is in pieces then, and its words must be released otherwise.
 #[must_use = "commands are queued by `finish`"]
@@ -141,6 +158,8 @@ pub struct Commands<'a> {
     calls: u64,
     /// What goes in front of the next wait or write that is gathered.
     along: Option<(Word, u32)>,
+    /// A launch that may yet be given words. Nothing is gathered then.
+    pending: Option<Pending>,
     /// The stream's context is current meanwhile, so that each call finds it so.
     _entered: Entered<'a>,
 }
@@ -155,7 +174,7 @@ impl<'a> Commands<'a> {
         let _entered = context.enter()?;
         let memory_operations = context.supports_memory_operations();
         let batch = [CUstreamBatchMemOpParams { pad: [0; 6] }; BATCH];
-        Ok(Commands { stream, memory_operations, gathered: 0, batch, calls: 0, along: None, _entered })
+        Ok(Commands { stream, memory_operations, gathered: 0, batch, calls: 0, along: None, pending: None, _entered })
     }
 
     /// The stream.
@@ -201,6 +220,13 @@ impl<'a> Commands<'a> {
     /// The driver's.
     #[inline]
     pub fn write(&mut self, word: &Word, value: u32) -> Result<()> {
+        if let Some(Pending { job, words, .. }) = &mut self.pending
+            && *words < MOST_WORDS
+        {
+            job.word[*words] = Told { at: word.device, value, reserved: 0 };
+            *words += 1;
+            return Ok(());
+        }
         self.gather(
             CUstreamBatchMemOpParams {
                 writeValue: WriteValue {
@@ -217,8 +243,8 @@ impl<'a> Commands<'a> {
         )
     }
 
-    /// [`Commands::write`], but in one call to the driver with the next wait or write, and before that one. Kernels that
-    /// are launched until then run before it.
+    /// [`Commands::write`], but in one call to the driver with the next wait, or with a write that no kernel makes, and
+    /// before that one. Kernels that are launched until then run before it.
     ///
     /// # Errors
     /// The driver's.
@@ -229,6 +255,15 @@ impl<'a> Commands<'a> {
         }
         self.along = Some((*word, value));
         Ok(())
+    }
+
+    /// [`Commands::write`], behind what was to come along: the operation's last.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn write_last(&mut self, word: &Word, value: u32) -> Result<()> {
+        self.catch_up()?;
+        self.write(word, value)
     }
 
     /// Puts something else on the stream, behind everything so far.
@@ -248,13 +283,26 @@ impl<'a> Commands<'a> {
     /// The driver's.
     ///
     /// # Safety
-    /// As for [`Kernels::launch`].
+    /// As for [`Kernels::launch`]; until it is launched, which it is with the next command at the latest.
     #[inline]
-    pub unsafe fn launch(&mut self, kernels: &Kernels, kernel: Kernel, job: &Job) -> Result<()> {
+    pub unsafe fn launch(&mut self, kernels: &Arc<Kernels>, kernel: Kernel, job: &Job) -> Result<()> {
         self.flush()?;
+        if self.memory_operations && kernel.fits_a_block(job) {
+            self.pending = Some(Pending { kernels: kernels.clone(), kernel, job: *job, words: 0 });
+            return Ok(());
+        }
         self.calls += 1;
         // SAFETY: the caller's promise.
         unsafe { kernels.launch(self.stream, kernel, job) }
+    }
+
+    /// Launches what was put off.
+    #[inline]
+    fn issue(&mut self) -> Result<()> {
+        let Some(Pending { kernels, kernel, job, .. }) = self.pending.take() else { return Ok(()) };
+        self.calls += 1;
+        // SAFETY: promised to `launch`. Its words are valid until then, as `Word::new` was promised, and it has one block.
+        unsafe { kernels.launch(self.stream, kernel, &job) }
     }
 
     /// Launches several copies as one kernel.
@@ -319,6 +367,7 @@ impl<'a> Commands<'a> {
         if !self.memory_operations {
             return self.by_host_function(word, value, otherwise);
         }
+        self.issue()?;
         self.catch_up()?;
         if self.gathered == BATCH {
             self.flush()?;
@@ -339,6 +388,7 @@ impl<'a> Commands<'a> {
 
     #[inline]
     fn flush(&mut self) -> Result<()> {
+        self.issue()?;
         let count = std::mem::take(&mut self.gathered);
         if count == 0 {
             return Ok(());

@@ -250,7 +250,7 @@ impl Device {
         mut commands: Commands<'_>,
         number: u32,
     ) -> std::result::Result<(), CudaError> {
-        commands.write(&self.words.ended(self.me), number)?;
+        commands.write_last(&self.words.ended(self.me), number)?;
         commands.hand_over()?;
         state.executor.pace().end(commands.calls(), number);
         Ok(())

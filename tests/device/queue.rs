@@ -29,6 +29,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "queue: what is lent has one round among threads", on: On::Emulator, run: one_round },
     Test { name: "queue: what is lent has one round where all promise it", on: On::Emulator, run: promised },
     Test { name: "queue: a promise of registered memory is kept", on: On::Emulator, run: promise_broken },
+    Test { name: "queue: small jobs write their words", on: On::Emulator, run: small },
     Test { name: "queue: words do not grow with the ranks", on: On::Emulator, run: words },
     Test { name: "queue: a verdict ends a call that waits for room", on: On::Emulator, run: verdict },
 ];
@@ -58,6 +59,35 @@ fn long() {
             rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, N), ReduceOp::Sum).unwrap();
             let want = (size * (size + 1) / 2) as u8;
             assert!(arena.read(&rank.stream, 0, N).iter().all(|byte| *byte == want), "rank {}", rank.comm.rank());
+            checked(1);
+        });
+    }
+}
+
+/// A small all-reduce is two launches and one batch, of the waits between them: the first kernel says itself that what it has
+/// published can be read, and the second that it has read it, and that the operation has ended.
+fn small() {
+    const CALLS: u64 = 10;
+    for size in [2, 4] {
+        world(size, &config(&[]), |rank| {
+            let arena = Arena::new(rank, 64);
+            let call = || rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, 8), ReduceOp::Max).unwrap();
+            let calls = || ["cuLaunchKernel", "cuStreamBatchMemOp"].map(|function| emulator().calls(function));
+            call();
+            rank.settle();
+            let before = calls();
+            for _ in 0..CALLS {
+                rank.comm.barrier().unwrap();
+                call();
+                rank.settle();
+            }
+            let now = calls();
+            let [launches, batches] = [0, 1].map(|which| (now[which] - before[which]) / size as u64);
+            // Once in a while a rank writes how far it is.
+            println!("{size} ranks: {launches} launches and {batches} batches of each for {CALLS} calls");
+            assert_eq!(launches, 2 * CALLS);
+            assert!((CALLS..=CALLS + 1).contains(&batches), "{batches}");
+            rank.comm.barrier().unwrap();
             checked(1);
         });
     }

@@ -43,7 +43,7 @@ pub struct Counters {
     pub freed_while_open: u64,
     /// Commands lost through the switch `DROP`.
     pub dropped: u64,
-    /// Words that streams have written.
+    /// Words that streams, and kernels of theirs, have written.
     pub words: u64,
     /// Bytes of data that Maypole's kernels were told to read, headers apart.
     pub read: u64,

@@ -60,7 +60,7 @@
 //! | `HIDDEN` | 0 | 1: devices that `CUDA_VISIBLE_DEVICES` leaves out have no node here, as in a cgroup: their memory cannot be opened |
 //! | `EXCLUSIVE` | 0 | 1: compute mode EXCLUSIVE_PROCESS: a device takes the first process that makes a context there, until that ends |
 //! | `FAIL` | empty | `cuMemAlloc:3:CUDA_ERROR_OUT_OF_MEMORY,...`: the third call from now on fails; `3+` it and all later ones; `*` any function |
-//! | `DROP` | empty | `wait:2,event:all,...`: the second wait for a word from now on is lost, and every wait for an event; also `write` (of a word) and `legacy` (the order between the default stream and the others) |
+//! | `DROP` | empty | `wait:2,event:all,...`: the second wait for a word from now on is lost, and every wait for an event; also `write` (of a word, by a stream or a kernel) and `legacy` (the order between the default stream and the others) |
 //!
 //! `CUDA_VISIBLE_DEVICES` is heeded as drivers do: it says which of the machine's devices the process counts, and in
 //! which order. The memory of the others can be opened all the same, if their processes give handles of it.

@@ -5,7 +5,7 @@ use crate::call::{Handles, entries, give};
 use crate::context::{Context, current};
 use crate::ptx::{self, Entry};
 use crate::streams::stream_of;
-use crate::switches::SWITCHES;
+use crate::switches::{Droppable, SWITCHES};
 use crate::twins::Twin;
 use crate::work::Work;
 use std::collections::HashMap;
@@ -159,6 +159,7 @@ entries! {
         if SWITCHES.lazy_loading.load(Relaxed) && !function.loaded.swap(true, Relaxed) {
             function.context.synchronize()?;
         }
+        function.twin.lose_words(&mut bytes, || SWITCHES.drops(Droppable::Write))?;
         stream.submit(Work::Launch { twin: function.twin, grid, block, parameters: bytes }).map(|_| ())
     }
 }

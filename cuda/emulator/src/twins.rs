@@ -16,6 +16,9 @@ static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/twins.so"));
 
 /// A kernel compiled for the host: `void kernel(const HostGrid *, const void *parameter)`.
 type Kernel = unsafe extern "C" fn(*const Grid, *const c_void);
+type Words = unsafe extern "C" fn(*const c_void, usize) -> u32;
+type LoseWord = unsafe extern "C" fn(*mut c_void, u32);
+type OnWord = extern "C" fn(*mut u32, u32);
 type Run = unsafe extern "C" fn(Kernel, *const Grid, *const c_void) -> c_int;
 
 /// `HostGrid` of the kernels' shim.
@@ -28,6 +31,8 @@ struct Grid {
 struct Twins {
     library: Library,
     run: Run,
+    words: Words,
+    lose_word: LoseWord,
     /// What jobs have read and written.
     traffic: &'static [AtomicU64; 2],
 }
@@ -62,9 +67,13 @@ fn twins() -> Outcome<&'static Twins> {
             let library = Library::open(Some(path), RTLD_NOW | RTLD_LOCAL).ok()?;
             let run = *library.get::<Run>(b"emulator_run\0").ok()?;
             library.get::<unsafe extern "C" fn()>(b"emulator_catch_faults\0").ok()?();
+            // Before any kernel runs.
+            **library.get::<*mut OnWord>(b"emulator_on_word\0").ok()? = crate::work::write_for_kernel;
             // In the library's memory, which only atomic instructions touch.
             let traffic = &**library.get::<*const [AtomicU64; 2]>(b"emulator_traffic\0").ok()?;
-            Some(Twins { library, run, traffic })
+            let words = *library.get::<Words>(b"emulator_words\0").ok()?;
+            let lose_word = *library.get::<LoseWord>(b"emulator_lose_word\0").ok()?;
+            Some(Twins { library, run, words, lose_word, traffic })
         }
     };
     TWINS.get_or_init(load).as_ref().ok_or(CUDA_ERROR_INVALID_IMAGE)
@@ -85,6 +94,22 @@ impl Twin {
         // Maypole's own kernels stride by the grid, whatever it is; its benchmarks' need not.
         let strides = name.starts_with("maypole_") && !name.starts_with("maypole_bench_");
         Ok(Twin { kernel, strides })
+    }
+
+    /// Takes those words out of its parameters that are to be lost, of those that it is to write.
+    pub fn lose_words(&self, parameters: &mut [u8], lost: impl Fn() -> bool) -> Outcome {
+        let twins = twins()?;
+        if !self.strides {
+            return Ok(());
+        }
+        // SAFETY: the parameters are as many bytes as is said.
+        let words = unsafe { (twins.words)(parameters.as_ptr().cast(), parameters.len()) };
+        let losses: Vec<bool> = (0..words).map(|_| lost()).collect();
+        for which in (0..words).rev().filter(|which| losses[*which as usize]) {
+            // SAFETY: a job, since it writes words, and it has as many.
+            unsafe { (twins.lose_word)(parameters.as_mut_ptr().cast(), which) };
+        }
+        Ok(())
     }
 
     /// Runs it to its end.

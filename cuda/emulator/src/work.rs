@@ -189,6 +189,13 @@ fn write(address: u64, value: u64, wide: bool) -> Outcome {
     Ok(())
 }
 
+/// Writes a word for a kernel that says so that it is done, as for a stream. What the kernel has stored is seen by whoever
+/// sees the word: its threads have run on this thread.
+pub extern "C" fn write_for_kernel(at: *mut u32, value: u32) {
+    // An address that is none ends no kernel here: the word does not come, and somebody waits for it.
+    let _ = write(at as u64, value.into(), false);
+}
+
 /// Whether a word has come.
 pub fn has_come(word: u64, value: u64, flags: u32, wide: bool) -> bool {
     match flags & !wait_flag::FLUSH {

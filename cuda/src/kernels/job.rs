@@ -7,6 +7,8 @@ use maypole_collectives::{DataType, Element, ReduceOp, with_type};
 
 /// The most sources of one job.
 pub const MOST_SOURCES: usize = 8;
+/// The most words that a job writes.
+pub const MOST_WORDS: usize = 2;
 
 /// Precedes published data, in staging memory, at a multiple of 16: which operation it belongs to, and where the data is.
 #[repr(C)]
@@ -106,6 +108,21 @@ pub struct Job {
     /// A 32-bit word in device memory, 0 at first, that a job sets which finds a foreign header. Jobs that find it set do
     /// as if they had: what they would read may be what that job has not written. 0: there is none.
     pub poison: u64,
+    /// Words that say that the job is done, whatever it found in headers, in the order in which they are written. Of jobs of
+    /// [one block](super::Kernel::fits_a_block) only.
+    pub word: [Told; MOST_WORDS],
+}
+
+/// A word that a job writes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Told {
+    /// Where devices see it; 0: there is none, and no more.
+    pub at: u64,
+    /// What is written.
+    pub value: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 impl Job {
@@ -158,7 +175,7 @@ pub struct Target {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Gather {
-    /// The sources, and what headers must say. Its `dst`, `also` and `count` are not used.
+    /// The sources, and what headers must say. Its `dst`, `also`, `count` and `word` are not used.
     pub job: Job,
     /// Where each of them goes.
     pub to: [Target; MOST_SOURCES],
@@ -216,11 +233,11 @@ pub fn factor_bits(dtype: DataType, factor: f64) -> u64 {
 /// What `static_assert` says in `kernels/job.h`, and the offsets that a slip would change first.
 const _: () = {
     use std::mem::offset_of;
-    assert!(size_of::<Header>() == 64 && size_of::<Source>() == 40 && size_of::<Job>() == 464);
+    assert!(size_of::<Header>() == 64 && size_of::<Source>() == 40 && size_of::<Job>() == 496);
     assert!(size_of::<Trouble>() == 128 && offset_of!(Trouble, theirs) == 64);
     assert!(offset_of!(Job, head) == 24 && offset_of!(Job, source) == 88 && offset_of!(Job, sources) == 408);
     assert!(offset_of!(Job, count) == 416 && offset_of!(Job, digest) == 440 && offset_of!(Job, trouble) == 448);
-    assert!(offset_of!(Job, poison) == 456 && offset_of!(Header, operation) == 24);
-    assert!(size_of::<Gather>() == 592 && offset_of!(Gather, to) == 464);
+    assert!(offset_of!(Job, poison) == 456 && offset_of!(Job, word) == 464 && offset_of!(Header, operation) == 24);
+    assert!(size_of::<Gather>() == 624 && offset_of!(Gather, to) == 496);
     assert!(offset_of!(Source, peer) == 32 && offset_of!(Header, allocation) == 8);
 };

@@ -14,7 +14,9 @@ use std::sync::{Arc, Weak};
 use maypole_collectives::DataType;
 use parking_lot::Mutex;
 
-pub use job::{Gather, HEADER, Header, Job, MOST_SOURCES, Source, Target, Trouble, factor_bits, op_code};
+pub use job::{
+    Gather, HEADER, Header, Job, MOST_SOURCES, MOST_WORDS, Source, Target, Told, Trouble, factor_bits, op_code,
+};
 
 use crate::driver::{Context, Function, Module, Result, Stream};
 
@@ -57,6 +59,12 @@ impl Kernel {
             Kernel::Copy => 1,
             Kernel::Reduce(dtype) | Kernel::Scale(dtype) => dtype.size() as u64,
         }
+    }
+
+    /// Whether a job is so short that one block runs it, which can say itself that it is done ([`Job::word`]).
+    pub const fn fits_a_block(self, job: &Job) -> bool {
+        let bytes = if job.sources == 0 { 0 } else { job.count * self.element() };
+        bytes.div_ceil(VECTOR) <= BLOCK as u64 * self.unroll()
     }
 
     /// Vectors that a thread handles in one turn: `UNROLL` of the kernels' folds, or a multiple of it.

@@ -20,11 +20,12 @@
 //!   turn has been read, and those of all turns before: *write* `finished[r]` = the next turn.
 //!
 //! *What is read is complete.* The kernel that wrote the place ended before p's write of `published`, whose barrier
-//! makes its stores visible; r's kernels come after r's wait.
+//! makes its stores visible, or wrote that word itself behind such a barrier; r's kernels come after r's wait.
 //!
 //! *No place is written while it is read.* Publication `k` takes the place of `k - 2`, which has turn `t`. p's kernel comes
 //! after its waits for `finished > t`: every r has written it after the kernels that read all of turn `t`, `k - 2` among it,
-//! had ended. Here the write's barrier orders loads before it, which a barrier of system scope does as well.
+//! had ended, or had read and come to their barrier. Here the write's barrier orders loads before it, which a barrier of
+//! system scope does as well.
 //!
 //! *No deadlock of its own.* A member makes two publications in a round at most, so number `k - 2` was made in an earlier
 //! round, and what p waits for is that others come to an end of *earlier* rounds. Nothing that a stream has to do for

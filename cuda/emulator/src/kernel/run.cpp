@@ -4,6 +4,8 @@
 // processor raises a signal on the thread that plays the stream; the handler jumps out of the kernel. Kernels are plain
 // C in effect: there is nothing to unwind.
 
+#include "../../../kernels/job.h"
+
 #include <setjmp.h>
 #include <signal.h>
 #include <string.h>
@@ -39,11 +41,41 @@ extern "C" __attribute__((visibility("default"))) void emulator_catch_faults() {
 }
 
 // Bytes that jobs have read and written, headers apart, since the beginning.
-extern "C" __attribute__((visibility("default"))) unsigned long long emulator_traffic[2] = {0, 0};
+extern "C" {
+__attribute__((visibility("default"))) unsigned long long emulator_traffic[2] = {0, 0};
+}
 
 extern "C" void count_traffic(unsigned long long read, unsigned long long written) {
     __atomic_fetch_add(&emulator_traffic[0], read, __ATOMIC_RELAXED);
     __atomic_fetch_add(&emulator_traffic[1], written, __ATOMIC_RELAXED);
+}
+
+// What writes a word for a kernel: the emulator puts its own function here.
+extern "C" {
+__attribute__((visibility("default"))) void (*emulator_on_word)(unsigned *, unsigned) = nullptr;
+}
+
+extern "C" void write_word(unsigned *at, unsigned value) {
+    emulator_on_word(at, value);
+}
+
+// How many words the job writes.
+extern "C" __attribute__((visibility("default"))) unsigned emulator_words(const void *parameter, unsigned long bytes) {
+    if (bytes != sizeof(Job)) return 0;
+    Job job;
+    memcpy(&job, parameter, sizeof job);
+    unsigned words = 0;
+    while (words < MOST_WORDS && job.word[words].at) words++;
+    return words;
+}
+
+// Has the job not write one of them.
+extern "C" __attribute__((visibility("default"))) void emulator_lose_word(void *parameter, unsigned which) {
+    Job job;
+    memcpy(&job, parameter, sizeof job);
+    for (unsigned w = which; w + 1 < MOST_WORDS; w++) job.word[w] = job.word[w + 1];
+    job.word[MOST_WORDS - 1] = {};
+    memcpy(parameter, &job, sizeof job);
 }
 
 // Returns 0, or 1 if the kernel touched memory that is not mapped.
