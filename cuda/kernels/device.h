@@ -24,6 +24,9 @@ struct alignas(16) Vector {
 
 #ifdef __CUDACC__
 
+// A store that others may see late, but for fences. On the host it can be made to.
+#define STORE(Type, at, value) *(Type *)(at) = (value)
+
 // A kernel of one struct. At most 64 registers, so that four blocks of 256 threads fit on a multiprocessor.
 #define KERNEL(name, Parameter, parameter)                                                                             \
     extern "C" __global__ void __launch_bounds__(256, 4) name(const __grid_constant__ Parameter parameter)
@@ -113,6 +116,8 @@ INLINE float greater(float a, float b) {
 
 #else
 
+#define STORE(Type, at, value) store_late(at, (Type)(value))
+
 INLINE Vector load(const u8 *at) {
     return *(const Vector *)at;
 }
@@ -122,7 +127,7 @@ INLINE Vector load_once(const u8 *at) {
 }
 
 INLINE void store(u8 *at, const Vector &v) {
-    *(Vector *)at = v;
+    store_late(at, v);
 }
 
 INLINE void store_word(u32 *at, u32 value) {

@@ -103,7 +103,7 @@ template <u32 Most> INLINE bool begin(const Job &job, Inputs &inputs) {
     if (job.publish && first) {
         Header published = job.head;
         if (!sound) published.digest = 0;
-        *job.publish = published;
+        STORE(Header, job.publish, published);
     }
     return sound;
 }
@@ -163,7 +163,7 @@ template <class Unit> INLINE void store_units(u8 *at, const Vector &v, u32 bytes
     constexpr u32 size = sizeof(Unit);
 #pragma unroll
     for (u32 i = 0; i < 16; i += size)
-        if (i < bytes) *(Unit *)(at + i) = (Unit)(v.word[i / 4] >> (8 * (i % 4)));
+        if (i < bytes) STORE(Unit, at + i, (Unit)(v.word[i / 4] >> (8 * (i % 4))));
 }
 
 // Stores the first `bytes` (1 to 16) of a vector at any address, in the largest units that are aligned.

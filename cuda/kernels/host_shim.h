@@ -52,10 +52,25 @@ extern "C" void count_traffic(unsigned long long read, unsigned long long writte
 // A word that others wait for: the emulator writes it, as it does for streams.
 extern "C" void write_word(unsigned *at, unsigned value);
 
+// Whether what this thread's kernel stores is kept back until its next fence, or its end; and keeping it back.
+extern thread_local bool keeps_back;
+extern "C" void keep_back(void *at, const void *bytes, unsigned count);
+// Stores what was kept back.
+extern "C" void let_go();
+
+// A store that others may see late.
+template <class Value> static inline void store_late(void *at, const Value &value) {
+    if (keeps_back)
+        keep_back(at, &value, sizeof value);
+    else
+        *(Value *)at = value;
+}
+
 // All others have run when the last thread comes here, and no other does anything behind it.
 static inline void __syncthreads() {}
 
 static inline void __threadfence_system() {
+    if (keeps_back) let_go();
     __sync_synchronize();
 }
 

@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "planted: a lender does not wait for its readers", on: On::Emulator, run: lender },
     Test { name: "planted: calls on two streams without order", on: On::Emulator, run: two_streams },
     Test { name: "planted: an event is not waited for", on: On::Emulator, run: event },
+    Test { name: "planted: stores of kernels are seen late", on: On::Emulator, run: late_stores },
     Test { name: "planted: a write is lost", on: On::Emulator, run: write },
 ];
 
@@ -293,6 +294,25 @@ fn event() {
     let (right, lost) = attempt(&trial, "event:1", 1);
     assert!(lost && !right, "lost: {lost}, right: {right}");
     checked(1);
+}
+
+/// Kernels of one block write words themselves, and whoever sees one reads what its kernel has stored. Without a fence in
+/// front of the word it would not be there yet, since it comes long after the word here.
+fn late_stores() {
+    const CALLS: usize = 20;
+    emulator().set("LATE_STORES", "2000");
+    crate::world::world(3, &config(&[]), |rank| {
+        let arena = Arena::new(rank, 4096);
+        for call in 0..CALLS {
+            let mine = (call * 3 + rank.comm.rank()) as u8;
+            arena.fill(&rank.stream, 0, 200, mine);
+            rank.comm.on(&rank.stream).all_reduce_in_place(arena.output(0, 200), ReduceOp::Max).unwrap();
+            assert_eq!(arena.read(&rank.stream, 0, 200), vec![(call * 3 + 2) as u8; 200], "call {call}");
+            checked(1);
+        }
+        rank.settle();
+    });
+    emulator().set("LATE_STORES", "0");
 }
 
 /// A write that never comes is found at the deadline: an error, on every rank, and no stream that hangs. (Nobody waits

@@ -18,6 +18,7 @@
 //! | whether a copy from pageable memory has arrived when `cuMemcpyHtoD` returns | it returns before; non-blocking streams may not see it |
 //! | whether plain copies inside a device and fills have ended when they return | they have not |
 //! | whether a write without barrier (`CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER`, which only the first version of the calls knows) comes after what the stream wrote before | with `CHAOS` it overtakes the copy, fill or kernel ahead of it, every other time |
+//! | when others see what a kernel has stored, before a fence of its own or its end | `LATE_STORES=n`: not before, and n microseconds after it has run |
 //! | which streams share a hardware queue and so wait for each other (8 queues by default, whatever words or events say) | `CONNECTIONS=n` |
 //! | what a call does that finds a stream's queue full (about 1,024 commands) | `QUEUE=n`: it waits, and holds the lock of the context, so that nothing is queued there meanwhile, on no stream |
 //! | whether allocating memory waits for the context's streams | `ALLOCATION_WAITS=1`; what is allocated in a stream's order never does |
@@ -50,6 +51,7 @@
 //! | `QUEUE` | 0 | commands that a stream's queue has room for; 0: any number |
 //! | `ALLOCATION_WAITS` | 0 | 1: allocating device memory, and pinned, waits for the context |
 //! | `LAZY` | 0 | 1: the first launch of a kernel that was not loaded waits for the context, and the first fill and copy |
+//! | `LATE_STORES` | 0 | microseconds by which what a kernel has stored behind its last fence is seen late |
 //! | `HOST_FUNCTIONS` | serial | `parallel`: those of different streams run at once |
 //! | `MEMORY_OPERATIONS` | 1 | 0: stream memory operations are not supported |
 //! | `REUSED_HANDLES` | 0 | 1: a stream gets the handle of the one that was destroyed last, as on drivers; otherwise no handle is used twice |
@@ -75,7 +77,8 @@
 //!   show.
 //! * **Not weakly ordered.** A copy or a kernel writes with the host's stores, a word is written with sequential
 //!   consistency. That a wait sees the word but not the data before it, which only a missing fence on real hardware
-//!   could cause, is provoked by writes without barrier alone.
+//!   could cause, is provoked by writes without barrier, and by words that kernels write without a fence before them
+//!   (`LATE_STORES`).
 //! * **Not a memory system.** All memory is the host's. Device memory can be dereferenced on the host, by mistake too.
 //!   Of a kernel's pointers only those in its parameters are checked beforehand; where it follows a pointer out of
 //!   memory, the check is the host's page table, in which other contexts' memory is mapped.

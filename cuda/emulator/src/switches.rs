@@ -67,6 +67,8 @@ pub struct Switches {
     /// Hardware queues that the streams of a context share; 0: one for each stream.
     pub connections: AtomicU64,
     pub lazy_loading: AtomicBool,
+    /// Microseconds by which others see late what a kernel has stored behind its last fence.
+    pub late_stores: AtomicU64,
     /// Commands that a stream's queue has room for; 0: any number.
     pub queue: AtomicU64,
     /// Allocating memory waits for the context, as freeing does.
@@ -101,6 +103,7 @@ pub static SWITCHES: LazyLock<Switches> = LazyLock::new(|| {
         serial_host_functions: AtomicBool::new(true),
         connections: AtomicU64::new(0),
         lazy_loading: AtomicBool::new(false),
+        late_stores: AtomicU64::new(0),
         queue: AtomicU64::new(0),
         waiting_allocations: AtomicBool::new(false),
         machine: Mutex::new(String::new()),
@@ -150,6 +153,7 @@ impl Switches {
             "CONNECTIONS" => self.connections.store(number(value)?, Relaxed),
             "QUEUE" => self.queue.store(number(value)?, Relaxed),
             "ALLOCATION_WAITS" => self.waiting_allocations.store(on_off(value)?, Relaxed),
+            "LATE_STORES" => self.late_stores.store(number(value)?, Relaxed),
             "LAZY" => self.lazy_loading.store(on_off(value)?, Relaxed),
             "MACHINE" => *self.machine.lock() = value.into(),
             "FAIL" => self.set_failures(value)?,

@@ -4,6 +4,7 @@
 //! whoever has the library has the kernels.
 
 use crate::abi::*;
+use crate::switches::SWITCHES;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{c_int, c_void};
 use std::fs::File;
@@ -19,7 +20,7 @@ type Kernel = unsafe extern "C" fn(*const Grid, *const c_void);
 type Words = unsafe extern "C" fn(*const c_void, usize) -> u32;
 type LoseWord = unsafe extern "C" fn(*mut c_void, u32);
 type OnWord = extern "C" fn(*mut u32, u32);
-type Run = unsafe extern "C" fn(Kernel, *const Grid, *const c_void) -> c_int;
+type Run = unsafe extern "C" fn(Kernel, *const Grid, *const c_void, u32) -> c_int;
 
 /// `HostGrid` of the kernels' shim.
 #[repr(C)]
@@ -119,9 +120,10 @@ impl Twin {
             shape.block[0] = block[0].min(ENOUGH / 2);
             shape.grid[0] = grid[0].min(ENOUGH / shape.block[0]);
         }
+        let late = SWITCHES.late_stores.load(Relaxed) as u32;
         // SAFETY: the kernel takes parameters of the size that its PTX says, which is how many `parameters` has. What
         // it does to memory is its launcher's responsibility, as on a device; a fault ends it.
-        match unsafe { (twins()?.run)(self.kernel, &shape, parameters.as_ptr().cast()) } {
+        match unsafe { (twins()?.run)(self.kernel, &shape, parameters.as_ptr().cast(), late) } {
             0 => Ok(()),
             _ => Err(CUDA_ERROR_ILLEGAL_ADDRESS),
         }

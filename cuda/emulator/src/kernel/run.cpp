@@ -8,7 +8,9 @@
 
 #include <setjmp.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 namespace {
 
@@ -59,6 +61,39 @@ extern "C" void write_word(unsigned *at, unsigned value) {
     emulator_on_word(at, value);
 }
 
+// ---- stores that are seen late ----
+
+thread_local bool keeps_back = false;
+
+namespace {
+
+struct Kept {
+    unsigned char *at;
+    unsigned count;
+    unsigned char bytes[64];
+};
+
+thread_local Kept *kept = nullptr;
+thread_local size_t kept_count = 0, kept_room = 0;
+
+}  // namespace
+
+extern "C" void keep_back(void *at, const void *bytes, unsigned count) {
+    if (kept_count == kept_room) {
+        kept_room = kept_room ? 2 * kept_room : 1024;
+        kept = (Kept *)realloc(kept, kept_room * sizeof(Kept));
+    }
+    Kept &one = kept[kept_count++];
+    one.at = (unsigned char *)at;
+    one.count = count;
+    memcpy(one.bytes, bytes, count);
+}
+
+extern "C" void let_go() {
+    for (size_t i = 0; i < kept_count; i++) memcpy(kept[i].at, kept[i].bytes, kept[i].count);
+    kept_count = 0;
+}
+
 // How many words the job writes.
 extern "C" __attribute__((visibility("default"))) unsigned emulator_words(const void *parameter, unsigned long bytes) {
     if (bytes != sizeof(Job)) return 0;
@@ -78,16 +113,22 @@ extern "C" __attribute__((visibility("default"))) void emulator_lose_word(void *
     memcpy(parameter, &job, sizeof job);
 }
 
-// Returns 0, or 1 if the kernel touched memory that is not mapped.
+// Returns 0, or 1 if the kernel touched memory that is not mapped. What it stores behind its last fence is seen so many
+// microseconds after it has run, if `late` is not 0.
 extern "C" __attribute__((visibility("default"))) int emulator_run(void (*kernel)(const HostGrid *, const void *),
-                                                                   const HostGrid *grid, const void *parameter) {
+                                                                   const HostGrid *grid, const void *parameter,
+                                                                   unsigned late) {
     sigjmp_buf here;
+    keeps_back = late != 0;
     if (sigsetjmp(here, 0) != 0) {
         catching = nullptr;
+        kept_count = 0;
         return 1;
     }
     catching = &here;
     kernel(grid, parameter);
+    if (kept_count > 0) usleep(late);
+    let_go();
     catching = nullptr;
     return 0;
 }
