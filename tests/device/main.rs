@@ -6,7 +6,7 @@
 //! harness: each test is a process of its own, since the emulator's switches and a device's errors are a process's.
 //!
 //! ```text
-//! device [FILTER...]        the tests whose names contain a filter, or all; a table at the end
+//! device [FILTER...]        the tests whose names contain a filter, or all; a line for each
 //! device --list             their names
 //! device --exact NAME       one test, in this process
 //! device --jobs N           so many at a time (default: half of the cores)
@@ -24,6 +24,7 @@ mod algorithms;
 mod arena;
 mod case;
 mod chaos;
+mod cut_short;
 mod faults;
 mod hosts;
 mod lifetime;
@@ -61,6 +62,7 @@ fn tests() -> Vec<Test> {
         processes::TESTS,
         chaos::TESTS,
         faults::TESTS,
+        cut_short::TESTS,
     ]
     .concat()
 }

@@ -1,4 +1,5 @@
-//! Runs each test in a process of its own, so many at a time, with a limit on its time, and prints a table.
+//! Runs each test in a process of its own, so many at a time, with a limit on its time, and prints a line for each when it
+//! has ended: who is cut off has seen what there was. A test ends with the process that started it, and so do its ranks.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -7,13 +8,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::ranks::patience;
 use crate::world::{Driver, driver};
 
-/// No test takes this long, on a machine that is busy with other things too.
-const LIMIT: Duration = Duration::from_secs(240);
+/// No test takes this long, on a machine that is busy with other things too: four minutes, unless told otherwise.
+fn limit() -> Duration {
+    4 * patience()
+}
 
 /// Where a test can run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,8 +80,9 @@ fn number(text: &str) -> usize {
     text.parse().unwrap_or_else(|_| panic!("{text:?} is no number of tests at a time"))
 }
 
-/// Run one test here.
+/// Run one test here, or a rank of it.
 fn alone(tests: &[Test], name: &str) -> ExitCode {
+    set_pdeathsig(Signal::SIGKILL).expect("a signal that there is");
     let Some(test) = tests.iter().find(|test| test.name == name) else {
         eprintln!("no test is called {name}");
         return ExitCode::FAILURE;
@@ -102,54 +108,51 @@ fn alone(tests: &[Test], name: &str) -> ExitCode {
 enum Outcome {
     Ok { checks: u64 },
     Skipped { why: String },
-    Failed { why: String },
+    Failed { why: String, said: String },
 }
 
 /// Run `tests`, `jobs` at a time.
 fn table(tests: &[&Test], jobs: usize) -> ExitCode {
     println!("{} tests on {}", tests.len(), driver().name());
+    println!("{:<64} {:>8} {:>8}", "test", "seconds", "checks");
     let (next, began) = (AtomicU64::new(0), Instant::now());
-    let outcomes: Vec<Mutex<Option<(Outcome, Duration)>>> = tests.iter().map(|_| Mutex::new(None)).collect();
+    // Failed, skipped, checks.
+    let counted = Mutex::new((0, 0, 0));
     std::thread::scope(|scope| {
         for _ in 0..jobs.clamp(1, 64) {
             scope.spawn(|| {
-                while let Some((test, slot)) = {
-                    let i = next.fetch_add(1, Ordering::Relaxed) as usize;
-                    tests.get(i).map(|test| (test, &outcomes[i]))
-                } {
+                while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
                     let began = Instant::now();
                     let outcome = apart(test);
-                    *slot.lock().unwrap() = Some((outcome, began.elapsed()));
+                    let seconds = began.elapsed().as_secs_f64();
+                    // Held while the line is printed, so that lines are whole.
+                    let mut counted = counted.lock().unwrap();
+                    let what = match outcome {
+                        Outcome::Ok { checks } => {
+                            counted.2 += checks;
+                            format!("{checks:>8}")
+                        }
+                        Outcome::Skipped { why } => {
+                            counted.1 += 1;
+                            format!("skipped: {why}")
+                        }
+                        Outcome::Failed { why, said } => {
+                            counted.0 += 1;
+                            format!("FAILED: {why}\n{said}")
+                        }
+                    };
+                    println!("{:<64} {seconds:>8.1} {what}", test.name);
                 }
             });
         }
     });
-    println!("\n{:<64} {:>8} {:>8}", "test", "seconds", "checks");
-    let (mut failed, mut skipped, mut total) = (0, 0, 0);
-    for (test, outcome) in tests.iter().zip(outcomes) {
-        let (outcome, took) = outcome.into_inner().unwrap().expect("each was run");
-        let seconds = took.as_secs_f64();
-        match outcome {
-            Outcome::Ok { checks } => {
-                total += checks;
-                println!("{:<64} {seconds:>8.1} {checks:>8}", test.name);
-            }
-            Outcome::Skipped { why } => {
-                skipped += 1;
-                println!("{:<64} {seconds:>8.1} skipped: {why}", test.name);
-            }
-            Outcome::Failed { why } => {
-                failed += 1;
-                println!("{:<64} {seconds:>8.1} FAILED: {why}", test.name);
-            }
-        }
-    }
+    let (failed, skipped, total) = counted.into_inner().unwrap();
     let ran = tests.len() - failed - skipped;
     println!("{ran} ok, {skipped} skipped, {failed} failed; {total} checks in {:.1} s", began.elapsed().as_secs_f64());
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Run one test in a process of its own, and show what it prints if it fails.
+/// Run one test in a process of its own.
 fn apart(test: &Test) -> Outcome {
     let mut command = Command::new(std::env::current_exe().expect("the system knows the running binary"));
     command.args(["--exact", test.name]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -165,7 +168,7 @@ fn apart(test: &Test) -> Outcome {
     let gather = |lines: &mut dyn BufRead| lines.lines().map_while(Result::ok).collect::<Vec<_>>();
     let out = std::thread::spawn(move || gather(&mut BufReader::new(out)));
     let errors = std::thread::spawn(move || gather(&mut BufReader::new(errors)));
-    let until = Instant::now() + LIMIT;
+    let until = Instant::now() + limit();
     let status = loop {
         match child.try_wait().expect("a child of this process") {
             Some(status) => break Some(status),
@@ -182,13 +185,12 @@ fn apart(test: &Test) -> Outcome {
         Some(status) if status.success() => match (told("#skipped: "), told("#checks: ")) {
             (Some(why), _) => Outcome::Skipped { why: why.to_string() },
             (_, Some(checks)) if checks != "0" => Outcome::Ok { checks: checks.parse().unwrap_or(0) },
-            _ => Outcome::Failed { why: "it ended without having compared anything".to_string() },
+            _ => Outcome::Failed { why: "it ended without having compared anything".to_string(), said: String::new() },
         },
         status => {
-            println!("\n---- {}", test.name);
-            out.iter().chain(&errors).for_each(|line| println!("{line}"));
-            let why = status.map_or(format!("killed after {} s", LIMIT.as_secs()), |status| status.to_string());
-            Outcome::Failed { why }
+            let said = out.iter().chain(&errors).map(|line| format!("    {line}\n")).collect();
+            let why = status.map_or(format!("killed after {} s", limit().as_secs()), |status| status.to_string());
+            Outcome::Failed { why, said }
         }
     }
 }

@@ -62,7 +62,7 @@ pub fn a_context_for_each() {
 /// make, and `knobs`.
 pub fn config(knobs: &[(&str, &str)]) -> Config {
     let mut config = Config::default();
-    config.timeout = ranks::PATIENCE;
+    config.timeout = ranks::patience();
     config.late = std::time::Duration::ZERO;
     config.device_window = 1 << 20;
     config.device_fifo = 256 << 10;

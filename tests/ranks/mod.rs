@@ -25,12 +25,21 @@ use port::free_port;
 /// print it and compare with this.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long to wait for what hangs: [`PATIENCE`], or the seconds in `MAYPOLE_TEST_PATIENCE`, for machines
+/// whose time is short.
+pub fn patience() -> Duration {
+    std::env::var("MAYPOLE_TEST_PATIENCE").map_or(PATIENCE, |text| {
+        let seconds = text.parse().unwrap_or_else(|_| panic!("MAYPOLE_TEST_PATIENCE={text}: no seconds"));
+        Duration::from_secs(seconds)
+    })
+}
+
 /// Settings with a deadline that no test reaches unless something hangs, and no patience with ranks that are late: what
 /// hangs is to fail then, and not half an hour later.
 pub fn config(transport: TransportChoice) -> Config {
     let mut config = Config::default();
     config.transport = transport;
-    config.timeout = PATIENCE;
+    config.timeout = patience();
     config.late = Duration::ZERO;
     config
 }
@@ -127,7 +136,7 @@ impl Meeting {
             if come.1 == turn {
                 drop(come);
                 all_stand();
-                assert!(start.elapsed() < 2 * PATIENCE, "only {place} of {} ranks have come", self.size);
+                assert!(start.elapsed() < 2 * patience(), "only {place} of {} ranks have come", self.size);
                 come = self.come.lock().unwrap();
             }
         }
@@ -210,7 +219,7 @@ impl Job {
                 .env("WORLD_SIZE", size.to_string())
                 .env("MASTER_ADDR", "127.0.0.1")
                 .env("MASTER_PORT", port.to_string())
-                .env("MAYPOLE_TIMEOUT", PATIENCE.as_secs().to_string())
+                .env("MAYPOLE_TIMEOUT", patience().as_secs().to_string())
                 .env("MAYPOLE_LATE", "0")
                 .envs(extra.iter().copied())
                 .envs(own.iter().map(|(name, value)| (name, value)))
@@ -235,7 +244,7 @@ impl Job {
     pub fn hear(&self, from: &[usize]) -> Vec<(Instant, String)> {
         let mut heard: Vec<Option<(Instant, String)>> = vec![None; self.ranks.len()];
         while from.iter().any(|rank| heard[*rank].is_none()) {
-            let next = self.lines.recv_timeout(2 * PATIENCE);
+            let next = self.lines.recv_timeout(2 * patience());
             let (rank, at, line) = next.unwrap_or_else(|_| panic!("ranks {from:?} did not all speak: {heard:?}"));
             heard[rank] = Some((at, line));
         }
@@ -265,7 +274,7 @@ impl Job {
 
     /// Wait until a rank has ended: how it did.
     pub fn status(&mut self, rank: usize) -> ExitStatus {
-        let until = Instant::now() + 2 * PATIENCE;
+        let until = Instant::now() + 2 * patience();
         loop {
             match self.ranks[rank].try_wait().unwrap() {
                 Some(status) => break status,
