@@ -13,6 +13,7 @@ use serde_json::Value;
 const MAYPOLE: &str = env!("CARGO_BIN_EXE_maypole");
 const KERNEL_PERF: &str = env!("CARGO_BIN_EXE_kernel_perf");
 const OVERLAP_PERF: &str = env!("CARGO_BIN_EXE_overlap_perf");
+const PRIMITIVES_PERF: &str = env!("CARGO_BIN_EXE_primitives_perf");
 const NCCL_PERF: &str = env!("CARGO_BIN_EXE_nccl_perf");
 const GPU_SUMMARY: &str = env!("CARGO_BIN_EXE_gpu_summary");
 
@@ -136,6 +137,37 @@ fn kernels_stand_beside_the_copy_rate() {
 }
 
 #[test]
+fn primitives_are_measured_and_keep_their_promise() {
+    let small = "-n 10 --bytes 64K --matrix 64";
+    let alone = on_devices(PRIMITIVES_PERF, small, &[]);
+    let writes: Vec<&Value> =
+        alone["costs"]["batches"].as_array().expect("rows").iter().map(|b| &b["writes"]).collect();
+    assert_eq!(writes, [1, 2, 8]);
+    assert!(alone["costs"]["echo"].as_f64().is_some_and(|us| us > 0.0), "{alone}");
+    let attribute = |number: i32| {
+        let all = alone["attributes"].as_array().expect("a list");
+        all.iter().find(|a| a["number"] == number).map(|a| a["value"].clone())
+    };
+    assert_eq!(attribute(122), Some(Value::from(1)), "the emulator has stream memory operations");
+    for (how, by, busy) in [("2", "IPC", false), ("3", "IPC", true), ("3 --threads", "one process", true)] {
+        let report = on_devices(PRIMITIVES_PERF, &format!("{small} --ranks {how}"), &[]);
+        assert!(report["hops"]["idle"].as_f64().is_some_and(|us| us > 0.0), "{how}: {report}");
+        assert_eq!(report["hops"]["busy"].as_f64().is_some_and(|us| us > 0.0), busy, "{how}: {report}");
+        let promise = &report["promise"];
+        assert_eq!((&promise["by"], &promise["wrong"]), (&Value::from(by), &Value::from(0)), "{how}: {report}");
+        assert_eq!(promise["refused"], Value::Null, "{how}: {report}");
+    }
+    // What cannot be shared is a finding, not an end.
+    let refused = on_devices(PRIMITIVES_PERF, &format!("{small} --ranks 2"), &[("MAYPOLE_EMULATOR_IPC", "0")]);
+    assert!(refused["promise"]["refused"].as_str().is_some_and(|why| !why.is_empty()), "{refused}");
+    // And where the promise is not kept, that is seen: no wait holds a stream back.
+    let broken = "-n 300 --bytes 64K --ranks 2";
+    let output = say_on_devices(PRIMITIVES_PERF, broken, &[("MAYPOLE_EMULATOR_DROP", "wait:all")]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains(" bytes WRONG in 100 rounds"), "{said}");
+}
+
+#[test]
 fn overlap_is_measured_and_its_result_checked() {
     for how in ["--ranks 2", "--ranks 2 --threads --registered"] {
         let arguments = format!("{how} --bytes 64K --matrix 64 --milliseconds 2 --rounds 1");
@@ -165,6 +197,7 @@ fn without_a_driver_programs_say_so() {
     for (program, arguments) in [
         (MAYPOLE, "perf all_reduce --device cuda --ranks 2 -b 8 -e 8"),
         (KERNEL_PERF, ""),
+        (PRIMITIVES_PERF, ""),
         (OVERLAP_PERF, "--ranks 2 --threads"),
         (NCCL_PERF, "all_reduce --ranks 1"),
     ] {

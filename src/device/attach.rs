@@ -79,7 +79,7 @@ const MPS: (&str, &str) = ("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps");
 
 /// Whether processes of this host that use a device together do so through NVIDIA's MPS: drivers connect to it where its
 /// control daemon has left its pipe.
-fn is_under_mps() -> bool {
+pub(crate) fn is_under_mps() -> bool {
     let folder = std::env::var_os(MPS.0).unwrap_or_else(|| MPS.1.into());
     std::path::Path::new(&folder).join("control").exists()
 }

@@ -29,6 +29,7 @@ mod registered;
 pub(crate) mod sentry;
 pub(crate) mod state;
 
+pub(crate) use attach::is_under_mps;
 pub use buffer::{DeviceBuffer, DeviceSlice, DeviceSliceMut};
 pub(crate) use limbo::queueing;
 pub use messages::StreamGroup;

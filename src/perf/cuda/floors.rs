@@ -5,13 +5,13 @@
 //!   needs one word from a peer and gives one cannot do without. Each twice: *queued*, many in a row, by the stream's clock;
 //!   and *waited for*, from the call to the end of the host's wait, as a caller sees it who needs the result.
 
-use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
-use maypole_cuda::driver::{DeviceMemory, HostRegion, HostRegistration};
-use maypole_cuda::{Commands, Word};
+use maypole_cuda::Commands;
+use maypole_cuda::driver::DeviceMemory;
 use serde::{Deserialize, Serialize};
 
+use super::words::Words;
 use super::{Gpu, cuda, microseconds};
 use crate::Result;
 
@@ -75,46 +75,22 @@ pub fn best(gpu: &Gpu, rounds: usize, mut call: impl FnMut() -> Result<()>) -> R
     Ok(best)
 }
 
-/// A gate and two words, in memory that the device reaches.
-struct Words {
-    _registration: HostRegistration,
-    gate: Word,
-    before: Word,
-    after: Word,
-}
-
-impl Words {
-    fn new(gpu: &Gpu) -> Result<Words> {
-        const APART: usize = 128;
-        let region = HostRegion::private(4096);
-        let registration =
-            HostRegistration::new(&gpu.context, &region).map_err(cuda("registering host memory with the device"))?;
-        let word = |number: usize| {
-            let host =
-                std::ptr::NonNull::new(region.as_ptr().wrapping_add(APART * number)).expect("memory is not at 0");
-            // SAFETY: inside the region, which is registered as long as the words are used, and used as atomics only.
-            unsafe { Word::new(host.cast::<AtomicU32>(), registration.address() + (APART * number) as u64) }
-        };
-        let (gate, before, after) = (word(0), word(1), word(2));
-        Ok(Words { _registration: registration, gate, before, after })
-    }
-}
-
 /// Measure launches of `launch`, which queues an empty kernel.
 ///
 /// # Errors
 /// The driver's.
 pub fn launches(gpu: &Gpu, launch: impl Fn() -> maypole_cuda::Result<()>) -> Result<LaunchFloors> {
-    let words = Words::new(gpu)?;
+    let words = Words::private(gpu)?;
+    let [closed, before, after] = [0, 1, 2].map(|number| words.word(number));
     let doing = cuda("measuring launches");
     let one = |number: u32, waits: bool| -> maypole_cuda::Result<()> {
         let mut commands = Commands::new(&gpu.stream)?;
         if waits {
-            commands.wait(&words.before, number)?;
+            commands.wait(&before, number)?;
         }
         commands.then(|_| launch())?;
         if waits {
-            commands.wait(&words.after, number)?;
+            commands.wait(&after, number)?;
         }
         commands.finish()
     };
@@ -126,14 +102,14 @@ pub fn launches(gpu: &Gpu, launch: impl Fn() -> maypole_cuda::Result<()>) -> Res
             number += 1;
             let gate = || {
                 let mut commands = Commands::new(&gpu.stream)?;
-                commands.wait(&words.gate, number)?;
+                commands.wait(&closed, number)?;
                 commands.finish()
             };
             gate().map_err(&doing)?;
             let lap = gpu.lap(|| {
                 let queued = (0..QUEUED).try_for_each(|_| one(number, waits));
                 // Open also after an error: the stream must not stay closed.
-                for word in [words.before, words.after, words.gate] {
+                for word in [before, after, closed] {
                     word.store(number);
                 }
                 queued.map_err(&doing)
@@ -149,8 +125,8 @@ pub fn launches(gpu: &Gpu, launch: impl Fn() -> maypole_cuda::Result<()>) -> Res
             number += 1;
             let start = Instant::now();
             let queued = one(number, waits);
-            words.before.store(number);
-            words.after.store(number);
+            before.store(number);
+            after.store(number);
             queued.and_then(|()| gpu.stream.synchronize()).map_err(&doing)?;
             samples.push(microseconds(start.elapsed()));
         }

@@ -5,6 +5,8 @@
 //! * [`nccl`]: NCCL's collectives in the same loops (`nccl_perf`);
 //! * [`floors`]: what the device itself takes: its copy rate, an empty launch, a launch between two waits;
 //! * [`kernels`]: `kernel_perf`, the reduction kernels against the copy rate;
+//! * [`primitives`]: `primitives_perf`, what waits, writes and words between ranks cost, and whether they hold; `words`:
+//!   the words of measurements;
 //! * [`overlap`]: `overlap_perf`, collectives beside matrix products;
 //! * [`summary`]: `gpu_summary`, all files of a run as one table and one file.
 
@@ -20,7 +22,9 @@ pub mod floors;
 pub mod kernels;
 pub mod nccl;
 pub mod overlap;
+pub mod primitives;
 pub mod summary;
+mod words;
 
 /// One rank's device and what it measures with.
 pub struct Gpu {
@@ -59,6 +63,9 @@ pub struct DeviceInfo {
     pub driver: String,
     /// Whether streams can wait for and write words themselves.
     pub memory_operations: bool,
+    /// Whether processes share it through NVIDIA's MPS.
+    #[serde(default)]
+    pub mps: bool,
 }
 
 /// How long something took by both clocks, in microseconds.
@@ -147,6 +154,17 @@ impl DeviceInfo {
             cuda: format!("{}.{}", version / 1000, version % 1000 / 10),
             driver: kernel_driver().unwrap_or_default(),
             memory_operations: context.supports_memory_operations(),
+            mps: crate::device::is_under_mps(),
+        }
+    }
+
+    /// How its ranks stand on it: `threads` of one process, `processes`, or processes under `MPS`. Figures of different
+    /// modes are not to be compared.
+    pub fn mode(&self, threads: bool) -> &'static str {
+        match (threads, self.mps) {
+            (true, _) => "threads",
+            (false, true) => "MPS",
+            (false, false) => "processes",
         }
     }
 }
