@@ -277,20 +277,31 @@ fn nccl_is_called_as_its_header_says() {
 fn a_summary_is_made_of_real_reports() {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("summary-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory for reports");
-    let put = |name: &str, report: Value| std::fs::write(directory.join(name), report.to_string()).expect("written");
-    put("kernels.json", on_devices(KERNEL_PERF, "-b 64K --rounds 1 -d f32 -o sum", &[]));
-    put("perf.json", on_devices(MAYPOLE, "perf all_reduce --device cuda --ranks 2 -b 8 -e 64K -f 8192 -n 2 -w 1", &[]));
-    put("overlap.json", on_devices(OVERLAP_PERF, "--ranks 1 --bytes 4K --matrix 64 --milliseconds 1 --rounds 1", &[]));
-    let output = run(GPU_SUMMARY, &format!("{0} -J {0}/all.out", directory.display()), &[]);
+    let perf = "perf all_reduce --device cuda --ranks 2 -b 8 -e 64K -f 8192 -n 2 -w 1";
+    let small = "-n 10 --bytes 4K --matrix 64";
+    let reports = [
+        on_devices(KERNEL_PERF, "-b 64K --rounds 1 -d f32 -o sum", &[]),
+        on_devices(PRIMITIVES_PERF, small, &[]),
+        on_devices(PRIMITIVES_PERF, &format!("{small} --ranks 2"), &[]),
+        on_devices(MAYPOLE, perf, &[]),
+        on_devices(OVERLAP_PERF, "--ranks 1 --bytes 4K --matrix 64 --milliseconds 1 --rounds 1", &[]),
+    ];
+    let line = |report: Value| serde_json::json!({ "of": "a step", "report": report }).to_string() + "\n";
+    std::fs::write(directory.join("run.jsonl"), reports.map(line).concat()).expect("written");
+    let output = run(GPU_SUMMARY, &format!("{0}/run.jsonl -J {0}/all.out", directory.display()), &[]);
     let (text, json) = (String::from_utf8_lossy(&output.stdout), std::fs::read(directory.join("all.out")));
     let json: Value = serde_json::from_slice(&json.expect("the file was written")).expect("it is JSON");
     std::fs::remove_dir_all(&directory).expect("the directory is ours");
     assert!(output.status.success() && !text.contains("NOT READ"), "{text}");
-    for part in ["== floors", "== targets: none on the emulator", "== small", "== collectives", "== overlap"] {
+    for part in
+        ["== primitives", "== floors", "== targets: none on the emulator", "== small", "== collectives", "== overlap"]
+    {
         assert!(text.contains(part), "{part} is missing:\n{text}");
     }
     let lines = json["collectives"].as_array().expect("lines");
     assert_eq!(lines.len(), 4, "two sizes, two forms");
+    let reckoned = |line: &&Value| line["size"] == 8 && line["reckoned"][0].as_f64().is_some_and(|us| us > 0.0);
+    assert_eq!(lines.iter().filter(reckoned).count(), 2, "{json}");
     assert!(lines.iter().all(|line| line["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0)), "{json}");
     assert_eq!(json["overlap"].as_array().map(Vec::len), Some(1));
 }

@@ -1,5 +1,6 @@
 //! What a run prints, in nccl-tests' columns, and what it writes as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,6 +12,7 @@ use super::measure::Measured;
 use super::operation::NamedOp;
 use super::row::{Row, Traffic};
 use crate::DataType;
+use crate::config::KNOBS;
 
 /// One rank's place.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -153,9 +155,9 @@ pub struct ConfigInfo {
     pub average: &'static str,
     /// Whether buffers were in registered memory.
     pub registered: bool,
-    /// `MAYPOLE_DEVICE_WINDOW` where that is not the default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub device_window: Option<usize>,
+    /// Settings of collectives on devices that somebody has chosen: variables and their values.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<&'static str, String>,
 }
 
 /// The machine on which the figures were taken.
@@ -180,6 +182,17 @@ impl HostInfo {
             system: format!("{} {}", std::env::consts::OS, release.trim()),
         }
     }
+}
+
+/// Settings that shape a device's figures and are not left to Maypole.
+fn chosen(algorithm: &str) -> BTreeMap<&'static str, String> {
+    let value = |name: &str| match name {
+        "MAYPOLE_ALGORITHM" => Some(algorithm.to_string()),
+        _ if name.starts_with("MAYPOLE_DEVICE_") => std::env::var(name).ok(),
+        _ => None,
+    };
+    let set = KNOBS.iter().filter_map(|knob| Some((knob.name, value(knob.name)?)));
+    set.filter(|(_, value)| !value.is_empty()).collect()
 }
 
 /// Seconds since 1970.
@@ -213,7 +226,7 @@ impl Report {
                 check: flags.check,
                 average: ["rank 0", "average", "min", "max"][flags.average as usize],
                 registered: flags.registered > 0,
-                device_window: Some(plan.config.device_window).filter(|n| *n != crate::Config::default().device_window),
+                settings: chosen(&plan.config.algorithm),
             },
             host: HostInfo::here(),
             device,

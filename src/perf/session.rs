@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
+use std::time::{Duration, Instant};
 
 use super::buffer::Buffer;
 use super::cuda::nccl::Nccl;
@@ -47,6 +48,8 @@ struct Session<'a> {
     /// The reader has left.
     unread: bool,
     json: Option<File>,
+    /// When it was written last.
+    written: Instant,
     report: Report,
     buffers: Buffers,
     effort: Effort,
@@ -108,6 +111,7 @@ impl<'a> Session<'a> {
             out: leader.then_some(out),
             unread: false,
             json,
+            written: Instant::now(),
             report,
             buffers,
             effort,
@@ -184,7 +188,8 @@ impl<'a> Session<'a> {
             out_of_place,
             in_place,
         });
-        Ok(())
+        // Who ends a run that takes too long keeps its rows.
+        if self.written.elapsed() >= Duration::from_secs(1) { self.write_json() } else { Ok(()) }
     }
 
     fn form(&mut self, row: &Row, size: usize, form: Form) -> Result<Figures> {
@@ -222,6 +227,7 @@ impl<'a> Session<'a> {
 
     /// Write the file anew, with every row so far.
     fn write_json(&mut self) -> Result<()> {
+        self.written = Instant::now();
         let Some(file) = &mut self.json else { return Ok(()) };
         let write = |file: &mut File, report: &Report| -> io::Result<()> {
             io::Seek::rewind(file)?;

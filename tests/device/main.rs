@@ -26,6 +26,7 @@ mod case;
 mod chaos;
 mod cut_short;
 mod faults;
+mod gpu_check;
 mod hosts;
 mod lifetime;
 mod matrix;
@@ -62,6 +63,7 @@ fn tests() -> Vec<Test> {
         processes::TESTS,
         chaos::TESTS,
         faults::TESTS,
+        gpu_check::TESTS,
         cut_short::TESTS,
     ]
     .concat()

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::{HIDDEN, KERNELS, Line, SMALL, Summary};
+use super::{Line, Summary, targets};
 use crate::perf::cuda::kernels::KernelRow;
 use crate::perf::cuda::overlap::OverlapReport;
 
@@ -12,6 +12,7 @@ pub fn table(summary: &Summary) -> String {
     let mut text = String::new();
     run(summary, &mut text);
     steps(summary, &mut text);
+    primitives(summary, &mut text);
     kernels(summary, &mut text);
     small(summary, &mut text);
     collectives(summary, &mut text);
@@ -19,7 +20,7 @@ pub fn table(summary: &Summary) -> String {
     for file in &summary.unread {
         let _ = writeln!(text, "\nNOT READ: {file}");
     }
-    targets(summary, &mut text);
+    targets::targets(summary, &mut text);
     text
 }
 
@@ -48,6 +49,46 @@ fn steps(summary: &Summary, text: &mut String) {
     let _ = writeln!(text, "\n== steps");
     for step in &summary.steps {
         let _ = writeln!(text, "{:<44} {:>4} s  {}", step.name, step.seconds, step.outcome);
+    }
+}
+
+/// What a reading of manuals lets expect, for a word to another rank's stream.
+fn hop_expected(mode: &str) -> &'static str {
+    match mode {
+        "processes" => "20 to 200; 1000 and more: streams that wait keep the device, so that processes need MPS",
+        _ => "below 5",
+    }
+}
+
+fn primitives(summary: &Summary, text: &mut String) {
+    if summary.primitives.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "\n== primitives (in brackets what was expected of a large GPU)");
+    for report in &summary.primitives {
+        let mode = report.device.mode(report.ranks_are == "threads");
+        let who = if report.ranks == 1 { String::new() } else { format!("{} ranks, {mode}: ", report.ranks) };
+        if let Some(costs) = &report.costs {
+            for batch in &costs.batches {
+                let expected = if batch.writes == 8 { "below 10" } else { "1.5 to 2.5" };
+                let _ = writeln!(
+                    text,
+                    "batch of {} writes: {:.2} us to queue ({expected}), {:.2} us each in all",
+                    batch.writes, batch.queued, batch.done
+                );
+            }
+            let (echo, p90) = (costs.echo, costs.echo_p90);
+            let _ = writeln!(text, "host to stream to host: {echo:.2} us (4 to 8), nine of ten below {p90:.2} us");
+        }
+        if let Some(hops) = &report.hops {
+            let _ = writeln!(text, "{who}a word to another rank's stream {:.1} us ({})", hops.idle, hop_expected(mode));
+            if let Some(busy) = hops.busy {
+                let _ = writeln!(text, "{who}the same beside matrix products {busy:.1} us (slices: 1000 to 4000)");
+            }
+        }
+        if let Some(promise) = &report.promise {
+            let _ = writeln!(text, "{who}{promise}");
+        }
     }
 }
 
@@ -83,7 +124,7 @@ fn kernels(summary: &Summary, text: &mut String) {
 }
 
 /// `sum`, `sum of 4`, `copy`.
-fn kernel(row: &KernelRow) -> String {
+pub(super) fn kernel(row: &KernelRow) -> String {
     match (row.kernel.as_str(), row.sources) {
         ("reduce", 2) => row.op.clone(),
         ("reduce", n) => format!("{} of {n}", row.op),
@@ -109,27 +150,44 @@ fn small(summary: &Summary, text: &mut String) {
         let over = over.map_or("-".to_string(), |(queued, waited)| format!("{queued:+.2} and {waited:+.2} us"));
         let _ = writeln!(
             text,
-            "{} {:>9.2} us queued {:>9.2} us waited for, over the floor {over}{}",
+            "{} {:>9.2} us queued {:>9.2} us waited for, over the floor {over}{}{}",
             identity(line),
             line.time,
             line.waited,
+            reckoned(line),
             nccl(line)
         );
     }
 }
 
 /// A call's microseconds less an empty launch and two waits: queued, and waited for.
-fn over_floor(summary: &Summary, line: &Line) -> Option<(f64, f64)> {
+pub(super) fn over_floor(summary: &Summary, line: &Line) -> Option<(f64, f64)> {
     let floors = summary.kernels.as_ref()?.launches;
     Some((line.time - floors.launch_and_waits, line.waited - floors.launch_and_waits_waited))
 }
 
 /// Who, how and what a row is, in columns.
-fn identity(line: &Line) -> String {
+pub(super) fn identity(line: &Line) -> String {
     format!(
         "{:<12} {:>2} ranks ({:<21}) {:<14} {:<12} {:<8} {:>11} B",
-        line.library, line.ranks, line.ranks_are, line.collective, line.form, line.kind, line.size
+        line.library,
+        line.ranks,
+        how(line),
+        line.collective,
+        line.form,
+        line.kind,
+        line.size
     )
+}
+
+/// `threads, registered, WINDOW=4M`.
+fn how(line: &Line) -> String {
+    let parts = [&line.mode[..], if line.registered { "registered" } else { "" }, &line.settings];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+fn reckoned(line: &Line) -> String {
+    line.reckoned.map_or(String::new(), |[from, to]| format!("  reckoned {from:.1} to {to:.1} us"))
 }
 
 fn nccl(line: &Line) -> String {
@@ -158,10 +216,11 @@ fn collectives(summary: &Summary, text: &mut String) {
         let wrong = line.wrong.filter(|&n| n > 0).map_or(String::new(), |n| format!("  {n} WRONG"));
         let _ = writeln!(
             text,
-            "{} {:>10.1} us  floor {floor:>9} us of {:>12} B  {ratio:>6}{possible}{}{wrong}",
+            "{} {:>10.1} us  floor {floor:>9} us of {:>12} B  {ratio:>6}{possible}{}{}{wrong}",
             identity(line),
             line.time,
             line.floor_bytes,
+            reckoned(line),
             nccl(line)
         );
     }
@@ -186,76 +245,15 @@ fn overlap(summary: &Summary, text: &mut String) {
     }
 }
 
-fn bout(o: &OverlapReport) -> String {
+pub(super) fn mode(o: &OverlapReport) -> &'static str {
+    o.device.mode(o.ranks_are == "threads")
+}
+
+pub(super) fn bout(o: &OverlapReport) -> String {
     let registered = if o.registered { ", registered" } else { "" };
     let blocks = match o.blocks {
         0 => String::new(),
         blocks => format!(", blocks {blocks}"),
     };
-    format!("{:<12} {:>2} ranks ({}{registered}{blocks}), {} B", o.library, o.ranks, o.ranks_are, o.bytes)
-}
-
-/// What was to be reached on one device, and whether it was.
-fn targets(summary: &Summary, text: &mut String) {
-    if summary.emulated() {
-        let _ = writeln!(text, "\n== targets: none on the emulator, whose times mean nothing");
-        return;
-    }
-    let _ = writeln!(text, "\n== targets");
-    let mut line = |met: bool, what: String| {
-        let _ = writeln!(text, "{}  {what}", if met { "met   " } else { "MISSED" });
-    };
-    let ours = || summary.collectives.iter().filter(|l| l.library == "maypole");
-    let mut any = false;
-    for l in ours() {
-        if let (Some(target), Some(ratio)) = (l.target, l.ratio) {
-            any = true;
-            let what = format!(
-                "{}: {:.1}% of the floor's speed, of {:.1}% (possible: {:.1}%)",
-                identity(l),
-                ratio * 100.0,
-                target * 100.0,
-                l.possible().unwrap_or(1.0) * 100.0
-            );
-            line(ratio >= target, what);
-        }
-    }
-    if !any {
-        line(false, "two ranks on one device, 64 MiB and above: not measured".to_string());
-    }
-    for l in ours().filter(|l| l.size == 8 && l.ranks == 2) {
-        if let Some((_, over)) = over_floor(summary, l) {
-            line(over <= SMALL, format!("{}: {over:+.2} us over the floor, of {SMALL:.0}", identity(l)));
-        }
-    }
-    let reductions = summary.kernels.iter().flat_map(|k| &k.kernels).filter(|row| row.kernel == "reduce");
-    match reductions.min_by(|a, b| a.ratio.total_cmp(&b.ratio)) {
-        Some(row) => line(
-            row.ratio >= KERNELS,
-            format!(
-                "slowest reduction: {} {}, {:.1}% of the copy rate, of {:.0}%",
-                row.dtype,
-                kernel(row),
-                row.ratio * 100.0,
-                KERNELS * 100.0
-            ),
-        ),
-        None => line(false, "reduction kernels: not measured".to_string()),
-    }
-    for o in summary.overlap.iter().filter(|o| o.library == "maypole" && o.blocks == 0) {
-        let (hidden, wanted) = (o.hidden * 100.0, HIDDEN.min(o.allowed) * 100.0);
-        line(hidden >= wanted, format!("{}: {hidden:.1}% hidden, of {wanted:.1}%", bout(o)));
-        // Two runs of the same loop differ by as much.
-        let explained = o.explained * 1.02;
-        line(
-            o.slowdown <= explained,
-            format!("{}: products slowed {:.3} times, of {explained:.3}", bout(o), o.slowdown),
-        );
-    }
-    let against: Vec<f64> = ours().filter_map(|l| l.against_nccl).collect();
-    let behind = against.iter().filter(|ratio| **ratio < 1.0).count();
-    match against.len() {
-        0 => line(false, "ahead of NCCL: not measured".to_string()),
-        all => line(behind == 0, format!("ahead of NCCL in {} of {all} rows", all - behind)),
-    }
+    format!("{:<12} {:>2} ranks ({}{registered}{blocks}), {} B", o.library, o.ranks, mode(o), o.bytes)
 }

@@ -1,4 +1,4 @@
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::perf::cuda::DeviceInfo;
@@ -43,29 +43,48 @@ fn kernels() -> KernelReport {
     }
 }
 
-/// A directory with these files, read as a run; the directory is gone again.
-fn read(name: &str, files: &[(&str, String)]) -> Summary {
-    let directory = std::env::temp_dir().join(format!("maypole-summary-{}-{name}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    for (name, text) in files {
-        std::fs::write(directory.join(name), text).unwrap();
-    }
-    let summary = Summary::read(&directory);
-    std::fs::remove_dir_all(&directory).unwrap();
+/// A report as a line of the run's file.
+fn line(report: &Value) -> String {
+    json!({ "of": "a step", "report": report }).to_string()
+}
+
+fn kernels_line(report: &KernelReport) -> String {
+    line(&serde_json::to_value(report).unwrap())
+}
+
+/// A file with these lines, read as a run; the file is gone again.
+fn read(name: &str, lines: &[String]) -> Summary {
+    let path = std::env::temp_dir().join(format!("maypole-summary-{}-{name}", std::process::id()));
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    let summary = Summary::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
     summary
 }
 
 #[test]
 fn a_run_is_held_against_its_floors() {
-    let files = [
-        ("run.tsv", "revision\tabc\n".to_string()),
-        ("steps.tsv", "kernels\tok\t12\nmatrix\tFAILED (status 1)\t3\n".to_string()),
-        ("kernels.json", serde_json::to_string(&kernels()).unwrap()),
-        ("all_reduce.json", perf("maypole", 125.0).to_string()),
-        ("nccl.json", perf("nccl 2.30.1", 100.0).to_string()),
-        ("cut.json", "{".to_string()),
+    let nccl = |threads: bool, time: f64| {
+        let mut report = perf("nccl 2.30.1", time);
+        report["config"]["registered"] = json!(false);
+        if threads {
+            report["ranks"][1]["pid"] = report["ranks"][0]["pid"].clone();
+        }
+        line(&report)
+    };
+    let lines = [
+        json!({ "note": "revision", "value": "abc" }).to_string(),
+        json!({ "step": "kernels", "outcome": "ok", "seconds": 12 }).to_string(),
+        json!({ "step": "matrix", "outcome": "FAILED (status 1)", "seconds": 3 }).to_string(),
+        kernels_line(&kernels()),
+        line(&perf("maypole", 125.0)),
+        nccl(false, 100.0),
+        // Of threads: no measure for processes.
+        nccl(true, 1.0),
+        line(&primitives(1)),
+        line(&primitives(2)),
+        "{\"of\": \"what was cut off\", \"rep".to_string(),
     ];
-    let summary = read("whole", &files);
+    let summary = read("whole", &lines);
     assert_eq!(summary.run["revision"], "abc");
     assert_eq!(summary.steps.len(), 2);
     assert_eq!(summary.unread.len(), 1);
@@ -79,26 +98,64 @@ fn a_run_is_held_against_its_floors() {
     // 5 bytes for each one of the buffer, of which the floor has 4; three quarters of that.
     assert!((ours.possible().unwrap() - 0.8).abs() < 1e-9 && (ours.target.unwrap() - 0.6).abs() < 1e-9);
     assert_eq!(ours.against_nccl, Some(0.8));
-    assert_eq!((large("nccl").against_nccl, ours.ranks_are.as_str()), (None, "processes, registered"));
+    assert_eq!((large("nccl").against_nccl, ours.mode.as_str(), ours.registered), (None, "processes", true));
+    // 125 us without waits, 5 to 25% more, and 2 to 4 hops of 50 us: what is lent goes in one round.
+    let [from, to] = ours.reckoned.unwrap();
+    assert!((from - 125.0 * 1.05 - 100.04).abs() < 1e-6 && (to - 125.0 * 1.25 - 200.08).abs() < 1e-6);
 
     let text = table::table(&summary);
     for wanted in [
         "FAILED (status 1)",
         "MISSED  slowest reduction: bf16 sum, 89.0% of the copy rate, of 90%",
         "67108864 B: 80.0% of the floor's speed, of 60.0% (possible: 80.0%)",
-        "80.0% of 80.0% possible  0.80 x NCCL's speed (BEHIND)",
-        "over the floor +8.00 and +7.00 us  1.00 x NCCL's speed",
-        "8 B: +7.00 us over the floor, of 10",
+        "80.0% of 80.0% possible  reckoned 231.3 to 356.3 us  0.80 x NCCL's speed (BEHIND)",
+        "over the floor +8.00 and +7.00 us  reckoned 100.0 to 300.1 us  1.00 x NCCL's speed",
         "MISSED  ahead of NCCL in 1 of 2 rows",
-        "NOT READ: cut.json",
+        "batch of 1 writes: 2.00 us to queue (1.5 to 2.5), 3.00 us each in all",
+        "2 ranks, processes: a word to another rank's stream 50.0 us (20 to 200",
+        "2 ranks, processes: another rank's memory (IPC): 7 bytes WRONG in 9 rounds",
+        "NOT READ: line 10: ",
     ] {
         assert!(text.contains(wanted), "{wanted:?} is not in\n{text}");
     }
 }
 
+fn primitives(ranks: usize) -> Value {
+    let mut report = json!({ "program": "primitives_perf", "version": "0", "start_time": 0,
+        "device": DeviceInfo::default(), "ranks": ranks, "ranks_are": "processes", "attributes": [],
+        "costs": null, "hops": null, "promise": null });
+    if ranks == 1 {
+        let batch = json!({ "writes": 1, "queued": 2.0, "done": 3.0 });
+        report["costs"] = json!({ "batches": [batch], "echo": 5.0, "echo_p90": 6.0 });
+    } else {
+        report["hops"] = json!({ "idle": 50.02, "busy": null });
+        report["promise"] = json!({ "by": "IPC", "bytes": 64, "rounds": 9, "wrong": 7, "refused": null });
+    }
+    report
+}
+
+/// What is small has a target among threads and under MPS, each its own; processes that take turns on the device have none.
+#[test]
+fn targets_are_of_a_mode() {
+    let small = |threads: bool, mps: bool| {
+        let mut report = perf("maypole", 125.0);
+        report["device"] = serde_json::to_value(DeviceInfo { mps, ..DeviceInfo::default() }).unwrap();
+        if threads {
+            report["ranks"][1]["pid"] = report["ranks"][0]["pid"].clone();
+        }
+        let text = table::table(&read("mode", &[kernels_line(&kernels()), line(&report)]));
+        let lines: Vec<String> =
+            text.lines().filter(|l| l.contains("us over the floor, of")).map(String::from).collect();
+        lines.join("\n")
+    };
+    assert!(small(true, false).contains("(threads, registered") && small(true, false).ends_with("of 20"));
+    assert!(small(false, true).contains("(MPS, registered") && small(false, true).ends_with("of 10"));
+    assert_eq!(small(false, false), "");
+}
+
 #[test]
 fn a_run_without_floors_or_anything_else_is_a_table_too() {
-    let summary = read("perf", &[("all_reduce.json", perf("maypole", 125.0).to_string())]);
+    let summary = read("perf", &[line(&perf("maypole", 125.0))]);
     assert_eq!(summary.collectives[1].ratio, None);
     assert!(table::table(&summary).contains("not measured"));
     assert!(read("empty", &[]).collectives.is_empty());
@@ -108,18 +165,13 @@ fn a_run_without_floors_or_anything_else_is_a_table_too() {
 fn the_emulator_meets_no_target_and_misses_none() {
     let mut report = kernels();
     report.device.name = "Maypole emulated device".into();
-    let files = [
-        ("kernels.json", serde_json::to_string(&report).unwrap()),
-        ("all_reduce.json", perf("maypole", 125.0).to_string()),
-    ];
-    let text = table::table(&read("emulated", &files));
+    let text = table::table(&read("emulated", &[kernels_line(&report), line(&perf("maypole", 125.0))]));
     assert!(text.contains("none on the emulator") && !text.contains("MISSED"), "{text}");
 }
 
 /// The only line of 64 MiB in `report`.
 fn large(report: &Value) -> Line {
-    let files = [("kernels.json", serde_json::to_string(&kernels()).unwrap()), ("perf.json", report.to_string())];
-    let all = read("large", &files).collectives;
+    let all = read("large", &[kernels_line(&kernels()), line(report)]).collectives;
     all.into_iter().find(|line| line.size >= 1 << 20).unwrap()
 }
 
@@ -160,11 +212,11 @@ fn targets_are_for_two_ranks_on_one_device() {
 #[test]
 fn targets_are_for_the_defaults() {
     let mut tried = perf("maypole", 1e6);
-    tried["config"]["device_window"] = json!(4 << 20);
-    let files = [("kernels.json", serde_json::to_string(&kernels()).unwrap()), ("tried.json", tried.to_string())];
-    let summary = read("tried", &files);
+    tried["config"]["settings"] = json!({ "MAYPOLE_DEVICE_WINDOW": "4M", "MAYPOLE_ALGORITHM": "ring" });
+    let summary = read("tried", &[kernels_line(&kernels()), line(&tried)]);
     assert_eq!(summary.unread, [""; 0]);
-    let line = &summary.collectives[1];
-    assert_eq!((line.ranks_are.as_str(), line.target), ("processes, registered, places of 4096 KiB", None));
-    assert!(line.ratio.is_some_and(|ratio| ratio < 0.001));
+    let row = &summary.collectives[1];
+    assert_eq!((row.settings.as_str(), row.target, row.reckoned), ("ALGORITHM=ring WINDOW=4M", None, None));
+    assert!(row.ratio.is_some_and(|ratio| ratio < 0.001));
+    assert!(table::table(&summary).contains("(processes, registered, ALGORITHM=ring WINDOW=4M)"));
 }
