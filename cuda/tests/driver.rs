@@ -198,6 +198,77 @@ fn a_new_stream_with_the_handle_of_one_that_was_adopted_is_itself() {
     emulator.set("REUSED_HANDLES", "0");
 }
 
+/// As a framework sees it, a thread has a device from the beginning; as the driver sees it, no context.
+#[test]
+fn a_default_stream_on_a_new_thread_is_that_of_the_device_that_is_named() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let thread = || {
+        let by_default = null_mut();
+        // SAFETY: the default stream may always be named.
+        assert!(matches!(unsafe { Stream::adopt(by_default) }.unwrap_err(), CudaError::NoContext { .. }));
+        // SAFETY: as above.
+        let stream = unsafe { Stream::adopt_on(by_default, 1) }.unwrap();
+        assert!(Arc::ptr_eq(stream.context(), &Context::primary(1).unwrap()));
+        let memory = DeviceMemory::new(stream.context(), 16).unwrap();
+        // SAFETY: the memory stays until the stream is synchronized.
+        unsafe { memory.queue_fill(0, 16, 7, &stream) }.unwrap();
+        stream.synchronize().unwrap();
+        let mut bytes = [0; 16];
+        memory.copy_to_host(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [7; 16]);
+        assert!(matches!(Context::current().unwrap_err(), CudaError::NoContext { .. }), "nothing became current");
+        // With another device's context current, the named one counts all the same.
+        let other = Context::primary(0).unwrap();
+        let _entered = other.enter().unwrap();
+        // SAFETY: as above.
+        assert!(unsafe { Stream::adopt_on(by_default, 1) }.unwrap().is(&stream));
+        // SAFETY: as above.
+        let refused = unsafe { Stream::adopt_on(by_default, 9) }.unwrap_err();
+        assert_eq!(refused, CudaError::NoSuchDevice { ordinal: 9, count: 3 });
+    };
+    std::thread::spawn(thread).join().unwrap();
+}
+
+/// A green context's streams work in the primary context, whose modules and memory they share; so does whatever is made
+/// while it is current, but for its default streams, which are others than the primary one's and have the same handles.
+#[test]
+fn green_contexts_are_their_devices_primary_one() {
+    let (_turn, _emulator) = (TURN.lock(), emulated());
+    let (framework, primary) = (Framework::new(), Context::primary(0).unwrap());
+    let (mut green, mut current, mut raw) = (null_mut(), null_mut(), null_mut());
+    type Create = unsafe extern "C" fn(*mut *mut c_void, *mut c_void, c_int, c_uint) -> u32;
+    type From = unsafe extern "C" fn(*mut *mut c_void, *mut c_void) -> u32;
+    type Make = unsafe extern "C" fn(*mut *mut c_void, *mut c_void, c_uint, c_int) -> u32;
+    // SAFETY: as cuda.h declares them, with valid pointers.
+    unsafe {
+        assert_eq!(framework.function::<Create>("cuGreenCtxCreate")(&mut green, null_mut(), 0, 1), 0);
+        assert_eq!(framework.function::<From>("cuCtxFromGreenCtx")(&mut current, green), 0);
+        assert_eq!(framework.function::<Make>("cuGreenCtxStreamCreate")(&mut raw, green, 1, 0), 0);
+    }
+    assert!(current != primary.raw());
+    // SAFETY: a living stream, until the end.
+    let stream = unsafe { Stream::adopt(raw) }.unwrap();
+    assert!(Arc::ptr_eq(stream.context(), &primary));
+    let memory = DeviceMemory::new(&primary, 16).unwrap();
+    // SAFETY: the memory stays until the stream is synchronized.
+    unsafe { memory.queue_fill(0, 16, 7, &stream) }.unwrap();
+    stream.synchronize().unwrap();
+    framework.set_current(current);
+    assert!(Arc::ptr_eq(&Context::current().unwrap(), &primary));
+    for default in 0..3 {
+        // SAFETY: default streams may always be named.
+        let adopted = unsafe { Stream::adopt(std::ptr::without_provenance_mut(default)) };
+        assert_eq!(adopted.unwrap_err(), CudaError::GreenDefaultStream, "{default}");
+    }
+    framework.set_current(null_mut());
+    drop((stream, memory));
+    // SAFETY: as cuda.h declares it; nobody uses the green context any more.
+    unsafe {
+        let destroy = framework.function::<unsafe extern "C" fn(*mut c_void) -> u32>("cuGreenCtxDestroy");
+        assert_eq!(destroy(green), 0);
+    }
+}
+
 #[test]
 fn a_primary_context_that_was_adopted_stays() {
     let (_turn, _emulator) = (TURN.lock(), emulated());

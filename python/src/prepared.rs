@@ -19,7 +19,6 @@ pub struct Prepared<'py> {
 /// What a call needs until it is done.
 #[derive(Default)]
 pub struct Held {
-    #[expect(dead_code, reason = "held to be dropped")]
     arrays: [Option<Array>; 2],
     op: Option<Py<Op>>,
 }
@@ -28,6 +27,11 @@ impl Held {
     /// The arrays of a call, and its operation.
     pub fn new(arrays: [Option<Array>; 2], op: Option<Py<Op>>) -> Held {
         Held { arrays, op }
+    }
+
+    /// The CUDA device on which an array of it lies, if one does.
+    pub fn device(&self) -> Option<usize> {
+        self.arrays.iter().flatten().find_map(|array| array.device)
     }
 
     /// Whether it holds an operation of the user's.

@@ -95,17 +95,24 @@ impl OnStream {
         Ok(OnStream { slot, handle })
     }
 
-    /// Make a call with the stream.
+    /// Make a call with the stream. `device`: where its arrays lie, if it has any; otherwise the communicator's device is
+    /// meant, if it has one.
     fn with<R>(
         &self,
         py: Python<'_>,
-        comm: &maypole::Communicator,
+        (comm, device): (&maypole::Communicator, Option<usize>),
         call: impl FnOnce(&maypole::cuda::Stream) -> maypole::Result<R>,
     ) -> PyResult<R> {
         let raw = std::ptr::with_exposed_provenance_mut::<std::ffi::c_void>(self.handle);
         waiting::blocking(py, comm, || {
+            let device = device.or_else(|| Some(comm.attached_to()?.ordinal()));
             // SAFETY: that it is a living stream is the caller's word, as with every library that takes handles.
-            let stream = unsafe { maypole::cuda::Stream::adopt(raw) };
+            let stream = unsafe {
+                match device {
+                    Some(device) => maypole::cuda::Stream::adopt_on(raw, device),
+                    None => maypole::cuda::Stream::adopt(raw),
+                }
+            };
             call(&stream.map_err(|source| maypole::Error::Device { rank: comm.rank(), source })?)
         })
     }
@@ -131,7 +138,7 @@ impl Form for OnStream {
         let Prepared { what, held, result } = prepared;
         // SAFETY: `held` lives until the call is queued, or done. Who lends device memory gives it back in the order of
         // its stream.
-        let outcome = self.with(py, &comm, |stream| Ok(unsafe { what.run_on(&comm, stream) }))?;
+        let outcome = self.with(py, (&comm, held.device()), |stream| Ok(unsafe { what.run_on(&comm, stream) }))?;
         outcome.map_err(|e| held.explain(py, e))?;
         Ok(result)
     }
@@ -146,7 +153,7 @@ crate::forms::forms!(OnStream {
         let comm = self.slot.open(py)?;
         let dtype = array::dtype_argument(dtype.as_ref()).map_err(|what| error::argument(py, what))?;
         let bytes = count.saturating_mul(dtype.size());
-        let memory = self.with(py, &comm, |stream| {
+        let memory = self.with(py, (&comm, None), |stream| {
             comm.attach(stream.context())?;
             comm.alloc_device::<u8>(bytes)
         })?;
@@ -156,7 +163,7 @@ crate::forms::forms!(OnStream {
     /// Wait until the calls that this communicator queued on the stream are done. What has failed since raises here.
     fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
         let comm = self.slot.open(py)?;
-        self.with(py, &comm, |stream| comm.on(stream).synchronize())
+        self.with(py, (&comm, None), |stream| comm.on(stream).synchronize())
     }
 
     fn __repr__(&self) -> String {

@@ -44,7 +44,7 @@ def test_equal_blocks(run):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ["counts", "messages", "registered", "torch_link"])
+@pytest.mark.parametrize("name", ["counts", "fresh_threads", "messages", "registered", "torch_link"])
 def test_program(run, name, n):
     run(name, n)
 

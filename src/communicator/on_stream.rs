@@ -85,6 +85,11 @@ impl Communicator {
         self.alloc_on(device, len)
     }
 
+    /// The context to which this communicator is attached, if it is to one.
+    pub fn attached_to(&self) -> Option<Arc<Context>> {
+        self.inner.device.get().map(|device| device.context.clone())
+    }
+
     /// This communicator's device, brought together with the others' now if it was not.
     pub(crate) fn attached(&self, context: std::result::Result<&Arc<Context>, CudaError>) -> Result<Arc<Device>> {
         let inner = &*self.inner;

@@ -28,6 +28,8 @@ pub struct Context {
     pub handle: usize,
     pub device: usize,
     primary: bool,
+    /// Of a green context: the primary one of its device.
+    pub green_of: Option<Arc<Context>>,
     /// The error after which nothing works any more here; 0 for none.
     broken: AtomicU32,
     destroyed: AtomicBool,
@@ -65,10 +67,20 @@ pub fn current() -> Outcome<Arc<Context>> {
 
 impl Context {
     fn make(device: usize, primary: bool) -> Arc<Context> {
+        Context::make_beside(device, primary, None)
+    }
+
+    /// A green context beside its device's primary one.
+    pub fn make_green(primary: &Arc<Context>) -> Arc<Context> {
+        Context::make_beside(primary.device, false, Some(primary.clone()))
+    }
+
+    fn make_beside(device: usize, primary: bool, green_of: Option<Arc<Context>>) -> Arc<Context> {
         CONTEXTS.insert(|handle| Context {
             handle,
             device,
             primary,
+            green_of,
             broken: AtomicU32::new(0),
             destroyed: AtomicBool::new(false),
             legacy: OnceLock::new(),
@@ -146,7 +158,7 @@ impl Context {
         Ok(())
     }
 
-    fn destroy(&self) {
+    pub fn destroy(&self) {
         let _ = self.synchronize();
         self.destroyed.store(true, Relaxed);
         crate::memory::forget_context(self.handle);
@@ -157,25 +169,14 @@ impl Context {
 entries! {
     /// The device's primary context, made if nobody has it yet.
     fn cuDevicePrimaryCtxRetain(to: *mut usize, ordinal: c_int) {
-        let device = device(ordinal)?;
-        let mut primary = device.primary.lock();
-        device.claim()?;
-        let context = primary.0.get_or_insert_with(|| Context::make(ordinal as usize, true)).clone();
-        primary.1 += 1;
+        let context = retain_primary(ordinal)?;
         // SAFETY: the caller's promise.
         unsafe { give(to, context.handle) }
     }
 
     /// Gives the primary context back; the last one ends it.
     fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) {
-        let mut primary = device(ordinal)?.primary.lock();
-        primary.1 = primary.1.checked_sub(1).ok_or(CUDA_ERROR_INVALID_CONTEXT)?;
-        if primary.1 == 0 && let Some(context) = primary.0.take() {
-            drop(primary);
-            let _ = CONTEXTS.remove(context.handle);
-            context.destroy();
-        }
-        Ok(())
+        release_primary(ordinal)
     }
 
     /// Whether the primary context exists, and its flags.
@@ -322,6 +323,30 @@ entries! {
             give(total, all)
         }
     }
+}
+
+/// A device's primary context, made if nobody has it yet, and one reference more to it.
+pub fn retain_primary(ordinal: c_int) -> Outcome<Arc<Context>> {
+    let device = device(ordinal)?;
+    let mut primary = device.primary.lock();
+    device.claim()?;
+    let context = primary.0.get_or_insert_with(|| Context::make(ordinal as usize, true)).clone();
+    primary.1 += 1;
+    Ok(context)
+}
+
+/// One reference less; the last one ends it.
+pub fn release_primary(ordinal: c_int) -> Outcome {
+    let mut primary = device(ordinal)?.primary.lock();
+    primary.1 = primary.1.checked_sub(1).ok_or(CUDA_ERROR_INVALID_CONTEXT)?;
+    if primary.1 == 0
+        && let Some(context) = primary.0.take()
+    {
+        drop(primary);
+        let _ = CONTEXTS.remove(context.handle);
+        context.destroy();
+    }
+    Ok(())
 }
 
 /// A live context, for the calls that take one.

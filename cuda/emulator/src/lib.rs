@@ -106,6 +106,7 @@ pub mod control;
 mod copies;
 mod device;
 mod event;
+mod green;
 mod host;
 mod ipc;
 mod mapping;

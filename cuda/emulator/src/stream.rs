@@ -34,6 +34,8 @@ pub struct Stream {
     /// Counts streams of the process; chaos and hardware queues go by it.
     pub number: u64,
     pub context: Arc<Context>,
+    /// The green context to which it belongs, if it does.
+    pub green: Option<usize>,
     pub kind: StreamKind,
     pub priority: i32,
     queue: Mutex<Queue>,
@@ -86,9 +88,15 @@ pub static COMMANDS: AtomicU64 = AtomicU64::new(0);
 
 impl Stream {
     pub fn make(context: &Arc<Context>, kind: StreamKind, priority: i32) -> Arc<Stream> {
+        Stream::make_in(context, kind, priority, None)
+    }
+
+    /// The same, of a green context.
+    pub fn make_in(context: &Arc<Context>, kind: StreamKind, priority: i32, green: Option<usize>) -> Arc<Stream> {
         let stream = Arc::new(Stream {
             number: NUMBERS.fetch_add(1, Relaxed),
             context: context.clone(),
+            green,
             kind,
             priority,
             queue: Mutex::new(Queue::default()),

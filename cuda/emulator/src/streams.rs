@@ -126,12 +126,6 @@ entries! {
         if stream.is_idle() { Ok(()) } else { Err(CUDA_ERROR_NOT_READY) }
     }
 
-    /// The stream's context.
-    fn cuStreamGetCtx(handle: usize, to: *mut usize) {
-        // SAFETY: the caller's promise.
-        unsafe { give(to, stream_of(handle)?.context.handle) }
-    }
-
     /// The stream's device.
     fn cuStreamGetDevice(handle: usize, to: *mut c_int) {
         // SAFETY: the caller's promise.

@@ -100,7 +100,24 @@ impl Context {
         unsafe { Context::of(raw.cast()) }
     }
 
-    /// The context with handle `raw` (a `CUcontext`), which another library or the caller has made.
+    /// The context whose default streams are meant, by a caller that works with device `ordinal`, if that is known.
+    ///
+    /// # Errors
+    /// As [`current`](Context::current) and [`primary`](Context::primary); [`CudaError::GreenDefaultStream`].
+    pub(super) fn of_default_streams(ordinal: Option<usize>) -> Result<Arc<Context>> {
+        // SAFETY: a default stream may be asked about at any time. Without a current context that is an error.
+        if let Ok((_, true)) = unsafe { probe()?.functions().stream_context(null_mut()) } {
+            return Err(CudaError::GreenDefaultStream);
+        }
+        match (Context::current(), ordinal) {
+            (Ok(current), Some(ordinal)) if current.ordinal() != ordinal => Context::primary(ordinal),
+            (Err(CudaError::NoContext { .. }), Some(ordinal)) => Context::primary(ordinal),
+            (current, _) => current,
+        }
+    }
+
+    /// The context with handle `raw` (a `CUcontext`), which another library or the caller has made. For a green context
+    /// that is the primary one, to which its memory and modules belong.
     ///
     /// # Errors
     /// Those of [`probe`]; the driver's where it does not know the context.
@@ -116,6 +133,8 @@ impl Context {
         let mut device = 0;
         // SAFETY: a context is current, and the pointer valid.
         unsafe { driver.cuCtxGetDevice(&mut device) }?;
+        // SAFETY: a context is current, whose default stream this is.
+        let (raw, _) = unsafe { driver.stream_context(null_mut()) }?;
         drop(entered);
         let (mut flags, mut active) = (0, 0);
         // SAFETY: the device came from the driver, and the pointers are valid.

@@ -46,6 +46,12 @@ pub enum CudaError {
         /// What to do, beginning with a semicolon.
         hint: &'static str,
     },
+    /// A default stream was given while a green context is current.
+    #[error(
+        "a default stream was given while a green context is current, and cannot be told from the default stream of its \
+         device; give a stream that was made in the green context"
+    )]
+    GreenDefaultStream,
     /// Something belongs to one context and was used with another.
     #[error(
         "{what} belongs to a CUDA context of device {found}, and this is used with another, of device {expected}; use \

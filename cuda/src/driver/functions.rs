@@ -21,6 +21,9 @@ pub(crate) struct Failed {
     pub(crate) code: u32,
 }
 
+/// The type of `cuStreamGetCtx_v2`: a stream, its context, its green context.
+type ContextsOfStream = unsafe extern "C" fn(CUstream, *mut CUcontext, *mut *mut c_void) -> u32;
+
 macro_rules! functions {
     ($($name:ident = $symbol:literal ($($arg:ident: $type:ty),* $(,)?);)*) => {
         /// One pointer per function. Each method calls the function of its name in `cuda.h`, and is unsafe because that
@@ -28,6 +31,8 @@ macro_rules! functions {
         #[allow(non_snake_case)]
         pub(crate) struct Functions {
             $($name: unsafe extern "C" fn($($type),*) -> u32,)*
+            /// `cuStreamGetCtx_v2`, which drivers have since 12.5.
+            contexts_of_stream: Option<ContextsOfStream>,
             /// Never dropped before the pointers into it.
             _library: Library,
         }
@@ -45,7 +50,10 @@ macro_rules! functions {
                     let found = unsafe { library.get::<unsafe extern "C" fn($($type),*) -> u32>($symbol.as_bytes()) };
                     let $name = *found.map_err(|_| $symbol)?;
                 )*
-                Ok(Functions { $($name,)* _library: library })
+                // SAFETY: as above.
+                let contexts_of_stream = unsafe { library.get::<ContextsOfStream>(b"cuStreamGetCtx_v2") };
+                let contexts_of_stream = contexts_of_stream.ok().map(|found| *found);
+                Ok(Functions { $($name,)* contexts_of_stream, _library: library })
             }
 
             $(
@@ -154,6 +162,25 @@ functions! {
 }
 
 impl Functions {
+    /// A stream's context, and whether the stream is a green context's: then it is the primary context of its device.
+    /// A default stream is the current context's. Drivers before 12.5 call a green context one like any other.
+    ///
+    /// # Safety
+    /// As for `cuStreamGetCtx`.
+    pub(super) unsafe fn stream_context(&self, stream: CUstream) -> Result<(CUcontext, bool), Failed> {
+        let (mut context, mut green) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let Some(ask) = self.contexts_of_stream else {
+            // SAFETY: the caller's promise, and a valid pointer.
+            unsafe { self.cuStreamGetCtx(stream, &mut context) }?;
+            return Ok((context, false));
+        };
+        // SAFETY: the caller's promise, and valid pointers.
+        match unsafe { ask(stream, &mut context, &mut green) } {
+            0 => Ok((context, !green.is_null())),
+            code => Err(Failed { call: "cuStreamGetCtx", code }),
+        }
+    }
+
     /// What the driver calls a code, and what it says about it.
     pub(super) fn describe(&self, code: u32) -> (&'static str, &'static str) {
         let text = |call: unsafe fn(&Functions, u32, *mut *const c_char) -> Result<(), Failed>| {

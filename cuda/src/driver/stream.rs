@@ -21,9 +21,10 @@ const MOST_URGENT: i32 = -100;
 
 /// A CUDA stream: made here, or one of the caller's. Work on one stream runs in the order in which it was put there.
 ///
-/// Use streams that do not synchronise with the legacy default stream (as those made here and PyTorch's are): what
-/// ranks put on a stream waits for other ranks, and a default stream that waits for it stops everything behind it,
-/// perhaps just what the other ranks wait for.
+/// Use streams that do not synchronise with the legacy default stream, as those made here, and those of PyTorch's pool:
+/// what ranks put on a stream waits for other ranks, and a default stream that waits for it stops everything behind it,
+/// perhaps just what the other ranks wait for. PyTorch's current stream is the legacy default stream unless a program
+/// takes another.
 pub struct Stream {
     raw: CUstream,
     number: u64,
@@ -77,29 +78,51 @@ impl Stream {
 
     /// A stream of the caller's, for instance a framework's: `raw` is a `CUstream` or `cudaStream_t`. The values 0 and
     /// 1 (the legacy default stream) and 2 (the thread's default stream) mean the stream of the context that is current
-    /// on this thread; 2 means another stream on each thread that uses the result. The stream is not destroyed.
+    /// on this thread; 2 means another stream on each thread that uses the result. A stream of a green context belongs
+    /// to the primary context of its device, as far as driver 12.5 or later tells. The stream is not destroyed.
     ///
     /// It costs two calls to the driver where this thread has adopted the stream before.
     ///
     /// # Errors
-    /// [`CudaError::NoContext`] for a default stream where no context is current; those of [`probe`]; the driver's
-    /// where it does not know the stream.
+    /// [`CudaError::NoContext`] for a default stream where no context is current; [`CudaError::GreenDefaultStream`];
+    /// those of [`probe`]; the driver's where it does not know the stream.
     ///
     /// # Safety
     /// `raw` is a default stream or a living one, and lives as long as the result and whatever was queued through it.
     pub unsafe fn adopt(raw: *mut c_void) -> Result<Stream> {
+        // SAFETY: the caller's promise.
+        unsafe { Stream::adopt_for(raw, None) }
+    }
+
+    /// As [`adopt`](Stream::adopt), for work on memory of device `ordinal`, whose default streams 0, 1 and 2 are then: in
+    /// the context that is current on this thread if it is one of this device, otherwise in the primary one. To
+    /// frameworks a thread always has a device; to the driver a thread that has called nothing yet has no context.
+    ///
+    /// # Errors
+    /// Those of [`adopt`](Stream::adopt), and of [`Context::primary`].
+    ///
+    /// # Safety
+    /// As for [`adopt`](Stream::adopt).
+    pub unsafe fn adopt_on(raw: *mut c_void, ordinal: usize) -> Result<Stream> {
+        // SAFETY: the caller's promise.
+        unsafe { Stream::adopt_for(raw, Some(ordinal)) }
+    }
+
+    /// # Safety
+    /// As for [`adopt`](Stream::adopt).
+    unsafe fn adopt_for(raw: *mut c_void, ordinal: Option<usize>) -> Result<Stream> {
         let driver = probe()?.functions();
         let raw: CUstream = raw.cast();
         if (raw as usize) <= 2 {
-            return Ok(Stream { raw, number: DEFAULT, priority: ORDINARY, context: Context::current()?, owned: false });
+            let context = Context::of_default_streams(ordinal)?;
+            return Ok(Stream { raw, number: DEFAULT, priority: ORDINARY, context, owned: false });
         }
         // SAFETY: the caller promises a living stream.
         if let Some(Facts { number, priority, context }) = unsafe { adopted::recall(raw) } {
             return Ok(Stream { raw, number, priority, context, owned: false });
         }
-        let mut context = null_mut();
-        // SAFETY: the caller promises a living stream, and the pointer is valid.
-        unsafe { driver.cuStreamGetCtx(raw, &mut context) }?;
+        // SAFETY: as above.
+        let (context, _) = unsafe { driver.stream_context(raw) }?;
         if context.is_null() {
             return Err(CudaError::NoContext { hint: " for this stream" });
         }
