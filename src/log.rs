@@ -20,7 +20,20 @@ pub(crate) fn warn(what: Arguments<'_>) {
     if tracing::dispatcher::has_been_set() {
         tracing::warn!("{what}");
     } else {
-        // Whoever has closed standard error does not want to know.
-        let _ = writeln!(std::io::stderr(), "maypole: {what}");
+        say(what);
     }
+}
+
+/// In the same way, an error that no call may ever return.
+pub(crate) fn error(what: Arguments<'_>) {
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!("{what}");
+    } else {
+        say(what);
+    }
+}
+
+fn say(what: Arguments<'_>) {
+    // Whoever has closed standard error does not want to know.
+    let _ = writeln!(std::io::stderr(), "maypole: {what}");
 }

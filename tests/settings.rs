@@ -84,6 +84,7 @@ fn the_environment_is_held_to_the_same() {
         ("MAYPOLE_PORTS", "0", "a range of TCP ports"),
         ("MAYPOLE_LATE", "-1", "number of seconds"),
         ("MAYPOLE_ENCRYPT", "yes", "0 or 1"),
+        ("MAYPOLE_DEVICE_ABORT", "2", "0 or 1"),
         ("MAYPOLE_REQUIRE_KEY", "", "0 or 1"),
     ] {
         let mut config = Config::default();

@@ -174,6 +174,13 @@ pub const KNOBS: &[Knob] = &[
         check: anything,
     },
     Knob {
+        name: "MAYPOLE_DEVICE_ABORT",
+        default: "0",
+        meaning: "1: a process whose operations on CUDA streams fail ends (SIGABRT); 0: its streams go on, and it is told",
+        read: |c, v| switch(v).map(|on| c.device_abort = on),
+        check: anything,
+    },
+    Knob {
         name: "MAYPOLE_TIMEOUT",
         default: "120",
         meaning: "deadline of an operation, seconds without progress: a rank that does not answer then has failed",

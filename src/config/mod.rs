@@ -83,6 +83,9 @@ pub struct Config {
     pub device_blocks: u32,
     /// `MAYPOLE_DEVICE_STAGING`: where staging memory of devices lies.
     pub device_staging: DeviceStaging,
+    /// `MAYPOLE_DEVICE_ABORT`: whether a process ends (SIGABRT) whose operations on CUDA streams fail, before anything
+    /// that waits for these streams goes on.
+    pub device_abort: bool,
     /// `MAYPOLE_TIMEOUT`, seconds: the deadline of an operation. When nothing of it has moved for so long, all ranks are
     /// asked, and one that does not answer fails it. Time in which this process did not run does not count.
     pub timeout: Duration,
@@ -132,6 +135,7 @@ impl Default for Config {
             device_fifo: 2 << 20,
             device_blocks: 0,
             device_staging: DeviceStaging::Auto,
+            device_abort: false,
             timeout: Duration::from_secs(120),
             late: Duration::from_secs(1800),
             connect_timeout: Duration::from_secs(60),

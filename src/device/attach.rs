@@ -338,7 +338,8 @@ impl Communicator {
             true if one_space => Lendable::Everything,
             true => Lendable::Registered,
         };
-        let fabric = Fabric { words: Arc::new(words), staging, poison, me, crowded, lendable };
+        let abort = config.device_abort;
+        let fabric = Fabric { words: Arc::new(words), staging, poison, me, crowded, lendable, abort };
         let device = Device::new(context.clone(), self.inner.court()?, size, fabric, (executor, planner), routes);
         let device = self.unanimous(DOING, device)?;
         tracing::info!(

@@ -46,6 +46,9 @@ use crate::watch::Watch;
 /// How long a rank that leaves waits until what it sent to other hosts is with the kernel.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long a process that is to end with its operations has for telling other ranks why. Streams stand still meanwhile.
+const TELL_WITHIN: Duration = Duration::from_secs(1);
+
 /// Links to other hosts, one direction each, for which there is memory from the beginning where ranks are threads.
 const RESERVED: usize = 8;
 
@@ -60,6 +63,8 @@ pub(crate) struct Fabric {
     /// Whether another rank is a thread of this process.
     pub crowded: bool,
     pub lendable: Lendable,
+    /// Whether the process ends when operations on its streams fail.
+    pub abort: bool,
 }
 
 /// One rank's device in one communicator. See the [module](self).
@@ -130,6 +135,16 @@ fn found(words: Arc<Words>, me: usize) -> Box<dyn Fn() -> Option<(u32, Fingerpri
     })
 }
 
+/// Operations have failed of which no call may ever tell: say so, and end the process if it is to.
+fn lost(what: &str, abort: bool) {
+    if !abort {
+        return crate::log::error(format_args!("{what}"));
+    }
+    crate::log::error(format_args!("{what}; the process ends, since MAYPOLE_DEVICE_ABORT is 1"));
+    std::thread::sleep(TELL_WITHIN);
+    std::process::abort();
+}
+
 impl Device {
     pub fn new(
         context: Arc<Context>,
@@ -139,7 +154,7 @@ impl Device {
         (mut executor, planner): (Executor, Planner),
         routes: Option<Routes>,
     ) -> Result<Arc<Device>> {
-        let Fabric { words, staging, poison, me, crowded, lendable } = fabric;
+        let Fabric { words, staging, poison, me, crowded, lendable, abort } = fabric;
         let post = |word: Word| flag(&word, words.clone());
         let probe = Event::new(&context, false).map_err(|source| Error::Device { rank: court.me, source })?;
         let posts = Posts {
@@ -149,6 +164,7 @@ impl Device {
             released: post(words.released()),
             found: found(words.clone(), me),
             ailment: Box::new(move || probe.check().err().filter(CudaError::is_sticky).map(|e| e.to_string())),
+            lost: Box::new(move |what| lost(what, abort)),
         };
         let courier =
             routes.map(|routes| Courier::start(routes, court.clone(), post(words.trouble(me)))).transpose()?;

@@ -19,6 +19,11 @@
 //! first, and whoever waits for the end of an operation looks at it, and at `trouble`, after the operation has ended:
 //! nobody takes what a released wait let through for a result.
 //!
+//! # Telling people
+//!
+//! Nobody may be in a call of Maypole's when this happens: a program that waits for its device alone would take what
+//! there is for a result. So before it lets the first stream go, the thread says what is lost ([`Posts::lost`]).
+//!
 //! # Waking
 //!
 //! The thread naps while operations are outstanding and for a while after, so that queueing one costs a lock and no
@@ -105,6 +110,8 @@ pub(crate) struct Posts {
     /// The error that has broken the CUDA context, if one has. Asked ten times a second at most, on a thread of its own,
     /// since it may block.
     pub ailment: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// Told, in words and once, of operations that will have no result, before their streams are let go. May block.
+    pub lost: Box<dyn Fn(&str) + Send + Sync>,
 }
 
 /// One word for which an operation waits, at last: who writes it, and the value.

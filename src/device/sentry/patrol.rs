@@ -61,6 +61,10 @@ impl Shared {
             };
             busy = Instant::now();
             if state.court.watch.raised() {
+                if state.releasing.is_none() {
+                    let lost = state.lost();
+                    MutexGuard::unlocked(&mut state, || (self.posts.lost)(&lost));
+                }
                 let since = state.release(&self.posts);
                 self.wanted.wait_for(&mut state, (since.elapsed() / 16).clamp(RELEASE, LOOK_AT_LEAST));
                 continue;
@@ -174,6 +178,21 @@ fn agreed(word: &Flag, mark: &Flag) -> u32 {
 }
 
 impl State {
+    /// What has not ended when a verdict stands, in words.
+    fn lost(&self) -> String {
+        let first = self.outstanding.front().map_or_else(String::new, |task| task.operation.to_string());
+        let more = match self.outstanding.len() {
+            0 | 1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        let verdict = self.court.watch.verdict().map_or_else(String::new, |verdict| format!(": {verdict}"));
+        format!(
+            "rank {}: {first}{more} will have no result, and what follows on their CUDA streams works on whatever is in \
+             their buffers{verdict}",
+            self.court.me
+        )
+    }
+
     /// The operation of this rank with that digest.
     fn called(&self, digest: u32) -> Option<Fingerprint> {
         let parts = self.outstanding.iter().flat_map(|task| task.awaited.iter().map(|awaited| awaited.operation));

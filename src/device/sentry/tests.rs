@@ -47,6 +47,8 @@ struct Words {
     asked_how: AtomicU32,
     /// Milliseconds that the answer takes.
     answer_takes: AtomicU32,
+    /// What people were told, and whether streams had been let go by then.
+    told: Mutex<Vec<(String, bool)>>,
 }
 
 impl Words {
@@ -88,7 +90,7 @@ fn post_beside(shared: Option<Arc<Words>>, timeout: Duration) -> (Sentry, Arc<Wo
         late: Duration::ZERO,
     };
     let words = Arc::new(Words::default());
-    let (found, ailment) = (words.clone(), words.clone());
+    let (found, ailment, lost) = (words.clone(), words.clone(), words.clone());
     let posts = Posts {
         started: words.flag(|w| &w.started),
         ended: words.flag(|w| &w.ended),
@@ -99,6 +101,10 @@ fn post_beside(shared: Option<Arc<Words>>, timeout: Duration) -> (Sentry, Arc<Wo
             ailment.asked_how.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(ailment.answer_takes.load(Ordering::Relaxed).into()));
             ailment.ailment.lock().clone()
+        }),
+        lost: Box::new(move |what| {
+            let let_go = lost.released.load(Ordering::SeqCst) != 0 || lost.filled[0].load(Ordering::SeqCst) != 0;
+            lost.told.lock().push((what.to_string(), let_go));
         }),
     };
     let sentry = Sentry::new(court, 3, posts);
@@ -233,6 +239,27 @@ fn a_verdict_lets_the_stream_go_though_a_peer_still_writes() {
         over.store(true, Ordering::Relaxed);
     });
     assert_eq!(words.ended.load(Ordering::Relaxed), 3);
+}
+
+/// Nobody need be in a call that would return the verdict.
+#[test]
+fn people_are_told_what_is_lost_before_streams_go_on() {
+    let (sentry, words, bench) = post(PATIENCE);
+    // Where nothing is lost there is nothing to tell.
+    sentry.begin(call(1, 4), 7).unwrap().queued(Vec::new());
+    words.play(1, None);
+    sentry.synchronize(7).unwrap();
+    sentry.begin(call(2, 4), 7).unwrap().queued(Vec::new());
+    sentry.begin(call(3, 4), 7).unwrap().queued(Vec::new());
+    bench.mine.declare(Verdict::Aborted { rank: 2, why: "enough".into() });
+    (2..=3).for_each(|number| words.play(number, Some(1)));
+    assert!(sentry.drain());
+    let told = words.told.lock().clone();
+    let [(what, let_go)] = &told[..] else { panic!("{told:?}") };
+    assert!(!let_go, "streams went on before");
+    for word in ["rank 0", "all_reduce #2", "and 1 more", "enough"] {
+        assert!(what.contains(word), "{word} is not in: {what}");
+    }
 }
 
 #[test]
