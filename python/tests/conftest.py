@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,22 @@ def environment(**more):
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(unwanted) and k not in names}
     return {**kept, "MAYPOLE_TIMEOUT": "20", "MAYPOLE_LATE": "0", **more}
+
+
+TARGET = Path(__file__).parents[2] / "target" / "debug"
+EMULATORS = [TARGET / "deps" / "libmaypole_cuda_emulator.so", TARGET / "libmaypole_cuda_emulator.so"]
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """A folder with the emulated driver, which ``cargo test`` builds, under its real name."""
+    found = [path for path in EMULATORS if path.exists()]
+    if not found:
+        pytest.skip(f"there is no {EMULATORS[0]}; `cargo build -p maypole-cuda-emulator` makes it")
+    (tmp_path / "cuda").mkdir()
+    for name in ("libcuda.so", "libcuda.so.1"):
+        (tmp_path / "cuda" / name).symlink_to(max(found, key=lambda path: path.stat().st_mtime))
+    return tmp_path / "cuda"
 
 
 @pytest.fixture

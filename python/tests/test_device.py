@@ -1,4 +1,4 @@
-"""Device memory, on a CUDA stream: with the emulated driver, which ``cargo test`` builds."""
+"""Device memory, on a CUDA stream: with the emulated driver."""
 
 import subprocess
 import sys
@@ -7,22 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, environment
 
-TARGET = Path(__file__).parents[2] / "target" / "debug"
-EMULATORS = [TARGET / "deps" / "libmaypole_cuda_emulator.so", TARGET / "libmaypole_cuda_emulator.so"]
-
 PROGRAMS = Path(__file__).parent / "device_programs"
-
-
-@pytest.fixture
-def driver(tmp_path):
-    """A folder with the emulated driver under its real name."""
-    found = [path for path in EMULATORS if path.exists()]
-    if not found:
-        pytest.skip(f"there is no {EMULATORS[0]}; `cargo build -p maypole-cuda-emulator` makes it")
-    (tmp_path / "cuda").mkdir()
-    for name in ("libcuda.so", "libcuda.so.1"):
-        (tmp_path / "cuda" / name).symlink_to(max(found, key=lambda path: path.stat().st_mtime))
-    return tmp_path / "cuda"
 
 
 @pytest.fixture
@@ -39,8 +24,9 @@ def run(driver):
     return run
 
 
-def test_equal_blocks(run):
-    run("equal", 2)
+@pytest.mark.parametrize("name", ["capture", "equal"])
+def test_two_ranks(run, name):
+    run(name, 2)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])

@@ -269,6 +269,23 @@ impl Communicator {
         }
     }
 
+    /// What has become of this communicator's calls on streams that have ended, without a wait for those that have not:
+    /// whoever finds that a stream has passed one (by an event, say) has no result before this has returned. Blocks only
+    /// where streams have been let go and the verdict is on its way.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] if the communicator has failed.
+    pub fn outcome_on_streams(&self) -> Result<()> {
+        self.inner.owner.check()?;
+        match self.inner.device.get() {
+            Some(device) => device.sentry.outcome(),
+            None => match self.verdict() {
+                Some(verdict) => Err(Error::Failed { rank: self.rank(), verdict }),
+                None => Ok(()),
+            },
+        }
+    }
+
     /// Memory of `bytes` bytes that the ranks `near` this one, on its host, share, all zero. `None` if it is alone there.
     /// Every rank of the communicator calls it.
     pub(crate) fn share_among(&self, near: &[usize], bytes: usize) -> Result<Option<Arc<Allocation>>> {

@@ -4,7 +4,7 @@ A collective of contiguous tensors in host memory is one call to the extension (
 a function without arguments that makes the calls and copies what must be copied before and after (`_issue`). Where
 nothing is queued and nobody asked for an asynchronous call, either is run on the caller's thread. Otherwise it is queued
 on the group's lane; the lane's thread needs the interpreter for bodies only. On CUDA tensors a body runs at once in any
-case: all it does is to queue work on the current stream.
+case: all it does is to queue work on the group's own stream (`cuda`).
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch.distributed import distributed_c10d
 
 from .._maypole import ArgumentError, TorchJob
 from . import kinds
-from .cuda import CudaWork, queue, queue_v
+from .cuda import CudaWork
 from .work import Done, Together, Work
 
 DONE = Done()
@@ -132,7 +132,8 @@ def overlap(one, other):
 
 
 class Calls:
-    """The part of a group that all its collectives use. `_link`, `_lane`, `_rank`, `_size`, `_timeout`: see `group`."""
+    """The part of a group that all its collectives use. `_link`, `_lane`, `_streams`, `_rank`,
+    `_size`, `_timeout`: see `group`."""
 
     def _is_watched(self, tensors=(), others=()):
         """Whether a call has to go through PyTorch's dispatcher: see `seen`."""
@@ -141,30 +142,33 @@ class Calls:
     def _call(self, what, root, count, input, output, factor=1.0):
         """One call. Contiguous tensors, or None where this rank has none on that side."""
         tensor = output if output is not None else input
-        if tensor is not None and not tensor.is_cpu:
-            queue(self._link, what, root, count, input, output, factor)
-            return
         read = 0 if input is None else input.data_ptr()
         written = 0 if output is None else output.data_ptr()
+        if tensor is not None and not tensor.is_cpu:
+            stream = self._streams.on(self._link, tensor.device).own
+            self._link.queue(what, root, count, read, written, factor, stream)
+            return
         self._link.run(what, root, count, read, written, factor)
 
     def _call_v(self, what, root, input, sent, output, received):
         """One call on blocks with counts of their own, in elements of what is called."""
         tensor = output if output is not None else input
-        if tensor is not None and not tensor.is_cpu:
-            queue_v(self._link, what, root, input, sent, output, received)
-            return
         read = 0 if input is None else input.data_ptr()
         written = 0 if output is None else output.data_ptr()
+        if tensor is not None and not tensor.is_cpu:
+            stream = self._streams.on(self._link, tensor.device).own
+            self._link.queue_v(what, root, read, sent, written, received, stream)
+            return
         self._link.run_v(what, root, read, sent, written, received)
 
     def _issue(self, name, opts, body, result, device=None):
         """Run the body of a collective, or queue it. `result`: the tensors that it fills."""
         body = self._dressed(body, opts)
+        blocking = _is_blocking(opts)
         if device is not None and device.type == "cuda":
-            body()
-            return self._collected(CudaWork(name, result, device))
-        if _is_blocking(opts) and not self._is_collecting():
+            stream = self._streams.on(self._link, device)
+            return self._collected(stream.issue(self._link, name, body, result, not blocking))
+        if blocking and not self._is_collecting():
             if self._lane.is_idle():
                 body()
             else:
@@ -240,7 +244,7 @@ class Calls:
     def _end_coalescing(self, device=None):
         """The work of all this thread's calls since `_start_coalescing`."""
         works = self._coalescing.pop(get_ident(), [])
-        return works[0] if len(works) == 1 else Together(works)
+        return works[0] if len(works) == 1 else CudaWork.together(works) or Together(works)
 
     def _is_collecting(self):
         """Whether this thread's calls are taken as one. `_coalescing`: the works of each thread that has begun so."""

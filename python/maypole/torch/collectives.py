@@ -493,8 +493,9 @@ class Collectives(Calls):
             return own(c10d.ProcessGroup.barrier(self, opts))
         device = getattr(opts, "device", None)
         if device is not None and device.type == "cuda":
-            # As in the other backends, it is a point in the stream's order: what is queued there is awaited first.
+            # As in the other backends, it is a point in the streams' order: what is queued there is awaited first.
             torch.cuda.current_stream(device).synchronize()
+            self._streams.drain()
         if self._is_direct(opts):
             return self._direct("barrier", opts, BARRIER, 0, 0, None, None, [])
         body = lambda: self._link.run(BARRIER, 0, 0, 0, 0, 1.0)  # noqa: E731

@@ -20,13 +20,15 @@ from torch.distributed import distributed_c10d
 
 from . import leaving, meeting, mixed, releases
 from .collectives import Collectives
+from .cuda import Streams
 from .messages import Messages, monitored_barrier
 from .seen import Noted, Seen
 
 
 # What the faces of one group have in common.
 _SHARED = (
-    "_link", "_key", "_store", "_rank", "_size", "_name", "_lane", "_barriers", "_coalescing", "_options",
+    "_link", "_key", "_store", "_rank", "_size", "_name", "_lane", "_streams", "_barriers",
+    "_coalescing", "_options",
 )  # fmt: skip
 
 
@@ -39,6 +41,7 @@ class _Group(leaving.Leaving, Collectives, Messages):
         # By which Python knows the backend: another's, where it stands in for that one.
         self._name = name
         self._lane = leaving.lane()
+        self._streams = Streams()
         self._barriers = itertools.count()
         # The works of threads whose calls are taken as one: see `calls`.
         self._coalescing = {}

@@ -74,9 +74,11 @@ class Leaving:
         if raised is None:
             with _saying(self):
                 self._lane.close()
-        elif not self._lane.leave(_MOMENT):
+                self._streams.drain()
+        elif not self._lane.leave(_MOMENT) or not self._streams.drain(_MOMENT):
             link.abort(f"its process group was destroyed after {raised!r}, with calls still under way")
         self._link = Gone("the process group was destroyed; it cannot be used any more")
+        self._streams.close()
         link.close()
 
     _shutdown = shutdown
@@ -85,7 +87,7 @@ class Leaving:
 @contextlib.contextmanager
 def _saying(group):
     """Say what is waited for, if that takes long."""
-    if group._lane.is_idle():
+    if group._lane.is_idle() and group._streams.are_idle():
         yield
         return
     text = f"maypole: {group!r} waits for its asynchronous calls, before it is destroyed\n"
@@ -108,6 +110,7 @@ def _leave():
         for group in list(_groups):
             if not isinstance(group._link, Gone):
                 group._lane.leave(max(until - time.monotonic(), 0.0))
+                group._streams.drain(max(until - time.monotonic(), 0.0))
                 # Kept, not closed: the library leaves what it is in by itself, and lets messages
                 # end.
                 group._left = group._link

@@ -20,10 +20,11 @@ def allreduce(group, tensor, opts):
         raise ArgumentError(f"all_reduce: tensor: of sparse layouts only COO is supported, not {tensor.layout}")
     if not kinds.is_plain_sum(opts.reduceOp):
         raise ArgumentError("all_reduce: op: sparse tensors can only be summed (SUM)")
-    return group._issue("all_reduce", opts, lambda: _sum(group, tensor), [tensor], tensor.device)
+    caller = torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
+    return group._issue("all_reduce", opts, lambda: _sum(group, tensor, caller), [tensor], tensor.device)
 
 
-def _sum(group, tensor):
+def _sum(group, tensor, caller):
     own = tensor.coalesce()
     shape = zlib.crc32(repr((tuple(own.shape), own.dtype, own.sparse_dim())).encode())
     facts = torch.tensor([own._nnz(), shape])
@@ -42,6 +43,10 @@ def _sum(group, tensor):
     values = _gather(group, own.values(), counts)
     total = torch.sparse_coo_tensor(indices.t(), values, own.shape).coalesce()
     tensor.copy_(total)
+    if caller is not None:
+        # Its elements lie in new memory, of the group's stream, and are used on the caller's.
+        tensor._indices().record_stream(caller)
+        tensor._values().record_stream(caller)
 
 
 def _gather(group, rows, counts):

@@ -5,25 +5,29 @@
 //! `maypole/torch`, its only caller.
 //!
 //! * `job`: an asynchronous call. `lane`: the order of these, and the thread that runs them. `posted`: a message.
+//!   `stream`: a CUDA stream.
 
 mod job;
 mod lane;
 mod posted;
+mod stream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use maypole::cuda::Stream;
+use maypole::cuda::{Context, Stream};
 use maypole::fork::Process;
-use maypole::{Blocks, Call, Collective, Communicator, Config, DataType, ReduceOp, UniqueId, Verdict};
+use maypole::{Blocks, Call, Collective, Communicator, Config, DataType, Error, ReduceOp, UniqueId, Verdict};
 use maypole_transports::lock::RwLock;
+use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use self::job::{Handle, Job, Task};
 use self::lane::Order;
 use self::posted::Posted;
+use self::stream::Beside;
 use crate::{error, process, request, waiting};
 
 /// The collectives by their numbers in `maypole/torch/kinds.py`.
@@ -75,13 +79,6 @@ fn source(address: usize) -> *const u8 {
 /// A tensor's memory that is written.
 fn target(address: usize) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(address)
-}
-
-/// The CUDA stream with this handle, which is PyTorch's.
-fn adopted(comm: &Communicator, stream: usize) -> maypole::Result<Stream> {
-    // SAFETY: PyTorch's streams live as long as the process.
-    let adopted = unsafe { Stream::adopt(std::ptr::with_exposed_provenance_mut(stream)) };
-    adopted.map_err(|source| maypole::Error::Device { rank: comm.rank(), source })
 }
 
 /// A process group's communicator.
@@ -224,7 +221,15 @@ impl Link {
         })
     }
 
-    /// One collective on device memory, queued on the CUDA stream with this handle, whose device is the current one.
+    /// A new CUDA stream on a device, to queue calls of this link on.
+    fn stream(&self, py: Python<'_>, device: usize) -> PyResult<Beside> {
+        let comm = self.open(py)?;
+        let made = py.detach(|| Context::primary(device).and_then(|context| Stream::urgent(&context)));
+        let made = made.map_err(|source| error::to_py(py, Error::Device { rank: comm.rank(), source }))?;
+        Ok(Beside::new(made))
+    }
+
+    /// One collective on memory of the stream's device, queued there.
     #[expect(clippy::too_many_arguments, reason = "a call is made of so many numbers")]
     fn queue(
         &self,
@@ -235,15 +240,12 @@ impl Link {
         input: usize,
         output: usize,
         factor: f64,
-        stream: usize,
+        stream: &Beside,
     ) -> PyResult<()> {
-        let comm = self.next(py)?;
+        let (comm, stream) = (self.next(py)?, stream.stream());
         let call = decode(py, what, factor, count, root)?;
-        waiting::blocking(py, &comm, || {
-            let stream = adopted(&comm, stream)?;
-            // SAFETY: the Python caller has told the allocator that this stream uses both tensors.
-            unsafe { comm.call_at(call, source(input), target(output), &stream) }
-        })
+        // SAFETY: the Python caller keeps both tensors, whose lengths it has checked, until the stream has got past this.
+        waiting::blocking(py, &comm, || unsafe { comm.call_at(call, source(input), target(output), stream) })
     }
 
     /// One collective on device memory whose blocks have counts of their own, queued as in `queue`.
@@ -257,15 +259,14 @@ impl Link {
         sent: Vec<usize>,
         output: usize,
         received: Vec<usize>,
-        stream: usize,
+        stream: &Beside,
     ) -> PyResult<()> {
-        let comm = self.next(py)?;
+        let (comm, stream) = (self.next(py)?, stream.stream());
         let call = decode(py, what, 1.0, 0, root)?;
         waiting::blocking(py, &comm, || {
-            let stream = adopted(&comm, stream)?;
             let (input, output) = ((source(input), Blocks::packed(&sent)), (target(output), Blocks::packed(&received)));
             // SAFETY: as in `queue`.
-            unsafe { comm.call_v_at(call, input, output, &stream) }
+            unsafe { comm.call_v_at(call, input, output, stream) }
         })
     }
 
@@ -356,6 +357,13 @@ impl Link {
         })
     }
 
+    /// The error with which the group has failed, if it has: calls on streams that have ended have no result then.
+    fn error(&self, py: Python<'_>) -> Option<Py<PyBaseException>> {
+        let comm = self.comm.read().clone()?;
+        let outcome = py.detach(|| comm.outcome_on_streams());
+        outcome.err().map(|e| error::to_py(py, e).into_value(py))
+    }
+
     /// Leave the group, and come back at once.
     fn close(&self) {
         if let Some(comm) = self.comm.write().take() {
@@ -396,5 +404,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Link>()?;
     module.add_class::<Handle>()?;
     module.add_class::<Order>()?;
-    module.add_class::<Posted>()
+    module.add_class::<Posted>()?;
+    module.add_class::<Beside>()
 }

@@ -1,9 +1,11 @@
 """What maypole.torch queues on a CUDA stream, by addresses: calls with equal blocks and with counts of their own."""
 
+from ctypes import c_void_p
+
 import maypole
 import numpy as np
 from maypole._maypole import TorchLink
-from memory import OnDevice, done, stream
+from memory import OnDevice, call
 
 # As in maypole.torch.kinds, which needs PyTorch.
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL = 0, 3, 4, 5
@@ -14,12 +16,17 @@ rank, size = comm.rank, comm.size
 id = np.frombuffer(TorchLink.id(20.0) if rank == 0 else bytes(128), np.uint8).copy()
 comm.broadcast(id)
 link = TorchLink.join(id.tobytes(), rank, size, 20.0)
+stream = link.stream(0)
+
+
+def done():
+    call("cuStreamSynchronize", c_void_p(stream.handle))
 
 
 def queue_v(what, input, sent, output, received):
     """The call, and what is in its output then."""
     input, output = OnDevice(input), OnDevice(output)
-    link.queue_v(what | F32, 0, input.address.value, sent, output.address.value, received, stream.value)
+    link.queue_v(what | F32, 0, input.address.value, sent, output.address.value, received, stream)
     done()
     return output.read().tolist()
 
@@ -38,16 +45,16 @@ scattered = queue_v(REDUCE_SCATTER | SUM, np.full(sum(counts), rank + 1.0), coun
 assert scattered == [size * (size + 1) / 2] * rank
 
 ones = OnDevice([1.0, 2.0])
-link.queue(ALL_REDUCE | F32 | SUM, 0, 2, ones.address.value, ones.address.value, 1.0, stream.value)
+link.queue(ALL_REDUCE | F32 | SUM, 0, 2, ones.address.value, ones.address.value, 1.0, stream)
 done()
 assert ones.read().tolist() == [size, 2 * size]
 # Ranks that disagree are told, as everywhere.
 if size > 1:
     try:
         queue_v(ALL_TO_ALL, np.ones(size), [1] * size, np.ones(size), [1 + (rank == 0)] * size)
-        link.queue(ALL_REDUCE | F32 | SUM, 0, 2, ones.address.value, ones.address.value, 1.0, stream.value)
+        link.queue(ALL_REDUCE | F32 | SUM, 0, 2, ones.address.value, ones.address.value, 1.0, stream)
         done()
-        link.queue(ALL_REDUCE | F32 | SUM, 0, 2, ones.address.value, ones.address.value, 1.0, stream.value)
+        link.queue(ALL_REDUCE | F32 | SUM, 0, 2, ones.address.value, ones.address.value, 1.0, stream)
     except maypole.Error:
         pass
     else:

@@ -270,6 +270,15 @@ impl Sentry {
         shared.verify(&court)
     }
 
+    /// Whether what has ended so far is worth something.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] if a verdict stands, or is on its way, for which this waits.
+    pub fn outcome(&self) -> Result<()> {
+        let court = self.court();
+        self.shared.verify(&court)
+    }
+
     /// Wait until `reached` says so, which is about what streams do. `false`: they will not, for there is a verdict or
     /// nothing runs on the device any more. The caller has begun an operation, so a deadline applies.
     pub fn wait_until(&self, mut reached: impl FnMut() -> bool) -> bool {
