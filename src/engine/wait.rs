@@ -189,6 +189,8 @@ pub(crate) struct Questions {
     departed: Option<usize>,
     /// See [`Questions::aftermath`].
     aftermath: Option<Aftermath>,
+    /// See [`Questions::not_before`].
+    first_after: Duration,
 }
 
 /// A wait that has become long.
@@ -221,7 +223,12 @@ pub(crate) fn until_next_question(size: usize, waited: Duration) -> Duration {
 impl Questions {
     /// For a wait that has not become long yet.
     pub fn new() -> Questions {
-        Questions { long: None, departed: None, aftermath: None }
+        Questions { long: None, departed: None, aftermath: None, first_after: Duration::ZERO }
+    }
+
+    /// The same, where such a wait usually takes so long: nobody is asked before.
+    pub fn not_before(first_after: Duration) -> Questions {
+        Questions { first_after, ..Questions::new() }
     }
 
     /// Another wait begins.
@@ -265,7 +272,8 @@ impl Questions {
         peer: usize,
         unheard: impl FnOnce() -> Option<usize>,
     ) -> Result<Duration, Error> {
-        let long = self.long.get_or_insert_with(|| Long::begin(court, operation));
+        let first_after = self.first_after;
+        let long = self.long.get_or_insert_with(|| Long::begin(court, operation, first_after));
         let quiet = long.quiet(court, operation);
         let now = long.clock.shown();
         let (late, asks) = (quiet >= long.due, now >= long.ask_at);
@@ -291,7 +299,7 @@ impl Questions {
 }
 
 impl Long {
-    fn begin(court: &Court, operation: &Fingerprint) -> Long {
+    fn begin(court: &Court, operation: &Fingerprint, first_after: Duration) -> Long {
         let clock = Clock::start();
         let now = clock.shown();
         // Nobody else waits for this side of a message.
@@ -299,7 +307,7 @@ impl Long {
             true => ASK_AFTER,
             false => until_first_question(court.me, court.hosts.len()),
         };
-        Long { clock, ask_at: now + ask, since: now, seen: 0, due: court.timeout, doubts: false }
+        Long { clock, ask_at: now + ask.max(first_after), since: now, seen: 0, due: court.timeout, doubts: false }
     }
 
     /// How long nothing has moved, as far as this rank knows.

@@ -25,9 +25,16 @@ const LINGER: Duration = Duration::from_millis(500);
 /// How far ahead a released word is set. Far more than is ever waited for ahead, far less than where a counter wraps.
 const AHEAD: u32 = 1 << 30;
 
+/// Nobody is asked after before an operation has taken so many times what the one before did: beside computation, and
+/// where ranks share a device by time slices, all take long, and each question goes through the hub. At most this long.
+const LONGER: u32 = 4;
+const LONG: Duration = Duration::from_secs(1);
+
 /// What the thread remembers of the operation that it watches.
 struct Vigil {
     number: u32,
+    /// When its stream was seen to have come to it.
+    began: Option<Instant>,
     questions: Questions,
     looks: usize,
     asked: usize,
@@ -36,16 +43,29 @@ struct Vigil {
     progress: u32,
 }
 
+impl Vigil {
+    /// Of operation `number`; `usual`: what such an operation takes.
+    fn new(number: u32, usual: Duration) -> Vigil {
+        let questions = Questions::not_before((usual * LONGER).min(LONG));
+        Vigil { number, began: None, questions, looks: 0, asked: 0, nap: LOOK, progress: 0 }
+    }
+
+    /// What an operation takes, now that this one has ended; `usual`: what was thought before.
+    fn usual(self, usual: Duration) -> Duration {
+        self.began.map_or(usual, |began| began.elapsed())
+    }
+}
+
 impl Shared {
     pub(super) fn patrol(self: Arc<Self>) {
         let mut state = self.state.lock();
-        let mut vigil: Option<Vigil> = None;
+        let (mut vigil, mut usual): (Option<Vigil>, Duration) = (None, Duration::ZERO);
         let (mut busy, mut asked) = (Instant::now(), Instant::now());
         let mut health = Health::default();
         loop {
             state.settle(&self.posts);
             let Some(front) = state.outstanding.front() else {
-                vigil = None;
+                usual = vigil.take().map_or(usual, |vigil| vigil.usual(usual));
                 if state.stop {
                     return;
                 }
@@ -71,7 +91,8 @@ impl Shared {
             }
             let number = front.number;
             if vigil.as_ref().is_none_or(|vigil| vigil.number != number) {
-                vigil = Some(Vigil { number, questions: Questions::new(), looks: 0, asked: 0, nap: LOOK, progress: 0 });
+                usual = vigil.take().map_or(usual, |vigil| vigil.usual(usual));
+                vigil = Some(Vigil::new(number, usual));
             } else if !self.look_for_trouble(&mut state)
                 && let Some(vigil) = &mut vigil
                 && has_come(self.posts.started.load(Ordering::Acquire), number)
@@ -118,6 +139,7 @@ impl Shared {
     fn question(&self, state: &mut MutexGuard<'_, State>, vigil: &mut Vigil) {
         let court = state.court.clone();
         let Some(front) = state.outstanding.front() else { return };
+        vigil.began.get_or_insert_with(Instant::now);
         let blocked: Vec<&Awaited> =
             front.awaited.iter().filter(|a| !has_come(a.word.load(Ordering::Acquire), a.value)).collect();
         let pick = |turn: usize| match blocked.len() {

@@ -213,6 +213,34 @@ fn the_deadline_counts_from_the_start_on_the_stream() {
     assert!(matches!(sentry.begin(operation, 7), Err(Error::Failed { .. })));
 }
 
+/// Where operations take long, one that does is nothing to ask about, until it takes much longer than the one before.
+#[test]
+fn nobody_is_asked_after_before_an_operation_takes_longer_than_usual() {
+    let (sentry, words, bench) = post(PATIENCE);
+    let held = |number: u32, until: &mut dyn FnMut() -> bool| {
+        sentry.begin(call(number.into(), 4), 7).unwrap().queued(Vec::new());
+        let start = Instant::now();
+        std::thread::scope(|s| {
+            s.spawn(|| words.play(number, Some(number)));
+            while !until() {
+                assert!(start.elapsed() < PATIENCE, "operation {number} is not asked after");
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            let held = start.elapsed();
+            words.filled[0].store(number, Ordering::Release);
+            held
+        })
+    };
+    let start = Instant::now();
+    let before = held(1, &mut || start.elapsed() >= Duration::from_millis(300));
+    assert!(sentry.drain());
+    bench.asked.lock().clear();
+    let asked = held(2, &mut || !bench.asked.lock().is_empty());
+    // It is four times, of what the sentry has seen of it.
+    assert!(asked >= before, "after {asked:?}, and the one before took {before:?}");
+    assert!(sentry.drain());
+}
+
 #[test]
 fn a_verdict_lets_the_stream_go_though_a_peer_still_writes() {
     let (sentry, words, bench) = post(PATIENCE);
