@@ -4,7 +4,8 @@
 mod ranks;
 mod streams;
 
-use std::sync::{Barrier, Mutex};
+use std::io::Write;
+use std::sync::{Arc, Barrier, Mutex};
 
 use maypole::config::{DeviceStaging, TransportChoice};
 use maypole::cuda::{Context, DeviceSlice, DeviceSliceMut};
@@ -97,6 +98,49 @@ fn processes_with_too_many_peers_go_through_host_memory() {
         assert_eq!(said, "pinned host memory");
     }
     job.end(&[0, 1, 2]);
+}
+
+/// What this process logs from now on.
+fn listen() -> Arc<Mutex<Vec<u8>>> {
+    struct Writer(Arc<Mutex<Vec<u8>>>);
+    impl Write for Writer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let writer = heard.clone();
+    tracing_subscriber::fmt().with_writer(move || Writer(writer.clone())).init();
+    heard
+}
+
+/// The streams of a process share hardware queues, whichever communicators they serve: where a process has several, that
+/// is said once, unless it has asked for as many queues.
+#[test]
+fn a_process_with_several_communicators_is_told_to_ask_for_hardware_queues() {
+    role(|_| {
+        let heard = listen();
+        let warnings = || String::from_utf8_lossy(&heard.lock().unwrap()).matches("communicators and CUDA_").count();
+        let first = Rank::of(Communicator::from_env().unwrap());
+        first.sum(10).unwrap();
+        let one = warnings();
+        let others: Vec<Rank> = (0..2).map(|_| Rank::of(first.comm.duplicate().unwrap())).collect();
+        others.iter().for_each(|other| other.sum(10).unwrap());
+        say(format!("{one} {}", warnings()));
+    });
+    let test = "a_process_with_several_communicators_is_told_to_ask_for_hardware_queues";
+    // Empty is as good as not set.
+    for (queues, warnings) in [("", "0 1"), ("2", "0 1"), ("3", "0 0")] {
+        let places = [0, 1].map(|rank| (rank, 2, vec![("CUDA_DEVICE_MAX_CONNECTIONS", queues.to_string())]));
+        let mut job = Job::start_at(test, "", &places, &streams::environment());
+        for (_, said) in job.hear(&[0, 1]) {
+            assert_eq!(said, warnings, "CUDA_DEVICE_MAX_CONNECTIONS={queues}");
+        }
+        job.end(&[0, 1]);
+    }
 }
 
 #[test]

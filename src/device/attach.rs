@@ -7,6 +7,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::{Pod, Zeroable};
 use maypole_collectives::ReduceOp;
@@ -15,6 +16,7 @@ use maypole_cuda::peer::{Bases, HEADER, Mapped, Member, Offer, Shape, Staging, W
 use maypole_cuda::{Context, CudaError, DeviceMemory, HostRegion, HostRegistration, Reach};
 use maypole_transports::shm::Allocation;
 
+use super::assembled;
 use super::executor::{CHANNELS, Executor, Reports};
 use super::limbo;
 use super::loans::Lendable;
@@ -84,25 +86,32 @@ pub(crate) fn is_under_mps() -> bool {
     std::path::Path::new(&folder).join("control").exists()
 }
 
-/// How many hardware queues a process with `threads` ranks should ask for. Under MPS the clients share one pool of them,
-/// and what one takes others lack; without, each process has its own, 32 at most.
-fn queues_to_ask_for(threads: usize, under_mps: bool) -> usize {
-    if under_mps { threads.next_power_of_two().clamp(8, 32) } else { 32 }
+/// How many hardware queues a process should ask for in which so many streams wait for other ranks. Under MPS the clients
+/// share one pool of them, and what one takes others lack; without, each process has its own, 32 at most.
+fn queues_to_ask_for(streams: usize, under_mps: bool) -> usize {
+    if under_mps { streams.next_power_of_two().clamp(8, 32) } else { 32 }
 }
 
-/// Streams of one process share hardware queues (see [`maypole_cuda::peer`]): say so where ranks that are its threads
-/// have fewer queues than they are. The first of them says it for all.
+/// Streams of one process share hardware queues (see [`maypole_cuda::peer`]): say so where ranks that are its threads, or
+/// its communicators, have fewer queues than they are. The first of the threads says it for all, and once.
 fn warn_of_shared_queues(rank: usize, me: usize, members: &[Member]) {
+    static SAID: AtomicBool = AtomicBool::new(false);
     let mut here = (0..members.len()).filter(|other| members[*other].shares_process_with(&members[me]));
     let (first, threads) = (here.next(), 1 + here.count());
-    let queues = std::env::var(QUEUES).ok();
-    if first == Some(me) && queues_are_few(queues.as_deref(), threads) {
+    // Each rank of each communicator may have a stream that waits.
+    let streams = threads + limbo::attached();
+    let queues = std::env::var(QUEUES).ok().filter(|queues| !queues.trim().is_empty());
+    if first == Some(me) && queues_are_few(queues.as_deref(), streams) && !SAID.swap(true, Ordering::Relaxed) {
+        let whose = match threads {
+            1 => format!("this process is attached to devices by {streams} communicators"),
+            _ => format!("{threads} ranks are threads of this process"),
+        };
         tracing::warn!(
             rank,
-            "{threads} ranks are threads of this process and {QUEUES} is {}: a stream that waits can hold back the one \
-             that it waits for; set it to {} before the program starts",
+            "{whose} and {QUEUES} is {}: a stream that waits can hold back another, perhaps the one that it waits for; \
+             set it to {} before the program starts",
             queues.as_deref().unwrap_or("not set"),
-            queues_to_ask_for(threads, is_under_mps())
+            queues_to_ask_for(streams, is_under_mps())
         );
     }
 }
@@ -113,10 +122,10 @@ fn fifos(bytes: usize, tuned: bool) -> [usize; CHANNELS] {
     [bytes, if tuned { 0 } else { bytes }, bytes]
 }
 
-/// Whether `threads` ranks of one process may have to share hardware queues. Not set, it is 8 on most drivers, which is
-/// for all streams of the process, not only for those of ranks.
-fn queues_are_few(queues: Option<&str>, threads: usize) -> bool {
-    threads > 1 && queues.and_then(|queues| queues.trim().parse().ok()).is_none_or(|queues: usize| queues < threads)
+/// Whether so many streams of one process that wait for other ranks may have to share hardware queues. Not set, it is 8 on
+/// most drivers, which is for all streams of the process, not only for those.
+fn queues_are_few(queues: Option<&str>, streams: usize) -> bool {
+    streams > 1 && queues.and_then(|queues| queues.trim().parse().ok()).is_none_or(|queues: usize| queues < streams)
 }
 
 impl Communicator {
@@ -250,6 +259,7 @@ impl Communicator {
         let others_beyond = members.iter().any(|member| !member.shares_process_with(&members[me]));
 
         warn_of_shared_queues(rank, me, &members);
+        assembled::warn_if_never_kept(rank);
 
         // Whether all devices of each host reach each other.
         let mut unseen = Vec::new();

@@ -111,6 +111,11 @@ pub(super) fn watch(communicator: Weak<dyn Busy>) {
     all.push(communicator);
 }
 
+/// How many ranks of communicators of this process are attached to devices.
+pub(super) fn attached() -> usize {
+    COMMUNICATORS.lock().iter().filter(|known| known.strong_count() > 0).count()
+}
+
 /// An operation is about to be queued: nothing is given back before the result is dropped.
 pub(crate) fn queueing() -> RwLockReadGuard<'static, ()> {
     // A thread may have several at once: whoever sweeps only tries to write, so no reader waits behind a writer that

@@ -6,13 +6,15 @@
 //! other without a host thread, and the host can let them go when something has failed. No kernel ever waits.
 //!
 //! * [`on`]: the calls, as methods on slices of device memory. [`buffer`]: that memory.
-//! * `attach`: how the ranks of a communicator come to share staging memory and words on their devices.
+//! * `attach`: how the ranks of a communicator come to share staging memory and words on their devices. `assembled`: whether
+//!   kernels need be assembled each time.
 //! * `registered`, `loans`: buffers that other ranks read where they lie. `limbo`: memory on its way back to the driver.
 //! * `plan`: which algorithm and slice, and its steps in one order. `pieces`, `executor`, `fold`: the steps as
 //!   commands. `pace`: how many of them at a time. `state`: what they are queued with.
 //! * [`messages`]: between two ranks.
 //! * `courier`: links between hosts. `sentry`: watches what is queued, and ends it when it will never end by itself.
 
+mod assembled;
 mod attach;
 pub mod buffer;
 pub(crate) mod courier;
