@@ -97,6 +97,8 @@ static int together(void) {
     int status;
     if (waitpid(child, &status, 0) != child || status) return fputs("the child of a rank called\n", stderr), 1;
     sums(0);
+    /* An abort ends what the other rank has not come back from yet. */
+    GOOD(1, all_reduce(comms[1], &one, &sum, 1, MAYPOLE_I32, MAYPOLE_SUM, NULL));
     if (rank == 1) GOOD(0, abort(comms[0], "enough"));
     if (copies[0].all_reduce(comms[0], &one, &sum, 1, MAYPOLE_I32, MAYPOLE_SUM, NULL) != MAYPOLE_ERROR_FAILED ||
         !strstr(copies[0].error(), "enough"))
