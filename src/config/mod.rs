@@ -95,7 +95,8 @@ pub struct Config {
     /// `MAYPOLE_CONNECT_TIMEOUT`, seconds: how long ranks wait for each other at the start.
     pub connect_timeout: Duration,
     /// `MAYPOLE_SPIN`, microseconds: how long a waiting rank spins before it sleeps; `None` lets the host's load
-    /// decide.
+    /// decide: its ranks and cores, and whether other programs are found to want these. A time given here holds
+    /// whoever else wants the cores.
     pub spin: Option<Duration>,
     /// `MAYPOLE_INTERFACE`: network interfaces for TCP: names, beginnings of names, or addresses and networks, as a list
     /// (`eth0,ib`), exactly (`=eth0`), or all but those (`^lo,docker`).
